@@ -1,1 +1,24 @@
-//! quorate-proto
+//! The wire contract of Quorate: what `proto/` says, compiled, and the small pure rules that server and
+//! client must agree on.
+
+/// The client API, package `quorate.v1`.
+#[allow(missing_docs, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("quorate.v1");
+}
+
+/// What only nodes speak among themselves.
+pub mod raft {
+    /// Package `quorate.raft.v1`: the messages between nodes, and the commands that log entries hold.
+    #[allow(missing_docs, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("quorate.raft.v1");
+    }
+}
+
+/// The encoded `FileDescriptorSet` of the client API, for reflection. What nodes speak among themselves
+/// is not in it.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/client.bin"));
+
+/// The encoded `FileDescriptorSet` of every file under `proto/`, for tests of the contract.
+pub const FILE_DESCRIPTOR_SET_ALL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/all.bin"));
