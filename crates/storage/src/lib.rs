@@ -1,1 +1,15 @@
-//! quorate-storage
+//! Storage of a Quorate node: the rules that make sled safe, and the record log.
+
+pub mod codec;
+pub mod crash;
+mod engine;
+mod error;
+pub mod pieces;
+mod space;
+
+pub use engine::{
+    BARRIER_BYTES, Engine, EngineOptions, FatalHook, KEY_BYTES_MAX, SEGMENT_BYTES, Tree, TreeRange,
+    VALUE_BYTES_MAX, Value, opening_on_this_thread,
+};
+pub use error::{Result, StorageError};
+pub use space::{DiskLevel, Space};

@@ -1,0 +1,558 @@
+//! The only file that names sled: opening it safely, the barrier, and the limits under which it
+//! keeps what it was given.
+//!
+//! sled 0.34.7 alone does not survive a power cut: its `flush` ends in `sync_file_range`, pages
+//! over a quarter of a segment go to blob files that are never synced, and segments are reused on
+//! the belief that everything flushed is durable. So this file
+//!
+//! - fixes segments of 8 MiB and caps keys and values, so that no page can become a blob;
+//! - defines a *barrier* as `flush` and then `fdatasync` on a handle of our own. Nothing counts as
+//!   written before a barrier that began after it has completed;
+//! - lets at most [`BARRIER_BYTES`] be inserted between two barriers, in the whole process;
+//! - offers plain reads, inserts and removes only: batches and transactions take a process-wide
+//!   lock for ever after their first use;
+//! - closes itself at the first error of a write (*poisoned*): what a failed write or fsync has
+//!   left behind cannot be known, so nothing is tried again before the files are opened afresh.
+
+use std::cell::Cell;
+use std::fs::{DirBuilder, File, Permissions};
+use std::ops::{Deref, RangeBounds};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use std::{fmt, fs, io};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::crash;
+use crate::error::{Result, StorageError};
+
+/// Size of a segment of the engine's file; fixed when the directory is created.
+pub const SEGMENT_BYTES: usize = 8 << 20;
+/// The longest key that [`Tree::insert`] takes.
+pub const KEY_BYTES_MAX: usize = 4_700;
+/// The longest value that [`Tree::insert`] takes; longer records are split (see [`crate::pieces`]).
+pub const VALUE_BYTES_MAX: usize = 6_000;
+/// Keys and values inserted between two barriers by the whole process, at most: 512 KiB.
+pub const BARRIER_BYTES: u64 = 512 << 10;
+
+/// Called once, with the failure that closed the engine. A node ends its process here.
+pub type FatalHook = Arc<dyn Fn(&StorageError) + Send + Sync>;
+
+/// How to open an [`Engine`].
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// Memory for the page cache, in bytes.
+    pub cache_bytes: u64,
+    /// Called at the first fatal failure, on the thread that met it. By default nothing: the
+    /// failure is returned, and so is [`StorageError::Poisoned`] by every later write.
+    pub on_fatal: FatalHook,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20, on_fatal: Arc::new(|_| {}) }
+    }
+}
+
+impl fmt::Debug for EngineOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineOptions").field("cache_bytes", &self.cache_bytes).finish()
+    }
+}
+
+/// One open directory of the engine. Clones share it.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    db: sled::Db,
+    dir: PathBuf,
+    /// Our own handle of the engine's file `db`, kept open so that an error of writeback that the
+    /// kernel reports once per handle cannot be missed between two opens.
+    file: File,
+    file_path: PathBuf,
+    on_fatal: FatalHook,
+    poisoned: OnceLock<Arc<str>>,
+    /// Bytes that writers have announced, ever. `inserted <= reserved`.
+    reserved: AtomicU64,
+    /// Bytes whose insert has returned, ever. `durable <= inserted`.
+    inserted: AtomicU64,
+    /// Value of `inserted` when the last completed barrier began.
+    durable: AtomicU64,
+    barriers: Mutex<Barriers>,
+    barrier_done: Condvar,
+}
+
+/// Barriers are numbered from 1 and run one at a time.
+#[derive(Default)]
+struct Barriers {
+    begun: u64,
+    completed: u64,
+    /// When the running one began.
+    running: Option<Instant>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("dir", &self.0.dir).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the directory `dir`, creating it (0700) if it is not there. There is no time limit:
+    /// a large file takes long to read. Everything found in it is durable when this returns.
+    ///
+    /// # Errors
+    /// Any [`StorageError`]; a panic inside the engine becomes [`StorageError::OpenPanicked`].
+    pub fn open(dir: &Path, options: EngineOptions) -> Result<Self> {
+        let created = prepare_dir(dir)?;
+        let db = open_guarded(dir, options.cache_bytes)?;
+        let file_path = dir.join("db");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&file_path)
+            .map_err(|error| StorageError::io("open", &file_path, error))?;
+        sync_path(&dir.join("conf"))?;
+        sync_path(dir)?;
+        if created && let Some(parent) = dir.canonicalize().ok().as_deref().and_then(Path::parent) {
+            sync_path(parent)?;
+        }
+        let engine = Self(Arc::new(Inner {
+            db,
+            dir: dir.to_owned(),
+            file,
+            file_path,
+            on_fatal: options.on_fatal,
+            poisoned: OnceLock::new(),
+            reserved: AtomicU64::new(0),
+            inserted: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            barriers: Mutex::default(),
+            barrier_done: Condvar::new(),
+        }));
+        engine.check_blobs()?;
+        // What the engine has just read may be in the page cache alone, left by a killed process.
+        engine.barrier()?;
+        Ok(engine)
+    }
+
+    /// The directory that was opened.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Opens the tree `name`, creating it if it is not there. A new tree is durable after the next
+    /// barrier.
+    ///
+    /// # Errors
+    /// A failure of the engine, which closes it.
+    pub fn tree(&self, name: &[u8]) -> Result<Tree> {
+        self.check_poisoned()?;
+        crash::point("engine.tree");
+        let tree = self.0.db.open_tree(name).map_err(|error| self.failed("open a tree", error))?;
+        Ok(Tree { engine: self.clone(), tree })
+    }
+
+    /// Removes the tree `name` with all it holds; nothing happens if there is none. Whatever
+    /// replaces it must be behind a completed barrier already. A barrier follows at once, since
+    /// the pages of a large tree are many small writes that no limit counts.
+    ///
+    /// # Errors
+    /// A failure of the engine, which closes it.
+    pub fn drop_tree(&self, name: &[u8]) -> Result<()> {
+        self.check_poisoned()?;
+        crash::point("engine.drop_tree");
+        match self.0.db.drop_tree(name) {
+            Ok(true) => self.barrier(),
+            Ok(false) => Ok(()),
+            Err(error) => Err(self.failed("drop a tree", error)),
+        }
+    }
+
+    /// The names of all trees, in order.
+    #[must_use]
+    pub fn tree_names(&self) -> Vec<Vec<u8>> {
+        let default = self.0.db.name();
+        let mut names: Vec<Vec<u8>> = self.0.db.tree_names().iter().map(|n| n.to_vec()).collect();
+        names.retain(|name| name[..] != default[..]);
+        names.sort();
+        names
+    }
+
+    /// Makes everything durable whose insert or remove returned before this call. Callers at the
+    /// same time share one flush: whoever comes while none is running begins one, and all that
+    /// come while one is running wait for the next.
+    ///
+    /// # Errors
+    /// [`StorageError::Barrier`] to the caller that ran it, [`StorageError::Poisoned`] to the
+    /// others. The engine is closed then; nothing is tried again.
+    pub fn barrier(&self) -> Result<()> {
+        let inner = &*self.0;
+        let mut state = inner.barriers.lock();
+        // A running barrier may have passed over what this caller wrote: the next one counts.
+        let mine = state.begun + 1;
+        loop {
+            self.check_poisoned()?;
+            if state.completed >= mine {
+                return Ok(());
+            }
+            if state.running.is_some() {
+                inner.barrier_done.wait(&mut state);
+                continue;
+            }
+            state.begun += 1;
+            state.running = Some(Instant::now());
+            drop(state);
+            let result = self.flush_and_sync();
+            state = inner.barriers.lock();
+            state.running = None;
+            if result.is_ok() {
+                state.completed = state.begun;
+            }
+            inner.barrier_done.notify_all();
+            result?;
+        }
+    }
+
+    /// For how long the running barrier has been running. A watchdog ends the process when a disk
+    /// hangs: an engine that failed a write can leave its flush asleep for ever.
+    #[must_use]
+    pub fn barrier_age(&self) -> Option<Duration> {
+        self.0.barriers.lock().running.map(|since| since.elapsed())
+    }
+
+    /// Barriers completed since the engine was opened.
+    #[must_use]
+    pub fn barriers_completed(&self) -> u64 {
+        self.0.barriers.lock().completed
+    }
+
+    /// Size of the engine's files in bytes.
+    ///
+    /// # Errors
+    /// If the size cannot be read.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        self.0.db.size_on_disk().map_err(|error| read_error("read its size", error))
+    }
+
+    /// Total and free bytes of the file system.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn space(&self) -> Result<crate::space::Space> {
+        crate::space::Space::of(&self.0.dir)
+    }
+
+    /// Fails if the engine has put a page into a blob file, which it never syncs. The caps on keys
+    /// and values rule that out; tests call this after their barriers.
+    ///
+    /// # Errors
+    /// [`StorageError::BlobFile`].
+    pub fn check_blobs(&self) -> Result<()> {
+        let blobs = self.0.dir.join("blobs");
+        let mut entries = match fs::read_dir(&blobs) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StorageError::io("list", &blobs, error)),
+        };
+        match entries.next() {
+            None => Ok(()),
+            Some(Ok(entry)) => Err(self.fail(StorageError::BlobFile { path: entry.path() })),
+            Some(Err(error)) => Err(StorageError::io("list", &blobs, error)),
+        }
+    }
+
+    /// Fails if an earlier failure has closed the engine.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`].
+    pub fn check_poisoned(&self) -> Result<()> {
+        match self.0.poisoned.get() {
+            None => Ok(()),
+            Some(first) => Err(StorageError::Poisoned { first: Arc::clone(first) }),
+        }
+    }
+
+    /// Closes the engine because of `error` and gives it back. The first caller's error is the one
+    /// that counts and the one that the hook sees. The other files of a data directory (log, mark)
+    /// report their failed writes here too: one directory fails as one.
+    pub fn fail(&self, error: StorageError) -> StorageError {
+        let mut first = false;
+        self.0.poisoned.get_or_init(|| {
+            first = true;
+            error.to_string().into()
+        });
+        if first {
+            tracing::error!(%error, dir = %self.0.dir.display(), "storage is closed");
+            (self.0.on_fatal)(&error);
+        }
+        error
+    }
+
+    fn flush_and_sync(&self) -> Result<()> {
+        let inner = &*self.0;
+        let inserted = inner.inserted.load(Ordering::SeqCst);
+        crash::point("barrier.flush");
+        inner.db.flush().map_err(|error| {
+            self.fail(StorageError::Barrier {
+                stage: "flush",
+                path: inner.file_path.clone(),
+                message: error.to_string(),
+            })
+        })?;
+        crash::point("barrier.sync");
+        inner.file.sync_data().map_err(|error| {
+            self.fail(StorageError::Barrier {
+                stage: "fdatasync",
+                path: inner.file_path.clone(),
+                message: error.to_string(),
+            })
+        })?;
+        crash::point("barrier.done");
+        inner.durable.fetch_max(inserted, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Announces `bytes` about to be inserted; runs or awaits barriers while they do not fit under
+    /// [`BARRIER_BYTES`].
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        debug_assert!(bytes <= BARRIER_BYTES);
+        self.check_poisoned()?;
+        let inner = &*self.0;
+        loop {
+            let reserved = inner.reserved.fetch_add(bytes, Ordering::SeqCst) + bytes;
+            let open = reserved.saturating_sub(inner.durable.load(Ordering::SeqCst));
+            if open <= BARRIER_BYTES {
+                return Ok(());
+            }
+            inner.reserved.fetch_sub(bytes, Ordering::SeqCst);
+            self.barrier()?;
+        }
+    }
+
+    fn written(&self, bytes: u64) {
+        self.0.inserted.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// An error of a write: it closes the engine, unless the tree was dropped meanwhile.
+    fn failed(&self, action: &'static str, error: sled::Error) -> StorageError {
+        match read_error(action, error) {
+            error @ StorageError::Invalid { .. } => error,
+            error => self.fail(error),
+        }
+    }
+}
+
+/// An error of the engine that does not close it.
+fn read_error(action: &'static str, error: sled::Error) -> StorageError {
+    match error {
+        sled::Error::CollectionNotFound(_) => {
+            StorageError::Invalid { what: format!("cannot {action}: the tree was dropped") }
+        }
+        error => StorageError::Engine { action, message: error.to_string() },
+    }
+}
+
+/// A named, ordered set of keys and values inside an [`Engine`]. Clones share it.
+#[derive(Clone)]
+pub struct Tree {
+    engine: Engine,
+    tree: sled::Tree,
+}
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tree").field(&String::from_utf8_lossy(&self.tree.name())).finish()
+    }
+}
+
+impl Tree {
+    /// The engine this tree belongs to.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// A failed read.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Value>> {
+        match self.tree.get(key) {
+            Ok(value) => Ok(value.map(Value)),
+            Err(error) => Err(read_error("read a value", error)),
+        }
+    }
+
+    /// Inserts or replaces; durable after the next barrier. Waits for one if too much has been
+    /// inserted since the last.
+    ///
+    /// # Errors
+    /// [`StorageError::TooLarge`] over the caps, else a failure of the engine, which closes it.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        check_len("a key", key.len(), KEY_BYTES_MAX)?;
+        check_len("a value", value.len(), VALUE_BYTES_MAX)?;
+        let bytes = (key.len() + value.len()) as u64;
+        self.engine.reserve(bytes)?;
+        crash::point("engine.insert");
+        self.tree
+            .insert(key, value)
+            .map_err(|error| self.engine.failed("insert a value", error))?;
+        self.engine.written(bytes);
+        Ok(())
+    }
+
+    /// Removes; durable after the next barrier. What replaces the value must be behind a completed
+    /// barrier already.
+    ///
+    /// # Errors
+    /// As [`Tree::insert`].
+    pub fn remove(&self, key: &[u8]) -> Result<()> {
+        check_len("a key", key.len(), KEY_BYTES_MAX)?;
+        let bytes = key.len() as u64;
+        self.engine.reserve(bytes)?;
+        crash::point("engine.remove");
+        self.tree.remove(key).map_err(|error| self.engine.failed("remove a value", error))?;
+        self.engine.written(bytes);
+        Ok(())
+    }
+
+    /// The keys in `range` in order, or from the end with [`Iterator::rev`]. Not a snapshot: what
+    /// is written meanwhile may or may not be seen.
+    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> TreeRange {
+        TreeRange(self.tree.range(range))
+    }
+}
+
+fn check_len(what: &'static str, len: usize, limit: usize) -> Result<()> {
+    if len > limit { Err(StorageError::TooLarge { what, len, limit }) } else { Ok(()) }
+}
+
+/// Keys and values of a tree, in key order.
+pub struct TreeRange(sled::Iter);
+
+fn pair(item: sled::Result<(sled::IVec, sled::IVec)>) -> Result<(Value, Value)> {
+    item.map(|(key, value)| (Value(key), Value(value)))
+        .map_err(|error| read_error("read a range", error))
+}
+
+impl Iterator for TreeRange {
+    type Item = Result<(Value, Value)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next().map(pair)
+    }
+}
+
+impl DoubleEndedIterator for TreeRange {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.next_back().map(pair)
+    }
+}
+
+/// Bytes read from a tree. Copy what is kept: a value may pin the whole page it came from.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Value(sled::IVec);
+
+impl Deref for Value {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Value {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.escape_ascii())
+    }
+}
+
+/// Creates `dir` (0700) if needed and removes what a crash inside the engine leaves behind; true
+/// if it was created.
+fn prepare_dir(dir: &Path) -> Result<bool> {
+    let created = !dir.exists();
+    if created {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|error| StorageError::io("create", dir, error))?;
+    }
+    fs::set_permissions(dir, Permissions::from_mode(0o700))
+        .map_err(|error| StorageError::io("set the mode of", dir, error))?;
+    let entries = fs::read_dir(dir).map_err(|error| StorageError::io("list", dir, error))?;
+    for entry in entries {
+        let path = entry.map_err(|error| StorageError::io("list", dir, error))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // A half-written snapshot of the engine's page table; it would be read as a whole one.
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::info!(path = %path.display(), "removing an unfinished snapshot file");
+            fs::remove_file(&path).map_err(|error| StorageError::io("remove", &path, error))?;
+        }
+    }
+    Ok(created)
+}
+
+thread_local! {
+    static OPENING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True while this thread opens an engine, where a panic is caught and becomes an error. A panic
+/// hook that ends the process must let such a panic pass.
+#[must_use]
+pub fn opening_on_this_thread() -> bool {
+    OPENING.get()
+}
+
+fn open_guarded(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
+    let config = sled::Config::new()
+        .path(dir)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(cache_bytes)
+        .flush_every_ms(None)
+    OPENING.set(true);
+    // Nothing of the failed open is used afterwards, so its broken invariants are not seen.
+    let result = catch_unwind(AssertUnwindSafe(|| config.open()));
+    OPENING.set(false);
+    match result {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(error)) if error.to_string().contains("could not acquire lock") => {
+            Err(StorageError::InUse { path: dir.to_owned() })
+        }
+        Ok(Err(error)) => {
+            Err(StorageError::Engine { action: "open the directory", message: error.to_string() })
+        }
+        Err(panic) => {
+            let message = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(StorageError::OpenPanicked { path: dir.to_owned(), message: message.to_owned() })
+        }
+    }
+}
+
+/// Syncs a file or a directory.
+pub(crate) fn sync_path(path: &Path) -> Result<()> {
+    crash::point("path.sync");
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| StorageError::io("sync", path, error))
+}
+
+#[cfg(test)]
+mod tests;

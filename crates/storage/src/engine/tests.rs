@@ -1,0 +1,197 @@
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+
+fn open(dir: &Path) -> Engine {
+    Engine::open(dir, EngineOptions::default()).unwrap()
+}
+
+#[test]
+fn what_was_inserted_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("engine");
+    let engine = open(&path);
+    let tree = engine.tree(b"t").unwrap();
+    tree.insert(b"a", b"1").unwrap();
+    tree.insert(b"b", b"2").unwrap();
+    tree.remove(b"a").unwrap();
+    engine.barrier().unwrap();
+    engine.check_blobs().unwrap();
+    drop((tree, engine));
+    let engine = open(&path);
+    let tree = engine.tree(b"t").unwrap();
+    assert_eq!(tree.get(b"a").unwrap(), None);
+    assert_eq!(tree.get(b"b").unwrap().unwrap()[..], *b"2");
+    assert_eq!(engine.tree_names(), [b"t".to_vec()]);
+    engine.drop_tree(b"t").unwrap();
+    assert!(engine.tree_names().is_empty());
+    assert!(tree.insert(b"c", b"3").is_err());
+    engine.check_poisoned().unwrap();
+}
+
+#[test]
+fn ranges_go_both_ways() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = open(dir.path()).tree(b"t").unwrap();
+    for key in [b"a", b"b", b"c", b"d"] {
+        tree.insert(key, key).unwrap();
+    }
+    let keys = |range: TreeRange| range.map(|r| r.unwrap().0[0]).collect::<Vec<_>>();
+    assert_eq!(keys(tree.range(&b"b"[..]..&b"d"[..])), b"bc");
+    let back: Vec<_> = tree.range(&b"a"[..]..).rev().map(|r| r.unwrap().1[0]).collect();
+    assert_eq!(back, b"dcba");
+}
+
+#[test]
+fn the_directory_is_private_and_half_snapshots_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("engine");
+    drop(open(&path));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    let half = path.join("snap.00000000000000FF.generating");
+    fs::write(&half, b"half").unwrap();
+    drop(open(&path));
+    assert!(!half.exists());
+}
+
+#[test]
+fn a_second_open_says_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let _engine = open(dir.path());
+    let error = Engine::open(dir.path(), EngineOptions::default()).unwrap_err();
+    assert!(matches!(error, StorageError::InUse { .. }), "{error}");
+}
+
+#[test]
+fn keys_and_values_over_the_caps_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let tree = engine.tree(b"t").unwrap();
+    let (key, value) = (vec![1; KEY_BYTES_MAX + 1], vec![1; VALUE_BYTES_MAX + 1]);
+    for result in [tree.insert(&key, b""), tree.insert(b"k", &value), tree.remove(&key)] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, StorageError::TooLarge { .. }) && !error.is_fatal(), "{error}");
+    }
+    tree.insert(&key[1..], &value[1..]).unwrap();
+    engine.check_poisoned().unwrap();
+}
+
+/// A page over a quarter of a segment would become a blob. A leaf is split when it has more than
+/// 16 items, an index node when it has more than 256 children; 64 bytes an item and a page head
+/// are more than the engine spends on them.
+#[test]
+fn no_page_can_become_a_blob() {
+    let quarter = SEGMENT_BYTES / 4;
+    let leaf = 17 * (KEY_BYTES_MAX + VALUE_BYTES_MAX + 64) + 4096;
+    let index = 257 * (KEY_BYTES_MAX + 64) + 4096;
+    assert!(leaf < quarter, "{leaf}");
+    assert!(index < quarter, "{index}");
+}
+
+/// The same with the real thing: the longest keys with long common parts, the longest values.
+#[test]
+fn the_largest_rows_make_no_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let tree = engine.tree(b"t").unwrap();
+    let mut key = vec![7; KEY_BYTES_MAX];
+    for i in 0..1_000u32 {
+        key[KEY_BYTES_MAX - 4..].copy_from_slice(&i.to_be_bytes());
+        tree.insert(&key, &[i as u8; VALUE_BYTES_MAX]).unwrap();
+        if i % 100 == 0 {
+            engine.barrier().unwrap();
+            engine.check_blobs().unwrap();
+        }
+    }
+    engine.barrier().unwrap();
+    engine.check_blobs().unwrap();
+}
+
+#[test]
+fn a_blob_file_is_fatal() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    fs::write(dir.path().join("blobs/123"), b"x").unwrap();
+    let error = Engine::open(dir.path(), EngineOptions::default()).unwrap_err();
+    assert!(matches!(error, StorageError::BlobFile { .. }) && error.is_fatal(), "{error}");
+}
+
+/// Damage of the engine's own files is an error value, whatever the engine makes of it.
+#[test]
+fn garbage_in_the_directory_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    fs::write(dir.path().join("conf"), b"segment_size: 8388608\nuse_compression").unwrap();
+    let error = Engine::open(dir.path(), EngineOptions::default()).unwrap_err();
+    assert!(error.is_fatal(), "{error}");
+    assert!(!opening_on_this_thread());
+}
+
+#[test]
+fn too_many_bytes_force_a_barrier() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let before = engine.barriers_completed();
+    let tree = engine.tree(b"t").unwrap();
+    let per_barrier = BARRIER_BYTES as usize / (VALUE_BYTES_MAX + 4);
+    for i in 0..per_barrier as u32 {
+        tree.insert(&i.to_be_bytes(), &[1; VALUE_BYTES_MAX]).unwrap();
+    }
+    assert_eq!(engine.barriers_completed(), before);
+    for i in 0..2 * per_barrier as u32 {
+        tree.insert(&i.to_be_bytes(), &[2; VALUE_BYTES_MAX]).unwrap();
+    }
+    assert_eq!(engine.barriers_completed(), before + 2);
+}
+
+#[test]
+fn barriers_are_shared_and_the_limit_holds_with_many_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let before = engine.barriers_completed();
+    std::thread::scope(|scope| {
+        for writer in 0..8u8 {
+            let engine = engine.clone();
+            scope.spawn(move || {
+                let tree = engine.tree(b"t").unwrap();
+                for i in 0..100u8 {
+                    tree.insert(&[writer, i], &[i; 2_000]).unwrap();
+                    let open = engine.0.inserted.load(Ordering::SeqCst)
+                        - engine.0.durable.load(Ordering::SeqCst);
+                    assert!(open <= BARRIER_BYTES, "{open}");
+                    engine.barrier().unwrap();
+                }
+            });
+        }
+    });
+    let barriers = engine.barriers_completed() - before;
+    // With 8 threads in step a barrier serves up to eight; alone each would need its own.
+    assert!((100..=800).contains(&barriers), "{barriers}");
+    assert_eq!(engine.barrier_age(), None);
+}
+
+#[test]
+fn the_first_failure_closes_the_engine_and_calls_the_hook_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&calls);
+    let on_fatal: FatalHook = Arc::new(move |error| {
+        assert!(error.is_barrier_failure());
+        seen.fetch_add(1, Ordering::SeqCst);
+    });
+    let engine =
+        Engine::open(dir.path(), EngineOptions { on_fatal, ..EngineOptions::default() }).unwrap();
+    let tree = engine.tree(b"t").unwrap();
+    for message in ["first", "second"] {
+        engine.fail(StorageError::Barrier {
+            stage: "fdatasync",
+            path: "db".into(),
+            message: message.into(),
+        });
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    for result in [engine.barrier(), tree.insert(b"a", b"b"), engine.drop_tree(b"t")] {
+        let error = result.unwrap_err();
+        assert!(error.to_string().contains("first") && error.is_fatal(), "{error}");
+    }
+}

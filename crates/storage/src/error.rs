@@ -1,0 +1,155 @@
+//! What can go wrong on the disk, sorted by what the caller must do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The result of a storage operation.
+pub type Result<T, E = StorageError> = std::result::Result<T, E>;
+
+/// An error of the storage layer. Each says in a sentence what happened and to which file or record.
+///
+/// Cloning is cheap, so that one failure can be handed to everybody who waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StorageError {
+    /// A call to the operating system failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb: "create", "sync".
+        action: &'static str,
+        /// The file or directory it was tried on.
+        path: PathBuf,
+        /// What the system answered.
+        source: Arc<io::Error>,
+    },
+    /// The engine refused or failed an operation.
+    #[error("the storage engine failed to {action}: {message}")]
+    Engine {
+        /// What was asked of it, as a verb.
+        action: &'static str,
+        /// Its own words.
+        message: String,
+    },
+    /// A write could not be made durable. It is never retried: after a failed fsync the kernel
+    /// may hold pages as clean that never reached the disk.
+    #[error("a write could not be made durable ({stage} of {}): {message}", path.display())]
+    Barrier {
+        /// Which half of the barrier failed: "flush" or "fdatasync".
+        stage: &'static str,
+        /// The file that was being synced.
+        path: PathBuf,
+        /// What the engine or the system answered.
+        message: String,
+    },
+    /// An earlier failure closed the engine; nothing is written until the process is restarted.
+    #[error("storage is closed after an earlier failure: {first}")]
+    Poisoned {
+        /// The sentence of the first failure.
+        first: Arc<str>,
+    },
+    /// Another process has the directory open.
+    #[error("the data directory {} is in use by another process", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The engine panicked while it opened the directory: its files are damaged.
+    #[error("the storage engine panicked while opening {}: {message}", path.display())]
+    OpenPanicked {
+        /// The directory.
+        path: PathBuf,
+        /// The words of the panic.
+        message: String,
+    },
+    /// The engine put a page into a file of its own, which it never syncs. The sizes allowed here
+    /// cannot lead to that; a file found means that the directory cannot be trusted.
+    #[error("unexpected blob file {}: the engine keeps no promise for it", path.display())]
+    BlobFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A format version that this build does not know: it was written by a newer one.
+    #[error("{what} has format {found}, but this build knows only formats up to {known}")]
+    NewerFormat {
+        /// What was read.
+        what: String,
+        /// The version it carries.
+        found: u8,
+        /// The newest version known here.
+        known: u8,
+    },
+    /// A record is missing, broken or out of order where it must not be.
+    #[error("damaged: {what}")]
+    Damaged {
+        /// What is wrong, naming the file or the sequence.
+        what: String,
+    },
+    /// The log of this directory was written by the other back end.
+    #[error(
+        "the log of {} is kept in {recorded}, but it was opened as {asked}; \
+         start with --log-store {recorded}", path.display()
+    )]
+    WrongBackend {
+        /// The data directory.
+        path: PathBuf,
+        /// The back end the directory was created with.
+        recorded: &'static str,
+        /// The back end that was asked for.
+        asked: &'static str,
+    },
+    /// Something is longer than its limit; nothing was written.
+    #[error("{what} is {len} bytes long, more than the limit of {limit}")]
+    TooLarge {
+        /// What is too long.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The caller asked for something that makes no sense; nothing was written.
+    #[error("invalid storage request: {what}")]
+    Invalid {
+        /// What is wrong with the request.
+        what: String,
+    },
+}
+
+impl StorageError {
+    /// An error of the operating system on `path`; `action` is a verb.
+    pub fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io { action, path: path.to_owned(), source: Arc::new(source.into()) }
+    }
+
+    /// Damage, described by a sentence that names the record.
+    pub fn damaged(what: impl Into<String>) -> Self {
+        Self::Damaged { what: what.into() }
+    }
+
+    /// True if the engine as a whole cannot be used any more by this process. The others concern
+    /// one request (too large, invalid) or one record (damaged): whoever meets damage decides whose
+    /// record it was.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        !matches!(
+            self,
+            Self::TooLarge { .. }
+                | Self::Invalid { .. }
+                | Self::Damaged { .. }
+                | Self::NewerFormat { .. }
+        )
+    }
+
+    /// True if bytes on the disk are not what was written there.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::BlobFile { .. } | Self::OpenPanicked { .. })
+    }
+
+    /// True if this, or the failure that closed the engine, is a write that could not be made
+    /// durable. A node ends with an exit code of its own then.
+    #[must_use]
+    pub fn is_barrier_failure(&self) -> bool {
+        matches!(self, Self::Barrier { .. })
+    }
+}
