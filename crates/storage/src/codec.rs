@@ -30,8 +30,7 @@ pub type CodecConfig = Configuration<LittleEndian, Varint, Limit<DECODE_LIMIT>>;
 
 /// The configuration of every bincode body on disk. It can never change: another one would be
 /// another format version.
-pub const CONFIG: CodecConfig =
-    bincode::config::standard().with_limit::<DECODE_LIMIT>();
+pub const CONFIG: CodecConfig = bincode::config::standard().with_limit::<DECODE_LIMIT>();
 
 /// A frame whose checksum was right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +183,10 @@ pub fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8], format: u8, what: &s
         });
     }
     if frame.format != format {
-        return Err(StorageError::damaged(format!("{what} has the unknown format {}", frame.format)));
+        return Err(StorageError::damaged(format!(
+            "{what} has the unknown format {}",
+            frame.format
+        )));
     }
     decode_body(frame.body, what)
 }

@@ -522,7 +522,7 @@ fn open_guarded(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
         .path(dir)
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(cache_bytes)
-        .flush_every_ms(None)
+        .flush_every_ms(None);
     OPENING.set(true);
     // Nothing of the failed open is used afterwards, so its broken invariants are not seen.
     let result = catch_unwind(AssertUnwindSafe(|| config.open()));
