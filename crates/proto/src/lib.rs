@@ -1,6 +1,13 @@
 //! The wire contract of Quorate: what `proto/` says, compiled, and the small pure rules that server and
 //! client must agree on.
 
+pub mod content;
+pub mod failure;
+pub mod hash;
+pub mod limits;
+pub mod reason;
+pub mod token;
+
 /// The client API, package `quorate.v1`.
 #[allow(missing_docs, clippy::all)]
 pub mod v1 {

@@ -1,0 +1,164 @@
+//! The hash by which a write that reuses a session sequence with other content is told.
+//!
+//! It is taken over a form of our own, never over received bytes: two encoders may write one message
+//! in two ways, and a retry may come through another client. The form, all numbers little-endian, a
+//! *string* being its length as u32 and its bytes:
+//!
+//! ```text
+//! u8 1, the form's version; u32 number of operations; then for each operation:
+//!   u32 keyspace id; string key
+//!   u8 condition: 0 none · 1 absent (revision 0 too) · 2 revision, u64 · 3 value, string
+//!   u8 return_previous: 0 or 1
+//!   u8 kind: 0 none · 1 put, string · 2 delete · 3 increment, i64 · 4 check · 5 get
+//! ```
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::raft::v1::CommandOperation;
+use crate::raft::v1::command_operation::Kind;
+use crate::v1::condition::Expect;
+
+/// xxh3_64, seed 0, of the canonical form of a write's operations.
+#[must_use]
+pub fn content_hash(operations: &[CommandOperation]) -> u64 {
+    let mut form = Form(Xxh3::new());
+    form.byte(1);
+    form.length(operations.len());
+    for operation in operations {
+        form.operation(operation);
+    }
+    form.0.digest()
+}
+
+/// The canonical form on its way into the hash.
+struct Form(Xxh3);
+
+impl Form {
+    fn operation(&mut self, operation: &CommandOperation) {
+        self.0.update(&operation.keyspace.to_le_bytes());
+        self.string(&operation.key);
+        match operation.condition.as_ref().map(|c| &c.expect) {
+            // An empty condition never gets this far; it is hashed as what it is, nothing.
+            None | Some(None) => self.byte(0),
+            Some(Some(Expect::Absent(_) | Expect::Revision(0))) => self.byte(1),
+            Some(Some(Expect::Revision(revision))) => {
+                self.byte(2);
+                self.0.update(&revision.to_le_bytes());
+            }
+            Some(Some(Expect::Value(value))) => {
+                self.byte(3);
+                self.string(value);
+            }
+        }
+        self.byte(operation.return_previous.into());
+        match &operation.kind {
+            None => self.byte(0),
+            Some(Kind::Put(value)) => {
+                self.byte(1);
+                self.string(value);
+            }
+            Some(Kind::Delete(_)) => self.byte(2),
+            Some(Kind::Increment(delta)) => {
+                self.byte(3);
+                self.0.update(&delta.to_le_bytes());
+            }
+            Some(Kind::Check(_)) => self.byte(4),
+            Some(Kind::Get(_)) => self.byte(5),
+        }
+    }
+
+    fn byte(&mut self, byte: u8) {
+        self.0.update(&[byte]);
+    }
+
+    /// A length or count. Requests are at most 2 MiB, so that u32 holds every one.
+    fn length(&mut self, length: usize) {
+        self.0.update(&(length as u32).to_le_bytes());
+    }
+
+    fn string(&mut self, bytes: &[u8]) {
+        self.length(bytes.len());
+        self.0.update(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use xxhash_rust::xxh3::xxh3_64;
+
+    use super::*;
+    use crate::raft::v1::{CheckKey, DeleteKey, GetKey};
+    use crate::v1::Condition;
+
+    fn operation(key: &'static str, kind: Kind) -> CommandOperation {
+        CommandOperation {
+            key: Bytes::from_static(key.as_bytes()),
+            kind: Some(kind),
+            ..CommandOperation::default()
+        }
+    }
+
+    fn under(expect: Expect) -> CommandOperation {
+        CommandOperation {
+            condition: Some(Condition { expect: Some(expect) }),
+            ..operation("k", Kind::Delete(DeleteKey {}))
+        }
+    }
+
+    #[test]
+    fn form_is_the_documented_one() {
+        let put = CommandOperation {
+            keyspace: 2,
+            return_previous: true,
+            ..operation("key", Kind::Put(Bytes::from_static(b"v")))
+        };
+        let revision = under(Expect::Revision(9));
+        let number = operation("n", Kind::Increment(-2));
+        let form = b"\x01\x03\0\0\0\
+            \x02\0\0\0\x03\0\0\0key\x00\x01\x01\x01\0\0\0v\
+            \0\0\0\0\x01\0\0\0k\x02\x09\0\0\0\0\0\0\0\x00\x02\
+            \0\0\0\0\x01\0\0\0n\x00\x00\x03\xfe\xff\xff\xff\xff\xff\xff\xff";
+        assert_eq!(content_hash(&[put, revision, number]), xxh3_64(form));
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let value = |v: &'static str| Kind::Put(Bytes::from_static(v.as_bytes()));
+        let mut all = vec![
+            vec![],
+            vec![operation("k", value("v"))],
+            vec![operation("k", value("w"))],
+            vec![operation("kv", value(""))],
+            vec![operation("k", Kind::Delete(DeleteKey {}))],
+            vec![operation("k", Kind::Check(CheckKey {}))],
+            vec![operation("k", Kind::Get(GetKey {}))],
+            vec![operation("k", Kind::Increment(0))],
+            vec![operation("k", Kind::Increment(1))],
+            vec![under(Expect::Absent(true))],
+            vec![under(Expect::Revision(1))],
+            vec![under(Expect::Value(Bytes::new()))],
+            vec![under(Expect::Value(Bytes::from_static(b"x")))],
+            vec![operation("k", value("v")), operation("l", value("v"))],
+            vec![operation("l", value("v")), operation("k", value("v"))],
+        ];
+        let mut other_keyspace = operation("k", value("v"));
+        other_keyspace.keyspace = 1;
+        let mut asked = operation("k", value("v"));
+        asked.return_previous = true;
+        all.extend([vec![other_keyspace], vec![asked]]);
+        for (i, a) in all.iter().enumerate() {
+            for b in &all[..i] {
+                assert_ne!(content_hash(a), content_hash(b), "{a:?} and {b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_ways_to_say_absent_are_one() {
+        assert_eq!(
+            content_hash(&[under(Expect::Absent(true))]),
+            content_hash(&[under(Expect::Revision(0))]),
+        );
+    }
+}

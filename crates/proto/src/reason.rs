@@ -1,0 +1,130 @@
+//! The error table: which code and outcome belong to a reason.
+
+use tonic::Code;
+
+use crate::v1::{Outcome, Reason};
+
+/// One row of the error table.
+#[derive(Clone, Copy, Debug)]
+pub struct ReasonRow {
+    /// The reason.
+    pub reason: Reason,
+    /// The gRPC code of the status. Of OUTCOME_UNKNOWN it is DEADLINE_EXCEEDED instead when the deadline
+    /// is past.
+    pub code: Code,
+    /// What is known of the effect of a write that fails for it; unspecified where only reads do.
+    pub outcome: Outcome,
+}
+
+const fn row(reason: Reason, code: Code, outcome: Outcome) -> ReasonRow {
+    ReasonRow { reason, code, outcome }
+}
+
+/// The error table, in the order of the reasons' numbers.
+///
+/// An unknown outcome is never UNAVAILABLE: clients and meshes retry that by themselves.
+pub const REASONS: [ReasonRow; 32] = [
+    row(Reason::NoLeader, Code::Unavailable, Outcome::NotApplied),
+    row(Reason::NoQuorum, Code::Unavailable, Outcome::NotApplied),
+    row(Reason::Starting, Code::Unavailable, Outcome::NotApplied),
+    row(Reason::Draining, Code::Unavailable, Outcome::NotApplied),
+    row(Reason::ReadTimeout, Code::DeadlineExceeded, Outcome::Unspecified),
+    row(Reason::OutcomeUnknown, Code::Unknown, Outcome::Unknown),
+    row(Reason::Overloaded, Code::ResourceExhausted, Outcome::NotApplied),
+    row(Reason::Quota, Code::ResourceExhausted, Outcome::NotApplied),
+    row(Reason::DiskFull, Code::ResourceExhausted, Outcome::NotApplied),
+    row(Reason::SessionsFull, Code::ResourceExhausted, Outcome::NotApplied),
+    row(Reason::TooStale, Code::FailedPrecondition, Outcome::Unspecified),
+    row(Reason::TokenAhead, Code::FailedPrecondition, Outcome::Unspecified),
+    row(Reason::WrongShard, Code::FailedPrecondition, Outcome::NotApplied),
+    row(Reason::TokenForeign, Code::FailedPrecondition, Outcome::NotApplied),
+    row(Reason::SessionExpired, Code::FailedPrecondition, Outcome::AttemptNotApplied),
+    row(Reason::SequencePast, Code::FailedPrecondition, Outcome::AttemptNotApplied),
+    row(Reason::SessionFromFuture, Code::FailedPrecondition, Outcome::NotApplied),
+    row(Reason::SequenceReused, Code::InvalidArgument, Outcome::AttemptNotApplied),
+    row(Reason::NotANumber, Code::FailedPrecondition, Outcome::NotApplied),
+    row(Reason::BadKey, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::BadValue, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::TooLarge, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::BadCondition, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::BadKeyspace, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::CrossShard, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::BadToken, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::BadPageToken, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::BadLevel, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::NotOffered, Code::Unimplemented, Outcome::NotApplied),
+    row(Reason::ReplicaDamaged, Code::DataLoss, Outcome::Unspecified),
+    row(Reason::BadRequest, Code::InvalidArgument, Outcome::NotApplied),
+    row(Reason::Internal, Code::Internal, Outcome::NotApplied),
+];
+
+impl Reason {
+    /// The name as `ErrorInfo.reason` and people have it, such as `NO_LEADER`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let name = self.as_str_name();
+        name.strip_prefix("REASON_").unwrap_or(name)
+    }
+
+    /// The reason of a name as in `ErrorInfo.reason`.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Reason> {
+        REASONS.iter().map(|r| r.reason).find(|r| r.name() == name)
+    }
+
+    /// The gRPC code of the status; UNKNOWN for a reason that is not in the table.
+    #[must_use]
+    pub fn code(self) -> Code {
+        self.row().map_or(Code::Unknown, |r| r.code)
+    }
+
+    /// What is known of the effect of a write that fails for this reason; unknown for a reason that is
+    /// not in the table.
+    #[must_use]
+    pub fn outcome(self) -> Outcome {
+        self.row().map_or(Outcome::Unknown, |r| r.outcome)
+    }
+
+    /// This reason's row; none for UNSPECIFIED.
+    #[must_use]
+    pub fn row(self) -> Option<&'static ReasonRow> {
+        let i = (self as usize).checked_sub(1)?;
+        REASONS.get(i)
+    }
+}
+
+impl Outcome {
+    /// The name without its prefix, such as `NOT_APPLIED`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let name = self.as_str_name();
+        name.strip_prefix("OUTCOME_").unwrap_or(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_whole_and_in_order() {
+        for (i, row) in REASONS.iter().enumerate() {
+            assert_eq!(row.reason as usize, i + 1);
+            assert_eq!(Reason::of_name(row.reason.name()), Some(row.reason));
+            assert_eq!(row.reason.code(), row.code);
+        }
+        let beyond = i32::try_from(REASONS.len()).unwrap() + 1;
+        assert!(Reason::try_from(beyond).is_err(), "a reason has no row");
+        assert_eq!(Reason::Unspecified.outcome(), Outcome::Unknown);
+        assert_eq!(Reason::of_name("UNSPECIFIED"), None);
+    }
+
+    #[test]
+    fn what_meshes_retry_is_never_unknown() {
+        for row in &REASONS {
+            if row.code == Code::Unavailable || row.code == Code::ResourceExhausted {
+                assert_eq!(row.outcome, Outcome::NotApplied, "{:?}", row.reason);
+            }
+        }
+    }
+}

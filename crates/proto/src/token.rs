@@ -1,0 +1,118 @@
+//! Session tokens: how two of them become one.
+
+use crate::v1::{Receipt, SessionToken, SessionTokenPart};
+
+/// Two tokens that do not compare: they are of different clusters, or of different histories of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForeignToken;
+
+impl std::fmt::Display for ForeignToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the session token is of another cluster or of another history of this one")
+    }
+}
+
+impl std::error::Error for ForeignToken {}
+
+impl SessionToken {
+    /// Takes in what `other` has seen: of each shard the greater index. Afterwards the parts are in
+    /// shard order. An empty token takes the cluster and history of the other one.
+    ///
+    /// # Errors
+    /// When the tokens are of different clusters or histories; this one is then unchanged.
+    pub fn merge(&mut self, other: &SessionToken) -> Result<(), ForeignToken> {
+        if other.parts.is_empty() && other.cluster_id.is_empty() {
+            return Ok(());
+        }
+        if self.cluster_id.is_empty() && self.parts.is_empty() {
+            self.cluster_id = other.cluster_id.clone();
+            self.history = other.history.clone();
+        } else if self.cluster_id != other.cluster_id || self.history != other.history {
+            return Err(ForeignToken);
+        }
+        self.map_epoch = self.map_epoch.max(other.map_epoch);
+        if !self.parts.is_sorted_by(|a, b| a.shard < b.shard) {
+            let unsorted = std::mem::take(&mut self.parts);
+            for part in unsorted {
+                self.note(part.shard, part.index);
+            }
+        }
+        for part in &other.parts {
+            self.note(part.shard, part.index);
+        }
+        Ok(())
+    }
+
+    /// The index seen of a shard; 0 = nothing. Needs no order of the parts.
+    #[must_use]
+    pub fn index_of(&self, shard: u64) -> u64 {
+        let of_shard = self.parts.iter().filter(|p| p.shard == shard);
+        of_shard.map(|p| p.index).max().unwrap_or(0)
+    }
+
+    /// The token of one shard as a receipt states it.
+    #[must_use]
+    pub fn of_receipt(cluster_id: bytes::Bytes, receipt: &Receipt) -> SessionToken {
+        SessionToken {
+            cluster_id,
+            history: receipt.history.clone(),
+            map_epoch: receipt.map_epoch,
+            parts: vec![SessionTokenPart { shard: receipt.shard, index: receipt.index }],
+        }
+    }
+
+    /// Raises one part; the parts must be in shard order.
+    fn note(&mut self, shard: u64, index: u64) {
+        match self.parts.binary_search_by_key(&shard, |p| p.shard) {
+            Ok(i) => self.parts[i].index = self.parts[i].index.max(index),
+            Err(i) => self.parts.insert(i, SessionTokenPart { shard, index }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn token(cluster: &'static str, epoch: u64, parts: &[(u64, u64)]) -> SessionToken {
+        let part = |(shard, index): &(u64, u64)| SessionTokenPart { shard: *shard, index: *index };
+        SessionToken {
+            cluster_id: Bytes::from_static(cluster.as_bytes()),
+            history: Bytes::from_static(b"h"),
+            map_epoch: epoch,
+            parts: parts.iter().map(part).collect(),
+        }
+    }
+
+    #[test]
+    fn merge_takes_the_greater_of_each_shard() {
+        let mut a = token("c", 3, &[(5, 10), (2, 7), (2, 9)]);
+        a.merge(&token("c", 2, &[(9, 1), (5, 4), (2, 8)])).unwrap();
+        assert_eq!(a, token("c", 3, &[(2, 9), (5, 10), (9, 1)]));
+        a.merge(&token("c", 4, &[(5, 11)])).unwrap();
+        assert_eq!(a.index_of(5), 11);
+        assert_eq!(a.index_of(6), 0);
+        assert_eq!(a.map_epoch, 4);
+    }
+
+    #[test]
+    fn merge_with_nothing() {
+        let mut empty = SessionToken::default();
+        empty.merge(&token("c", 1, &[(1, 1)])).unwrap();
+        assert_eq!(empty, token("c", 1, &[(1, 1)]));
+        empty.merge(&SessionToken::default()).unwrap();
+        assert_eq!(empty, token("c", 1, &[(1, 1)]));
+    }
+
+    #[test]
+    fn foreign_tokens_do_not_merge() {
+        let mut a = token("c", 1, &[(1, 1)]);
+        assert_eq!(a.merge(&token("d", 9, &[(1, 5)])), Err(ForeignToken));
+        let mut other_history = token("c", 9, &[(1, 5)]);
+        other_history.history = Bytes::from_static(b"i");
+        assert_eq!(a.merge(&other_history), Err(ForeignToken));
+        assert_eq!(a, token("c", 1, &[(1, 1)]));
+    }
+}
