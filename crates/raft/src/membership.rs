@@ -1,0 +1,327 @@
+//! Who belongs to a group: voters, learners, and the two sets of voters of a joint configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::types::{NodeId, Replica, ReplicaId};
+
+/// The members of a group. A joint configuration (Raft paper §6) has outgoing voters too: while it
+/// is in force every decision needs a majority of both sets.
+///
+/// Relations that always hold: every replica named anywhere has a node; `learners` and `voters` share
+/// no replica, nor do `learners` and `voters_outgoing`; `learners_next` is a part of
+/// `voters_outgoing` and shares none with `voters`; `auto_leave` only where there are outgoing voters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Membership {
+    voters: BTreeSet<ReplicaId>,
+    voters_outgoing: BTreeSet<ReplicaId>,
+    learners: BTreeSet<ReplicaId>,
+    learners_next: BTreeSet<ReplicaId>,
+    auto_leave: bool,
+    nodes: BTreeMap<ReplicaId, NodeId>,
+}
+
+/// Why bytes are not a membership, or why its parts do not fit together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Error)]
+pub enum MembershipError {
+    /// The format number is not one this build knows.
+    #[error("membership format {0} is not known")]
+    Format(u8),
+    /// The bytes end too early or go on too long.
+    #[error("membership of {0} bytes has the wrong length")]
+    Length(usize),
+    /// A replica has roles that exclude each other, or none.
+    #[error("{replica} has the roles {roles:#06b}, which do not go together")]
+    Roles {
+        /// The replica.
+        replica: ReplicaId,
+        /// The role bits found.
+        roles: u8,
+    },
+    /// The replicas are not in strictly ascending order.
+    #[error("{0} is out of order")]
+    Order(ReplicaId),
+    /// Flags that are unknown, or leaving by itself without a joint configuration.
+    #[error("membership flags {0:#04x} make no sense here")]
+    Flags(u8),
+}
+
+const FORMAT: u8 = 1;
+const HEADER_BYTES: usize = 6;
+const MEMBER_BYTES: usize = 17;
+
+const VOTER: u8 = 1;
+const OUTGOING: u8 = 2;
+const LEARNER: u8 = 4;
+const LEARNER_NEXT: u8 = 8;
+
+impl Membership {
+    /// A plain configuration with these voters and no learners.
+    pub fn of_voters(replicas: impl IntoIterator<Item = Replica>) -> Membership {
+        let mut membership = Membership::default();
+        for replica in replicas {
+            membership.voters.insert(replica.id);
+            membership.nodes.insert(replica.id, replica.node);
+        }
+        membership
+    }
+
+    /// Builds a configuration from the role bits of each replica: 1 voter, 2 outgoing voter,
+    /// 4 learner, 8 learner once the joint configuration is left (with 2).
+    ///
+    /// # Errors
+    /// Roles that exclude each other, or `auto_leave` without outgoing voters.
+    pub fn from_parts(
+        members: impl IntoIterator<Item = (Replica, u8)>,
+        auto_leave: bool,
+    ) -> Result<Membership, MembershipError> {
+        let mut membership = Membership { auto_leave, ..Membership::default() };
+        for (replica, roles) in members {
+            let allowed = [VOTER, VOTER | OUTGOING, OUTGOING, LEARNER, OUTGOING | LEARNER_NEXT];
+            if !allowed.contains(&roles) {
+                return Err(MembershipError::Roles { replica: replica.id, roles });
+            }
+            for (bit, set) in [
+                (VOTER, &mut membership.voters),
+                (OUTGOING, &mut membership.voters_outgoing),
+                (LEARNER, &mut membership.learners),
+                (LEARNER_NEXT, &mut membership.learners_next),
+            ] {
+                if roles & bit != 0 {
+                    set.insert(replica.id);
+                }
+            }
+            if membership.nodes.insert(replica.id, replica.node).is_some() {
+                return Err(MembershipError::Order(replica.id));
+            }
+        }
+        if auto_leave && !membership.is_joint() {
+            return Err(MembershipError::Flags(1));
+        }
+        Ok(membership)
+    }
+
+    /// The same members with these learners added. A replica that is a member already keeps its role.
+    pub fn with_learners(mut self, replicas: impl IntoIterator<Item = Replica>) -> Membership {
+        for replica in replicas {
+            if !self.contains(replica.id) {
+                self.learners.insert(replica.id);
+                self.nodes.insert(replica.id, replica.node);
+            }
+        }
+        self
+    }
+
+    /// The node that hosts a member.
+    pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.nodes.get(&replica).copied()
+    }
+
+    /// A member with its node.
+    pub fn replica(&self, replica: ReplicaId) -> Option<Replica> {
+        self.node_of(replica).map(|node| Replica { id: replica, node })
+    }
+
+    /// Whether the replica votes, in the incoming or the outgoing set.
+    pub fn is_voter(&self, replica: ReplicaId) -> bool {
+        self.voters.contains(&replica) || self.voters_outgoing.contains(&replica)
+    }
+
+    /// Whether the replica is a learner now.
+    pub fn is_learner(&self, replica: ReplicaId) -> bool {
+        self.learners.contains(&replica)
+    }
+
+    /// Whether the replica has any role.
+    pub fn contains(&self, replica: ReplicaId) -> bool {
+        self.nodes.contains_key(&replica)
+    }
+
+    /// Whether two sets of voters are in force.
+    pub fn is_joint(&self) -> bool {
+        !self.voters_outgoing.is_empty()
+    }
+
+    /// Whether the leader leaves the joint configuration by itself once it is committed.
+    pub fn auto_leave(&self) -> bool {
+        self.auto_leave
+    }
+
+    /// The incoming voters: all voters where the configuration is not joint.
+    pub fn incoming(&self) -> &BTreeSet<ReplicaId> {
+        &self.voters
+    }
+
+    /// The outgoing voters; empty where the configuration is not joint.
+    pub fn outgoing(&self) -> &BTreeSet<ReplicaId> {
+        &self.voters_outgoing
+    }
+
+    /// All that vote, of both sets, in ascending order, each once.
+    pub fn voters(&self) -> impl Iterator<Item = Replica> + '_ {
+        self.replicas().filter(|replica| self.is_voter(replica.id))
+    }
+
+    /// The learners, in ascending order.
+    pub fn learners(&self) -> impl Iterator<Item = Replica> + '_ {
+        self.replicas().filter(|replica| self.is_learner(replica.id))
+    }
+
+    /// All members, in ascending order.
+    pub fn replicas(&self) -> impl Iterator<Item = Replica> + '_ {
+        self.nodes.iter().map(|(&id, &node)| Replica { id, node })
+    }
+
+    /// Whether nobody belongs to it.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Whether this replica alone decides everything.
+    pub fn is_single_voter(&self, replica: ReplicaId) -> bool {
+        self.voters.len() == 1 && self.voters.contains(&replica) && !self.is_joint()
+    }
+
+    fn roles(&self, replica: ReplicaId) -> u8 {
+        [
+            (VOTER, &self.voters),
+            (OUTGOING, &self.voters_outgoing),
+            (LEARNER, &self.learners),
+            (LEARNER_NEXT, &self.learners_next),
+        ]
+        .iter()
+        .filter(|(_, set)| set.contains(&replica))
+        .fold(0, |roles, (bit, _)| roles | bit)
+    }
+
+    /// The payload of a membership entry: format, flags, number of members (u32), then per member,
+    /// ascending, replica id (u64), node id (u64) and role bits (u8); all little-endian. One
+    /// membership has exactly one encoding.
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.nodes.len() * MEMBER_BYTES);
+        bytes.push(FORMAT);
+        bytes.push(u8::from(self.auto_leave));
+        bytes.extend_from_slice(&(self.nodes.len() as u32).to_le_bytes());
+        for replica in self.replicas() {
+            bytes.extend_from_slice(&replica.id.0.to_le_bytes());
+            bytes.extend_from_slice(&replica.node.0.to_le_bytes());
+            bytes.push(self.roles(replica.id));
+        }
+        Bytes::from(bytes)
+    }
+
+    /// The inverse of [`Membership::encode`].
+    ///
+    /// # Errors
+    /// Anything but the one encoding of a sound membership.
+    pub fn decode(bytes: &[u8]) -> Result<Membership, MembershipError> {
+        let length = || MembershipError::Length(bytes.len());
+        let (header, mut rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or_else(length)?;
+        let [format, flags, count @ ..] = *header;
+        if format != FORMAT {
+            return Err(MembershipError::Format(format));
+        }
+        if flags > 1 {
+            return Err(MembershipError::Flags(flags));
+        }
+        let count = u32::from_le_bytes(count) as usize;
+        if count.checked_mul(MEMBER_BYTES) != Some(rest.len()) {
+            return Err(length());
+        }
+        let mut members = Vec::with_capacity(count);
+        let mut previous = None;
+        while let Some((id, after)) = rest.split_first_chunk::<8>() {
+            let (node, after) = after.split_first_chunk::<8>().ok_or_else(length)?;
+            let (&roles, after) = after.split_first().ok_or_else(length)?;
+            let id = ReplicaId(u64::from_le_bytes(*id));
+            if previous >= Some(id) {
+                return Err(MembershipError::Order(id));
+            }
+            previous = Some(id);
+            members.push((Replica { id, node: NodeId(u64::from_le_bytes(*node)) }, roles));
+            rest = after;
+        }
+        Membership::from_parts(members, flags == 1)
+    }
+}
+
+/// `voters=r1,r2 outgoing=r1 learners=r4 next=r5 auto-leave`, empty parts left out.
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (name, set) in [
+            ("voters", &self.voters),
+            ("outgoing", &self.voters_outgoing),
+            ("learners", &self.learners),
+            ("next", &self.learners_next),
+        ] {
+            if set.is_empty() && name != "voters" {
+                continue;
+            }
+            write!(f, "{separator}{name}=")?;
+            separator = " ";
+            for (position, replica) in set.iter().enumerate() {
+                write!(f, "{}{replica}", if position > 0 { "," } else { "" })?;
+            }
+        }
+        if self.auto_leave { write!(f, " auto-leave") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(id: u64) -> Replica {
+        Replica { id: ReplicaId(id), node: NodeId(100 + id) }
+    }
+
+    #[test]
+    fn the_encoding_is_fixed() {
+        let membership = Membership::of_voters([replica(1)]).with_learners([replica(2)]);
+        let expected = [
+            &[1, 0, 2, 0, 0, 0][..],
+            &[1, 0, 0, 0, 0, 0, 0, 0, 101, 0, 0, 0, 0, 0, 0, 0, 1],
+            &[2, 0, 0, 0, 0, 0, 0, 0, 102, 0, 0, 0, 0, 0, 0, 0, 4],
+        ]
+        .concat();
+        assert_eq!(membership.encode(), expected);
+        assert_eq!(Membership::decode(&expected), Ok(membership));
+    }
+
+    #[test]
+    fn a_joint_membership_survives_the_round_trip() {
+        let members =
+            [(replica(1), 3), (replica(2), 2), (replica(3), 1), (replica(4), 10), (replica(5), 4)];
+        let membership = Membership::from_parts(members, true).unwrap();
+        assert_eq!(
+            membership.to_string(),
+            "voters=r1,r3 outgoing=r1,r2,r4 learners=r5 next=r4 auto-leave"
+        );
+        assert!(membership.is_joint() && membership.is_voter(ReplicaId(4)));
+        assert_eq!(Membership::decode(&membership.encode()), Ok(membership));
+    }
+
+    #[test]
+    fn damage_is_an_error_with_its_reason() {
+        let good = Membership::of_voters([replica(1), replica(2)]).encode().to_vec();
+        for cut in 0..good.len() {
+            let error = Membership::decode(&good[..cut]).unwrap_err();
+            assert_eq!(error, MembershipError::Length(cut));
+        }
+        let changed = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            Membership::decode(&bytes).unwrap_err()
+        };
+        assert_eq!(changed(0, 2), MembershipError::Format(2));
+        assert_eq!(changed(1, 1), MembershipError::Flags(1));
+        assert_eq!(changed(1, 2), MembershipError::Flags(2));
+        assert_eq!(changed(6, 2), MembershipError::Order(ReplicaId(2)));
+        assert_eq!(changed(22, 5), MembershipError::Roles { replica: ReplicaId(1), roles: 5 });
+        assert_eq!(changed(22, 0), MembershipError::Roles { replica: ReplicaId(1), roles: 0 });
+    }
+}

@@ -1,0 +1,198 @@
+//! What the core asks its driver to do, and under which condition: the durability contract, one
+//! field per condition.
+
+use crate::message::{Envelope, SnapshotMeta};
+use crate::types::{Entry, HardState, Index, LogId, Replica, ReplicaId, SessionId, Term};
+
+/// Names one [`Persist`]. The driver hands it back with [`crate::Raft::on_persisted`].
+///
+/// It says (sequence, last entry). The sequence makes it unique: an entry that was written, replaced
+/// and written again is acknowledged only by the last of the three writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PersistToken {
+    pub(crate) sequence: u64,
+    pub(crate) last: LogId,
+}
+
+impl PersistToken {
+    /// The last entry of the log when the token was issued.
+    pub fn last(&self) -> LogId {
+        self.last
+    }
+
+    /// Counts the tokens of one start of a replica: 1, 2, …
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
+/// A write to the durable log.
+///
+/// Writes of one replica take effect in the order of their tokens: what survives a crash is a prefix
+/// of them. They may overlap, and their completions may be reported in any order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Persist {
+    /// To be handed to [`crate::Raft::on_persisted`] when this write is durable.
+    pub token: PersistToken,
+    /// The new hard state, present when the term or the vote changed.
+    pub hard_state: Option<HardState>,
+    /// The log starts anew after this position: all entries written before are void. Takes effect
+    /// before `entries`.
+    pub reset: Option<LogId>,
+    /// Consecutive entries. They replace everything that was written at or after the first of them.
+    pub entries: Vec<Entry>,
+    /// To be sent when this write **and all earlier ones** of this replica are durable, and not
+    /// before: votes, acknowledgements, requests for votes.
+    pub send_after: Vec<Envelope>,
+}
+
+impl Persist {
+    /// There is nothing to write: only `send_after` has to wait for earlier writes. The token is
+    /// reported as persisted all the same.
+    pub fn is_empty(&self) -> bool {
+        self.hard_state.is_none() && self.reset.is_none() && self.entries.is_empty()
+    }
+}
+
+/// The leader needs a snapshot delivered to a follower, because the entries it needs are purged.
+///
+/// The driver streams a snapshot whose last index is at least `at_least`; when all bytes have
+/// arrived, [`crate::Message::InstallSnapshot`] with this session and term is stepped into the
+/// follower. The end of the transfer is reported with [`crate::Raft::snapshot_sent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SnapshotSend {
+    /// The receiver.
+    pub to: Replica,
+    /// The leader's term, for the envelope.
+    pub term: Term,
+    /// The session to put into the message and to report back.
+    pub session: SessionId,
+    /// The position before the leader's first entry: an older snapshot would be of no use.
+    pub at_least: Index,
+}
+
+/// A snapshot has arrived and should replace state and log.
+///
+/// The driver applies what it got in `committed` earlier, installs durably, and reports
+/// [`crate::Raft::on_installed`] or [`crate::Raft::on_install_failed`]. Meanwhile nothing is
+/// committed here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Install {
+    /// What the snapshot stands for.
+    pub meta: SnapshotMeta,
+    /// The leader that sent it.
+    pub from: Replica,
+    /// The session of the transfer; it identifies the received bytes.
+    pub session: SessionId,
+}
+
+/// Names a read given to [`crate::Raft::read_index`]; chosen by the caller, opaque here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// What became of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReadOutcome {
+    /// Linearizable once the local state has applied this index.
+    Ready(Index),
+    /// Nothing is promised; ask again. The leader changed or is handing over.
+    Dropped,
+}
+
+/// A role without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RoleKind {
+    /// Takes entries from a leader, or waits for one.
+    Follower,
+    /// Asks whether an election could be won.
+    PreCandidate,
+    /// Asks for votes.
+    Candidate,
+    /// Leads its term.
+    Leader,
+}
+
+impl std::fmt::Display for RoleKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            RoleKind::Follower => "follower",
+            RoleKind::PreCandidate => "pre-candidate",
+            RoleKind::Candidate => "candidate",
+            RoleKind::Leader => "leader",
+        })
+    }
+}
+
+/// How a leadership transfer ended at the replica that was asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TransferEnd {
+    /// This replica no longer leads. The new leader is usually, but not surely, the one wanted.
+    SteppedDown,
+    /// Given up after an election timeout; this replica leads on.
+    TimedOut,
+    /// Replaced by a transfer to another replica.
+    Replaced,
+}
+
+/// Something worth a log line or a metric, in the order of occurrence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Term, role or known leader changed. Proposals made as leader of an earlier term have an
+    /// unknown outcome from here on.
+    Role {
+        /// The term now.
+        term: Term,
+        /// The role now.
+        role: RoleKind,
+        /// The leader of the term, where known.
+        leader: Option<Replica>,
+    },
+    /// A leader heard nothing from a quorum for the longest election timeout and steps down.
+    QuorumLost {
+        /// The term it led.
+        term: Term,
+    },
+    /// A transfer ended.
+    Transfer {
+        /// Who should have become the leader.
+        to: ReplicaId,
+        /// How it ended.
+        end: TransferEnd,
+    },
+    /// A node answered that this member of the group is not there. Reported once per leadership.
+    ReplicaGone {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// The log now holds, or after a truncation again holds, another membership in force.
+    Membership {
+        /// The entry that brought it; for an older one the position it is known from.
+        index: Index,
+    },
+}
+
+/// Work for the driver. The fields may be carried out side by side; each says what it waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Output {
+    /// May be sent at once. Nothing here depends on a write that is not durable.
+    pub send: Vec<Envelope>,
+    /// To be written durably, in order; see [`Persist`].
+    pub persist: Option<Persist>,
+    /// To be applied, in order. They are committed, and durable here.
+    pub committed: Vec<Entry>,
+    /// Reads that are decided.
+    pub reads: Vec<(ReadId, ReadOutcome)>,
+    /// Snapshots to be delivered.
+    pub snapshots: Vec<SnapshotSend>,
+    /// A snapshot to be installed.
+    pub install: Option<Install>,
+    /// What happened.
+    pub events: Vec<Event>,
+}
+
+impl Output {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        *self == Output::default()
+    }
+}
