@@ -1,0 +1,264 @@
+//! The command line: every command, argument and flag, with the help that is printed for it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration;
+use crate::encoding::Encoding;
+
+mod bench;
+mod bulk;
+mod kv;
+
+pub use bench::{BenchArgs, BenchCommand, Distribution};
+pub use bulk::{DumpArgs, LoadArgs, RecordFormat, ScanArgs};
+pub use kv::{BatchArgs, CasArgs, DelArgs, GetArgs, IncrArgs, LocateArgs, PutArgs};
+
+/// The nodes that are asked when no `--endpoints` is given: those of `kvnode dev`.
+pub const DEFAULT_ENDPOINTS: &str = "127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the answer is no: an absent key, a false condition, an unhealthy cluster
+  2    a wrong command line or argument
+  3    unavailable or overloaded, certainly not applied: asking again is safe
+  4    a write whose outcome is unknown; the command that asks again safely is printed
+  5    refused
+  70   a defect of Quorate
+  130  interrupted";
+
+/// Talks to a Quorate cluster.
+///
+/// Data goes to standard output, everything else to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "kvctl", version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(disable_help_subcommand = true, infer_subcommands = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Nodes to ask, as host:port, [v6]:port or http://host:port; repeated or separated by commas.
+    /// They are asked in parallel, and one that answers is enough
+    #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(env = "KVCTL_ENDPOINTS", hide_env_values = true, default_value = DEFAULT_ENDPOINTS)]
+    pub endpoints: Vec<String>,
+
+    /// What a read must guarantee
+    #[arg(long, global = true, value_enum, value_name = "LEVEL")]
+    #[arg(default_value_t, hide_possible_values = false)]
+    pub consistency: Consistency,
+
+    /// How old a bounded read may be at most
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse)]
+    pub max_staleness: Option<Duration>,
+
+    /// Keep the session token in FILE: what one call has seen, the next one sees too
+    #[arg(long, global = true, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+
+    /// Ask a write again: the session that it was first sent in
+    #[arg(long, global = true, value_name = "HEX", requires = "sequence")]
+    pub session_id: Option<String>,
+
+    /// Ask a write again: the sequence number that it was first sent with
+    #[arg(long, global = true, value_name = "N", requires = "session_id")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub sequence: Option<u64>,
+
+    /// How to print what was found; each command has a default of its own
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    pub output: Option<Format>,
+
+    /// Say on standard error what was guaranteed (level, shard, index, node)
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+
+    /// How long the whole command may take [default: 5s]; load, dump and bench take it for each
+    /// request [default: 30s]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse_positive)]
+    pub timeout: Option<Duration>,
+
+    /// How long opening a connection may take
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse_positive)]
+    #[arg(default_value = "2s")]
+    pub connect_timeout: Duration,
+
+    /// Certificate authority of the nodes (TLS is not offered yet)
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub cacert: Option<PathBuf>,
+
+    /// Certificate of this client (TLS is not offered yet)
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub cert: Option<PathBuf>,
+
+    /// Private key of this client (TLS is not offered yet)
+    #[arg(
+        long = "key",
+        id = "tls_key",
+        global = true,
+        value_name = "FILE",
+        hide_short_help = true
+    )]
+    pub tls_key: Option<PathBuf>,
+
+    /// Name in the nodes' certificate (TLS is not offered yet)
+    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    pub server_name: Option<String>,
+}
+
+/// What a read guarantees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Consistency {
+    /// Sees every write acknowledged before it began
+    #[default]
+    Linearizable,
+    /// As linearizable, by the leader's clock alone (not offered yet)
+    Lease,
+    /// Sees what this session has seen and written (see --session)
+    Session,
+    /// At most --max-staleness old (not offered yet)
+    Bounded,
+    /// Whatever the asked node has applied
+    Stale,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The bytes and nothing else
+    Raw,
+    /// One line each, fields separated by a tab, with \t \n \r \\ \xHH escapes
+    Tsv,
+    /// A table for people
+    Table,
+    /// One JSON object each, one per line
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Store a value under a key
+    Put(PutArgs),
+    /// Print the value of a key; exit code 1 if it is absent
+    Get(GetArgs),
+    /// Remove keys; a key that is absent is no error
+    Del(DelArgs),
+    /// Store a value only if the key is as expected
+    Cas(CasArgs),
+    /// Add to the decimal number under a key; an absent key is 0
+    Incr(IncrArgs),
+    /// Several operations on one shard, all or nothing
+    Batch(BatchArgs),
+    /// Print keys and values in byte order
+    Scan(ScanArgs),
+    /// Store the records of a file
+    Load(LoadArgs),
+    /// Write all records in a form that load reads
+    Dump(DumpArgs),
+    /// Tell where a key lives: hash tag, hash, shard, replicas, leader
+    Locate(LocateArgs),
+    /// Tell what serves and what does not; needs no quorum
+    Status(WatchArgs),
+    /// List the shards: leader, term, indexes, lag, keys, bytes
+    Shards(WatchArgs),
+    /// List the nodes: address, version, shards led, keys, bytes
+    Nodes(WatchArgs),
+    /// Exit code 0 if every shard serves, 1 if not
+    Health,
+    /// Print the limits of the cluster
+    Limits,
+    /// Measure throughput and latency
+    Bench(BenchArgs),
+    /// Print the version of kvctl and of the nodes that answer
+    Version,
+    /// Print a completion script for a shell
+    Completion {
+        /// Shell to complete in
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Command {
+    /// The name, as it is typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Put(_) => "put",
+            Command::Get(_) => "get",
+            Command::Del(_) => "del",
+            Command::Cas(_) => "cas",
+            Command::Incr(_) => "incr",
+            Command::Batch(_) => "batch",
+            Command::Scan(_) => "scan",
+            Command::Load(_) => "load",
+            Command::Dump(_) => "dump",
+            Command::Locate(_) => "locate",
+            Command::Status(_) => "status",
+            Command::Shards(_) => "shards",
+            Command::Nodes(_) => "nodes",
+            Command::Health => "health",
+            Command::Limits => "limits",
+            Command::Bench(_) => "bench",
+            Command::Version => "version",
+            Command::Completion { .. } => "completion",
+        }
+    }
+
+    /// Whether it is one write that can be asked again by session and sequence.
+    pub fn is_single_write(&self) -> bool {
+        match self {
+            Command::Put(_) | Command::Cas(_) | Command::Incr(_) | Command::Batch(_) => true,
+            Command::Del(args) => args.keys.len() == 1,
+            _ => false,
+        }
+    }
+}
+
+/// For the tables that can be watched.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Print again every DURATION (1s if none is given) until interrupted
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "1s")]
+    #[arg(value_parser = duration::parse_positive)]
+    pub watch: Option<Duration>,
+}
+
+/// How arguments are to be read, and results printed.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Encodings {
+    /// How keys are written, as arguments and in raw, tsv and table output
+    #[arg(long, value_enum, value_name = "ENCODING", default_value_t)]
+    pub key_encoding: Encoding,
+
+    /// How values are written, as arguments and in raw, tsv and table output
+    #[arg(long, value_enum, value_name = "ENCODING", default_value_t)]
+    pub value_encoding: Encoding,
+}
+
+impl Encodings {
+    /// The key that an argument stands for.
+    pub fn key(&self, argument: &OsString) -> Result<bytes::Bytes, String> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let key = self.key_encoding.decode(argument.as_bytes());
+        let key = key.map_err(|error| format!("the key {} {error}", argument.display()))?;
+        if key.is_empty() { Err("a key has at least one byte".into()) } else { Ok(key) }
+    }
+
+    /// The value that an argument, or what was read for it, stands for.
+    pub fn value(&self, argument: &[u8]) -> Result<bytes::Bytes, String> {
+        self.value_encoding.decode(argument).map_err(|error| format!("the value {error}"))
+    }
+}

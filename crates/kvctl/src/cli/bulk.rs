@@ -1,0 +1,134 @@
+//! Arguments of the commands on many keys.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::Encodings;
+
+/// `scan`
+#[derive(Debug, Args)]
+pub struct ScanArgs {
+    /// Only keys that begin with PREFIX
+    #[arg(conflicts_with_all = ["start", "end"])]
+    pub prefix: Option<OsString>,
+
+    /// First key
+    #[arg(long, value_name = "KEY")]
+    pub start: Option<OsString>,
+
+    /// End before this key
+    #[arg(long, value_name = "KEY")]
+    pub end: Option<OsString>,
+
+    /// From the last key to the first
+    #[arg(long)]
+    pub reverse: bool,
+
+    /// Stop after N keys
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+
+    /// Print keys without values
+    #[arg(long)]
+    pub keys_only: bool,
+
+    /// Print only how many keys there are
+    #[arg(long, conflicts_with = "keys_only")]
+    pub count: bool,
+
+    #[command(flatten)]
+    pub encodings: Encodings,
+}
+
+/// The form of the records in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecordFormat {
+    /// Lines with fields separated by a tab
+    Tsv,
+    /// Comma-separated values, quoted as in RFC 4180
+    Csv,
+    /// One JSON object per line
+    Jsonl,
+}
+
+/// `load`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Pairs (without --delimiter and --key-field), as dump writes them:
+  tsv    key, tab, value; \\t \\n \\r \\\\ \\xHH stand for what they say
+  csv    key, comma, value; quotes around what holds commas, quotes or line ends
+  jsonl  {\"key\": K, \"value\": V}; key_base64 and value_base64 for what is not UTF-8
+Records (with --delimiter or --key-field, tsv and csv): the key is one field of the record, and
+the value is the whole record as it stands in the file, without its line end. With tsv a record is a
+line and nothing is unescaped; with csv a quoted field may hold delimiters and line ends.
+Records of one key are stored in the order of the file.
+A value that is there already is not written again, and counted as unchanged.")]
+pub struct LoadArgs {
+    /// File to read, or - for standard input
+    pub file: PathBuf,
+
+    /// Form of the file [default: by its name, else tsv]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<RecordFormat>,
+
+    /// What separates the fields of a record: one byte, or \t
+    #[arg(long, value_name = "BYTE", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+
+    /// Number of the field that is the key, from 1 [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub key_field: Option<u32>,
+
+    /// Put PREFIX before each key
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    pub key_prefix: OsString,
+
+    /// At most N records per second
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+
+    /// Records under way at the same time
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub in_flight: u32,
+
+    /// Write a line for each acknowledged record: key, revision, shard (tsv)
+    #[arg(long, value_name = "FILE")]
+    pub journal: Option<PathBuf>,
+
+    /// Give up after N records that could not be stored (0: never)
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_failures: u64,
+}
+
+/// `dump`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each shard is read at one index for each call, not all shards at one instant.")]
+pub struct DumpArgs {
+    /// Only keys that begin with PREFIX
+    pub prefix: Option<OsString>,
+
+    /// Form of the output [default: by the name of the file, else tsv]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<RecordFormat>,
+
+    /// Write to FILE, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// How PREFIX is written
+    #[arg(long, value_enum, value_name = "ENCODING", default_value_t)]
+    pub key_encoding: crate::encoding::Encoding,
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text {
+        "\\t" => Ok(b'\t'),
+        _ if text.len() == 1 && !matches!(text, "\n" | "\r" | "\"") => Ok(text.as_bytes()[0]),
+        _ => Err("must be one byte, and not a quote or a line end".into()),
+    }
+}

@@ -1,0 +1,94 @@
+//! Durations as people write them: `500ms`, `5s`, `2m`, `1h`, and sums of these (`1m30s`).
+
+use std::time::Duration;
+
+/// Reads a duration; a bare number other than 0 is refused, because its unit would be a guess.
+pub fn parse(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let wrong = || format!("{text:?} is not a duration; write it like 500ms, 5s, 2m or 1m30s");
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let tail = &rest[digits..];
+        let letters = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
+        let unit = match &tail[..letters] {
+            "us" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        let part = Duration::try_from_secs_f64(number * unit).map_err(|_| wrong())?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = &tail[letters..];
+    }
+    Ok(total)
+}
+
+/// Reads a duration that must be longer than nothing.
+pub fn parse_positive(text: &str) -> Result<Duration, String> {
+    match parse(text)? {
+        Duration::ZERO => Err("must be longer than 0".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// A duration for people: at most three significant digits, and the unit that suits it.
+pub fn show(duration: Duration) -> String {
+    let micros = duration.as_micros();
+    let seconds = duration.as_secs();
+    match micros {
+        0..1_000 => format!("{micros} µs"),
+        1_000..10_000 => format!("{:.2} ms", micros as f64 / 1e3),
+        10_000..100_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        100_000..1_000_000 => format!("{} ms", micros / 1_000),
+        1_000_000..10_000_000 => format!("{:.1} s", micros as f64 / 1e6),
+        _ if seconds < 120 => format!("{seconds} s"),
+        _ if seconds < 7_200 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_people_write() {
+        assert_eq!(parse("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse("5s").unwrap(), Duration::from_secs(5));
+        assert_eq!(parse("1.5s").unwrap(), Duration::from_millis(1500));
+        assert_eq!(parse("1m30s").unwrap(), Duration::from_secs(90));
+        assert_eq!(parse("1h").unwrap(), Duration::from_secs(3600));
+        assert_eq!(parse("0").unwrap(), Duration::ZERO);
+    }
+
+    #[test]
+    fn refuses_a_guess() {
+        for text in ["", "5", "s", "5d", "-5s", "1e400s", "5s ", "99999999999999999999h"] {
+            assert!(parse(text).is_err(), "{text:?}");
+        }
+        assert_eq!(parse_positive("0s").unwrap_err(), "must be longer than 0");
+    }
+
+    #[test]
+    fn shows_the_unit_that_suits() {
+        let show = |micros| show(Duration::from_micros(micros));
+        assert_eq!(show(37), "37 µs");
+        assert_eq!(show(1_234), "1.23 ms");
+        assert_eq!(show(37_400), "37.4 ms");
+        assert_eq!(show(123_456), "123 ms");
+        assert_eq!(show(4_200_000), "4.2 s");
+        assert_eq!(show(95_000_000), "95 s");
+        assert_eq!(show(150_000_000), "2 min 30 s");
+        assert_eq!(show(7_380_000_000), "2 h 3 min");
+    }
+}

@@ -1,0 +1,63 @@
+//! Comma-separated values: where a record ends, and what its fields are.
+
+use std::io::{self, Read as _, Write};
+
+/// Follows the quotes of a record over its lines: a quote opens a field only at its beginning, so
+/// that a stray one within a field (`5" pipe`) is text, as the parser has it too.
+pub struct Quotes {
+    delimiter: u8,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    FieldStart,
+    Plain,
+    Quoted,
+    /// After a quote within a quoted field: its end, or the first half of a doubled quote.
+    QuoteSeen,
+}
+
+impl Quotes {
+    /// At the beginning of a record.
+    pub fn new(delimiter: u8) -> Self {
+        Quotes { delimiter, state: State::FieldStart }
+    }
+
+    /// Whether a quoted field is still open after this text, so that the record goes on.
+    pub fn open_after(&mut self, text: &[u8]) -> bool {
+        for &byte in text {
+            self.state = match (self.state, byte) {
+                (State::FieldStart, b'"') => State::Quoted,
+                (State::Quoted, b'"') => State::QuoteSeen,
+                (State::QuoteSeen, b'"') => State::Quoted,
+                (State::Quoted, _) => State::Quoted,
+                (_, byte) if byte == self.delimiter => State::FieldStart,
+                _ => State::Plain,
+            };
+        }
+        self.state == State::Quoted
+    }
+}
+
+/// The fields of one record, unquoted.
+pub fn fields(text: &[u8], delimiter: u8) -> Result<Vec<Vec<u8>>, String> {
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .delimiter(delimiter)
+        .buffer_capacity(text.len().clamp(16, 64 << 10))
+        // The reader drops a byte order mark at its beginning, which here is part of a field; blank
+        // lines it passes over.
+        .from_reader(b"\n".chain(text));
+    let mut record = csv::ByteRecord::new();
+    reader.read_byte_record(&mut record).map_err(|error| format!("is not CSV: {error}"))?;
+    Ok(record.iter().map(<[u8]>::to_vec).collect())
+}
+
+/// Writes one record, quoted where it must be.
+pub fn write(output: &mut impl Write, fields: &[&[u8]]) -> io::Result<()> {
+    let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 10).from_writer(output);
+    writer.write_byte_record(&csv::ByteRecord::from(fields.to_vec()))?;
+    writer.flush()
+}

@@ -1,0 +1,126 @@
+use super::*;
+
+fn layout(format: RecordFormat) -> Layout {
+    Layout { format, delimiter: None, key_field: None, key_prefix: Bytes::new() }
+}
+
+fn read(text: &[u8], layout: Layout) -> Vec<Result<Record, RecordError>> {
+    RecordReader::new(text, layout).collect()
+}
+
+fn pairs(text: &[u8], layout: Layout) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let records = read(text, layout).into_iter().map(Result::unwrap);
+    records.map(|record| (record.key.to_vec(), record.value.to_vec())).collect()
+}
+
+/// The line and the sentence of the only error, which must come last.
+fn error(text: &[u8], layout: Layout) -> (u64, String) {
+    match read(text, layout).pop().unwrap() {
+        Err(RecordError::Malformed { line, message }) => (line, message),
+        other => panic!("{other:?} instead of an error"),
+    }
+}
+
+#[test]
+fn dump_then_load_is_the_identity_on_binary_data() {
+    let all: Vec<u8> = (0..=255).collect();
+    let mut samples = vec![
+        (b"plain".to_vec(), b"value".to_vec()),
+        (b"empty value".to_vec(), Vec::new()),
+        (all.clone(), all.clone()),
+        (b"\"quoted\",\r\n".to_vec(), b"a\r\nb\n\n\"\"\t,;".to_vec()),
+        (b"\\".to_vec(), b"\\x00\\n".to_vec()),
+        ("\u{feff}bom".into(), "grüße 世界 \u{9b}".into()),
+        (b"\r".to_vec(), b"\r".to_vec()),
+        (b"\n".to_vec(), b"\n".to_vec()),
+        (b" ".to_vec(), b" ".to_vec()),
+    ];
+    for byte in 0..=255u8 {
+        samples.push((vec![byte], vec![byte, b'"', byte]));
+    }
+    for format in [RecordFormat::Tsv, RecordFormat::Csv, RecordFormat::Jsonl] {
+        let mut text = Vec::new();
+        for (key, value) in &samples {
+            write_pair(&mut text, format, key, value).unwrap();
+        }
+        let loaded = pairs(&text, layout(format));
+        assert_eq!(loaded.len(), samples.len(), "{format:?}");
+        for (loaded, sample) in loaded.iter().zip(&samples) {
+            assert_eq!(loaded, sample, "{format:?}");
+        }
+    }
+}
+
+#[test]
+fn a_delimited_file_gives_a_field_and_the_whole_line() {
+    let text = b"0041;LATIN CAPITAL LETTER A;Lu\r\n\n0042;\"B\\t;Lu";
+    let mut with = layout(RecordFormat::Tsv);
+    with.delimiter = Some(b';');
+    with.key_prefix = Bytes::from_static(b"u/");
+    let records: Vec<Record> = read(text, with.clone()).into_iter().map(Result::unwrap).collect();
+    assert_eq!(records[0].key, "u/0041");
+    assert_eq!(records[0].value, "0041;LATIN CAPITAL LETTER A;Lu");
+    assert_eq!((records[0].line, records[0].end), (1, 32));
+    assert_eq!(records[1].key, "u/0042");
+    assert_eq!(records[1].value, "0042;\"B\\t;Lu");
+    assert_eq!((records[1].line, records[1].end), (3, text.len() as u64));
+    assert_eq!(records.len(), 2);
+
+    with.key_field = Some(3);
+    assert_eq!(pairs(b"a;b;c", with.clone())[0].0, b"u/c");
+    with.key_field = Some(4);
+    assert_eq!(
+        error(b"a;b;c;d\na;b;c\n", with),
+        (2, "there is no field 4: the record has 3 fields".into())
+    );
+}
+
+#[test]
+fn a_quoted_field_may_hold_line_ends() {
+    let mut with = layout(RecordFormat::Csv);
+    with.key_field = Some(2);
+    let text = b"\"a\r\nb\",k1,5\" pipe\n\"x\",\"k,\"\"2\",\n";
+    assert_eq!(
+        pairs(text, with),
+        [
+            (b"k1".to_vec(), b"\"a\r\nb\",k1,5\" pipe".to_vec()),
+            (b"k,\"2".to_vec(), b"\"x\",\"k,\"\"2\",".to_vec()),
+        ]
+    );
+    assert_eq!(
+        error(b"k,v\nk,\"never\nclosed\n", layout(RecordFormat::Csv)),
+        (2, "a quote is opened here and never closed".into())
+    );
+}
+
+#[test]
+fn an_error_names_its_line() {
+    let tsv = |text: &str| error(text.as_bytes(), layout(RecordFormat::Tsv));
+    assert_eq!(tsv("a\tb\n\n\nc\n").0, 4);
+    assert!(tsv("a\tb\tc").1.contains("there are 3 fields"));
+    assert_eq!(tsv("\tv"), (1, "the key is empty".into()));
+    assert!(tsv("k\t\\q").1.starts_with("the value has the unknown escape"));
+    let csv = |text: &str| error(text.as_bytes(), layout(RecordFormat::Csv));
+    assert!(csv("a,b\n\"x\ny\",1\nlone").0 == 4);
+    let json = |text: &str| error(text.as_bytes(), layout(RecordFormat::Jsonl));
+    assert!(json("{\"key\": \"a\"}").1.contains("neither value nor value_base64"));
+    assert!(json("{\"key\":\"a\",\"key_base64\":\"\",\"value\":\"\"}").1.contains("both key"));
+    assert!(json("{\"key\":1,\"value\":\"\"}").1.contains("is not a JSON object"));
+    assert!(json("{\"key_base64\":\"*\",\"value\":\"\"}").1.contains("key_base64 is not base64"));
+}
+
+#[test]
+fn an_endless_line_is_an_error_and_not_all_memory() {
+    let endless = io::BufReader::new(io::repeat(b'x').take(1 << 30));
+    let mut reader = RecordReader::new(endless, layout(RecordFormat::Tsv));
+    let Some(Err(RecordError::Malformed { line: 1, message })) = reader.next() else {
+        panic!("an endless line was read");
+    };
+    assert!(message.contains("longer than 6291456 bytes"), "{message}");
+}
+
+#[test]
+fn what_scan_prints_as_json_can_be_loaded() {
+    let text = b"{\"key\":\"k\",\"value\":\"v\",\"revision\":7}\n";
+    assert_eq!(pairs(text, layout(RecordFormat::Jsonl)), [(b"k".to_vec(), b"v".to_vec())]);
+}
