@@ -1,1 +1,11 @@
-//! kvnode library
+//! The Quorate server as a library: what the binary `kvnode` is made of.
+
+pub mod boottime;
+pub mod cli;
+pub mod config;
+pub mod dev;
+pub mod exit;
+pub mod health_probe;
+pub mod metrics;
+pub mod node;
+pub mod telemetry;

@@ -1,0 +1,53 @@
+//! The clocks of the process: one that runs through suspend, for the Raft core, and the wall clock in
+//! Unix milliseconds, for stamps.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use quorate_raft::Ticks;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds of one tick (10 ms).
+const NANOS_PER_TICK: u64 = 10_000_000;
+
+/// Reads the clocks. It is a value, and not free functions, so that what takes one says that it reads
+/// time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock;
+
+impl Clock {
+    /// The time since boot, suspend included (CLOCK_BOOTTIME), in ticks of 10 ms. It never goes back
+    /// while the machine runs, and says nothing across a reboot.
+    #[must_use]
+    pub fn now(self) -> Ticks {
+        Ticks(self.boot_nanos() / NANOS_PER_TICK)
+    }
+
+    /// The same reading in nanoseconds, for measuring latencies.
+    #[must_use]
+    pub fn boot_nanos(self) -> u64 {
+        let time = clock_gettime(ClockId::Boottime);
+        // The kernel never reports a negative time since boot, so neither part is.
+        u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+            + u64::try_from(time.tv_nsec).unwrap_or(0)
+    }
+
+    /// The wall clock in Unix milliseconds; 0 for a clock that stands before 1970.
+    #[must_use]
+    pub fn unix_millis(self) -> u64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Where Linux says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The identity of the machine's current boot, or `None` where the system does not say: then a stop
+/// must be taken for one that may have lost what the kernel held.
+#[must_use]
+pub fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string(BOOT_ID).ok()?;
+    let id = id.trim();
+    (!id.is_empty()).then(|| id.to_owned())
+}

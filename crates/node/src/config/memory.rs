@@ -1,0 +1,145 @@
+//! How the one memory knob is divided.
+
+use std::path::Path;
+
+use super::value::{format_bytes, parse_bytes};
+
+/// The least memory a node starts with.
+pub const MIN_MEMORY: u64 = 128 << 20;
+/// The most memory a node takes for itself when it is not told.
+const MAX_DEFAULT_MEMORY: u64 = 2 << 30;
+/// What is assumed of a machine that does not say how much memory it has.
+const ASSUMED_MACHINE: u64 = 4 << 30;
+
+/// The shares of `--memory`, all in bytes. Their sum stays below the whole: what is left is for code,
+/// stacks, connections and the allocator's own losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The whole, as configured.
+    pub total: u64,
+    /// Page cache of the storage engine.
+    pub engine_cache: u64,
+    /// Applied state that is not yet checkpointed, over all shards. Full means that proposals are
+    /// refused; a follower's apply pauses at twice this, which is why it counts twice in the sum.
+    pub delta: u64,
+    /// Raft log held in memory, over all groups; more forces checkpoints.
+    pub log_node: u64,
+    /// Raft log held in memory by one group; more forces a checkpoint of its shard.
+    pub log_group: u64,
+    /// Recently read values.
+    pub value_cache: u64,
+    /// Messages to all peers that wait to be sent.
+    pub transport_queue: u64,
+    /// Requests of clients that wait to be proposed, applied or answered.
+    pub request_queue: u64,
+}
+
+impl MemoryPlan {
+    /// Divides `total` bytes.
+    #[must_use]
+    pub fn new(total: u64) -> Self {
+        // The caps are the sizes beyond which more does not help: 64 MiB of delta and 512 MiB of log
+        // hold several seconds of writes at the full rate, so what a large node has goes to caches.
+        let log_node = (total / 8).min(512 << 20);
+        Self {
+            total,
+            engine_cache: total / 4,
+            delta: (total / 16).min(64 << 20),
+            log_node,
+            log_group: (log_node / 2).min(64 << 20),
+            value_cache: total / 16,
+            transport_queue: (total / 16).min(64 << 20),
+            request_queue: (total / 16).min(128 << 20),
+        }
+    }
+
+    /// The shares by name, for people.
+    #[must_use]
+    pub fn shares(&self) -> [(&'static str, u64); 7] {
+        [
+            ("engine cache", self.engine_cache),
+            ("delta", self.delta),
+            ("log, node", self.log_node),
+            ("log, each group", self.log_group),
+            ("value cache", self.value_cache),
+            ("transport queues", self.transport_queue),
+            ("request queues", self.request_queue),
+        ]
+    }
+
+    /// The most that all shares together can hold.
+    #[must_use]
+    pub const fn committed(&self) -> u64 {
+        // One group's log is part of the node's.
+        self.engine_cache
+            + 2 * self.delta
+            + self.log_node
+            + self.value_cache
+            + self.transport_queue
+            + self.request_queue
+    }
+}
+
+/// The memory a node takes when it is not told: a quarter of what the machine or the control group it
+/// runs in has, at most 2 GiB, at least the least it can start with.
+#[must_use]
+pub fn default_memory() -> u64 {
+    default_of(available(Path::new("/")))
+}
+
+/// The default for a machine of `available` bytes.
+pub(super) fn default_of(available: u64) -> u64 {
+    // Whole MiB, so that the figure can be read and given back as a flag.
+    let quarter = available / 4 / (1 << 20) * (1 << 20);
+    quarter.clamp(MIN_MEMORY, MAX_DEFAULT_MEMORY)
+}
+
+/// The smallest of the machine's memory and the limits of the control groups around this process.
+/// `root` is `/` but in tests.
+pub(super) fn available(root: &Path) -> u64 {
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
+    let machine = read("proc/meminfo").and_then(|text| machine_memory(&text));
+    let limits = read("proc/self/cgroup").unwrap_or_default();
+    let groups = limits.lines().flat_map(|line| cgroup_files(line).into_iter());
+    let limit = groups.filter_map(|path| read(&path)).filter_map(|text| cgroup_limit(&text)).min();
+    machine.into_iter().chain(limit).min().unwrap_or(ASSUMED_MACHINE)
+}
+
+/// `MemTotal:  16384 kB` of /proc/meminfo.
+fn machine_memory(meminfo: &str) -> Option<u64> {
+    let rest = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    parse_bytes(&rest.trim().replace(" kB", "KiB")).ok()
+}
+
+/// The files that may hold a limit for a line of /proc/self/cgroup: of the group itself and of each
+/// group above it. Inside a container the path is often one of the host while the own group is mounted
+/// at the top, so the top is always among them.
+fn cgroup_files(line: &str) -> Vec<String> {
+    let mut fields = line.splitn(3, ':');
+    let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+    else {
+        return Vec::new();
+    };
+    let (top, file) = if controllers.is_empty() {
+        ("sys/fs/cgroup", "memory.max")
+    } else if controllers.split(',').any(|name| name == "memory") {
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
+    } else {
+        return Vec::new();
+    };
+    Path::new(path.trim_start_matches('/'))
+        .ancestors()
+        .map(|group| Path::new(top).join(group).join(file).to_string_lossy().into_owned())
+        .collect()
+}
+
+/// A limit as control groups write it: bytes, or `max` for none.
+fn cgroup_limit(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+impl std::fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&format_bytes(self.total))
+    }
+}

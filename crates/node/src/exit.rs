@@ -1,0 +1,168 @@
+//! How the process ends: one exit code per reason, the panic hook, and the guarded section in which a
+//! panic does not end the process.
+//!
+//! A panic means that an invariant does not hold, and nothing that the process would do afterwards can
+//! be trusted: any thread's panic therefore ends the whole process at once with code 70, and the other
+//! replicas go on. Two places are exempt because they handle bytes that may be damaged and can be
+//! given up as a whole: opening the storage engine, and the quarantined apply of one shard. They run
+//! inside [`guarded`].
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Why the process ends before it was asked to. Each reason has one exit code, stable for ever; the
+/// text is a sentence for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fatal {
+    /// The command line, the environment or the configuration file cannot be used (exit 2).
+    #[error("{0}")]
+    Usage(String),
+    /// The data directory belongs to another node, cluster or incarnation, or the cluster does not
+    /// know this one (exit 10).
+    #[error("{0}")]
+    Identity(String),
+    /// Another process holds the data directory (exit 11).
+    #[error("{0}")]
+    InUse(String),
+    /// The data directory was written in a format newer than this program knows (exit 12).
+    #[error("{0}")]
+    NewerFormat(String),
+    /// An address to listen on is taken, or cannot be bound for another reason (exit 13).
+    #[error("{0}")]
+    AddressTaken(String),
+    /// The storage failed while the node was running (exit 20).
+    #[error("{0}")]
+    Storage(String),
+    /// A barrier failed: what it should have made durable is in an unknown state (exit 21).
+    #[error("{0}")]
+    Fsync(String),
+    /// A panic, or an internal inconsistency found without one (exit 70).
+    #[error("{0}")]
+    Bug(String),
+}
+
+impl Fatal {
+    /// The exit code of this reason.
+    #[must_use]
+    pub const fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Identity(_) => 10,
+            Self::InUse(_) => 11,
+            Self::NewerFormat(_) => 12,
+            Self::AddressTaken(_) => 13,
+            Self::Storage(_) => 20,
+            Self::Fsync(_) => 21,
+            Self::Bug(_) => 70,
+        }
+    }
+
+    /// Logs the reason and ends the process at once, from any thread: no destructor runs, nothing is
+    /// flushed. What must survive is already behind a barrier.
+    pub fn end_process(&self) -> ! {
+        self.report();
+        std::process::exit(i32::from(self.code()))
+    }
+
+    /// Says the reason once, in the log if there is one and else plainly on stderr.
+    pub fn report(&self) {
+        if tracing::dispatcher::has_been_set() {
+            tracing::error!(exit_code = self.code(), "{self}");
+        } else {
+            eprintln!("kvnode: {self}");
+        }
+    }
+}
+
+/// A panic that happened inside [`guarded`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panicked {
+    /// What the panic said.
+    pub message: String,
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "panicked: {}", self.message)
+    }
+}
+
+impl std::error::Error for Panicked {}
+
+thread_local! {
+    /// How many guarded sections this thread is in.
+    static GUARDED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many [`guarded_open`] sections run in the process.
+static OPENING: AtomicUsize = AtomicUsize::new(0);
+
+/// Threads of the storage engine: while it is being opened their panics are its failure to open.
+const ENGINE_THREADS: &str = "sled";
+
+/// Runs `f`; a panic in it (on this thread) is returned instead of ending the process.
+///
+/// The caller must throw away everything that `f` could have left half changed: that is what makes
+/// asserting unwind safety right here.
+pub fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
+    GUARDED.set(GUARDED.get() + 1);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    GUARDED.set(GUARDED.get() - 1);
+    result.map_err(|payload| Panicked { message: payload_text(payload.as_ref()).to_owned() })
+}
+
+/// [`guarded`] for the opening of the storage engine: a panic of one of its own threads, which it
+/// starts while it opens, does not end the process either.
+pub fn guarded_open<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
+    OPENING.fetch_add(1, Ordering::SeqCst);
+    let result = guarded(f);
+    OPENING.fetch_sub(1, Ordering::SeqCst);
+    result
+}
+
+/// Makes every panic outside a guarded section end the process with code 70.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        let fatal = Fatal::Bug(panic_sentence(info));
+        if is_guarded() {
+            tracing::warn!("{fatal} (inside a guarded section)");
+        } else {
+            // The hook runs before unwinding begins, so no destructor sees the broken state.
+            fatal.end_process();
+        }
+    }));
+}
+
+fn is_guarded() -> bool {
+    if GUARDED.get() > 0 {
+        return true;
+    }
+    let thread = std::thread::current();
+    OPENING.load(Ordering::SeqCst) > 0
+        && thread.name().is_some_and(|name| name.starts_with(ENGINE_THREADS))
+}
+
+fn panic_sentence(info: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let place = info.location().map_or_else(String::new, |place| format!(" at {place}"));
+    let backtrace = std::backtrace::Backtrace::capture();
+    let mut sentence = format!("thread {name} panicked{place}: {}", payload_text(info.payload()));
+    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+        sentence.push_str(&format!("\n{backtrace}"));
+    }
+    sentence
+}
+
+fn payload_text(payload: &(dyn Any + Send)) -> &str {
+    if let Some(text) = payload.downcast_ref::<&'static str>() {
+        text
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text
+    } else {
+        "(a panic without a text)"
+    }
+}
