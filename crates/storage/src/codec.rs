@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let record = encode(1, &Sample { number: 300, bytes: b"ab" }).unwrap();
-        let expected = [1, 0x2d, 0x2f, 0x8f, 0x0d, 6, 0, 0, 0, 251, 44, 1, 2, b'a', b'b'];
+        let expected = [1, 0x69, 0x0a, 0xa0, 0x31, 6, 0, 0, 0, 251, 44, 1, 2, b'a', b'b'];
         assert_eq!(record, expected, "{record:02x?}");
     }
 

@@ -110,6 +110,8 @@ impl Engine {
     /// Any [`StorageError`]; a panic inside the engine becomes [`StorageError::OpenPanicked`].
     pub fn open(dir: &Path, options: EngineOptions) -> Result<Self> {
         let created = prepare_dir(dir)?;
+        // Before the engine is asked as well: it removes a blob that no page names any more.
+        find_blob(dir)?;
         let db = open_guarded(dir, options.cache_bytes)?;
         let file_path = dir.join("db");
         let file = File::options()
@@ -253,19 +255,9 @@ impl Engine {
     /// and values rule that out; tests call this after their barriers.
     ///
     /// # Errors
-    /// [`StorageError::BlobFile`].
+    /// [`StorageError::BlobFile`], which closes the engine.
     pub fn check_blobs(&self) -> Result<()> {
-        let blobs = self.0.dir.join("blobs");
-        let mut entries = match fs::read_dir(&blobs) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(StorageError::io("list", &blobs, error)),
-        };
-        match entries.next() {
-            None => Ok(()),
-            Some(Ok(entry)) => Err(self.fail(StorageError::BlobFile { path: entry.path() })),
-            Some(Err(error)) => Err(StorageError::io("list", &blobs, error)),
-        }
+        find_blob(&self.0.dir).map_err(|error| self.fail(error))
     }
 
     /// Fails if an earlier failure has closed the engine.
@@ -504,6 +496,20 @@ fn prepare_dir(dir: &Path) -> Result<bool> {
         }
     }
     Ok(created)
+}
+
+fn find_blob(dir: &Path) -> Result<()> {
+    let blobs = dir.join("blobs");
+    let mut entries = match fs::read_dir(&blobs) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StorageError::io("list", &blobs, error)),
+    };
+    match entries.next() {
+        None => Ok(()),
+        Some(Ok(entry)) => Err(StorageError::BlobFile { path: entry.path() }),
+        Some(Err(error)) => Err(StorageError::io("list", &blobs, error)),
+    }
 }
 
 thread_local! {

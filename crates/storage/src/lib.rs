@@ -4,6 +4,8 @@ pub mod codec;
 pub mod crash;
 mod engine;
 mod error;
+mod log;
+mod node_records;
 pub mod pieces;
 mod space;
 
@@ -12,4 +14,6 @@ pub use engine::{
     VALUE_BYTES_MAX, Value, opening_on_this_thread,
 };
 pub use error::{Result, StorageError};
+pub use log::{LogBackend, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind};
+pub use node_records::NodeRecords;
 pub use space::{DiskLevel, Space};
