@@ -80,6 +80,8 @@ pub enum SnapshotResult {
 pub struct SnapshotMeta {
     /// The last entry whose effects it contains.
     pub last: LogId,
+    /// The stamp of that entry, so that later entries are stamped above it.
+    pub stamp: u64,
     /// The membership as of that entry.
     pub membership: Membership,
 }

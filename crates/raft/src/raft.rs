@@ -21,6 +21,8 @@ pub struct Restored {
     pub base: LogId,
     /// The last entry in the durable state machine; at or after `base`.
     pub applied: LogId,
+    /// The stamp of `applied` (the state machine's log time); 0 where nothing is applied.
+    pub stamp: u64,
     /// The membership as of `applied`.
     pub membership: Membership,
     /// The durable entries after `base`, without gaps.
