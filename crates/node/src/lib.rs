@@ -6,6 +6,7 @@ pub mod config;
 pub mod dev;
 pub mod exit;
 pub mod health_probe;
+pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod telemetry;

@@ -83,6 +83,9 @@ pub struct ConfigArgs {
     /// [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// How log lines are written: auto, text or json [default: auto = text on a terminal]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
 }
 
 impl ConfigArgs {
@@ -112,6 +115,7 @@ impl ConfigArgs {
             (Key::ElectionMax, self.election_max),
             (Key::Insecure, self.insecure),
             (Key::LogLevel, self.log_level),
+            (Key::LogFormat, self.log_format),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }

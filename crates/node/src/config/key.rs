@@ -49,11 +49,13 @@ pub enum Key {
     Insecure,
     /// The least severe log line that is written, or a filter such as `info,quorate_raft=debug`.
     LogLevel,
+    /// How log lines are written.
+    LogFormat,
 }
 
 impl Key {
     /// Every setting, in order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::NodeId,
         Self::DataDir,
         Self::Listen,
@@ -76,6 +78,7 @@ impl Key {
         Self::ElectionMax,
         Self::Insecure,
         Self::LogLevel,
+        Self::LogFormat,
     ];
 
     /// The name in the file, and behind `--` on the command line.
@@ -104,6 +107,7 @@ impl Key {
             Self::ElectionMax => "election-max",
             Self::Insecure => "insecure",
             Self::LogLevel => "log-level",
+            Self::LogFormat => "log-format",
         }
     }
 

@@ -12,6 +12,8 @@ use quorate_raft::NodeId;
 use super::layers::{Layers, Source};
 use super::memory::{MIN_MEMORY, MemoryPlan};
 use super::value::{self, HostPort, LogStore};
+use crate::telemetry::LogFormat;
+
 use super::{Config, ConfigError, Key, MAX_REPLICAS, MAX_SHARDS, MAX_VALUE_BYTES};
 
 /// The effective value of one setting.
@@ -32,6 +34,8 @@ pub struct Resolved {
     pub config: Config,
     /// The filter of the log.
     pub log_filter: String,
+    /// How the log is written.
+    pub log_format: LogFormat,
     /// Every setting with its source, in the order of [`Key::ALL`].
     pub settings: Vec<Effective>,
 }
@@ -104,8 +108,9 @@ pub fn resolve(layers: &Layers, default_memory: u64) -> Result<Resolved, ConfigE
         insecure: reader.read(Key::Insecure, parse_bool, || (false, ""))?,
     };
     let log_filter = reader.read(Key::LogLevel, parse, || ("info".to_owned(), ""))?;
+    let log_format = reader.read(Key::LogFormat, LogFormat::from_str, || (LogFormat::Auto, ""))?;
     reader.settings.sort_by_key(|setting| setting.key);
-    Ok(Resolved { config, log_filter, settings: reader.settings })
+    Ok(Resolved { config, log_filter, log_format, settings: reader.settings })
 }
 
 /// A value that is written the way it is read.
@@ -118,7 +123,7 @@ macro_rules! written_by_display {
         $(impl Written for $type { fn written(&self) -> String { self.to_string() } })*
     };
 }
-written_by_display!(String, SocketAddr, HostPort, LogStore, u32, usize, bool);
+written_by_display!(String, SocketAddr, HostPort, LogStore, LogFormat, u32, usize, bool);
 
 impl Written for NodeId {
     fn written(&self) -> String {

@@ -1,1 +1,181 @@
-//! `kvnode dev`.
+//! `kvnode dev`: a whole cluster on this machine, of real processes.
+//!
+//! Each node is a child process that runs `kvnode start`, in a process group of its own: Ctrl-C reaches
+//! this process alone, which then ends its children in order. This process holds the other end of each
+//! child's standard input and never writes to it. When this process ends, however it ends, the kernel
+//! closes that pipe and the children see the end of their input ([`exit_with_parent`]); a child that is
+//! stopped at that moment is woken by the kernel, because its process group has lost its parent. So no
+//! child is orphaned, even by `kill -9`.
+
+mod child;
+mod console;
+mod place;
+mod probe;
+mod supervisor;
+
+use std::io::{IsTerminal, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{self, DEFAULT_PORT, MAX_SHARDS, MIN_MEMORY};
+use crate::exit::Fatal;
+
+use place::Place;
+use supervisor::Supervisor;
+
+/// Metrics are served this far above the port of the node.
+const METRICS_OFFSET: u16 = 50;
+/// So that the ports of metrics do not meet those of nodes.
+const MAX_NODES: u16 = 15;
+
+/// The flags of `kvnode dev`.
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// Nodes of the cluster, 1 to 15
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
+    nodes: u16,
+    /// Shards of the cluster, 1 to 4096
+    #[arg(long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARDS)))]
+    shards: u32,
+    /// Port of the first node; the others follow, and the metrics 50 above
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT,
+          value_parser = clap::value_parser!(u16).range(1..=65_400))]
+    base_port: u16,
+    /// Keep the data here [default: the user's data directory, found again next time]
+    #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]
+    data_dir: Option<PathBuf>,
+    /// Keep the data in a temporary directory and delete it at the end
+    #[arg(long)]
+    ephemeral: bool,
+    /// Delete the data of earlier runs first
+    #[arg(long, conflicts_with = "ephemeral")]
+    fresh: bool,
+    /// Run this program in place of the nodes
+    #[arg(long, hide = true, value_name = "FILE")]
+    node_binary: Option<PathBuf>,
+}
+
+/// What one node of the cluster is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct NodePlan {
+    id: u16,
+    client: SocketAddr,
+    metrics: SocketAddr,
+    arguments: Vec<String>,
+}
+
+/// Runs a cluster until it is told to stop. The result is the exit code.
+///
+/// # Errors
+/// The cluster could not be started.
+pub fn run(args: &DevArgs) -> Result<u8, Fatal> {
+    let program = match &args.node_binary {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().map_err(|error| {
+            Fatal::Usage(format!("cannot find this program's own file: {error}"))
+        })?,
+    };
+    check_ports(args)?;
+    let place = Place::open(args)?;
+    let plans = plans(args, &place);
+    // One thread, and it is the one that starts the children and waits for them.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fatal::Bug(format!("cannot start the runtime: {error}")))?;
+    let interactive = std::io::stdin().is_terminal();
+    let commands = interactive.then(console::read_commands);
+    let supervisor = Supervisor::new(program, plans, args.shards);
+    let result = runtime.block_on(supervisor.run(&place, commands));
+    place.close();
+    result.map(|()| 0)
+}
+
+fn addresses(args: &DevArgs, id: u16) -> (SocketAddr, SocketAddr) {
+    let port = args.base_port + id - 1;
+    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    (at(port), at(port + METRICS_OFFSET))
+}
+
+/// A port that is taken is found before anything is started, and not by one child among three.
+fn check_ports(args: &DevArgs) -> Result<(), Fatal> {
+    for id in 1..=args.nodes {
+        let (client, metrics) = addresses(args, id);
+        for address in [client, metrics] {
+            if let Err(error) = TcpListener::bind(address) {
+                return Err(Fatal::AddressTaken(format!(
+                    "node {id} cannot listen on {address}: {error}; is another cluster running? \
+                     (--base-port takes other ports)"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
+    let nodes: Vec<String> =
+        (1..=args.nodes).map(|id| format!("{id}={}", addresses(args, id).0)).collect();
+    // The nodes share one machine, and with it what one node would take of it.
+    let memory = (config::default_memory() / u64::from(args.nodes)).max(MIN_MEMORY);
+    let replicas = if args.nodes >= 3 { 3 } else { 1 };
+    let plan = |id| {
+        let (client, metrics) = addresses(args, id);
+        let settings = [
+            ("node-id", id.to_string()),
+            ("data-dir", place.node(id).display().to_string()),
+            ("listen", client.to_string()),
+            ("peer-listen", client.to_string()),
+            ("metrics-listen", metrics.to_string()),
+            ("advertise", client.to_string()),
+            ("advertise-client", client.to_string()),
+            ("initial-cluster", nodes.join(",")),
+            ("shards", args.shards.to_string()),
+            ("replicas", replicas.to_string()),
+            ("memory", memory.to_string()),
+            // Below 1,024 with the node's own files: what a plain user may open everywhere.
+            ("max-connections", "512".to_owned()),
+            ("log-format", "text".to_owned()),
+        ];
+        let flags = settings.into_iter().map(|(name, value)| format!("--{name}={value}"));
+        let first = ["start".to_owned(), "--exit-with-parent".to_owned()];
+        NodePlan { id, client, metrics, arguments: first.into_iter().chain(flags).collect() }
+    };
+    (1..=args.nodes).map(plan).collect()
+}
+
+/// Ends this process as soon as the other end of its standard input is closed, which the kernel does
+/// when the process that holds it ends. It ends at once: whoever could wait for a slow stop is gone, and
+/// a store that keeps its promises through a power cut keeps them here.
+pub fn exit_with_parent() {
+    let watch = || {
+        drain(std::io::stdin().lock());
+        std::process::exit(0);
+    };
+    if let Err(error) = std::thread::Builder::new().name("parent-watch".to_owned()).spawn(watch) {
+        tracing::warn!("cannot watch the parent process: {error}");
+    }
+}
+
+/// Reads until the end, whatever it is that ends it.
+fn drain(mut input: impl Read) {
+    let mut buffer = [0; 256];
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Prints a line of this process's own. A terminal that went away is noticed elsewhere.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

@@ -1,0 +1,34 @@
+//! Limits of the operating system, checked before the node starts.
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::config::Config;
+use crate::exit::Fatal;
+
+/// Files that are open besides the connections of clients: storage, logs, peers, snapshots.
+const OWN_FILES: u64 = 256;
+
+/// Raises the limit of open files to what the configured connections need.
+///
+/// # Errors
+/// The system does not allow as many: accepting would fail under load, which is the worst moment to
+/// learn of it.
+pub fn raise_open_files(config: &Config) -> Result<(), Fatal> {
+    let needed = OWN_FILES + config.max_connections as u64;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    if let Some(most) = limit.maximum
+        && most < needed
+    {
+        return Err(Fatal::Usage(format!(
+            "this process may open {most} files, but max-connections = {} needs {needed}; raise the \
+             limit (ulimit -n) or lower --max-connections",
+            config.max_connections
+        )));
+    }
+    limit.current = Some(needed);
+    setrlimit(Resource::Nofile, limit)
+        .map_err(|error| Fatal::Usage(format!("cannot raise the limit of open files: {error}")))
+}
