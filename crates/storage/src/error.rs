@@ -113,6 +113,20 @@ pub enum StorageError {
         /// What is wrong with the request.
         what: String,
     },
+    /// A shard is pinned as often as it may be; one of the pins has to be released first.
+    #[error("more than {limit} {what} of one shard at a time")]
+    TooManyPins {
+        /// What pins: "scans", "snapshots".
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// A snapshot that another node sent cannot be used; the state is as it was.
+    #[error("the snapshot {what}")]
+    BadSnapshot {
+        /// What is wrong with it, as the end of a sentence.
+        what: String,
+    },
 }
 
 impl StorageError {
@@ -135,6 +149,8 @@ impl StorageError {
             self,
             Self::TooLarge { .. }
                 | Self::Invalid { .. }
+                | Self::TooManyPins { .. }
+                | Self::BadSnapshot { .. }
                 | Self::Damaged { .. }
                 | Self::NewerFormat { .. }
         )

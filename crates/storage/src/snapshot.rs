@@ -1,0 +1,269 @@
+//! Snapshots: a pinned checkpoint as a stream of chunks, and its installation into a new tree.
+//!
+//! Each chunk is a frame (see [`codec`]) of at most [`CHUNK_BYTES`], whose body is
+//! `part u8 ‖ sequence u32 little-endian ‖ payload`:
+//!
+//! | part | payload |
+//! |---|---|
+//! | head (1), once, first | what the checkpoint's header says of the state |
+//! | rows (2) | a slice of the stream of rows, cut anywhere |
+//! | tail (3), once, last | the number of rows, and their digest |
+//!
+//! A row is `length of the row key u32 ‖ length of the record u32 ‖ row key ‖ record`, numbers
+//! little-endian; rows come in strictly ascending order. The receiver checks the order of chunks
+//! and rows, every checksum, the count and the digest, before its header speaks of the new tree.
+
+mod install;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use bincode::{BorrowDecode, Encode};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use quorate_raft::SnapshotMeta;
+
+use crate::codec;
+use crate::error::{Result, StorageError};
+use crate::keys::RowKey;
+use crate::state::digest::Digest;
+use crate::state::pins::PinGuard;
+use crate::state::versions::{self, Span};
+use crate::state::view::View;
+use crate::state::{Counts, HashRange, ShardHeader};
+
+pub use install::{Installed, Installer};
+
+/// The longest chunk, in bytes, frame included.
+pub const CHUNK_BYTES: usize = 256 << 10;
+/// The format of chunks.
+const FORMAT: u8 = 1;
+/// Part and sequence, in front of the payload.
+const PART_BYTES: usize = 1 + 4;
+/// The longest payload of a chunk.
+const PAYLOAD_BYTES: usize = CHUNK_BYTES - codec::FRAME_BYTES - PART_BYTES;
+/// The lengths in front of a row.
+const ROW_HEAD_BYTES: usize = 4 + 4;
+
+/// What a chunk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Part {
+    Head = 1,
+    Rows = 2,
+    Tail = 3,
+}
+
+impl Part {
+    fn from_u8(number: u8) -> Option<Part> {
+        [Part::Head, Part::Rows, Part::Tail].into_iter().find(|part| *part as u8 == number)
+    }
+}
+
+/// What the head says of the state; generation, number and replica are the receiver's own.
+#[derive(Debug, PartialEq, Eq, Encode, BorrowDecode)]
+struct Head {
+    group: u64,
+    applied_index: u64,
+    applied_term: u64,
+    log_time: u64,
+    counts: Counts,
+    digest: u128,
+    membership: Vec<u8>,
+    range: HashRange,
+    shard_epoch: u64,
+}
+
+impl Head {
+    fn of(header: &ShardHeader) -> Head {
+        Head {
+            group: header.group.0,
+            applied_index: header.frontier.applied.index.0,
+            applied_term: header.frontier.applied.term.0,
+            log_time: header.frontier.log_time,
+            counts: header.frontier.counts,
+            digest: header.frontier.digest,
+            membership: header.membership.encode().to_vec(),
+            range: header.range,
+            shard_epoch: header.shard_epoch,
+        }
+    }
+}
+
+/// What the tail says of the rows that came before it.
+#[derive(Debug, PartialEq, Eq, Encode, BorrowDecode)]
+struct Tail {
+    rows: u64,
+    digest: u128,
+}
+
+fn chunk(part: Part, sequence: u32, payload: &[u8]) -> Result<Bytes> {
+    let mut out = Vec::with_capacity(codec::FRAME_BYTES + PART_BYTES + payload.len());
+    codec::begin_frame(&mut out);
+    out.push(part as u8);
+    out.extend_from_slice(&sequence.to_le_bytes());
+    out.extend_from_slice(payload);
+    codec::finish_frame(&mut out, FORMAT)?;
+    Ok(out.into())
+}
+
+/// Reads a pinned checkpoint as chunks. Dropping it releases the pin.
+pub struct SnapshotSource {
+    view: Arc<View>,
+    _guard: PinGuard,
+    stage: Stage,
+    sequence: u32,
+    /// Rows that are encoded, and not sent.
+    stream: BytesMut,
+    page: VecDeque<(RowKey, Option<Bytes>)>,
+    rest: Option<Span>,
+    rows: u64,
+    digest: Digest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Head,
+    Rows,
+    Done,
+}
+
+impl fmt::Debug for SnapshotSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotSource")
+            .field("group", &self.view.header.group)
+            .field("applied", &self.view.header.applied())
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SnapshotSource {
+    pub(crate) fn new(view: Arc<View>, guard: PinGuard) -> SnapshotSource {
+        SnapshotSource {
+            view,
+            _guard: guard,
+            stage: Stage::Head,
+            sequence: 0,
+            stream: BytesMut::new(),
+            page: VecDeque::new(),
+            rest: Some(Span::everything()),
+            rows: 0,
+            digest: Digest::default(),
+        }
+    }
+
+    /// What the receiver's core is told of the snapshot.
+    #[must_use]
+    pub fn meta(&self) -> SnapshotMeta {
+        let header = &self.view.header;
+        SnapshotMeta {
+            last: header.applied(),
+            stamp: header.frontier.log_time,
+            membership: header.membership.clone(),
+        }
+    }
+
+    /// The header of the checkpoint that is sent.
+    #[must_use]
+    pub fn header(&self) -> &ShardHeader {
+        &self.view.header
+    }
+
+    /// The next chunk, at most [`CHUNK_BYTES`]; none after the last one. It reads from the disk.
+    ///
+    /// # Errors
+    /// A failed read, or [`StorageError::Damaged`] if the rows are not those of the header: then
+    /// the chunks that were sent are of no use to anybody.
+    pub fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        let (part, payload) = match self.stage {
+            Stage::Done => return Ok(None),
+            Stage::Head => {
+                self.stage = Stage::Rows;
+                let mut payload = Vec::new();
+                codec::encode_body(&mut payload, &Head::of(&self.view.header))?;
+                (Part::Head, Bytes::from(payload))
+            }
+            Stage::Rows => {
+                self.fill()?;
+                if self.stream.is_empty() {
+                    self.stage = Stage::Done;
+                    (Part::Tail, self.tail()?)
+                } else {
+                    let length = self.stream.len().min(PAYLOAD_BYTES);
+                    (Part::Rows, self.stream.split_to(length).freeze())
+                }
+            }
+        };
+        let sequence = self.sequence;
+        self.sequence += 1;
+        chunk(part, sequence, &payload).map(Some)
+    }
+
+    /// Encodes rows until a chunk is full or there are no more.
+    fn fill(&mut self) -> Result<()> {
+        while self.stream.len() < PAYLOAD_BYTES {
+            let Some((key, record)) = self.page.pop_front() else {
+                let Some(span) = self.rest.take() else { return Ok(()) };
+                let (tree, number) = (&self.view.generation.tree, self.view.header.number);
+                let page = versions::page(tree, &span, number, false)?;
+                self.page = page.rows.into();
+                self.rest = page.rest;
+                continue;
+            };
+            let Some(record) = record else { continue };
+            self.rows += 1;
+            self.digest.add(&key, &record);
+            self.stream.put_u32_le(key.as_bytes().len() as u32);
+            self.stream.put_u32_le(record.len() as u32);
+            self.stream.put_slice(key.as_bytes());
+            self.stream.put_slice(&record);
+        }
+        Ok(())
+    }
+
+    fn tail(&self) -> Result<Bytes> {
+        let tail = Tail { rows: self.rows, digest: self.digest.sum() };
+        let header = &self.view.header;
+        let frontier = &header.frontier;
+        if tail.rows != frontier.counts.rows || tail.digest != frontier.digest {
+            return Err(StorageError::damaged(format!(
+                "the state of {} at {} has {} rows with digest {:032x}, \
+                 but its header says {} rows with digest {:032x}",
+                header.group,
+                frontier.applied,
+                tail.rows,
+                tail.digest,
+                frontier.counts.rows,
+                frontier.digest
+            )));
+        }
+        let mut payload = Vec::new();
+        codec::encode_body(&mut payload, &tail)?;
+        Ok(payload.into())
+    }
+}
+
+/// Takes one whole row off the front of the stream, if it is there.
+fn take_row(stream: &mut BytesMut) -> Result<Option<(RowKey, Bytes)>> {
+    let Some((head, _)) = stream.split_first_chunk::<ROW_HEAD_BYTES>() else { return Ok(None) };
+    let mut head = &head[..];
+    let (key_len, record_len) = (head.get_u32_le() as usize, head.get_u32_le() as usize);
+    let key_limit = crate::keys::MAX_KEY_BYTES + crate::keys::ROW_PREFIX_BYTES;
+    if key_len > key_limit || record_len > crate::state::MAX_RECORD_BYTES {
+        return Err(bad(format!("has a row of {key_len} and {record_len} bytes")));
+    }
+    let length = ROW_HEAD_BYTES + key_len + record_len;
+    if stream.len() < length {
+        return Ok(None);
+    }
+    let row = stream.split_to(length).freeze();
+    let key = Bytes::copy_from_slice(&row[ROW_HEAD_BYTES..ROW_HEAD_BYTES + key_len]);
+    let key = RowKey::from_bytes(key).ok_or_else(|| bad("has a row of an unknown kind"))?;
+    Ok(Some((key, row.slice(ROW_HEAD_BYTES + key_len..))))
+}
+
+/// A snapshot that is not what its sender must have meant.
+fn bad(what: impl Into<String>) -> StorageError {
+    StorageError::BadSnapshot { what: what.into() }
+}

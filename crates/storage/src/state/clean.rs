@@ -1,0 +1,191 @@
+//! Removes what no reader of a shard can see any more: superseded versions, tombstones that hide
+//! nothing, and trees that an install has replaced.
+
+use std::mem;
+use std::sync::Arc;
+
+use super::checkpoint::Attempt;
+use super::versions::{self, Piece};
+use super::view::{Generation, Shared, View};
+use crate::error::{Result, StorageError};
+use crate::keys::{self, RowKey};
+
+/// Rows to look at are remembered up to this many bytes; beyond, the whole tree is gone through.
+const REMEMBERED_BYTES_MAX: usize = 4 << 20;
+
+/// What may be there to remove.
+#[derive(Debug, Default)]
+pub(crate) struct Garbage {
+    /// Rows that have, or had, more than one version.
+    rows: Vec<RowKey>,
+    bytes: usize,
+    /// Any row may have: the whole tree is to be gone through.
+    sweep: bool,
+    /// Trees that an install has replaced; their last readers may still be there.
+    retired: Vec<Arc<Generation>>,
+}
+
+impl Garbage {
+    /// Remembers a row of which a new version was written.
+    pub(crate) fn note(&mut self, key: RowKey) {
+        self.bytes += key.as_bytes().len() + mem::size_of::<RowKey>();
+        if self.sweep || self.bytes > REMEMBERED_BYTES_MAX {
+            self.sweep_all();
+        } else {
+            self.rows.push(key);
+        }
+    }
+
+    /// Makes the next cleaning go through the whole tree.
+    pub(crate) fn sweep_all(&mut self) {
+        self.sweep = true;
+        self.rows = Vec::new();
+        self.bytes = 0;
+    }
+
+    pub(crate) fn retire(&mut self, generation: Arc<Generation>) {
+        self.retired.push(generation);
+    }
+
+    pub(crate) fn merge(&mut self, other: Garbage) {
+        if other.sweep {
+            self.sweep_all();
+        }
+        other.rows.into_iter().for_each(|row| self.note(row));
+        self.retired.extend(other.retired);
+    }
+
+    /// Forgets the rows, which belong to a tree that is no longer in use.
+    pub(crate) fn forget_rows(&mut self) {
+        self.rows = Vec::new();
+        self.bytes = 0;
+        self.sweep = false;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && !self.sweep && self.retired.is_empty()
+    }
+}
+
+/// Cleans one shard, on any thread, beside apply, readers and checkpoints.
+#[derive(Debug)]
+#[must_use = "a job does nothing until it is run"]
+pub struct CleanJob {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl CleanJob {
+    /// Removes what can be removed now; the rest waits for the next cleaning, which each
+    /// checkpoint begins with.
+    ///
+    /// # Errors
+    /// A failed write, after which the process ends; or damage.
+    pub fn run(self) -> Result<()> {
+        clean(&self.shared)
+    }
+}
+
+/// See [`CleanJob::run`].
+pub(crate) fn clean(shared: &Arc<Shared>) -> Result<()> {
+    // The view is taken after the garbage: a row is noted once its version is published.
+    let mut garbage = mem::take(&mut *shared.garbage.lock());
+    let mut left = Garbage::default();
+    for generation in mem::take(&mut garbage.retired) {
+        // Views are the only other holders, and no new one can be made of a replaced tree.
+        if Arc::strong_count(&generation) == 1 {
+            let name = Generation::tree_name(shared.group, generation.number);
+            shared.engine.drop_tree(&name)?;
+        } else {
+            left.retired.push(generation);
+        }
+    }
+    let view = shared.view.load_full();
+    let mut cleaning = Cleaning::new(shared, &view);
+    if garbage.sweep {
+        cleaning.sweep(&mut left)?;
+    }
+    for row in garbage.rows {
+        cleaning.row(&keys::row_prefix(&row), &mut left)?;
+    }
+    cleaning.tombstones()?;
+    let done = left.is_empty();
+    shared.garbage.lock().merge(left);
+    if done {
+        Attempt::clean(shared, &view.header)?;
+    }
+    Ok(())
+}
+
+/// One pass over some rows.
+struct Cleaning<'a> {
+    shared: &'a Shared,
+    view: &'a View,
+    /// The checkpoints that must stay readable, besides the published one.
+    pinned: Vec<u64>,
+    /// Keys of tombstones that hide nothing since this pass.
+    bare: Vec<Vec<u8>>,
+}
+
+impl<'a> Cleaning<'a> {
+    fn new(shared: &'a Shared, view: &'a View) -> Cleaning<'a> {
+        // Whoever pins from now on pins this checkpoint or a later one.
+        let pinned = shared.pins.lock().numbers(view.header.generation);
+        Cleaning { shared, view, pinned, bare: Vec::new() }
+    }
+
+    fn row(&mut self, prefix: &[u8], left: &mut Garbage) -> Result<()> {
+        let tree = &self.view.generation.tree;
+        let published = self.view.header.number;
+        let mut pieces = versions::row_pieces(tree, prefix)?;
+        // A checkpoint may be under way; what it writes is none of ours yet.
+        pieces.retain(|piece| piece.number <= published);
+        let Some(newest) = pieces.first() else { return Ok(()) };
+        let (newest, bare) = (newest.number, newest.tombstone.then(|| newest.key.clone()));
+        let kept = self.kept(&pieces);
+        // From the oldest on: what stays is at all times the newest there is.
+        for piece in pieces.iter().rev().filter(|piece| !kept.contains(&piece.number)) {
+            tree.remove(&piece.key)?;
+        }
+        if kept.iter().any(|number| *number != newest) {
+            let (plain, _) = keys::unescape(prefix)
+                .ok_or_else(|| StorageError::damaged("a row of the state has a foreign key"))?;
+            left.rows.extend(RowKey::from_bytes(plain.into()));
+        } else {
+            self.bare.extend(bare);
+        }
+        Ok(())
+    }
+
+    /// The versions to keep: for the published checkpoint and each pinned one the newest at or
+    /// below it.
+    fn kept(&self, pieces: &[Piece]) -> Vec<u64> {
+        let newest_at = |at: u64| pieces.iter().map(|piece| piece.number).find(|n| *n <= at);
+        let wanted = self.pinned.iter().copied().chain([self.view.header.number]);
+        wanted.filter_map(newest_at).collect()
+    }
+
+    /// Removes the tombstones that hide nothing any more: what they hid is gone behind a barrier.
+    fn tombstones(self) -> Result<()> {
+        if !self.bare.is_empty() {
+            self.shared.engine.barrier()?;
+        }
+        for key in self.bare {
+            self.view.generation.tree.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, left: &mut Garbage) -> Result<()> {
+        let mut from = Some(Vec::new());
+        while let Some(at) = from {
+            let (page, next) = versions::key_page(&self.view.generation.tree, &at)?;
+            let mut prefixes: Vec<&[u8]> = page.iter().filter_map(|k| keys::prefix_of(k)).collect();
+            prefixes.dedup();
+            for prefix in prefixes {
+                self.row(prefix, left)?;
+            }
+            from = next;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! One layer of a shard's delta: the writes since a checkpoint, in memory.
+//!
+//! A layer is *active* while entries are applied to it, then *frozen* while a checkpoint writes it
+//! to the tree. A frozen layer never changes; readers that still need it hold it by its `Arc`.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use super::budget::DeltaBudget;
+use super::header::Frontier;
+use super::versions::{PAGE_BYTES, PAGE_ROWS, Page, Span};
+use crate::keys::RowKey;
+
+/// What the first version of a row costs beside its bytes: its slot in the map (at a usual fill),
+/// the chain, and the headers of two buffers.
+const ROW_OVERHEAD: u64 = 240;
+/// What each further version of a row costs beside its bytes.
+const VERSION_OVERHEAD: u64 = 112;
+
+/// Rows that one page visits while it holds the layer's lock, at most.
+const VISITED_MAX: usize = 512;
+
+/// A row's record as an entry left it; `None` is a deletion.
+#[derive(Clone, Debug)]
+struct Version {
+    index: u64,
+    record: Option<Bytes>,
+}
+
+impl Version {
+    fn bytes(&self) -> u64 {
+        self.record.as_ref().map_or(0, Bytes::len) as u64
+    }
+}
+
+/// The versions of one row in one layer.
+#[derive(Debug)]
+struct Chain {
+    newest: Version,
+    /// Versions that a pinned reader still needs, oldest first. Empty but while there are pins.
+    older: Vec<Version>,
+}
+
+impl Chain {
+    /// The newest version that an entry at or before `index` wrote.
+    fn at(&self, index: u64) -> Option<&Version> {
+        if self.newest.index <= index {
+            return Some(&self.newest);
+        }
+        self.older.iter().rev().find(|version| version.index <= index)
+    }
+
+    /// Puts a version on top and drops those that no pin needs. A pin needs the newest version at
+    /// or before its index. Returns by how many bytes the chain grew.
+    fn push(&mut self, next: Version, pins: &[u64]) -> i64 {
+        let before = self.bytes();
+        let top = next.index;
+        assert!(top > self.newest.index, "version {top} written on top of {}", self.newest.index);
+        self.older.push(std::mem::replace(&mut self.newest, next));
+        let mut until = top;
+        for at in (0..self.older.len()).rev() {
+            let from = self.older[at].index;
+            if pins.iter().any(|pin| (from..until).contains(pin)) {
+                until = from;
+            } else {
+                // No pin stands between the dropped version and `until`, so `until` serves the
+                // version below it as well.
+                self.older.remove(at);
+            }
+        }
+        if self.older.is_empty() {
+            self.older = Vec::new();
+        }
+        self.bytes() as i64 - before as i64
+    }
+
+    fn bytes(&self) -> u64 {
+        let older: u64 = self.older.iter().map(|old| old.bytes() + VERSION_OVERHEAD).sum();
+        self.newest.bytes() + older
+    }
+}
+
+/// The rows of a layer, and how far the shard's state has come with them.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    map: BTreeMap<RowKey, Chain>,
+    /// The state after the last entry that was applied to this layer (or, before the first one,
+    /// the state this layer began at).
+    frontier: Frontier,
+    bytes: u64,
+}
+
+impl Rows {
+    pub(crate) fn frontier(&self) -> &Frontier {
+        &self.frontier
+    }
+
+    /// The newest record of a row: `None` if this layer does not know the row, `Some(None)` if it
+    /// was deleted here.
+    pub(crate) fn newest(&self, key: &RowKey) -> Option<&Option<Bytes>> {
+        self.map.get(key).map(|chain| &chain.newest.record)
+    }
+
+    /// The record of a row as of `index`.
+    pub(crate) fn at(&self, key: &RowKey, index: u64) -> Option<&Option<Bytes>> {
+        self.map.get(key)?.at(index).map(|version| &version.record)
+    }
+
+    /// The next rows of `span` as of `index`.
+    pub(crate) fn page(&self, span: &Span, index: u64, reverse: bool) -> Page {
+        let mut page = Page::default();
+        if span.is_empty() {
+            return page;
+        }
+        let high = span.high.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut range = self.map.range::<RowKey, _>((span.low.as_ref(), high));
+        let mut bytes = 0;
+        for visited in 1.. {
+            let next = if reverse { range.next_back() } else { range.next() };
+            let Some((key, chain)) = next else { break };
+            if let Some(version) = chain.at(index) {
+                bytes += key.as_bytes().len() + version.bytes() as usize;
+                page.rows.push((key.clone(), version.record.clone()));
+            }
+            if page.rows.len() >= PAGE_ROWS || bytes >= PAGE_BYTES || visited >= VISITED_MAX {
+                page.rest = span.behind(key.clone(), reverse);
+                break;
+            }
+        }
+        page
+    }
+
+    /// All rows with their newest record, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&RowKey, Option<&Bytes>)> {
+        self.map.iter().map(|(key, chain)| (key, chain.newest.record.as_ref()))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    pub(crate) fn contains(&self, key: &RowKey) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// Applies the writes of one entry. `pins` are the indexes that readers have pinned; a layer
+    /// whose lock is held for writing is pinned by nobody meanwhile.
+    fn apply(
+        &mut self,
+        writes: impl Iterator<Item = (RowKey, Option<Bytes>)>,
+        frontier: Frontier,
+        pins: &[u64],
+    ) -> i64 {
+        let index = frontier.applied.index.0;
+        let mut grown = 0i64;
+        for (key, record) in writes {
+            let version = Version { index, record };
+            if let Some(chain) = self.map.get_mut(&key) {
+                grown += chain.push(version, pins);
+            } else {
+                grown += (key.as_bytes().len() as u64 + version.bytes() + ROW_OVERHEAD) as i64;
+                self.map.insert(key, Chain { newest: version, older: Vec::new() });
+            }
+        }
+        self.frontier = frontier;
+        self.bytes = self
+            .bytes
+            .checked_add_signed(grown)
+            .unwrap_or_else(|| unreachable!("a layer of {} bytes grew by {grown}", self.bytes));
+        grown
+    }
+}
+
+/// A layer that counts its bytes against the node's budget for as long as anybody holds it.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    rows: RwLock<Rows>,
+    budget: Arc<DeltaBudget>,
+}
+
+impl Layer {
+    /// An empty layer on top of the state at `frontier`.
+    pub(crate) fn new(frontier: Frontier, budget: Arc<DeltaBudget>) -> Layer {
+        Layer { rows: RwLock::new(Rows { map: BTreeMap::new(), frontier, bytes: 0 }), budget }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Rows> {
+        self.rows.read()
+    }
+
+    /// The bytes this layer counts for.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.rows.read().bytes
+    }
+
+    /// Applies the writes of one entry, all visible at once. `pins` is asked for the pinned
+    /// indexes while nobody can pin this layer.
+    pub(crate) fn apply(
+        &self,
+        writes: impl Iterator<Item = (RowKey, Option<Bytes>)>,
+        frontier: Frontier,
+        pins: impl FnOnce() -> Vec<u64>,
+    ) {
+        let mut rows = self.rows.write();
+        let pins = pins();
+        let grown = rows.apply(writes, frontier, &pins);
+        drop(rows);
+        if grown >= 0 {
+            self.budget.take(grown.unsigned_abs());
+        } else {
+            self.budget.give_back(grown.unsigned_abs());
+        }
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        self.budget.give_back(self.rows.get_mut().bytes);
+    }
+}

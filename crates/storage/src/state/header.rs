@@ -1,0 +1,183 @@
+//! The shard header: the one row that says which checkpoint of which tree is a shard's state.
+//!
+//! A header is written in one insert after everything it speaks of is behind a barrier. So it is
+//! the moment of a checkpoint, of an install and of a creation; what it does not speak of never
+//! happened.
+
+use bincode::{BorrowDecode, Encode};
+use quorate_raft::{GroupId, Index, LogId, Membership, ReplicaId, Term};
+
+use crate::codec;
+use crate::error::{Result, StorageError};
+use crate::keys::{RowKey, RowKind};
+
+/// The version of the header's record.
+const FORMAT: u8 = 1;
+
+/// A part of the 64-bit hash space of keys; both ends belong to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, BorrowDecode)]
+pub struct HashRange {
+    /// The first hash that belongs to the range.
+    pub first: u64,
+    /// The last hash that belongs to the range.
+    pub last: u64,
+}
+
+impl HashRange {
+    /// The whole hash space.
+    pub const ALL: HashRange = HashRange { first: 0, last: u64::MAX };
+
+    /// Whether a key with this hash belongs to the range.
+    #[must_use]
+    pub fn contains(&self, hash: u64) -> bool {
+        (self.first..=self.last).contains(&hash)
+    }
+}
+
+/// How much a state holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct Counts {
+    /// Live rows of all kinds.
+    pub rows: u64,
+    /// Live user rows.
+    pub keys: u64,
+    /// The bytes of the keys and records of the live user rows.
+    pub bytes: u64,
+}
+
+impl Counts {
+    /// Counts a live row in.
+    pub(crate) fn add(&mut self, key: &RowKey, record: &[u8]) {
+        self.rows = self.rows.wrapping_add(1);
+        if key.kind() == RowKind::User {
+            self.keys = self.keys.wrapping_add(1);
+            self.bytes = self.bytes.wrapping_add((key.key().len() + record.len()) as u64);
+        }
+    }
+
+    /// Takes a row out that was counted in. It wraps as the digest does: counts that do not fit
+    /// their rows are damage, which a scrub reports, and no reason to stop the process.
+    pub(crate) fn subtract(&mut self, key: &RowKey, record: &[u8]) {
+        self.rows = self.rows.wrapping_sub(1);
+        if key.kind() == RowKind::User {
+            self.keys = self.keys.wrapping_sub(1);
+            self.bytes = self.bytes.wrapping_sub((key.key().len() + record.len()) as u64);
+        }
+    }
+}
+
+/// How far a state has come. Equal on all replicas at equal `applied`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frontier {
+    /// The last entry applied.
+    pub applied: LogId,
+    /// The log time of that entry; it never goes back.
+    pub log_time: u64,
+    /// What the state holds.
+    pub counts: Counts,
+    /// The digest of all live rows: see [`digest`](super::digest).
+    pub digest: u128,
+}
+
+/// What is durable of a shard's state: see the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardHeader {
+    /// The shard, which is also the group that replicates it.
+    pub group: GroupId,
+    /// The replica this state belongs to.
+    pub replica: ReplicaId,
+    /// Which of the shard's trees holds the state; each install begins a new one.
+    pub generation: u64,
+    /// The checkpoint: versions of rows with a higher number do not exist.
+    pub number: u64,
+    /// How far the checkpoint has come.
+    pub frontier: Frontier,
+    /// The membership as of the last entry applied.
+    pub membership: Membership,
+    /// The hashes of the keys that the shard owns.
+    pub range: HashRange,
+    /// The epoch of that ownership.
+    pub shard_epoch: u64,
+    /// Log entries before this index are void: they were there before an install replaced the
+    /// state they belonged to.
+    pub log_valid_from: Index,
+}
+
+/// The header as it is written. Fields are only ever added, with a new format.
+#[derive(Encode, BorrowDecode)]
+struct Record {
+    group: u64,
+    replica: u64,
+    generation: u64,
+    number: u64,
+    applied_index: u64,
+    applied_term: u64,
+    log_time: u64,
+    counts: Counts,
+    digest: u128,
+    membership: Vec<u8>,
+    range: HashRange,
+    shard_epoch: u64,
+    log_valid_from: u64,
+}
+
+impl ShardHeader {
+    /// The last entry applied in the checkpoint.
+    #[must_use]
+    pub fn applied(&self) -> LogId {
+        self.frontier.applied
+    }
+
+    /// The bytes of the header row: format version and checksum, then the record.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>> {
+        let record = Record {
+            group: self.group.0,
+            replica: self.replica.0,
+            generation: self.generation,
+            number: self.number,
+            applied_index: self.frontier.applied.index.0,
+            applied_term: self.frontier.applied.term.0,
+            log_time: self.frontier.log_time,
+            counts: self.frontier.counts,
+            digest: self.frontier.digest,
+            membership: self.membership.encode().to_vec(),
+            range: self.range,
+            shard_epoch: self.shard_epoch,
+            log_valid_from: self.log_valid_from.0,
+        };
+        codec::encode(FORMAT, &record)
+    }
+
+    /// Reads the header row of `group`.
+    pub(crate) fn decode(group: GroupId, bytes: &[u8]) -> Result<ShardHeader> {
+        let record: Record = codec::decode(bytes, FORMAT, &format!("the header of {group}"))?;
+        if record.group != group.0 {
+            return Err(StorageError::damaged(format!(
+                "the header of shard {} stands where that of shard {} should be",
+                record.group, group.0
+            )));
+        }
+        let membership = Membership::decode(&record.membership).map_err(|error| {
+            StorageError::damaged(format!("the membership in the header of {group}: {error}"))
+        })?;
+        Ok(ShardHeader {
+            group,
+            replica: ReplicaId(record.replica),
+            generation: record.generation,
+            number: record.number,
+            frontier: Frontier {
+                applied: LogId {
+                    term: Term(record.applied_term),
+                    index: Index(record.applied_index),
+                },
+                log_time: record.log_time,
+                counts: record.counts,
+                digest: record.digest,
+            },
+            membership,
+            range: record.range,
+            shard_epoch: record.shard_epoch,
+            log_valid_from: Index(record.log_valid_from),
+        })
+    }
+}

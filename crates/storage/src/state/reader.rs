@@ -1,0 +1,200 @@
+//! Reading a shard from any thread.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use quorate_raft::{GroupId, Index, LogId, ReplicaId};
+
+use super::digest::Digest;
+use super::header::{Counts, Frontier, ShardHeader};
+use super::pins::{PinGuard, PinKind};
+use super::scan::{Scan, ScanRange};
+use super::versions::{self, Span};
+use super::view::{Lookup, Shared, View};
+use crate::error::{Result, StorageError};
+use crate::keys::RowKey;
+
+/// A handle to read a shard; cheap to clone and to send to other threads. It never waits for
+/// apply or for a checkpoint longer than the writes of one entry take.
+#[derive(Clone, Debug)]
+pub struct ShardReader {
+    shared: Arc<Shared>,
+}
+
+/// What there is to say of a shard's state at one index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// The last entry applied.
+    pub applied: LogId,
+    /// Its log time.
+    pub log_time: u64,
+    /// The last entry in the checkpoint.
+    pub checkpoint: LogId,
+    /// What the state holds.
+    pub counts: Counts,
+    /// The digest of all live rows.
+    pub digest: u128,
+    /// Bytes in the delta.
+    pub delta_bytes: u64,
+}
+
+impl ShardReader {
+    pub(super) fn new(shared: Arc<Shared>) -> ShardReader {
+        ShardReader { shared }
+    }
+
+    /// The shard.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.shared.group
+    }
+
+    /// The replica whose state this is.
+    #[must_use]
+    pub fn replica(&self) -> ReplicaId {
+        self.shared.view.load().header.replica
+    }
+
+    /// The last entry whose effects a read that begins now will see, all of them.
+    #[must_use]
+    pub fn applied(&self) -> Index {
+        Index(self.shared.applied.load(Ordering::Acquire))
+    }
+
+    /// Looks a row up in memory. Never waits for the disk.
+    #[must_use]
+    pub fn try_get(&self, key: &RowKey) -> Lookup {
+        self.shared.lookup(&self.shared.view.load(), key)
+    }
+
+    /// Reads a row, from the tree if need be: for threads that may wait for the disk.
+    ///
+    /// # Errors
+    /// A failed read, or [`StorageError::Damaged`].
+    pub fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
+        self.shared.get(key)
+    }
+
+    /// Pins the state at the last applied index, until the pin and the scans made from it are
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`StorageError::TooManyPins`] while [`SCAN_PINS_MAX`](super::SCAN_PINS_MAX) are held.
+    pub fn pin(&self) -> Result<ScanPin> {
+        let (view, index, guard) = self.shared.pin_index()?;
+        Ok(ScanPin { pinned: Arc::new(Pinned { view, index, _guard: guard }) })
+    }
+
+    /// What there is to say of the state, all at one index.
+    #[must_use]
+    pub fn status(&self) -> ShardStatus {
+        let view = self.shared.view.load();
+        let Frontier { applied, log_time, counts, digest } = *view.active.read().frontier();
+        let frozen = view.frozen.as_ref().map_or(0, |layer| layer.bytes());
+        ShardStatus {
+            applied,
+            log_time,
+            checkpoint: view.header.applied(),
+            counts,
+            digest,
+            delta_bytes: view.active.bytes() + frozen,
+        }
+    }
+
+    /// The header of the published checkpoint.
+    #[must_use]
+    pub fn header(&self) -> Arc<ShardHeader> {
+        Arc::clone(&self.shared.view.load().header)
+    }
+
+    /// Reads the whole checkpoint from the tree and compares it with the counts and the digest in
+    /// its header. `pace` is told the bytes of each page read, and may sleep. One scrub of a shard
+    /// runs at a time.
+    ///
+    /// # Errors
+    /// [`StorageError::Damaged`] if the state is not what was written.
+    pub fn scrub(&self, mut pace: impl FnMut(u64)) -> Result<()> {
+        let (view, guard) = self.shared.pin_checkpoint(PinKind::Scrub)?;
+        let header = &view.header;
+        let mut digest = Digest::default();
+        let mut counts = Counts::default();
+        let mut rest = Some(Span::everything());
+        while let Some(span) = rest {
+            let page = versions::page(&view.generation.tree, &span, header.number, false)?;
+            let mut bytes = 0;
+            for (key, record) in &page.rows {
+                let Some(record) = record else { continue };
+                digest.add(key, record);
+                counts.add(key, record);
+                bytes += (key.as_bytes().len() + record.len()) as u64;
+            }
+            pace(bytes);
+            rest = page.rest;
+        }
+        drop(guard);
+        let Frontier { counts: expected, digest: sum, .. } = header.frontier;
+        if counts != expected || digest.sum() != sum {
+            return Err(StorageError::damaged(format!(
+                "the state of {} at {} has {} rows with digest {:032x}, \
+                 but its header says {} rows with digest {:032x}",
+                header.group,
+                header.applied(),
+                counts.rows,
+                digest.sum(),
+                expected.rows,
+                sum
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Holds the state of a shard at one index for reading. Cloning shares the pin.
+#[derive(Clone, Debug)]
+pub struct ScanPin {
+    pinned: Arc<Pinned>,
+}
+
+#[derive(Debug)]
+struct Pinned {
+    view: Arc<View>,
+    index: u64,
+    _guard: PinGuard,
+}
+
+impl ScanPin {
+    /// The index that is pinned.
+    #[must_use]
+    pub fn index(&self) -> Index {
+        Index(self.pinned.index)
+    }
+
+    /// The row at the pinned index. It may wait for the disk.
+    ///
+    /// # Errors
+    /// A failed read, or [`StorageError::Damaged`].
+    pub fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
+        let Pinned { view, index, .. } = &*self.pinned;
+        if let Some(record) = view.active.read().at(key, *index) {
+            return Ok(record.clone());
+        }
+        if let Some(frozen) = &view.frozen
+            && let Some(record) = frozen.read().at(key, *index)
+        {
+            return Ok(record.clone());
+        }
+        Ok(versions::read(&view.generation.tree, key, view.header.number)?.flatten())
+    }
+
+    /// The rows of a range at the pinned index, in byte order, or from the end if `reverse`. Each
+    /// step may wait for the disk.
+    #[must_use]
+    pub fn scan(&self, range: &ScanRange, reverse: bool) -> Scan {
+        Scan::new(self.clone(), range, reverse)
+    }
+
+    pub(super) fn view(&self) -> &View {
+        &self.pinned.view
+    }
+}

@@ -1,0 +1,413 @@
+//! The state of one replica: a single writer, and handles for its readers and jobs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorate_raft::{GroupId, Index, LogId, Membership, ReplicaId, SnapshotMeta};
+
+use super::budget::DeltaBudget;
+use super::checkpoint::{Attempt, CheckpointJob, Finished, attempt_key, header_key};
+use super::clean::{CleanJob, Garbage};
+use super::delta::Layer;
+use super::header::{Frontier, HashRange, ShardHeader};
+use super::pins::{PinKind, Pins};
+use super::reader::{ScanPin, ShardReader};
+use super::scan::Scan;
+use super::transaction::Transaction;
+use super::versions;
+use super::view::{Generation, Generations, Shared, View};
+use crate::engine::{Engine, Tree};
+use crate::error::{Result, StorageError};
+use crate::keys::{RowKey, RowKind};
+use crate::snapshot::{Installed, Installer, SnapshotSource};
+
+/// The tree of all shard headers of a node. Its name cannot be that of a shard's tree.
+const HEADERS: &[u8] = b"shards";
+
+/// A shard as it begins: without rows, at index 0.
+#[derive(Clone, Debug)]
+pub struct ShardInit {
+    /// The shard, which is also the group that replicates it.
+    pub group: GroupId,
+    /// The replica on this node.
+    pub replica: ReplicaId,
+    /// The first membership.
+    pub membership: Membership,
+    /// The hashes of the keys that the shard owns.
+    pub range: HashRange,
+    /// The epoch of that ownership.
+    pub shard_epoch: u64,
+}
+
+/// The applied state of one replica: its tree at a checkpoint, and the delta since.
+///
+/// One thread applies entries to it; [`reader`](ShardStore::reader) gives handles to any others.
+/// Nothing is written to the disk per entry: what is applied after the last checkpoint is applied
+/// again from the log when the shard is opened.
+#[derive(Debug)]
+pub struct ShardStore {
+    shared: Arc<Shared>,
+    /// The published view; only this store replaces it.
+    view: Arc<View>,
+    frontier: Frontier,
+    membership: Membership,
+}
+
+impl ShardStore {
+    /// Creates a shard; its header is durable when this returns.
+    ///
+    /// # Errors
+    /// [`StorageError::Invalid`] if the shard is there already, or a failed write.
+    pub fn create(
+        engine: &Engine,
+        init: ShardInit,
+        budget: Arc<DeltaBudget>,
+    ) -> Result<ShardStore> {
+        let headers = engine.tree(HEADERS)?;
+        let key = header_key(init.group);
+        if headers.get(&key)?.is_some() {
+            return Err(StorageError::Invalid {
+                what: format!("shard {} is there already", init.group),
+            });
+        }
+        // A tree without a header is what a crash has left; it is never built on.
+        let names = engine.tree_names();
+        let used = names.iter().filter_map(|name| Generation::parse_name(name));
+        let last = used.filter(|(group, _)| *group == init.group).map(|(_, number)| number).max();
+        let header = ShardHeader {
+            group: init.group,
+            replica: init.replica,
+            generation: last.map_or(1, |last| last + 1),
+            number: 0,
+            frontier: Frontier::default(),
+            membership: init.membership,
+            range: init.range,
+            shard_epoch: init.shard_epoch,
+            log_valid_from: Index(1),
+        };
+        let tree = engine.tree(&Generation::tree_name(header.group, header.generation))?;
+        engine.barrier()?;
+        headers.insert(&key, &header.encode()?)?;
+        engine.barrier()?;
+        let attempt = Attempt::none(&header);
+        Ok(ShardStore::assemble(engine, headers, tree, header, attempt, budget))
+    }
+
+    /// Opens every shard that has a header, and removes what unfinished checkpoints, installs and
+    /// creations have left. A shard that is damaged is an error of its own, and nothing of it is
+    /// removed.
+    ///
+    /// # Errors
+    /// A failure of the engine, which concerns all shards.
+    pub fn open_all(
+        engine: &Engine,
+        budget: &Arc<DeltaBudget>,
+    ) -> Result<BTreeMap<GroupId, Result<ShardStore>>> {
+        let headers = engine.tree(HEADERS)?;
+        let mut found: BTreeMap<GroupId, Result<ShardHeader>> = BTreeMap::new();
+        for entry in headers.range::<&[u8]>(..) {
+            let (key, value) = entry?;
+            if let Ok(key) = <[u8; 8]>::try_from(&key[..]) {
+                let group = GroupId(u64::from_be_bytes(key));
+                found.insert(group, ShardHeader::decode(group, &value));
+            }
+        }
+        for name in engine.tree_names() {
+            let Some((group, number)) = Generation::parse_name(&name) else { continue };
+            let leftover = match found.get(&group) {
+                None => true,
+                Some(Ok(header)) => header.generation != number,
+                Some(Err(_)) => false,
+            };
+            if leftover {
+                tracing::info!(shard = group.0, generation = number, "removing an unused tree");
+                engine.drop_tree(&name)?;
+            }
+        }
+        let mut shards = BTreeMap::new();
+        for (group, header) in found {
+            let open = |header| ShardStore::open(engine, &headers, header, Arc::clone(budget));
+            match header.and_then(open) {
+                Err(error) if error.is_fatal() => return Err(error),
+                shard => shards.insert(group, shard),
+            };
+        }
+        Ok(shards)
+    }
+
+    fn open(
+        engine: &Engine,
+        headers: &Tree,
+        header: ShardHeader,
+        budget: Arc<DeltaBudget>,
+    ) -> Result<ShardStore> {
+        let tree = engine.tree(&Generation::tree_name(header.group, header.generation))?;
+        let attempt = headers.get(&attempt_key(header.group))?;
+        let attempt = attempt.map(|bytes| Attempt::decode(&bytes)).transpose()?;
+        let attempt = attempt.filter(|attempt| attempt.generation == header.generation);
+        let attempt = attempt.unwrap_or_else(|| Attempt::none(&header));
+        if attempt.begun > header.number {
+            let removed = versions::remove_above(&tree, header.number)?;
+            engine.barrier()?;
+            let shard = header.group.0;
+            tracing::info!(shard, removed, "removed the versions of an unfinished checkpoint");
+        }
+        Ok(ShardStore::assemble(engine, headers.clone(), tree, header, attempt, budget))
+    }
+
+    fn assemble(
+        engine: &Engine,
+        headers: Tree,
+        tree: Tree,
+        header: ShardHeader,
+        attempt: Attempt,
+        budget: Arc<DeltaBudget>,
+    ) -> ShardStore {
+        let mut garbage = Garbage::default();
+        if attempt.cleaned != header.number {
+            garbage.sweep_all();
+        }
+        let (frontier, membership) = (header.frontier, header.membership.clone());
+        let number = header.generation;
+        let view = Arc::new(View {
+            generation: Arc::new(Generation { number, tree, cache_id: budget.cache().new_id() }),
+            header: Arc::new(header),
+            frozen: None,
+            active: Arc::new(Layer::new(frontier, Arc::clone(&budget))),
+        });
+        let shared = Arc::new(Shared {
+            group: view.header.group,
+            engine: engine.clone(),
+            headers,
+            budget,
+            view: ArcSwap::new(Arc::clone(&view)),
+            applied: AtomicU64::new(frontier.applied.index.0),
+            pins: Mutex::new(Pins::default()),
+            garbage: Mutex::new(garbage),
+            attempt: Mutex::new(attempt),
+            generations: Mutex::new(Generations {
+                durable: number,
+                next: number + 1,
+                installing: false,
+            }),
+        });
+        ShardStore { shared, view, frontier, membership }
+    }
+
+    /// The header of the last finished checkpoint.
+    #[must_use]
+    pub fn header(&self) -> &ShardHeader {
+        &self.view.header
+    }
+
+    /// The last entry applied.
+    #[must_use]
+    pub fn applied(&self) -> LogId {
+        self.frontier.applied
+    }
+
+    /// The log time of the last entry applied.
+    #[must_use]
+    pub fn log_time(&self) -> u64 {
+        self.frontier.log_time
+    }
+
+    /// The digest of all live rows.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        self.frontier.digest
+    }
+
+    /// How far the state has come.
+    #[must_use]
+    pub fn frontier(&self) -> Frontier {
+        self.frontier
+    }
+
+    /// The membership as of the last entry applied.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Bytes of the delta that is not yet being written by a checkpoint.
+    #[must_use]
+    pub fn active_bytes(&self) -> u64 {
+        self.view.active.bytes()
+    }
+
+    /// Whether a frozen layer waits for its checkpoint to be finished.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.view.frozen.is_some()
+    }
+
+    /// A handle for readers on other threads.
+    #[must_use]
+    pub fn reader(&self) -> ShardReader {
+        ShardReader::new(Arc::clone(&self.shared))
+    }
+
+    /// All rows of a kind, of all keyspaces, in order: to load what is kept in memory beside the
+    /// store. It holds a pin while it lasts.
+    ///
+    /// # Errors
+    /// [`StorageError::TooManyPins`].
+    pub fn rows(&self, kind: RowKind) -> Result<Scan> {
+        let pin: ScanPin = self.reader().pin()?;
+        Ok(Scan::of_kind(pin, kind))
+    }
+
+    /// Begins to apply the entry `at`, which must be the one after the last applied: an entry
+    /// without effect is applied too, by an empty transaction. A log time that goes back counts
+    /// as no progress.
+    ///
+    /// # Panics
+    /// If an entry is left out or applied twice: the replica would no longer be one.
+    pub fn begin(&mut self, at: LogId, log_time: u64) -> Transaction<'_> {
+        let applied = self.frontier.applied;
+        assert!(
+            at.index.0 == applied.index.0 + 1 && at.term >= applied.term,
+            "{}: entry {at} applied after {applied}",
+            self.shared.group
+        );
+        let log_time = log_time.max(self.frontier.log_time);
+        Transaction::new(self, at, log_time)
+    }
+
+    pub(super) fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
+        self.shared.get(key)
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        writes: impl Iterator<Item = (RowKey, Option<Bytes>)>,
+        frontier: Frontier,
+        membership: Option<Membership>,
+    ) {
+        self.view.active.apply(writes, frontier, || self.shared.pins.lock().indexes());
+        self.frontier = frontier;
+        if let Some(membership) = membership {
+            self.membership = membership;
+        }
+        // Only now: whoever sees the index sees all writes up to it.
+        self.shared.applied.store(frontier.applied.index.0, Ordering::Release);
+    }
+
+    /// Freezes the delta so that a checkpoint of it can be written; entries go on being applied to
+    /// a new one. None if nothing was applied since the last checkpoint, or if the last one is not
+    /// finished.
+    pub fn freeze(&mut self) -> Option<CheckpointJob> {
+        if self.is_frozen() || self.frontier.applied == self.header().applied() {
+            return None;
+        }
+        let layer = Arc::clone(&self.view.active);
+        let header = ShardHeader {
+            number: self.header().number + 1,
+            frontier: self.frontier,
+            membership: self.membership.clone(),
+            ..self.header().clone()
+        };
+        let active = Arc::new(Layer::new(self.frontier, Arc::clone(&self.shared.budget)));
+        let frozen = Some(Arc::clone(&layer));
+        self.replace(View { frozen, active, ..(*self.view).clone() });
+        let generation = Arc::clone(&self.view.generation);
+        Some(CheckpointJob { shared: Arc::clone(&self.shared), generation, layer, header })
+    }
+
+    /// Lets go of the frozen layer, whose checkpoint is durable. Returns the last entry in the
+    /// last checkpoint: the log may be purged through it.
+    pub fn finish(&mut self, finished: Finished) -> LogId {
+        let Finished { header, garbage } = finished;
+        // An install may have been adopted since the job ran.
+        if let Some(header) = header.filter(|h| h.generation == self.header().generation) {
+            assert!(
+                header.number == self.header().number + 1 && self.is_frozen(),
+                "{}: checkpoint {} finished after {}",
+                header.group,
+                header.number,
+                self.header().number
+            );
+            let header = Arc::new(header);
+            self.replace(View { header, frozen: None, ..(*self.view).clone() });
+            self.shared.garbage.lock().merge(garbage);
+        }
+        self.header().applied()
+    }
+
+    /// A job that removes superseded versions and replaced trees, if there may be any. Each
+    /// checkpoint begins with that too, so it need only be run where none follows soon.
+    pub fn clean(&self) -> Option<CleanJob> {
+        let nothing = self.shared.garbage.lock().is_empty();
+        (!nothing).then(|| CleanJob { shared: Arc::clone(&self.shared) })
+    }
+
+    /// Pins the last checkpoint to send it as a snapshot; at most two at a time. Dropping the
+    /// source releases it.
+    ///
+    /// # Errors
+    /// [`StorageError::TooManyPins`].
+    pub fn pin_snapshot(&self) -> Result<SnapshotSource> {
+        let (view, guard) = self.shared.pin_checkpoint(PinKind::Snapshot)?;
+        Ok(SnapshotSource::new(view, guard))
+    }
+
+    /// Begins to install a snapshot into a new tree. The shard stays as it is until the result of
+    /// [`Installer::finish`] is [adopted](ShardStore::adopt).
+    ///
+    /// # Errors
+    /// [`StorageError::Invalid`] while another install is under way, or for a snapshot that is
+    /// behind the state; or a failed write.
+    pub fn begin_install(&self, meta: SnapshotMeta) -> Result<Installer> {
+        Installer::new(Arc::clone(&self.shared), meta)
+    }
+
+    /// Takes a finished install as the state; readers see it from now on. Between
+    /// [`Installer::finish`] and this no entry may be applied.
+    ///
+    /// # Panics
+    /// If entries behind the snapshot were applied meanwhile.
+    pub fn adopt(&mut self, installed: Installed) {
+        let Installed { generation, header } = installed;
+        let frontier = header.frontier;
+        assert!(
+            frontier.applied.index >= self.frontier.applied.index
+                && header.generation > self.header().generation,
+            "{}: a snapshot at {} adopted over {}",
+            header.group,
+            frontier.applied,
+            self.frontier.applied
+        );
+        let replaced = Arc::clone(&self.view.generation);
+        let active = Arc::new(Layer::new(frontier, Arc::clone(&self.shared.budget)));
+        self.membership = header.membership.clone();
+        self.frontier = frontier;
+        self.replace(View { generation, header, frozen: None, active });
+        self.shared.applied.store(frontier.applied.index.0, Ordering::Release);
+        let mut garbage = self.shared.garbage.lock();
+        garbage.forget_rows();
+        garbage.retire(replaced);
+    }
+
+    /// Removes the shard from the disk: its replica is gone from the group for ever.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn destroy(self) -> Result<()> {
+        let Shared { group, engine, headers, .. } = &*self.shared;
+        headers.remove(&header_key(*group))?;
+        headers.remove(&attempt_key(*group))?;
+        // A tree without a header is removed at the next open, a header without a tree is not.
+        engine.barrier()?;
+        engine.drop_tree(&Generation::tree_name(*group, self.header().generation))
+    }
+
+    fn replace(&mut self, view: View) {
+        self.view = Arc::new(view);
+        self.shared.publish(Arc::clone(&self.view));
+    }
+}

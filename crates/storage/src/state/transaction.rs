@@ -1,0 +1,130 @@
+//! The writes of one log entry.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map;
+
+use bytes::Bytes;
+use quorate_raft::{LogId, Membership};
+
+use super::digest::Digest;
+use super::header::Frontier;
+use super::store::ShardStore;
+use crate::error::{Result, StorageError};
+use crate::keys::{MAX_KEY_BYTES, RowKey};
+
+/// The longest record, in bytes: a value of the largest size with room for what stands around it.
+pub const MAX_RECORD_BYTES: usize = 4 << 20;
+
+/// A row that the transaction has read, and what it wrote to it.
+#[derive(Debug)]
+struct Slot {
+    old: Option<Bytes>,
+    new: Option<Option<Bytes>>,
+}
+
+/// Applies one log entry: reads see its own writes, and [`commit`](Transaction::commit) makes all
+/// of them visible at once, together with the new applied index. Dropping it changes nothing.
+///
+/// An entry without effect is applied by committing an empty transaction.
+#[derive(Debug)]
+pub struct Transaction<'a> {
+    store: &'a mut ShardStore,
+    at: LogId,
+    log_time: u64,
+    slots: BTreeMap<RowKey, Slot>,
+    membership: Option<Membership>,
+}
+
+impl<'a> Transaction<'a> {
+    pub(super) fn new(store: &'a mut ShardStore, at: LogId, log_time: u64) -> Transaction<'a> {
+        Transaction { store, at, log_time, slots: BTreeMap::new(), membership: None }
+    }
+
+    /// The entry being applied.
+    #[must_use]
+    pub fn at(&self) -> LogId {
+        self.at
+    }
+
+    /// The log time of the entry.
+    #[must_use]
+    pub fn log_time(&self) -> u64 {
+        self.log_time
+    }
+
+    /// The row as this transaction has left it.
+    ///
+    /// # Errors
+    /// A failed read, or [`StorageError::Damaged`].
+    pub fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>> {
+        let slot = self.slot(key)?;
+        Ok(slot.new.as_ref().unwrap_or(&slot.old).clone())
+    }
+
+    /// Writes a row. The record is copied, so that it does not keep a receive buffer alive.
+    ///
+    /// # Errors
+    /// [`StorageError::TooLarge`], or a failed read of the row's old record.
+    pub fn put(&mut self, key: &RowKey, record: &[u8]) -> Result<()> {
+        let (len, limit) = (key.key().len(), MAX_KEY_BYTES);
+        if len > limit {
+            return Err(StorageError::TooLarge { what: "a key", len, limit });
+        }
+        let (len, limit) = (record.len(), MAX_RECORD_BYTES);
+        if len > limit {
+            return Err(StorageError::TooLarge { what: "a record", len, limit });
+        }
+        self.slot(key)?.new = Some(Some(Bytes::copy_from_slice(record)));
+        Ok(())
+    }
+
+    /// Deletes a row, if it exists.
+    ///
+    /// # Errors
+    /// A failed read of the row's old record.
+    pub fn delete(&mut self, key: &RowKey) -> Result<()> {
+        self.slot(key)?.new = Some(None);
+        Ok(())
+    }
+
+    /// Sets the membership of the group, as a membership entry does.
+    pub fn set_membership(&mut self, membership: Membership) {
+        self.membership = Some(membership);
+    }
+
+    /// Makes the writes visible to readers, all at once, and the entry applied.
+    pub fn commit(self) {
+        let Transaction { store, at, log_time, slots, membership } = self;
+        let before = store.frontier();
+        let mut counts = before.counts;
+        let mut digest = Digest::from_sum(before.digest);
+        for (key, slot) in &slots {
+            let Some(new) = &slot.new else { continue };
+            if let Some(old) = &slot.old {
+                digest.subtract(key, old);
+                counts.subtract(key, old);
+            }
+            if let Some(new) = new {
+                digest.add(key, new);
+                counts.add(key, new);
+            }
+        }
+        let frontier = Frontier { applied: at, log_time, counts, digest: digest.sum() };
+        // Deleting what is not there leaves no trace.
+        let writes = slots.into_iter().filter_map(|(key, slot)| {
+            let new = slot.new?;
+            (new.is_some() || slot.old.is_some()).then_some((key, new))
+        });
+        store.apply(writes, frontier, membership);
+    }
+
+    fn slot(&mut self, key: &RowKey) -> Result<&mut Slot> {
+        match self.slots.entry(key.clone()) {
+            btree_map::Entry::Occupied(slot) => Ok(slot.into_mut()),
+            btree_map::Entry::Vacant(slot) => {
+                let old = self.store.get(key)?;
+                Ok(slot.insert(Slot { old, new: None }))
+            }
+        }
+    }
+}

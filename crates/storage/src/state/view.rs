@@ -1,0 +1,196 @@
+//! What readers of a shard see: a tree at a checkpoint, and the delta on top of it.
+//!
+//! A [`View`] is immutable but for its active layer, to which entries are applied under that
+//! layer's lock. Freezing, finishing a checkpoint and adopting an install put another view in its
+//! place. A row is looked up in the active layer, the frozen one, the value cache and the tree.
+//!
+//! **The cache** holds, for a row that is in neither layer, the row of the tree at the view's
+//! checkpoint. It stays true because
+//! - a checkpoint puts every row of the frozen layer into the cache, after freezing and before the
+//!   view in which the layer is gone; until then the layer itself answers for these rows;
+//! - a reader puts in what it read from the tree only if, under the row's cache lock, the view
+//!   still has that checkpoint and its frozen layer does not have the row. (Had the checkpoint
+//!   already put a newer record, the layer would be frozen, or the checkpoint another one.)
+//!
+//! **Versions** in the tree are removed only when a newer version at or below the published
+//! checkpoint stands beside them and no pin sees them. An unpinned read may run while the
+//! checkpoint changes; it looks at the view again after it read and starts anew if it did.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorate_raft::GroupId;
+
+use super::budget::DeltaBudget;
+use super::cache::CacheId;
+use super::checkpoint::Attempt;
+use super::clean::Garbage;
+use super::delta::Layer;
+use super::header::ShardHeader;
+use super::pins::{PinGuard, PinKind, Pins};
+use super::versions;
+use crate::engine::{Engine, Tree};
+use crate::error::Result;
+use crate::keys::RowKey;
+
+/// What a reader can say of a row without touching the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// The row's record.
+    Found(Bytes),
+    /// The row does not exist.
+    Absent,
+    /// Only the tree knows: a read that may wait for the disk.
+    Tree,
+}
+
+impl Lookup {
+    fn known(record: Option<Bytes>) -> Lookup {
+        record.map_or(Lookup::Absent, Lookup::Found)
+    }
+}
+
+/// One tree of a shard.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    pub(crate) number: u64,
+    pub(crate) tree: Tree,
+    pub(crate) cache_id: CacheId,
+}
+
+impl Generation {
+    /// The name of a shard's tree.
+    pub(crate) fn tree_name(group: GroupId, number: u64) -> Vec<u8> {
+        format!("s{}/{number}", group.0).into_bytes()
+    }
+
+    /// The shard and the generation of a tree's name, if it is one of ours.
+    pub(crate) fn parse_name(name: &[u8]) -> Option<(GroupId, u64)> {
+        let (group, number) = std::str::from_utf8(name).ok()?.strip_prefix('s')?.split_once('/')?;
+        let (group, number) = (GroupId(group.parse().ok()?), number.parse().ok()?);
+        (Generation::tree_name(group, number) == name).then_some((group, number))
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) generation: Arc<Generation>,
+    /// The checkpoint; a view with the same `Arc` has the same checkpoint.
+    pub(crate) header: Arc<ShardHeader>,
+    pub(crate) frozen: Option<Arc<Layer>>,
+    pub(crate) active: Arc<Layer>,
+}
+
+impl View {
+    pub(crate) fn same_checkpoint(&self, other: &View) -> bool {
+        Arc::ptr_eq(&self.header, &other.header)
+    }
+}
+
+/// What the writer, the readers and the jobs of a shard share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) group: GroupId,
+    pub(crate) engine: Engine,
+    /// The tree of all shard headers of the node.
+    pub(crate) headers: Tree,
+    pub(crate) budget: Arc<DeltaBudget>,
+    pub(crate) view: ArcSwap<View>,
+    /// The index of the last entry applied and visible.
+    pub(crate) applied: AtomicU64,
+    pub(crate) pins: Mutex<Pins>,
+    pub(crate) garbage: Mutex<Garbage>,
+    /// The attempt record as it was last written.
+    pub(crate) attempt: Mutex<Attempt>,
+    /// The generation that the durable header names, and the next one to use. Whoever inserts a
+    /// header holds this lock, so that a checkpoint of a replaced tree cannot undo an install.
+    pub(crate) generations: Mutex<Generations>,
+}
+
+/// See [`Shared::generations`].
+#[derive(Debug)]
+pub(crate) struct Generations {
+    pub(crate) durable: u64,
+    pub(crate) next: u64,
+    /// Whether a snapshot is being installed.
+    pub(crate) installing: bool,
+}
+
+impl Shared {
+    /// Looks a row up without touching the tree.
+    pub(crate) fn lookup(&self, view: &View, key: &RowKey) -> Lookup {
+        if let Some(record) = view.active.read().newest(key) {
+            return Lookup::known(record.clone());
+        }
+        if let Some(frozen) = &view.frozen
+            && let Some(record) = frozen.read().newest(key)
+        {
+            return Lookup::known(record.clone());
+        }
+        let cached = self.budget.cache().get(view.generation.cache_id, key);
+        cached.map_or(Lookup::Tree, Lookup::known)
+    }
+
+    /// Reads a row, from the tree if need be.
+    pub(crate) fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
+        loop {
+            let view = self.view.load();
+            match self.lookup(&view, key) {
+                Lookup::Found(record) => return Ok(Some(record)),
+                Lookup::Absent => return Ok(None),
+                Lookup::Tree => {}
+            }
+            let read = versions::read(&view.generation.tree, key, view.header.number);
+            if !view.same_checkpoint(&self.view.load()) {
+                // What was read may have been removed under our hands.
+                continue;
+            }
+            let record = read?.flatten();
+            self.budget.cache().put(view.generation.cache_id, key, record.as_ref(), || {
+                let now = self.view.load();
+                view.same_checkpoint(&now)
+                    && !now.frozen.as_ref().is_some_and(|layer| layer.read().contains(key))
+            });
+            return Ok(record);
+        }
+    }
+
+    /// Pins the state at the last applied index.
+    pub(crate) fn pin_index(self: &Arc<Self>) -> Result<(Arc<View>, u64, PinGuard)> {
+        loop {
+            let view = self.view.load_full();
+            let rows = view.active.read();
+            let index = rows.frontier().applied.index.0;
+            let mut pins = self.pins.lock();
+            // Views are replaced under the pins' lock: this one is current, or it is not yet
+            // known to be pinned and its versions may be on their way out.
+            if !Arc::ptr_eq(&view, &self.view.load()) {
+                continue;
+            }
+            let header = &view.header;
+            let id = pins.add(PinKind::Scan, header.generation, header.number, Some(index))?;
+            drop(pins);
+            drop(rows);
+            return Ok((view, index, PinGuard::new(Arc::clone(self), id)));
+        }
+    }
+
+    /// Pins the published checkpoint.
+    pub(crate) fn pin_checkpoint(self: &Arc<Self>, kind: PinKind) -> Result<(Arc<View>, PinGuard)> {
+        let mut pins = self.pins.lock();
+        let view = self.view.load_full();
+        let id = pins.add(kind, view.header.generation, view.header.number, None)?;
+        drop(pins);
+        Ok((view, PinGuard::new(Arc::clone(self), id)))
+    }
+
+    /// Puts another view in place.
+    pub(crate) fn publish(&self, view: Arc<View>) {
+        let _pins = self.pins.lock();
+        self.view.store(view);
+    }
+}
