@@ -1,0 +1,406 @@
+//! Who this node is: the data directory, its lock, and the file `IDENTITY`.
+//!
+//! A node is (cluster id, node id, incarnation), never an address. The incarnation is 128 random bits
+//! drawn once for each data directory, so a directory that was wiped is another incarnation, and the
+//! members that remember the old one refuse it (design §5, Bootstrap). `IDENTITY` is text, outside the
+//! storage engine, so that it survives the loss of `sled/`; it is replaced atomically and is behind a
+//! barrier before the node sends its first packet.
+
+mod file;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use parking_lot::{Mutex, RwLock};
+use quorate_raft::NodeId;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::exit::Fatal;
+
+use file::{read_identity, replace, sync_dir};
+use record::Record;
+
+/// The name of the identity file in the data directory.
+pub const IDENTITY_FILE: &str = "IDENTITY";
+/// The name of the lock file in the data directory.
+pub const LOCK_FILE: &str = "LOCK";
+/// The newest format of the data directory that this version reads and writes.
+pub const FORMAT: u32 = 1;
+
+const README_FILE: &str = "README";
+const README_TEXT: &str = include_str!("identity/README.txt");
+
+/// 128 random bits, drawn once for each data directory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u128);
+
+/// The name of a cluster that cannot be chosen: 128 bits computed from the list of its first members.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub u128);
+
+macro_rules! id128 {
+    ($name:ident) => {
+        impl $name {
+            /// The 16 bytes, big-endian, as they travel.
+            pub fn to_bytes(self) -> [u8; 16] {
+                self.0.to_be_bytes()
+            }
+
+            /// The id in these bytes; `None` unless there are 16 of them.
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(|bytes| Self(u128::from_be_bytes(bytes)))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+    };
+}
+id128!(Incarnation);
+id128!(ClusterId);
+
+/// What the cluster agreed on when it formed. It never changes afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Formed {
+    /// Computed from the cluster name and the members; see [`Formed::new`].
+    pub cluster_id: ClusterId,
+    /// The name given by `--cluster-name`.
+    pub cluster_name: String,
+    /// The first members and the incarnation of each.
+    pub members: BTreeMap<NodeId, Incarnation>,
+    /// Shards at formation, group 0 not counted.
+    pub shards: u32,
+    /// Replicas wanted for each shard.
+    pub replicas: u32,
+}
+
+impl Formed {
+    /// The agreement on these members; every node that agrees computes the same cluster id.
+    pub fn new(
+        cluster_name: &str,
+        members: BTreeMap<NodeId, Incarnation>,
+        shards: u32,
+        replicas: u32,
+    ) -> Self {
+        let mut text = Vec::from(&b"quorate cluster id 1\0"[..]);
+        text.extend_from_slice(&(cluster_name.len() as u64).to_be_bytes());
+        text.extend_from_slice(cluster_name.as_bytes());
+        for (node, incarnation) in &members {
+            text.extend_from_slice(&node.0.to_be_bytes());
+            text.extend_from_slice(&incarnation.to_bytes());
+        }
+        let cluster_id = ClusterId(xxhash_rust::xxh3::xxh3_128(&text));
+        Self { cluster_id, cluster_name: cluster_name.to_owned(), members, shards, replicas }
+    }
+}
+
+/// Why a data directory cannot be used. It becomes the [`Fatal`] with which the process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Another process holds the lock.
+    #[error("the data directory {0} is in use by another process")]
+    InUse(PathBuf),
+    /// A newer version of the program wrote it.
+    #[error(
+        "the data directory {dir} has format {found}, this version knows formats up to {FORMAT}; \
+         start a newer version"
+    )]
+    NewerFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// The format that it says it has.
+        found: u64,
+    },
+    /// The directory belongs to another node, or what it says contradicts the flags.
+    #[error("{0}")]
+    Mismatch(String),
+    /// `IDENTITY` cannot be believed.
+    #[error(
+        "{path} is damaged: {why}; it was left as it is. Restore it from a copy; if there is none, \
+         this directory cannot be used again"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is data, but nothing that says whose.
+    #[error(
+        "the data directory {0} holds data but no file IDENTITY; it was left as it is. Restore \
+         IDENTITY from a copy, or give an empty directory"
+    )]
+    Missing(PathBuf),
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+impl From<IdentityError> for Fatal {
+    fn from(error: IdentityError) -> Self {
+        let sentence = error.to_string();
+        match error {
+            IdentityError::InUse(_) => Self::InUse(sentence),
+            IdentityError::NewerFormat { .. } => Self::NewerFormat(sentence),
+            IdentityError::Mismatch(_)
+            | IdentityError::Damaged { .. }
+            | IdentityError::Missing(_)
+            | IdentityError::Io { .. } => Self::Identity(sentence),
+        }
+    }
+}
+
+impl IdentityError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// A data directory that this process alone uses, from [`DataDir::open`] until it is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Holds the lock; the kernel releases it when the process ends, however it ends.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Creates the directory (mode 0700) where it is missing, and locks it.
+    ///
+    /// # Errors
+    /// [`IdentityError::InUse`] when another process has it, [`IdentityError::Io`].
+    pub fn open(path: &Path) -> Result<Self, IdentityError> {
+        create_private(path)?;
+        let lock_path = path.join(LOCK_FILE);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(IdentityError::io("open", &lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(IdentityError::InUse(path.to_owned()));
+            }
+            Err(errno) => return Err(IdentityError::io("lock", &lock_path)(errno.into())),
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the storage engine lives; created by its owner.
+    pub fn sled_dir(&self) -> PathBuf {
+        self.path.join("sled")
+    }
+
+    /// Where snapshots under way are kept; created by its owner.
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    /// Where damaged data is set aside; never emptied by the program.
+    pub fn aside_dir(&self) -> PathBuf {
+        self.path.join("aside")
+    }
+
+    /// Whether anything but what [`DataDir::open`] and an interrupted first start leave is in it.
+    fn holds_data(&self) -> Result<bool, IdentityError> {
+        for entry in
+            fs::read_dir(&self.path).map_err(IdentityError::io("read the directory", &self.path))?
+        {
+            let entry = entry.map_err(IdentityError::io("read the directory", &self.path))?;
+            let name = entry.file_name();
+            if name == "sled" || name == "snapshots" || name == "aside" || name == "raft-log" {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Creates `path` with mode 0700, or makes a directory private that is empty or already ours.
+fn create_private(path: &Path) -> Result<(), IdentityError> {
+    if !path.exists() {
+        // Only the directory itself is private: the ones above it are somebody else's.
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(IdentityError::io("create the directory", parent))?;
+        let create = IdentityError::io("create the data directory", path);
+        DirBuilder::new().mode(0o700).create(path).map_err(create)?;
+        // The new name must survive a power cut as surely as what will be written below it.
+        return sync_dir(parent);
+    }
+    let stat = fs::metadata(path).map_err(IdentityError::io("read", path))?;
+    if !stat.is_dir() {
+        return Err(IdentityError::Io {
+            action: "use as a data directory",
+            path: path.to_owned(),
+            source: io::ErrorKind::NotADirectory.into(),
+        });
+    }
+    let ours = path.join(IDENTITY_FILE).exists()
+        || fs::read_dir(path)
+            .map_err(IdentityError::io("read the directory", path))?
+            .next()
+            .is_none();
+    // A directory with other things in it, or a shared one like /tmp, keeps the mode it has.
+    let shared = stat.mode() & 0o1000 != 0 || stat.uid() != rustix::process::geteuid().as_raw();
+    if ours && !shared && stat.mode() & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .map_err(IdentityError::io("make private", path))?;
+    }
+    Ok(())
+}
+
+/// The identity of this node, as durable as the last call that changed it.
+///
+/// One process has one of them (it owns the [`DataDir`]); it is shared by reference.
+#[derive(Debug)]
+pub struct Identity {
+    dir: DataDir,
+    node_id: NodeId,
+    incarnation: Incarnation,
+    boot_counter: u64,
+    formed: RwLock<Option<Formed>>,
+    /// Serialises writers of the file.
+    writing: Mutex<()>,
+}
+
+impl Identity {
+    /// Reads the identity of this directory, or draws a new one where it is empty; counts the boot.
+    /// What it returns is durable.
+    ///
+    /// # Errors
+    /// [`IdentityError::Mismatch`] when the directory belongs to another node id, and the other
+    /// variants as they say. An `IDENTITY` that cannot be read is never overwritten.
+    pub fn open(dir: DataDir, node_id: NodeId) -> Result<Self, IdentityError> {
+        let record = match read_identity(dir.path())? {
+            Some(mut record) => {
+                if record.node_id != node_id {
+                    return Err(IdentityError::Mismatch(format!(
+                        "the data directory {} belongs to node {}, and this node was started with \
+                         --node-id {}",
+                        dir.path().display(),
+                        record.node_id.0,
+                        node_id.0
+                    )));
+                }
+                record.boot_counter += 1;
+                record
+            }
+            None if dir.holds_data()? => {
+                return Err(IdentityError::Missing(dir.path().to_owned()));
+            }
+            None => Record {
+                node_id,
+                incarnation: Incarnation(rand::random()),
+                boot_counter: 1,
+                formed: None,
+            },
+        };
+        replace(dir.path(), README_FILE, README_TEXT.as_bytes())?;
+        replace(dir.path(), IDENTITY_FILE, record.to_text().as_bytes())?;
+        let Record { node_id, incarnation, boot_counter, formed } = record;
+        let (formed, writing) = (RwLock::new(formed), Mutex::new(()));
+        Ok(Self { dir, node_id, incarnation, boot_counter, formed, writing })
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &DataDir {
+        &self.dir
+    }
+
+    /// The number given by `--node-id`.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// Drawn when the directory was new.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Starts of a process on this directory, this one included; from 1.
+    pub fn boot_counter(&self) -> u64 {
+        self.boot_counter
+    }
+
+    /// What the cluster agreed on; `None` until this node has formed or joined.
+    pub fn formed(&self) -> Option<Formed> {
+        self.formed.read().clone()
+    }
+
+    /// The cluster's id; `None` until this node has formed or joined.
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        self.formed.read().as_ref().map(|formed| formed.cluster_id)
+    }
+
+    /// The first members; empty until this node has formed or joined.
+    pub fn members(&self) -> BTreeMap<NodeId, Incarnation> {
+        self.formed.read().as_ref().map(|formed| formed.members.clone()).unwrap_or_default()
+    }
+
+    /// Records the agreement. When this returns it is durable, and the node may vote.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`]; the node is then as unformed as before, in memory and (unless the
+    /// error came after the rename) on disk. Either way it has not acted on it.
+    ///
+    /// # Panics
+    /// When the node has already formed otherwise, or is not among the members: a node is in one
+    /// cluster for life.
+    pub fn set_formed(&self, agreed: Formed) -> Result<(), IdentityError> {
+        let _writing = self.writing.lock();
+        if let Some(before) = self.formed() {
+            assert_eq!(before, agreed, "a node that has formed cannot form otherwise");
+            return Ok(());
+        }
+        assert_eq!(
+            agreed.members.get(&self.node_id),
+            Some(&self.incarnation),
+            "node {} forms only a cluster that knows it: {agreed:?}",
+            self.node_id
+        );
+        let record = Record {
+            node_id: self.node_id,
+            incarnation: self.incarnation,
+            boot_counter: self.boot_counter,
+            formed: Some(agreed.clone()),
+        };
+        replace(self.dir.path(), IDENTITY_FILE, record.to_text().as_bytes())?;
+        *self.formed.write() = Some(agreed);
+        Ok(())
+    }
+}

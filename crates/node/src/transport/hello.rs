@@ -1,0 +1,155 @@
+//! Who speaks: the first message of each stream, and what is refused about it.
+
+use quorate_proto::raft::v1 as wire;
+use quorate_raft::NodeId;
+
+use super::{Lane, PeerTarget, Shared};
+use crate::identity::{ClusterId, Incarnation};
+
+use std::sync::atomic::Ordering;
+
+/// The oldest version of the peer messages that this program understands.
+pub const WIRE_VERSION_MIN: u32 = 1;
+/// The newest version of the peer messages that this program understands.
+pub const WIRE_VERSION_MAX: u32 = 1;
+/// The feature level of this program.
+pub const FEATURE_VERSION: u32 = 1;
+
+/// What a peer says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerHello {
+    /// The peer.
+    pub node: NodeId,
+    /// The incarnation of its data directory.
+    pub incarnation: Incarnation,
+    /// Starts of a process on its directory.
+    pub boot_counter: u64,
+    /// The epoch of the cluster map it holds; 0 = none.
+    pub map_epoch: u64,
+    /// The index of group 0's newest configuration it holds; 0 = the first one.
+    pub config_epoch: u64,
+    /// The oldest and newest version of the peer messages it understands.
+    pub wire_versions: (u32, u32),
+    /// The feature level of its program.
+    pub feature_version: u32,
+    /// Its program's version and build, for people.
+    pub build: String,
+    /// Where it wants peers to reach it.
+    pub peer_address: String,
+    /// Where it wants clients to reach it.
+    pub client_address: String,
+}
+
+/// The version and build of this program, as told to peers.
+fn build() -> String {
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    format!(
+        "{} {}-{} {profile}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::ARCH,
+        std::env::consts::OS
+    )
+}
+
+pub(super) fn lane_to_wire(lane: Lane) -> wire::Lane {
+    match lane {
+        Lane::Control => wire::Lane::Control,
+        Lane::Bulk => wire::Lane::Bulk,
+    }
+}
+
+impl Shared {
+    /// What this node says to `to`.
+    pub(super) fn hello(
+        &self,
+        to: NodeId,
+        to_incarnation: Incarnation,
+        lane: wire::Lane,
+    ) -> wire::Hello {
+        let local = &self.local;
+        wire::Hello {
+            cluster_id: local.formed.cluster_id.to_bytes().to_vec().into(),
+            from_node: local.node.0,
+            from_incarnation: local.incarnation.to_bytes().to_vec().into(),
+            to_node: to.0,
+            to_incarnation: to_incarnation.to_bytes().to_vec().into(),
+            wire_version_min: WIRE_VERSION_MIN,
+            wire_version_max: WIRE_VERSION_MAX,
+            feature_version: FEATURE_VERSION,
+            build: build(),
+            lane: lane.into(),
+            map_epoch: self.map_epoch.load(Ordering::Relaxed),
+            config_epoch: self.config_epoch.load(Ordering::Relaxed),
+            peer_address: self.config.peer_address.clone(),
+            client_address: self.config.client_address.clone(),
+            boot_counter: local.boot_counter,
+        }
+    }
+
+    /// Whether to talk to whoever says this; `target` is what this node knows of that node id.
+    ///
+    /// # Errors
+    /// A sentence that both sides can log.
+    pub(super) fn check_hello(
+        &self,
+        hello: &wire::Hello,
+        target: Option<&PeerTarget>,
+    ) -> Result<PeerHello, String> {
+        let local = &self.local;
+        let peer = hello.from_node;
+        let cluster = ClusterId::from_bytes(&hello.cluster_id)
+            .ok_or_else(|| format!("node {peer} names no cluster"))?;
+        if cluster != local.formed.cluster_id {
+            return Err(format!(
+                "node {peer} belongs to cluster {cluster}, node {} to cluster {} ({})",
+                local.node.0, local.formed.cluster_id, local.formed.cluster_name
+            ));
+        }
+        if hello.to_node != local.node.0 {
+            return Err(format!(
+                "node {peer} looks for node {}, and this is node {}",
+                hello.to_node, local.node.0
+            ));
+        }
+        if !hello.to_incarnation.is_empty()
+            && Incarnation::from_bytes(&hello.to_incarnation) != Some(local.incarnation)
+        {
+            return Err(format!(
+                "node {peer} expects another data directory at node {} than incarnation {}",
+                local.node.0, local.incarnation
+            ));
+        }
+        let target = target.ok_or_else(|| {
+            format!("node {peer} is not a member that node {} knows", local.node.0)
+        })?;
+        let incarnation = Incarnation::from_bytes(&hello.from_incarnation)
+            .ok_or_else(|| format!("node {peer} names no incarnation"))?;
+        if incarnation != target.incarnation {
+            return Err(format!(
+                "node {peer} has the data directory of incarnation {incarnation}, and node {} \
+                 knows it with incarnation {}",
+                local.node.0, target.incarnation
+            ));
+        }
+        let wire_versions = (hello.wire_version_min, hello.wire_version_max);
+        if wire_versions.0 > WIRE_VERSION_MAX || wire_versions.1 < WIRE_VERSION_MIN {
+            return Err(format!(
+                "node {peer} speaks wire versions {} to {}, node {} speaks {WIRE_VERSION_MIN} to \
+                 {WIRE_VERSION_MAX}",
+                wire_versions.0, wire_versions.1, local.node.0
+            ));
+        }
+        Ok(PeerHello {
+            node: NodeId(peer),
+            incarnation,
+            boot_counter: hello.boot_counter,
+            map_epoch: hello.map_epoch,
+            config_epoch: hello.config_epoch,
+            wire_versions,
+            feature_version: hello.feature_version,
+            build: hello.build.clone(),
+            peer_address: hello.peer_address.clone(),
+            client_address: hello.client_address.clone(),
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! The incoming side: the gRPC service that peers call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use quorate_proto::raft::v1 as wire;
+use quorate_raft::{Envelope, NodeId};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, warn};
+
+use super::link::{HELLO_DEADLINE, Peer};
+use super::{Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot};
+use crate::bootstrap::AskAnswers;
+
+/// How often frames are acknowledged, at most.
+const ACK_EVERY: Duration = Duration::from_millis(250);
+/// Answers under way to the caller: the Hello, one acknowledgement, the reason of the end.
+const ANSWERS_MAX: usize = 4;
+/// Refused node ids whose sentences are remembered, so that each is logged once per change.
+const REFUSALS_MAX: usize = 64;
+
+/// What peers call. It answers questions from the first moment on, and takes streams once the node
+/// has formed and [`PeerService::attach`] told it of the transport.
+#[derive(Clone)]
+pub struct PeerService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    answers: AskAnswers,
+    transport: ArcSwapOption<Shared>,
+    refusals: Mutex<BTreeMap<u64, String>>,
+}
+
+impl std::fmt::Debug for PeerService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerService").field("answers", &self.inner.answers).finish_non_exhaustive()
+    }
+}
+
+impl PeerService {
+    /// A service that only answers questions so far.
+    pub fn new(answers: AskAnswers) -> Self {
+        let transport = ArcSwapOption::empty();
+        Self { inner: Arc::new(Inner { answers, transport, refusals: Mutex::default() }) }
+    }
+
+    /// From now on streams of peers are taken.
+    pub fn attach(&self, transport: &Transport) {
+        self.inner.transport.store(Some(Arc::clone(&transport.shared)));
+    }
+
+    /// The gRPC service, with its limits, for a listener shared with other services.
+    pub fn into_server(self) -> wire::peer_server::PeerServer<Self> {
+        wire::peer_server::PeerServer::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Serves peers alone on this listener, until `stop`.
+    ///
+    /// # Errors
+    /// The listener failed, or the port is shared with something that is not this service.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        dial::peer_server()
+            .add_service(self.into_server())
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+            .await
+    }
+
+    fn shared(&self) -> Result<Arc<Shared>, Status> {
+        self.inner.transport.load_full().ok_or_else(|| {
+            let node = self.inner.answers.node();
+            Status::unavailable(format!("node {} is not ready for peers yet", node.0))
+        })
+    }
+
+    /// The peer that says this, or the sentence that refuses it.
+    pub(super) fn admit(
+        &self,
+        shared: &Shared,
+        hello: &wire::Hello,
+    ) -> Result<(Arc<Peer>, PeerHello), String> {
+        let peer = shared.peer(NodeId(hello.from_node));
+        let target = peer.as_ref().map(|peer| peer.target());
+        let checked = shared.check_hello(hello, target.as_ref());
+        let mut refusals = self.inner.refusals.lock();
+        match (checked, peer) {
+            (Ok(hello), Some(peer)) => {
+                refusals.remove(&hello.node.0);
+                Ok((peer, hello))
+            }
+            (Err(sentence), _) => {
+                if refusals.get(&hello.from_node) != Some(&sentence) {
+                    warn!(peer = hello.from_node, sentence, "refused a peer");
+                    if refusals.len() >= REFUSALS_MAX {
+                        refusals.clear();
+                    }
+                    refusals.insert(hello.from_node, sentence.clone());
+                }
+                Err(sentence)
+            }
+            // check_hello refuses what has no target.
+            (Ok(_), None) => Err(format!("node {} is not known here", hello.from_node)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl wire::peer_server::Peer for PeerService {
+    type LinkStream = ReceiverStream<Result<wire::LinkResponse, Status>>;
+
+    async fn ask(
+        &self,
+        _request: Request<wire::AskRequest>,
+    ) -> Result<Response<wire::AskResponse>, Status> {
+        Ok(Response::new(self.inner.answers.answer()))
+    }
+
+    async fn link(
+        &self,
+        request: Request<Streaming<wire::LinkRequest>>,
+    ) -> Result<Response<Self::LinkStream>, Status> {
+        let shared = self.shared()?;
+        let mut incoming = request.into_inner();
+        let first = timeout(HELLO_DEADLINE, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no Hello came"))??;
+        let Some(wire::link_request::Content::Hello(hello)) = first.and_then(|r| r.content) else {
+            return Err(Status::invalid_argument("a link opens with a Hello"));
+        };
+        let lane = match hello.lane() {
+            wire::Lane::Control => Lane::Control,
+            wire::Lane::Bulk => Lane::Bulk,
+            wire::Lane::Snapshot | wire::Lane::Unspecified => {
+                return Err(Status::invalid_argument("a link is for the control or the bulk lane"));
+            }
+        };
+        let (answers, stream) = mpsc::channel(ANSWERS_MAX);
+        let first = match self.admit(&shared, &hello) {
+            Ok((peer, theirs)) => {
+                let mine = shared.hello(theirs.node, theirs.incarnation, hello.lane());
+                let token = peer.replace_incoming(hello.lane());
+                let receiver = Receiver { shared, peer, lane, answers: answers.clone() };
+                tokio::spawn(receiver.run(incoming, token));
+                wire::link_response::Content::Hello(mine)
+            }
+            Err(sentence) => wire::link_response::Content::Refusal(wire::Refusal {
+                sentence,
+                from_node: shared.local.node.0,
+            }),
+        };
+        // The channel is new and has room, unless the receiver has already ended it.
+        let _ = answers.try_send(Ok(wire::LinkResponse { content: Some(first) }));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotRequest>>,
+    ) -> Result<Response<wire::SnapshotResponse>, Status> {
+        let shared = self.shared()?;
+        let refusal = snapshot::receive(self, &shared, request.into_inner()).await?;
+        let node_id = shared.local.node.0;
+        Ok(Response::new(wire::SnapshotResponse {
+            node_id,
+            refusal: refusal.err().unwrap_or_default(),
+        }))
+    }
+}
+
+/// Reads one incoming link.
+struct Receiver {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    lane: Lane,
+    answers: mpsc::Sender<Result<wire::LinkResponse, Status>>,
+}
+
+impl Receiver {
+    /// Until the peer ends the stream, breaks the rules, opens a newer one, or this node stops.
+    async fn run(self, incoming: Streaming<wire::LinkRequest>, token: CancellationToken) {
+        let Some(ended) = token.run_until_cancelled(self.read(incoming)).await else { return };
+        let (node, lane) = (self.peer.node.0, self.lane);
+        match ended {
+            Ok(()) => debug!(peer = node, ?lane, "incoming link ended"),
+            Err(status) if status.code() == tonic::Code::InvalidArgument => {
+                warn!(peer = node, ?lane, sentence = status.message(), "dropped a peer's link");
+                let _ = self.answers.try_send(Err(status));
+            }
+            Err(status) => {
+                let sentence = dial::status_sentence(&status);
+                debug!(peer = node, ?lane, sentence, "incoming link broke");
+            }
+        }
+    }
+
+    async fn read(&self, mut incoming: Streaming<wire::LinkRequest>) -> Result<(), Status> {
+        let mut read: u64 = 0;
+        // The next acknowledgement, when something was read that none has named.
+        let mut ack_due: Option<Instant> = None;
+        loop {
+            if self.lane == Lane::Bulk
+                && let Some(room) = self.shared.inbound.bulk_room()
+            {
+                room.await;
+            }
+            let message = tokio::select! {
+                biased;
+                () = sleep_until(ack_due.unwrap_or_else(Instant::now)), if ack_due.is_some() => {
+                    let ack = wire::link_response::Content::Ack(wire::Ack { number: read });
+                    // A caller that does not take acknowledgements gets a later one.
+                    let sent = self.answers.try_send(Ok(wire::LinkResponse { content: Some(ack) }));
+                    ack_due = sent.is_err().then(|| Instant::now() + ACK_EVERY);
+                    continue;
+                }
+                message = incoming.message() => message?,
+            };
+            let Some(wire::LinkRequest { content }) = message else { return Ok(()) };
+            let Some(wire::link_request::Content::Frame(frame)) = content else {
+                return Err(Status::invalid_argument("a link carries frames after its Hello"));
+            };
+            if frame.number != read + 1 {
+                let sentence = format!("frame {} came after frame {read}", frame.number);
+                return Err(Status::invalid_argument(sentence));
+            }
+            read = frame.number;
+            ack_due.get_or_insert_with(|| Instant::now() + ACK_EVERY);
+            let messages =
+                self.convert(frame).map_err(|error| Status::invalid_argument(error.0))?;
+            self.peer.heard();
+            self.shared.inbound.deliver(self.peer.node, self.lane, messages);
+        }
+    }
+
+    /// The messages of a frame, each between the two nodes that this link joins.
+    fn convert(&self, frame: wire::Frame) -> Result<Vec<Envelope>, convert::Malformed> {
+        let mut messages = Vec::with_capacity(frame.messages.len());
+        for message in frame.messages {
+            let envelope = convert::from_wire(message)?;
+            if envelope.from.node != self.peer.node || envelope.to.node != self.shared.local.node {
+                return Err(convert::Malformed(format!(
+                    "a message from node {} to node {} came on a link from node {} to node {}",
+                    envelope.from.node.0,
+                    envelope.to.node.0,
+                    self.peer.node.0,
+                    self.shared.local.node.0
+                )));
+            }
+            messages.push(envelope);
+        }
+        Ok(messages)
+    }
+}
