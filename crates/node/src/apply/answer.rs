@@ -1,0 +1,249 @@
+//! What an applied entry answers to whoever proposed it.
+
+use std::fmt;
+
+use bytes::Bytes;
+use quorate_proto::v1::{Outcome, Reason};
+
+use super::stamp::LogTime;
+
+/// The answer to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteAnswer {
+    /// The write was decided: all of it was carried out, or a condition was false and nothing was.
+    Done(Done),
+    /// The sequence that a Cancel named was not applied and never will be.
+    Barred,
+    /// The command changed nothing; the sentence and reason are in the refusal.
+    Refused(Refusal),
+    /// The cluster map has this epoch now.
+    MapChanged {
+        /// The new map's epoch.
+        epoch: u64,
+    },
+    /// The cluster map was not changed: its epoch is not the one that the proposer had seen.
+    MapConflict {
+        /// The current map's epoch; 0 = there is no map yet.
+        epoch: u64,
+    },
+}
+
+/// A decided write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Whether all conditions held and everything was carried out; otherwise nothing was.
+    pub applied: bool,
+    /// Whether this is the remembered answer of an earlier attempt.
+    pub replayed: bool,
+    /// The index of the entry that decided it: if applied, the revision of all that it wrote.
+    pub index: u64,
+    /// The log time of that entry.
+    pub log_time: LogTime,
+    /// One result for each operation, in order.
+    pub results: Vec<OperationResult>,
+}
+
+impl Done {
+    /// The first operation whose condition was false.
+    pub fn failing_operation(&self) -> Option<usize> {
+        self.results.iter().position(|result| !result.condition_held)
+    }
+}
+
+/// The result of one operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OperationResult {
+    /// Whether the operation's own condition held; true where it has none.
+    pub condition_held: bool,
+    /// Whether the key was present right before.
+    pub found: bool,
+    /// The key's revision: the entry's index if this operation wrote it; 0 = the key is absent and this
+    /// operation did not remove it. A delete that removed something has the entry's index, a delete of an
+    /// absent key 0: nothing happened at any index.
+    pub revision: u64,
+    /// The index at which the key that is there now was created; 0 = it is absent.
+    pub create_revision: u64,
+    /// The log time of the entry at `revision`; 0 = none.
+    pub log_time: LogTime,
+    /// What the key held right before; `None` = not asked for, or absent.
+    pub previous: Option<Previous>,
+    /// The sum, of an increment that was carried out.
+    pub number: Option<i64>,
+    /// What a get read.
+    pub read: ReadValue,
+}
+
+/// What a key held right before a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// The value; `None` = left out, because it did not fit the answer or was too long to be remembered.
+    pub value: Option<Bytes>,
+    /// The revision of that value.
+    pub revision: u64,
+    /// The create revision of that value.
+    pub create_revision: u64,
+    /// The log time of that value.
+    pub log_time: LogTime,
+}
+
+/// The value that a get operation of a Batch read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ReadValue {
+    /// The operation is not a get, or the key is absent.
+    #[default]
+    None,
+    /// The value.
+    Value(Bytes),
+    /// The key is present and its value is left out: no room, a remembered answer, or a Batch that was not
+    /// carried out.
+    Omitted,
+}
+
+/// Why a command was refused. Nothing was changed, and nothing is remembered of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The group does not own the shard, its epoch or a key any more.
+    WrongShard {
+        /// What the group owns, for the sentence.
+        detail: String,
+    },
+    /// The session is older than its time to live.
+    SessionExpired {
+        /// The shard's log time.
+        log_time: LogTime,
+    },
+    /// The session was born more than a second ahead of the shard's log time.
+    SessionFromFuture {
+        /// The shard's log time.
+        log_time: LogTime,
+    },
+    /// The sequence lies below what the client said was answered.
+    SequencePast {
+        /// The sequence asked for.
+        sequence: u64,
+        /// The lowest sequence that can still be used.
+        answered_below: u64,
+    },
+    /// The session ended with an earlier write, which said that it was the last.
+    SessionEnded {
+        /// The sequence asked for.
+        sequence: u64,
+    },
+    /// The sequence was barred by a Cancel before the write came.
+    SequenceBarred {
+        /// The sequence.
+        sequence: u64,
+    },
+    /// The sequence was used before for other operations.
+    SequenceReused {
+        /// The sequence.
+        sequence: u64,
+    },
+    /// The session, or the session table of the shard, is full.
+    SessionsFull {
+        /// Whether it is the session that is full: too many sequences that the client did not say are
+        /// answered. Otherwise the shard's table is.
+        session: bool,
+    },
+    /// An increment met a value that is not a number, or would overflow.
+    NotANumber {
+        /// The operation's position.
+        operation: usize,
+        /// Whether the sum is outside of the signed 64-bit range.
+        overflow: bool,
+    },
+    /// The command is not one that this program proposes.
+    Malformed {
+        /// What is wrong.
+        detail: String,
+    },
+    /// The cluster map breaks a rule.
+    BadMap {
+        /// The rule.
+        detail: String,
+    },
+}
+
+impl Refusal {
+    /// The reason in the API's error table.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Refusal::WrongShard { .. } => Reason::WrongShard,
+            Refusal::SessionExpired { .. } => Reason::SessionExpired,
+            Refusal::SessionFromFuture { .. } => Reason::SessionFromFuture,
+            Refusal::SequencePast { .. }
+            | Refusal::SessionEnded { .. }
+            | Refusal::SequenceBarred { .. } => Reason::SequencePast,
+            Refusal::SequenceReused { .. } => Reason::SequenceReused,
+            Refusal::SessionsFull { .. } => Reason::SessionsFull,
+            Refusal::NotANumber { .. } => Reason::NotANumber,
+            Refusal::Malformed { .. } | Refusal::BadMap { .. } => Reason::BadRequest,
+        }
+    }
+
+    /// What the refusal says about the write. Where it says "this attempt", an earlier attempt with the same
+    /// sequence may have been applied and forgotten.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Refusal::SessionExpired { .. }
+            | Refusal::SequencePast { .. }
+            | Refusal::SessionEnded { .. }
+            | Refusal::SequenceReused { .. } => Outcome::AttemptNotApplied,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// The shard's log time, where the client needs it to get a session that the shard takes.
+    pub fn log_time(&self) -> Option<LogTime> {
+        match self {
+            Refusal::SessionExpired { log_time } | Refusal::SessionFromFuture { log_time } => {
+                Some(*log_time)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::WrongShard { detail } => write!(f, "{detail}; fetch the cluster map again"),
+            Refusal::SessionExpired { log_time } => write!(
+                f,
+                "the session is past its time to live by the shard's log time, {log_time}; open a new one"
+            ),
+            Refusal::SessionFromFuture { log_time } => write!(
+                f,
+                "the session was born more than a second ahead of the shard's log time, {log_time}; the clock of \
+                 the node that opened it is fast, try again or open one at another node"
+            ),
+            Refusal::SequencePast { sequence, answered_below } => write!(
+                f,
+                "sequence {sequence} is not remembered: the client said that all below {answered_below} are answered"
+            ),
+            Refusal::SessionEnded { sequence } => {
+                write!(f, "sequence {sequence} is not remembered: the session has ended with another write")
+            }
+            Refusal::SequenceBarred { sequence } => {
+                write!(f, "sequence {sequence} was barred by Cancel and is never applied")
+            }
+            Refusal::SequenceReused { sequence } => {
+                write!(f, "sequence {sequence} of this session was used before for other operations")
+            }
+            Refusal::SessionsFull { session: true } => f.write_str(
+                "the session has 1024 sequences that the client did not say are answered, which is the limit",
+            ),
+            Refusal::SessionsFull { session: false } => {
+                f.write_str("the shard's session table is full; sessions leave it when they are past their time to live")
+            }
+            Refusal::NotANumber { operation, overflow: false } => {
+                write!(f, "the value at operations[{operation}].key is not a decimal signed 64-bit number")
+            }
+            Refusal::NotANumber { operation, overflow: true } => {
+                write!(f, "the sum of operations[{operation}] is outside of the signed 64-bit range")
+            }
+            Refusal::Malformed { detail } => write!(f, "the command is malformed: {detail}"),
+            Refusal::BadMap { detail } => write!(f, "the cluster map breaks a rule: {detail}"),
+        }
+    }
+}

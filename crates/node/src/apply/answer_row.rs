@@ -1,0 +1,256 @@
+//! The stored form of an answer: one row of the session table.
+//!
+//! The key of the row is the session id (24 bytes) and the sequence (8 bytes, big-endian), so that rows
+//! lie in the order of birth, session and sequence. Format 1, forever (fixed-width integers
+//! little-endian, *var* = LEB128):
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 1 | format = 1 |
+//! | 1 | flags: 1 the session ended with this write · 2 barred by Cancel · 4 applied |
+//! | 8 | content hash; 0 when barred |
+//! | 8 | answered-below: every sequence below it is answered |
+//!
+//! and unless barred:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | var | index of the entry |
+//! | 8 | log time of the entry |
+//! | var | number of operations, and then each of them: |
+//! | 1 | flags: 1 condition held · 2 found · 4 written here (revision and log time are the entry's) · 8 previous follows · 16 its value follows · 32 number follows · 64 a get that found its key |
+//! | var, 8 | revision, log time: unless written here |
+//! | var | create revision |
+//! | var, var, 8 | revision, create revision, log time of the previous value, and with flag 16 its length and bytes |
+//! | 8 | number |
+//!
+//! The values of gets are not stored, and the previous values of one answer only as far as they are
+//! together at most 1 KiB long.
+
+use bytes::Bytes;
+use quorate_proto::limits::STORED_PREVIOUS_BYTES_MAX;
+use quorate_storage::{RowKey, RowKind};
+
+use super::{
+    answer::{Done, OperationResult, Previous, ReadValue},
+    error::Damaged,
+    reader::{Reader, put_bytes, put_varint},
+    stamp::LogTime,
+};
+use crate::session_id::SessionId;
+
+const FORMAT: u8 = 1;
+
+mod row_flag {
+    pub const LAST: u8 = 1;
+    pub const BARRED: u8 = 2;
+    pub const APPLIED: u8 = 4;
+    pub const ALL: u8 = 7;
+}
+
+mod operation_flag {
+    pub const HELD: u8 = 1;
+    pub const FOUND: u8 = 2;
+    pub const WRITTEN_HERE: u8 = 4;
+    pub const PREVIOUS: u8 = 8;
+    pub const PREVIOUS_VALUE: u8 = 16;
+    pub const NUMBER: u8 = 32;
+    pub const READ: u8 = 64;
+    pub const ALL: u8 = 127;
+}
+
+/// A row of the session table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnswerRow {
+    /// Whether the session ended with this write.
+    pub last: bool,
+    /// The hash of the operations' canonical form; 0 when barred.
+    pub content_hash: u64,
+    /// Every sequence of the session below this one was answered.
+    pub answered_below: u64,
+    /// What is remembered.
+    pub stored: Stored,
+}
+
+/// What is remembered of a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It was not applied and never will be.
+    Barred,
+    /// Its answer.
+    Done(Done),
+}
+
+/// The key of the row of a session's sequence.
+pub fn answer_row_key(session: &SessionId, sequence: u64) -> RowKey {
+    let mut key = [0; SessionId::BYTES + 8];
+    key[..SessionId::BYTES].copy_from_slice(session.as_bytes());
+    key[SessionId::BYTES..].copy_from_slice(&sequence.to_be_bytes());
+    RowKey::new(RowKind::Session, 0, &key)
+}
+
+/// The session and sequence that a row key names.
+pub fn read_answer_row_key(key: &RowKey) -> Result<(SessionId, u64), Damaged> {
+    let parts = || {
+        let (id, sequence) = key.key().split_at_checked(SessionId::BYTES)?;
+        Some((SessionId::from_slice(id)?, u64::from_be_bytes(sequence.try_into().ok()?)))
+    };
+    parts().ok_or_else(|| {
+        Damaged::new("the key of a session row", "it is not a session id and a sequence")
+    })
+}
+
+impl AnswerRow {
+    /// The row's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let done = match &self.stored {
+            Stored::Barred => None,
+            Stored::Done(done) => Some(done),
+        };
+        encode_row(self.last, self.content_hash, self.answered_below, done)
+    }
+
+    /// Reads a row. Any byte string is a row or [`Damaged`].
+    pub fn decode(row: Bytes) -> Result<AnswerRow, Damaged> {
+        let mut reader = Reader::new(row, "a session row");
+        if reader.u8()? != FORMAT {
+            return Err(reader.damaged("its format is not 1"));
+        }
+        let flags = reader.u8()?;
+        let barred = flags & row_flag::BARRED != 0;
+        if flags & !row_flag::ALL != 0 || (barred && flags & row_flag::APPLIED != 0) {
+            return Err(reader.damaged("it has flags that this version does not know"));
+        }
+        let content_hash = reader.u64()?;
+        let answered_below = reader.u64()?;
+        let stored = if barred {
+            Stored::Barred
+        } else {
+            Stored::Done(decode_done(&mut reader, flags & row_flag::APPLIED != 0)?)
+        };
+        reader.end()?;
+        Ok(AnswerRow { last: flags & row_flag::LAST != 0, content_hash, answered_below, stored })
+    }
+}
+
+/// The bytes of a row whose answer is `done`; `None` = barred.
+pub(super) fn encode_row(
+    last: bool,
+    content_hash: u64,
+    answered_below: u64,
+    done: Option<&Done>,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(48);
+    let mut flags = if last { row_flag::LAST } else { 0 };
+    flags |= match done {
+        None => row_flag::BARRED,
+        Some(done) if done.applied => row_flag::APPLIED,
+        Some(_) => 0,
+    };
+    out.push(FORMAT);
+    out.push(flags);
+    out.extend_from_slice(&content_hash.to_le_bytes());
+    out.extend_from_slice(&answered_below.to_le_bytes());
+    if let Some(done) = done {
+        put_varint(&mut out, done.index);
+        out.extend_from_slice(&done.log_time.0.to_le_bytes());
+        put_varint(&mut out, done.results.len() as u64);
+        let mut previous_room = STORED_PREVIOUS_BYTES_MAX;
+        for result in &done.results {
+            encode_result(&mut out, done, result, &mut previous_room);
+        }
+    }
+    out
+}
+
+fn encode_result(
+    out: &mut Vec<u8>,
+    done: &Done,
+    result: &OperationResult,
+    previous_room: &mut usize,
+) {
+    use operation_flag as flag;
+
+    let written_here = result.revision == done.index && result.log_time == done.log_time;
+    let previous_value = result.previous.as_ref().and_then(|previous| previous.value.as_ref());
+    let previous_value = previous_value.filter(|value| value.len() <= *previous_room);
+    let flags = [
+        (result.condition_held, flag::HELD),
+        (result.found, flag::FOUND),
+        (written_here, flag::WRITTEN_HERE),
+        (result.previous.is_some(), flag::PREVIOUS),
+        (previous_value.is_some(), flag::PREVIOUS_VALUE),
+        (result.number.is_some(), flag::NUMBER),
+        (result.read != ReadValue::None, flag::READ),
+    ];
+    out.push(flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag));
+    if !written_here {
+        put_varint(out, result.revision);
+        out.extend_from_slice(&result.log_time.0.to_le_bytes());
+    }
+    put_varint(out, result.create_revision);
+    if let Some(previous) = &result.previous {
+        put_varint(out, previous.revision);
+        put_varint(out, previous.create_revision);
+        out.extend_from_slice(&previous.log_time.0.to_le_bytes());
+        if let Some(value) = previous_value {
+            *previous_room -= value.len();
+            put_bytes(out, value);
+        }
+    }
+    if let Some(number) = result.number {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+fn decode_done(reader: &mut Reader, applied: bool) -> Result<Done, Damaged> {
+    let index = reader.varint()?;
+    let log_time = LogTime(reader.u64()?);
+    let count = reader.varint()?;
+    // No capacity from a number that may be damaged: the vector grows with what is really there.
+    let mut results = Vec::new();
+    for _ in 0..count {
+        results.push(decode_result(reader, index, log_time)?);
+    }
+    Ok(Done { applied, replayed: true, index, log_time, results })
+}
+
+fn decode_result(
+    reader: &mut Reader,
+    index: u64,
+    log_time: LogTime,
+) -> Result<OperationResult, Damaged> {
+    use operation_flag as flag;
+
+    let flags = reader.u8()?;
+    let is = |flag: u8| flags & flag != 0;
+    if flags & !flag::ALL != 0 || (is(flag::PREVIOUS_VALUE) && !is(flag::PREVIOUS)) {
+        return Err(reader.damaged("an operation has flags that this version does not know"));
+    }
+    let (revision, written_at) = if is(flag::WRITTEN_HERE) {
+        (index, log_time)
+    } else {
+        (reader.varint()?, LogTime(reader.u64()?))
+    };
+    let create_revision = reader.varint()?;
+    let previous = if is(flag::PREVIOUS) {
+        Some(Previous {
+            revision: reader.varint()?,
+            create_revision: reader.varint()?,
+            log_time: LogTime(reader.u64()?),
+            value: if is(flag::PREVIOUS_VALUE) { Some(reader.bytes()?) } else { None },
+        })
+    } else {
+        None
+    };
+    Ok(OperationResult {
+        condition_held: is(flag::HELD),
+        found: is(flag::FOUND),
+        revision,
+        create_revision,
+        log_time: written_at,
+        previous,
+        number: if is(flag::NUMBER) { Some(reader.u64()? as i64) } else { None },
+        read: if is(flag::READ) { ReadValue::Omitted } else { ReadValue::None },
+    })
+}

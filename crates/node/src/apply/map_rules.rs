@@ -1,0 +1,207 @@
+//! What a cluster map must be, and how one may follow another.
+//!
+//! Checked before a change is proposed, so that the proposer learns what is wrong, and again at apply, so
+//! that no map that breaks a rule can ever be committed, whoever proposed it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quorate_proto::{
+    limits::{ID_BYTES, SHARDS_MAX},
+    v1::{ClusterMap, MapNode, MapReplica, MapShard},
+};
+use thiserror::Error;
+
+/// The most replicas of a group.
+pub const REPLICAS_MAX: usize = 7;
+
+/// The rule that a map breaks, as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct BrokenRule(String);
+
+macro_rules! rule {
+    ($holds:expr, $($sentence:tt)+) => {
+        if !$holds {
+            return Err(BrokenRule(format!($($sentence)+)));
+        }
+    };
+}
+
+/// Whether this map can be one by itself.
+pub fn check(map: &ClusterMap) -> Result<(), BrokenRule> {
+    rule!(map.epoch > 0, "its epoch is 0");
+    rule!(
+        map.cluster_id.len() == ID_BYTES,
+        "its cluster id is {} bytes long",
+        map.cluster_id.len()
+    );
+    rule!(map.history.len() == ID_BYTES, "its history is {} bytes long", map.history.len());
+    rule!(map.cluster_version > 0, "its cluster version is 0");
+    rule!(
+        map.replicas_wanted % 2 == 1 && map.replicas_wanted as usize <= REPLICAS_MAX,
+        "{} replicas are wanted; the number must be odd and at most {REPLICAS_MAX}",
+        map.replicas_wanted
+    );
+    check_nodes(&map.nodes)?;
+    check_ranges(map)?;
+    check_replicas(map)?;
+    check_lineage(map)
+}
+
+/// Whether `new` may follow `old`; `None` = there is no map yet.
+pub fn check_change(old: Option<&ClusterMap>, new: &ClusterMap) -> Result<(), BrokenRule> {
+    check(new)?;
+    let Some(old) = old else {
+        rule!(new.epoch == 1, "the first map has epoch {}", new.epoch);
+        return Ok(());
+    };
+    rule!(new.epoch == old.epoch + 1, "epoch {} does not follow epoch {}", new.epoch, old.epoch);
+    rule!(new.cluster_id == old.cluster_id, "it is of another cluster");
+    rule!(
+        new.cluster_version >= old.cluster_version,
+        "its cluster version falls from {} to {}",
+        old.cluster_version,
+        new.cluster_version
+    );
+    for (what, old, new) in [
+        ("replica", old.next_replica_id, new.next_replica_id),
+        ("shard", old.next_shard_id, new.next_shard_id),
+    ] {
+        rule!(new >= old, "the next {what} id falls from {old} to {new}");
+    }
+    check_shards_follow(old, new)?;
+    check_replicas_follow(old, new)
+}
+
+fn check_nodes(nodes: &[MapNode]) -> Result<(), BrokenRule> {
+    rule!(!nodes.is_empty(), "it has no nodes");
+    let mut incarnations = BTreeSet::new();
+    let mut before = 0;
+    for node in nodes {
+        let id = node.id;
+        rule!(id > before, "node {id} stands after node {before}; ids must grow from 1");
+        before = id;
+        rule!(!node.peer_address.is_empty(), "node {id} has no peer address");
+        rule!(!node.client_address.is_empty(), "node {id} has no client address");
+        rule!(
+            node.incarnation.len() == ID_BYTES,
+            "the incarnation of node {id} is not {ID_BYTES} bytes long"
+        );
+        rule!(
+            incarnations.insert(&node.incarnation),
+            "node {id} has the incarnation of another node"
+        );
+    }
+    Ok(())
+}
+
+fn check_ranges(map: &ClusterMap) -> Result<(), BrokenRule> {
+    rule!(!map.shards.is_empty(), "it has no shards");
+    rule!(
+        map.shards.len() as u64 <= SHARDS_MAX,
+        "it has {} shards; the limit is {SHARDS_MAX}",
+        map.shards.len()
+    );
+    let mut ids = BTreeSet::new();
+    let mut next = Some(0u64);
+    for MapShard { id, first, last, epoch, .. } in &map.shards {
+        rule!(*id > 0 && *id < map.next_shard_id, "shard id {id} was never given");
+        rule!(ids.insert(*id), "shard {id} stands in it twice");
+        rule!(*epoch > 0, "shard {id} has epoch 0");
+        rule!(
+            next == Some(*first),
+            "shard {id} begins at {first:#018x}, where the shard before does not end"
+        );
+        rule!(first <= last, "shard {id} ends before it begins");
+        next = last.checked_add(1);
+    }
+    rule!(next.is_none(), "the last shard does not end where the hash space does");
+    Ok(())
+}
+
+/// Each group of the map with its replicas; group 0 is the meta group.
+fn groups(map: &ClusterMap) -> impl Iterator<Item = (u64, &[MapReplica])> {
+    let shards = map.shards.iter().map(|shard| (shard.id, &shard.replicas[..]));
+    std::iter::once((0, &map.meta_replicas[..])).chain(shards)
+}
+
+fn check_replicas(map: &ClusterMap) -> Result<(), BrokenRule> {
+    let nodes: BTreeSet<u64> = map.nodes.iter().map(|node| node.id).collect();
+    let mut ids = BTreeSet::new();
+    for (group, replicas) in groups(map) {
+        rule!(
+            (1..=REPLICAS_MAX).contains(&replicas.len()),
+            "group {group} has {} replicas; it must have 1 to {REPLICAS_MAX}",
+            replicas.len()
+        );
+        let mut hosts = BTreeSet::new();
+        for MapReplica { replica_id: id, node_id: node } in replicas {
+            rule!(
+                *id > 0 && *id < map.next_replica_id,
+                "replica id {id} of group {group} was never given"
+            );
+            rule!(ids.insert(*id), "replica {id} stands in it twice");
+            rule!(nodes.contains(node), "replica {id} is on node {node}, which is not in the map");
+            rule!(hosts.insert(*node), "group {group} has two replicas on node {node}");
+        }
+    }
+    Ok(())
+}
+
+fn check_lineage(map: &ClusterMap) -> Result<(), BrokenRule> {
+    let mut before = 0;
+    for line in &map.lineage {
+        let (child, parent) = (line.child, line.parent);
+        rule!(child > before, "the lineage of shard {child} stands after that of shard {before}");
+        before = child;
+        rule!(child < map.next_shard_id, "the lineage names shard {child}, which was never given");
+        rule!(parent > 0 && parent < child, "shard {child} cannot come from shard {parent}");
+        rule!(
+            line.map_epoch <= map.epoch,
+            "shard {child} comes from a later epoch, {}",
+            line.map_epoch
+        );
+    }
+    Ok(())
+}
+
+fn check_shards_follow(old: &ClusterMap, new: &ClusterMap) -> Result<(), BrokenRule> {
+    let known: BTreeMap<u64, &MapShard> =
+        old.shards.iter().map(|shard| (shard.id, shard)).collect();
+    for shard in &new.shards {
+        let id = shard.id;
+        let Some(before) = known.get(&id) else {
+            rule!(id >= old.next_shard_id, "shard id {id} was used before");
+            continue;
+        };
+        rule!(shard.epoch >= before.epoch, "the epoch of shard {id} falls");
+        let moved = (shard.first, shard.last) != (before.first, before.last);
+        rule!(
+            !moved || shard.epoch > before.epoch,
+            "the range of shard {id} changes and its epoch does not"
+        );
+    }
+    Ok(())
+}
+
+fn check_replicas_follow(old: &ClusterMap, new: &ClusterMap) -> Result<(), BrokenRule> {
+    let known: BTreeMap<u64, (u64, u64)> = groups(old)
+        .flat_map(|(group, replicas)| {
+            replicas.iter().map(move |r| (r.replica_id, (group, r.node_id)))
+        })
+        .collect();
+    for (group, replicas) in groups(new) {
+        for MapReplica { replica_id: id, node_id: node } in replicas {
+            match known.get(id) {
+                None => rule!(*id >= old.next_replica_id, "replica id {id} was used before"),
+                Some(place) => {
+                    rule!(
+                        *place == (group, *node),
+                        "replica {id} moves to another group or node; it needs a new id"
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! What apply needs of the storage, and an in-memory stand-in with the same meaning.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use quorate_storage::{RowKey, RowKind, StorageError, Transaction};
+
+/// The rows of one group, as the entry that is being applied sees and changes them. Its own changes are
+/// visible to it at once; others see all of them or none, when the storage commits the transaction.
+pub trait Rows {
+    /// The row's bytes; `None` = there is no such row.
+    fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError>;
+    /// Stores a row, over what it held.
+    fn put(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError>;
+    /// Removes a row; a missing one is fine.
+    fn delete(&mut self, key: &RowKey) -> Result<(), StorageError>;
+}
+
+impl Rows for Transaction<'_> {
+    fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError> {
+        Transaction::get(self, key)
+    }
+
+    fn put(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError> {
+        Transaction::put(self, key, row)
+    }
+
+    fn delete(&mut self, key: &RowKey) -> Result<(), StorageError> {
+        Transaction::delete(self, key)
+    }
+}
+
+/// Rows in memory, for tests and models.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryRows(BTreeMap<RowKey, Bytes>);
+
+impl MemoryRows {
+    /// The rows of a kind, in key order, in the form in which the storage gives them at open.
+    pub fn of_kind(
+        &self,
+        kind: RowKind,
+    ) -> impl Iterator<Item = Result<(RowKey, Bytes), StorageError>> + '_ {
+        self.0
+            .iter()
+            .filter(move |(key, _)| key.kind() == kind)
+            .map(|(key, row)| Ok((key.clone(), row.clone())))
+    }
+}
+
+impl Rows for MemoryRows {
+    fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.0.get(key).cloned())
+    }
+
+    fn put(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError> {
+        self.0.insert(key.clone(), Bytes::copy_from_slice(row));
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &RowKey) -> Result<(), StorageError> {
+        self.0.remove(key);
+        Ok(())
+    }
+}
