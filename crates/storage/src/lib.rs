@@ -6,6 +6,7 @@ mod engine;
 mod error;
 pub mod keys;
 mod log;
+mod mark;
 mod node_records;
 pub mod pieces;
 pub mod snapshot;

@@ -1,37 +1,210 @@
 //! Named records of the node itself, such as the last cluster map it has seen.
+//!
+//! A record is kept in pieces under a *generation*. A new one is written beside the old, made
+//! durable, and then one insert of the pointer row makes it the record:
+//!
+//! | key | value |
+//! |---|---|
+//! | `p` ‖ name | pointer: the generation, as a record of [`crate::codec`] |
+//! | `d` ‖ name ‖ 0 ‖ generation (8, big endian) ‖ piece (2) | a piece |
 
-use crate::engine::Engine;
-use crate::error::Result;
+use bincode::{BorrowDecode, Encode};
+use parking_lot::Mutex;
+
+use crate::engine::{Engine, Tree};
+use crate::error::{Result, StorageError};
+use crate::{codec, pieces};
+
+const TREE: &[u8] = b"node";
+const FORMAT: u8 = 1;
+const NAME_BYTES_MAX: usize = 255;
+
+#[derive(Debug, Clone, Copy, Encode, BorrowDecode)]
+struct Pointer {
+    generation: u64,
+}
 
 /// A few named blobs, each replaced as a whole: after a crash the old or the new one is there.
-#[derive(Debug, Clone)]
-pub struct NodeRecords {}
+#[derive(Debug)]
+pub struct NodeRecords {
+    engine: Engine,
+    tree: Tree,
+    /// Two writers of one name would share a generation.
+    writing: Mutex<()>,
+}
 
 impl NodeRecords {
-    /// Opens the records kept in `engine`.
+    /// Opens the records kept in `engine` and removes what an unfinished [`NodeRecords::put`] has
+    /// left.
     ///
     /// # Errors
-    /// A failure of the engine.
+    /// A failure of the engine, or [`StorageError::Damaged`].
     pub fn open(engine: &Engine) -> Result<Self> {
-        let _ = engine;
-        unimplemented!()
+        let tree = engine.tree(TREE)?;
+        let records = Self { engine: engine.clone(), tree, writing: Mutex::new(()) };
+        let mut pointers = Vec::new();
+        for item in records.tree.range(b"p".as_slice()..b"q".as_slice()) {
+            let key = item?.0;
+            let name = String::from_utf8(key[1..].to_vec())
+                .map_err(|_| StorageError::damaged("a node record has a name that is not text"))?;
+            let pointer = records.pointer(&name)?;
+            pointers.push((name, pointer.map(|pointer| pointer.generation)));
+        }
+        for item in records.tree.range(b"d".as_slice()..b"e".as_slice()) {
+            let key = item?.0;
+            let current = pointers.iter().any(|(name, generation)| {
+                generation.is_some_and(|g| key.starts_with(&generation_key(name, g)))
+            });
+            if !current {
+                records.tree.remove(&key)?;
+            }
+        }
+        Ok(records)
     }
 
     /// Replaces the record `name`; the new one is durable when this returns.
     ///
     /// # Errors
-    /// A failure of the engine, or [`StorageError::TooLarge`](crate::StorageError::TooLarge).
+    /// A failure of the engine, or [`StorageError::TooLarge`]: nothing was changed then.
     pub fn put(&self, name: &str, record: &[u8]) -> Result<()> {
-        let _ = (name, record);
-        unimplemented!()
+        check_len("the name of a node record", name.len(), NAME_BYTES_MAX)?;
+        check_len("a node record", record.len(), codec::DECODE_LIMIT - 16)?;
+        if name.is_empty() || name.contains('\0') {
+            let what = format!("{name:?} cannot name a node record");
+            return Err(StorageError::Invalid { what });
+        }
+        let _writing = self.writing.lock();
+        let old = self.pointer(name)?.map(|pointer| pointer.generation);
+        let generation = old.map_or(1, |old| old + 1);
+        let stem = generation_key(name, generation);
+        for (number, piece) in pieces::split(&codec::encode(FORMAT, &record)?) {
+            self.tree.insert(&piece_key(&stem, number), piece)?;
+        }
+        self.engine.barrier()?;
+        self.tree.insert(&pointer_key(name), &codec::encode(FORMAT, &Pointer { generation })?)?;
+        self.engine.barrier()?;
+        if let Some(old) = old {
+            let stem = generation_key(name, old);
+            for item in self.tree.range(piece_key(&stem, 0)..=piece_key(&stem, u16::MAX)) {
+                self.tree.remove(&item?.0)?;
+            }
+        }
+        Ok(())
     }
 
     /// The record `name`, if it was ever put.
     ///
     /// # Errors
-    /// [`StorageError::Damaged`](crate::StorageError::Damaged) if it is not what was written.
+    /// [`StorageError::Damaged`] if it is not what was written.
     pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let _ = name;
-        unimplemented!()
+        // A put at the same time removes the generation that the pointer named a moment ago.
+        let _writing = self.writing.lock();
+        let Some(pointer) = self.pointer(name)? else { return Ok(None) };
+        let stem = generation_key(name, pointer.generation);
+        let mut joiner = pieces::Joiner::default();
+        for item in self.tree.range(piece_key(&stem, 0)..=piece_key(&stem, u16::MAX)) {
+            let (key, piece) = item?;
+            let (_, number) = pieces::split_key(&key).ok_or_else(|| {
+                StorageError::damaged(format!("node record {name} has a bad key"))
+            })?;
+            joiner.push(number, &piece);
+        }
+        let bytes = joiner
+            .finish()
+            .ok_or_else(|| StorageError::damaged(format!("node record {name} lacks a piece")))?;
+        let record: &[u8] = codec::decode(&bytes, FORMAT, &format!("node record {name}"))?;
+        Ok(Some(record.to_vec()))
+    }
+
+    fn pointer(&self, name: &str) -> Result<Option<Pointer>> {
+        let Some(bytes) = self.tree.get(&pointer_key(name))? else { return Ok(None) };
+        codec::decode(&bytes, FORMAT, &format!("the pointer to node record {name}")).map(Some)
+    }
+}
+
+fn check_len(what: &'static str, len: usize, limit: usize) -> Result<()> {
+    if len > limit { Err(StorageError::TooLarge { what, len, limit }) } else { Ok(()) }
+}
+
+fn pointer_key(name: &str) -> Vec<u8> {
+    [b"p", name.as_bytes()].concat()
+}
+
+/// What the keys of all pieces of one generation begin with.
+fn generation_key(name: &str, generation: u64) -> Vec<u8> {
+    [b"d", name.as_bytes(), b"\0", &generation.to_be_bytes()].concat()
+}
+
+fn piece_key(stem: &[u8], piece: u16) -> Vec<u8> {
+    [stem, &piece.to_be_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::EngineOptions;
+
+    fn open(dir: &Path) -> NodeRecords {
+        NodeRecords::open(&Engine::open(dir, EngineOptions::default()).unwrap()).unwrap()
+    }
+
+    fn rows(records: &NodeRecords) -> usize {
+        records.tree.range::<&[u8]>(..).count()
+    }
+
+    #[test]
+    fn the_last_put_is_what_get_gives() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        assert_eq!(records.get("map").unwrap(), None);
+        let long: Vec<u8> = (0..50_000u32).map(|i| (i / 7) as u8).collect();
+        for record in [&b"first"[..], &long, b"", b"last"] {
+            records.put("map", record).unwrap();
+            records.put("map2", b"another").unwrap();
+            assert_eq!(records.get("map").unwrap().unwrap(), record);
+        }
+        drop(records);
+        let records = open(dir.path());
+        assert_eq!(records.get("map").unwrap().unwrap(), b"last");
+        assert_eq!(records.get("map2").unwrap().unwrap(), b"another");
+        assert_eq!(rows(&records), 4, "two pointers, two pieces");
+    }
+
+    #[test]
+    fn an_unfinished_put_leaves_the_old_record_and_no_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        records.put("map", b"old").unwrap();
+        let stem = generation_key("map", 2);
+        records.tree.insert(&piece_key(&stem, 0), b"half").unwrap();
+        drop(records);
+        let records = open(dir.path());
+        assert_eq!(records.get("map").unwrap().unwrap(), b"old");
+        assert_eq!(rows(&records), 2);
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        records.put("map", &[7; 20_000]).unwrap();
+        let stem = generation_key("map", 1);
+        records.tree.insert(&piece_key(&stem, 1), &[8; pieces::PIECE_BYTES]).unwrap();
+        assert!(records.get("map").unwrap_err().to_string().contains("node record map"));
+        records.tree.remove(&piece_key(&stem, 1)).unwrap();
+        assert!(records.get("map").unwrap_err().is_damage());
+        records.put("map", b"new").unwrap();
+        assert_eq!(records.get("map").unwrap().unwrap(), b"new");
+    }
+
+    #[test]
+    fn bad_names_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        for name in ["", "a\0b", &"x".repeat(256)] {
+            assert!(!records.put(name, b"").unwrap_err().is_fatal());
+        }
     }
 }

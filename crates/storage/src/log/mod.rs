@@ -27,13 +27,29 @@
 //! `MARK`) knows to be durable is damage; a broken one above all of them is the unfinished tail and
 //! is removed, with a barrier, before anything new is written.
 
+mod book;
+mod file_store;
+mod record;
+mod recovery;
+mod store;
+mod tree_store;
+
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use quorate_raft::{Entry, GroupId, HardState, Index, LogId, ReplicaId};
 
+use self::book::{Book, SectionId};
+use self::file_store::FileStore;
+use self::record::{Change, Header, RecordBuilder};
+use self::recovery::{Recovered, recover};
+use self::store::LogStore;
+use self::tree_store::TreeStore;
+use crate::codec;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Result, StorageError};
+use crate::mark::Mark;
 
 /// Where the records are kept. Both back ends hold the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +67,22 @@ impl LogBackend {
         match self {
             Self::Sled => "sled",
             Self::File => "file",
+        }
+    }
+
+    /// The number in `MARK`; it never changes its meaning.
+    fn number(self) -> u8 {
+        match self {
+            Self::Sled => 1,
+            Self::File => 2,
+        }
+    }
+
+    fn name_of(number: u8) -> &'static str {
+        match number {
+            1 => Self::Sled.name(),
+            2 => Self::File.name(),
+            _ => "of a newer version",
         }
     }
 }
@@ -93,44 +125,151 @@ pub struct RecoveredGroup {
 /// Names one replica's part of the log.
 pub type ReplicaKey = (GroupId, ReplicaId);
 
+/// Below this size the head stays where it is: moving it would save nothing.
+const MOVE_FROM_BYTES: u64 = 4 << 20;
+
+/// Bytes of live sections that one call of [`RecordLog::maintain`] writes again, about.
+const MOVE_BYTES: u64 = 256 << 10;
+
 /// The log of a node. One thread owns it.
-#[derive(Debug)]
-pub struct RecordLog {}
+pub struct RecordLog {
+    engine: Engine,
+    store: Box<dyn LogStore>,
+    mark: Mark,
+    book: Book,
+    builder: RecordBuilder,
+    /// Checksum of the last record.
+    last_crc: u32,
+    /// The head that the last durable record carries: what is below it may be removed.
+    durable_head: u64,
+    /// Everything below has been removed.
+    removed_below: u64,
+}
+
+impl fmt::Debug for RecordLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordLog")
+            .field("head", &self.book.head())
+            .field("next", &self.book.next())
+            .field("bytes", &self.book.bytes())
+            .field("live_bytes", &self.book.live_bytes())
+            .finish_non_exhaustive()
+    }
+}
 
 impl RecordLog {
     /// Opens the log of the data directory `dir`, and returns what it holds of each replica. All of
     /// that is durable when this returns.
     ///
+    /// After a restart the caller purges each replica through its checkpoint before it appends.
+    ///
     /// # Errors
-    /// [`StorageError::Damaged`](crate::StorageError::Damaged) naming the sequence, and others.
+    /// [`StorageError::Damaged`] naming the sequence, [`StorageError::WrongBackend`], and failures
+    /// of the disk.
     pub fn open(
         backend: LogBackend,
         engine: &Engine,
         dir: &Path,
     ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
-        let _ = (backend, engine, dir);
-        unimplemented!()
+        let store: Box<dyn LogStore> = match backend {
+            LogBackend::Sled => Box::new(TreeStore::open(engine)?),
+            LogBackend::File => Box::new(FileStore::open(engine, dir)?),
+        };
+        Self::open_store(store, backend, engine, dir)
     }
 
-    /// Writes one record; it is durable when this returns `Ok`.
+    /// As [`RecordLog::open`] with files of about `file_bytes`, so that a test sees many.
+    #[cfg(feature = "testing")]
+    pub fn open_files_of(
+        file_bytes: u64,
+        engine: &Engine,
+        dir: &Path,
+    ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
+        let store = Box::new(FileStore::open(engine, dir)?.with_file_bytes(file_bytes));
+        Self::open_store(store, LogBackend::File, engine, dir)
+    }
+
+    fn open_store(
+        mut store: Box<dyn LogStore>,
+        backend: LogBackend,
+        engine: &Engine,
+        dir: &Path,
+    ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
+        let mark = Mark::open(dir)?;
+        if let Some(recorded) = mark.as_ref().map(Mark::backend)
+            && recorded != backend.number()
+        {
+            return Err(StorageError::WrongBackend {
+                path: dir.to_owned(),
+                recorded: LogBackend::name_of(recorded),
+                asked: backend.name(),
+            });
+        }
+        let marked = mark.as_ref().map_or(0, Mark::sequence);
+        let Recovered { mut book, groups, last_crc, found } = recover(&mut *store, marked)?;
+        let mut mark = match mark {
+            Some(mark) => mark,
+            // The mark is created before the first record is written.
+            None if found => {
+                let what = format!("{} holds a log but no file MARK", dir.display());
+                return Err(StorageError::damaged(what));
+            }
+            None => Mark::create(dir, backend.number())?,
+        };
+        mark.set(book.next() - 1).map_err(|error| engine.fail(error))?;
+        let durable_head = book.head();
+        book.advance_head();
+        let log = Self {
+            engine: engine.clone(),
+            store,
+            mark,
+            book,
+            builder: RecordBuilder::default(),
+            last_crc,
+            durable_head,
+            removed_below: 0,
+        };
+        Ok((log, groups))
+    }
+
+    /// Writes one record; it is durable when this returns `Ok`. Without any change nothing is
+    /// written.
     ///
     /// # Errors
-    /// Invalid or too large requests change nothing; any other error has closed the storage.
+    /// [`StorageError::Invalid`] for entries that do not follow each other or leave a gap behind
+    /// the last one, [`StorageError::TooLarge`] for a record over
+    /// [`DECODE_LIMIT`](crate::codec::DECODE_LIMIT): nothing was written. After any other error
+    /// the storage is closed.
     pub fn append(&mut self, sections: &[Section]) -> Result<()> {
-        let _ = sections;
-        unimplemented!()
+        self.check(sections)?;
+        self.builder.clear();
+        for section in sections {
+            let change = Change::of(&section.kind);
+            if !change.is_empty() {
+                self.builder.push((section.group, section.replica), &change)?;
+            }
+        }
+        if self.builder.sections().is_empty() {
+            return Ok(());
+        }
+        self.write_record()?;
+        let changes = sections.iter().map(|s| ((s.group, s.replica), Change::of(&s.kind)));
+        let changes = changes.filter(|(_, change)| !change.is_empty());
+        for ((key, change), (_, bytes)) in changes.zip(self.builder.sections()) {
+            self.book.note(key, &change, *bytes);
+        }
+        let last = self.book.next() - 1;
+        self.mark.refresh(last).map_err(|error| self.engine.fail(error))
     }
 
     /// Declares the entries at or below `through` dead. They may come back after a restart.
     pub fn purge(&mut self, group: GroupId, replica: ReplicaId, through: Index) {
-        let _ = (group, replica, through);
-        unimplemented!()
+        self.book.purge((group, replica), through);
     }
 
     /// Declares everything of this replica dead. It may come back after a restart.
     pub fn forget(&mut self, group: GroupId, replica: ReplicaId) {
-        let _ = (group, replica);
-        unimplemented!()
+        self.book.forget((group, replica));
     }
 
     /// Moves the head and frees space, a bounded amount of work at a time; cheap when there is
@@ -140,27 +279,164 @@ impl RecordLog {
     /// # Errors
     /// As [`RecordLog::append`].
     pub fn maintain(&mut self) -> Result<()> {
-        unimplemented!()
+        if self.removed_below < self.durable_head {
+            let upto = self.durable_head;
+            if self.store.remove_below(upto)? {
+                self.removed_below = upto;
+            }
+        }
+        self.book.advance_head();
+        // At least half of the bytes are dead, so each byte moved frees one: the cost of moving is
+        // paid by the appends that made the others dead.
+        if self.book.bytes() > MOVE_FROM_BYTES && self.book.live_bytes() <= self.book.bytes() / 2 {
+            self.move_head()?;
+        }
+        let last = self.book.next() - 1;
+        self.mark.refresh(last).map_err(|error| self.engine.fail(error))
     }
 
     /// Bytes of all records from the head on.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        unimplemented!()
+        self.book.bytes()
+    }
+
+    /// Bytes of all live sections: what [`RecordLog::bytes`] could come down to.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.book.live_bytes()
     }
 
     /// Bytes of one replica's live sections.
     #[must_use]
     pub fn group_bytes(&self, group: GroupId, replica: ReplicaId) -> u64 {
-        let _ = (group, replica);
-        unimplemented!()
+        self.book.replica_bytes((group, replica))
+    }
+
+    /// The sequence of the last record; 0 if there is none.
+    #[must_use]
+    pub fn last_sequence(&self) -> u64 {
+        self.book.next() - 1
+    }
+
+    /// The sequence of the first record that still matters.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.book.head()
     }
 
     /// Ends cleanly: `MARK` then holds the last sequence.
     ///
     /// # Errors
     /// If the mark cannot be written.
-    pub fn close(self) -> Result<()> {
-        unimplemented!()
+    pub fn close(mut self) -> Result<()> {
+        let last = self.last_sequence();
+        self.mark.set(last).map_err(|error| self.engine.fail(error))
+    }
+
+    fn check(&self, sections: &[Section]) -> Result<()> {
+        // What this record itself has said of a replica so far.
+        let mut next: BTreeMap<ReplicaKey, Index> = BTreeMap::new();
+        for Section { group, replica, kind } in sections {
+            let key = (*group, *replica);
+            match kind {
+                SectionKind::HardState(_) => {}
+                SectionKind::Reset(to) => {
+                    next.insert(key, to.index.next());
+                }
+                SectionKind::Append(entries) => {
+                    let Some(first) = entries.first() else { continue };
+                    let expected = next.get(&key).copied().or_else(|| self.book.next_index(key));
+                    if expected.is_some_and(|expected| first.index > expected) {
+                        let what = format!("{group} {replica}: {first} leaves a gap in the log");
+                        return Err(StorageError::Invalid { what });
+                    }
+                    let indexes = (first.index.0..).zip(entries);
+                    if let Some((_, entry)) = indexes.clone().find(|(i, e)| e.index.0 != *i) {
+                        let what = format!("{group} {replica}: {} is out of order", entry.id());
+                        return Err(StorageError::Invalid { what });
+                    }
+                    next.insert(key, Index(first.index.0 + entries.len() as u64));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is in the builder as the next record and enters it into the book, without its
+    /// sections.
+    fn write_record(&mut self) -> Result<()> {
+        let sequence = self.book.next();
+        let header = Header {
+            sequence,
+            previous: self.last_crc,
+            // Each append waits for its barrier, and recovery ends with one.
+            durable_upto: sequence - 1,
+            head: self.book.head(),
+        };
+        let (record, crc) = self.builder.finish(header)?;
+        let bytes = record.len() as u64;
+        self.store.write(sequence, record)?;
+        self.last_crc = crc;
+        self.durable_head = header.head;
+        self.book.add_record(bytes);
+        Ok(())
+    }
+
+    /// Writes the live sections of the first records again at the tail. They are durable when the
+    /// head moves, and the next record carries the new head.
+    fn move_head(&mut self) -> Result<()> {
+        self.builder.clear();
+        let end = self.book.next();
+        let mut sequence = self.book.head();
+        let mut moved: Vec<(ReplicaKey, SectionKind)> = Vec::new();
+        while sequence < end && self.builder.body_bytes() < MOVE_BYTES {
+            if self.book.live_in(sequence) > 0 {
+                self.collect_live(sequence, &mut moved)?;
+            }
+            sequence += 1;
+        }
+        if moved.is_empty() {
+            return Ok(());
+        }
+        self.write_record()?;
+        for ((key, kind), (_, bytes)) in moved.iter().zip(self.builder.sections()) {
+            self.book.note(*key, &Change::of(kind).moved(), *bytes);
+        }
+        self.book.advance_head();
+        assert!(self.book.head() >= sequence, "record {} stays live", self.book.head());
+        Ok(())
+    }
+
+    /// Adds the live sections of record `sequence` to the builder and to `moved`.
+    fn collect_live(
+        &mut self,
+        sequence: u64,
+        moved: &mut Vec<(ReplicaKey, SectionKind)>,
+    ) -> Result<()> {
+        let bytes = self.store.read(sequence)?;
+        let frame = codec::open_frame(&bytes).map_err(|error| {
+            StorageError::damaged(format!("record {sequence} of the log {}", error.as_str()))
+        })?;
+        for (number, decoded) in (0..).zip(record::decode_sections(frame, sequence)?) {
+            let section = SectionId { sequence, number };
+            let key = decoded.key();
+            let parts: Vec<SectionKind> = match decoded.section.kind {
+                SectionKind::Append(entries) => {
+                    let live = self.book.live_entries(key, section, &entries);
+                    live.into_iter().map(SectionKind::Append).collect()
+                }
+                kind @ SectionKind::HardState(_) if self.book.is_hard_state(key, section) => {
+                    vec![kind]
+                }
+                kind @ SectionKind::Reset(_) if self.book.is_reset(key, section) => vec![kind],
+                SectionKind::HardState(_) | SectionKind::Reset(_) => Vec::new(),
+            };
+            for kind in parts {
+                self.builder.push(key, &Change::of(&kind).moved())?;
+                moved.push((key, kind));
+            }
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,347 @@
+//! Records in append-only files, `log/<first sequence>.log`, each made durable by `fdatasync`.
+//!
+//! A file begins with a header of 32 bytes:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 8 | `QRTELOG` and the format version of the file |
+//! | 8 | first sequence, little endian |
+//! | 8 | salt: random, so that no user data can pass for a record (see below) |
+//! | 4 | CRC32C of the above |
+//! | 4 | zero |
+//!
+//! and holds records one after another, each behind an envelope of 16 bytes: length (4), sequence
+//! (8), CRC32C over salt, length and sequence (4). The header is durable before the first record
+//! is written, so a broken header in front of anything is damage.
+//!
+//! When an envelope is broken, the next one is searched for byte by byte: whether a record behind
+//! it survives is what tells damage from an unfinished tail. The salt keeps a value that a user
+//! stored from being taken for such a record.
+//!
+//! Space comes back by removing whole files.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+
+use super::store::{Found, LogStore};
+use crate::codec;
+use crate::crash;
+use crate::engine::{Engine, sync_path};
+use crate::error::{Result, StorageError};
+
+const MAGIC: [u8; 8] = *b"QRTELOG\x01";
+const FILE_HEADER_BYTES: usize = 32;
+const ENVELOPE_BYTES: usize = 16;
+
+/// A new file is begun when the last one has reached this size.
+const FILE_BYTES: u64 = 16 << 20;
+
+/// One file of the log.
+struct Segment {
+    path: PathBuf,
+    file: File,
+    salt: u64,
+    /// Where the next record goes.
+    end: u64,
+}
+
+/// Where a record is: file (by its first sequence), offset of its envelope, length of the record.
+#[derive(Clone, Copy)]
+struct Place {
+    segment: u64,
+    offset: u64,
+    len: usize,
+}
+
+pub(super) struct FileStore {
+    /// Its failures close the whole storage: one data directory fails as one.
+    engine: Engine,
+    dir: PathBuf,
+    /// By first sequence. Records are written to the last.
+    segments: BTreeMap<u64, Segment>,
+    places: BTreeMap<u64, Place>,
+    buffer: Vec<u8>,
+    file_bytes: u64,
+}
+
+impl FileStore {
+    pub fn open(engine: &Engine, data_dir: &Path) -> Result<Self> {
+        let dir = data_dir.join("log");
+        if !dir.exists() {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o700).create(&dir).map_err(|e| StorageError::io("create", &dir, e))?;
+            sync_path(data_dir)?;
+        }
+        let mut store = Self {
+            engine: engine.clone(),
+            dir,
+            segments: BTreeMap::new(),
+            places: BTreeMap::new(),
+            buffer: Vec::new(),
+            file_bytes: FILE_BYTES,
+        };
+        store.open_segments()?;
+        Ok(store)
+    }
+
+    /// Uses other file sizes than usual, so that a test sees many files.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn with_file_bytes(mut self, file_bytes: u64) -> Self {
+        self.file_bytes = file_bytes;
+        self
+    }
+
+    fn open_segments(&mut self) -> Result<()> {
+        let mut names = BTreeMap::new();
+        let entries =
+            fs::read_dir(&self.dir).map_err(|e| StorageError::io("list", &self.dir, e))?;
+        for entry in entries {
+            let path = entry.map_err(|e| StorageError::io("list", &self.dir, e))?.path();
+            let first = path
+                .file_name()
+                .and_then(|name| name.to_str()?.strip_suffix(".log")?.parse::<u64>().ok())
+                .ok_or_else(|| {
+                    let name = path.display();
+                    StorageError::damaged(format!("{name} is not a file of the log"))
+                })?;
+            names.insert(first, path);
+        }
+        let last = names.last_key_value().map(|(first, _)| *first);
+        for (first, path) in names {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(|e| StorageError::io("open", &path, e))?;
+            let len = file.metadata().map_err(|e| StorageError::io("inspect", &path, e))?.len();
+            match read_file_header(&file, first) {
+                Some(salt) => {
+                    let end = FILE_HEADER_BYTES as u64;
+                    self.segments.insert(first, Segment { path, file, salt, end });
+                }
+                // The process died while it created the file; nothing was in it yet.
+                None if Some(first) == last && len <= FILE_HEADER_BYTES as u64 => {
+                    fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
+                    sync_path(&self.dir)?;
+                }
+                None => {
+                    let what = format!("the header of {} is broken", path.display());
+                    return Err(StorageError::damaged(what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn create_segment(&mut self, first: u64) -> Result<()> {
+        let path = self.dir.join(format!("{first:020}.log"));
+        let salt = RandomState::new().build_hasher().finish();
+        let mut header = [0; FILE_HEADER_BYTES];
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..16].copy_from_slice(&first.to_le_bytes());
+        header[16..24].copy_from_slice(&salt.to_le_bytes());
+        let crc = crc32c::crc32c(&header[..24]);
+        header[24..28].copy_from_slice(&crc.to_le_bytes());
+        crash::point("file.create");
+        let create = || -> std::io::Result<File> {
+            let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+            crash::point("file.header");
+            write_at(&file, &header, 0)?;
+            file.sync_all()?;
+            Ok(file)
+        };
+        let file = create().map_err(|e| self.failed("create", &path, e))?;
+        sync_path(&self.dir).map_err(|error| self.engine.fail(error))?;
+        let end = FILE_HEADER_BYTES as u64;
+        self.segments.insert(first, Segment { path, file, salt, end });
+        Ok(())
+    }
+
+    fn failed(&self, action: &'static str, path: &Path, error: std::io::Error) -> StorageError {
+        self.engine.fail(StorageError::io(action, path, error))
+    }
+
+    fn barrier_failed(&self, path: &Path, error: &std::io::Error) -> StorageError {
+        self.engine.fail(StorageError::Barrier {
+            stage: "fdatasync",
+            path: path.to_owned(),
+            message: error.to_string(),
+        })
+    }
+}
+
+/// Writes in two halves, with a crash point between them: a real write can be torn anywhere.
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    if cfg!(feature = "testing") {
+        let (head, tail) = bytes.split_at(bytes.len() / 2);
+        crash::point("file.write");
+        file.write_all_at(head, offset)?;
+        crash::point("file.half");
+        file.write_all_at(tail, offset + head.len() as u64)?;
+        crash::point("file.written");
+        return Ok(());
+    }
+    file.write_all_at(bytes, offset)
+}
+
+fn read_file_header(file: &File, first: u64) -> Option<u64> {
+    let mut header = [0; FILE_HEADER_BYTES];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let crc = crc32c::crc32c(&header[..24]).to_le_bytes();
+    let whole =
+        header[..8] == MAGIC && header[8..16] == first.to_le_bytes() && header[24..28] == crc;
+    whole.then(|| u64::from_le_bytes(std::array::from_fn(|i| header[16 + i])))
+}
+
+fn envelope(salt: u64, len: usize, sequence: u64) -> [u8; ENVELOPE_BYTES] {
+    let mut bytes = [0; ENVELOPE_BYTES];
+    bytes[..4].copy_from_slice(&(len as u32).to_le_bytes());
+    bytes[4..12].copy_from_slice(&sequence.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &bytes[..12]);
+    bytes[12..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// Sequence and length that the envelope at the beginning of `bytes` gives, if it is one.
+fn open_envelope(bytes: &[u8], salt: u64) -> Option<(u64, usize)> {
+    let head = bytes.first_chunk::<ENVELOPE_BYTES>()?;
+    let len = u32::from_le_bytes(std::array::from_fn(|i| head[i])) as usize;
+    let sequence = u64::from_le_bytes(std::array::from_fn(|i| head[4 + i]));
+    (envelope(salt, len, sequence) == *head).then_some((sequence, len))
+}
+
+/// Finds the records of one file: `visit(offset, sequence, found)`. A broken place where no
+/// envelope says otherwise is taken for the record after the last one seen.
+fn scan_file(
+    bytes: &[u8],
+    salt: u64,
+    first: u64,
+    visit: &mut dyn FnMut(u64, u64, Found<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut offset = FILE_HEADER_BYTES;
+    let mut expected = first;
+    while offset < bytes.len() {
+        let Some((sequence, len)) = open_envelope(&bytes[offset..], salt) else {
+            visit(offset as u64, expected, Err("has a broken envelope"))?;
+            let next =
+                (offset + 1..bytes.len()).find(|at| open_envelope(&bytes[*at..], salt).is_some());
+            match next {
+                Some(next) => offset = next,
+                None => return Ok(()),
+            }
+            continue;
+        };
+        let start = offset + ENVELOPE_BYTES;
+        let found = match bytes.get(start..start + len) {
+            None => Err("is cut short"),
+            Some(record) => codec::open_frame(record).map(|_| record).map_err(|e| e.as_str()),
+        };
+        visit(offset as u64, sequence, found)?;
+        expected = sequence + 1;
+        offset = start + len;
+    }
+    Ok(())
+}
+
+impl LogStore for FileStore {
+    fn scan(&mut self, visit: &mut dyn FnMut(u64, Found<'_>) -> Result<()>) -> Result<()> {
+        for (first, segment) in &mut self.segments {
+            let bytes =
+                fs::read(&segment.path).map_err(|e| StorageError::io("read", &segment.path, e))?;
+            let places = &mut self.places;
+            let end = &mut segment.end;
+            scan_file(&bytes, segment.salt, *first, &mut |offset, sequence, found| {
+                if let Ok(record) = found {
+                    let len = record.len();
+                    *end = offset + (ENVELOPE_BYTES + len) as u64;
+                    places.insert(sequence, Place { segment: *first, offset, len });
+                }
+                visit(sequence, found)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, sequence: u64) -> Result<Vec<u8>> {
+        let missing = || StorageError::damaged(format!("record {sequence} of the log is missing"));
+        let place = self.places.get(&sequence).ok_or_else(missing)?;
+        let segment = self.segments.get(&place.segment).ok_or_else(missing)?;
+        let mut record = vec![0; place.len];
+        segment
+            .file
+            .read_exact_at(&mut record, place.offset + ENVELOPE_BYTES as u64)
+            .map_err(|e| StorageError::io("read", &segment.path, e))?;
+        Ok(record)
+    }
+
+    fn remove_from(&mut self, sequence: u64) -> Result<()> {
+        self.places.split_off(&sequence);
+        let end = match self.places.last_key_value() {
+            Some((_, place)) => place.offset + (ENVELOPE_BYTES + place.len) as u64,
+            None => FILE_HEADER_BYTES as u64,
+        };
+        let keep = self.places.last_key_value().map(|(_, place)| place.segment);
+        let keep = keep.or_else(|| self.segments.first_key_value().map(|(first, _)| *first));
+        let Some(keep) = keep else { return Ok(()) };
+        for segment in self.segments.split_off(&(keep + 1)).into_values().rev() {
+            crash::point("file.remove_tail");
+            fs::remove_file(&segment.path).map_err(|e| self.failed("remove", &segment.path, e))?;
+        }
+        sync_path(&self.dir).map_err(|error| self.engine.fail(error))?;
+        let Some(segment) = self.segments.get_mut(&keep) else { return Ok(()) };
+        segment.end = end;
+        crash::point("file.truncate");
+        let cut = segment.file.set_len(end).and_then(|()| segment.file.sync_all());
+        let path = segment.path.clone();
+        cut.map_err(|e| self.failed("cut the tail of", &path, e))
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        for segment in self.segments.values() {
+            crash::point("file.sync");
+            segment.file.sync_all().map_err(|e| self.barrier_failed(&segment.path, &e))?;
+        }
+        sync_path(&self.dir).map_err(|error| self.engine.fail(error))
+    }
+
+    fn write(&mut self, sequence: u64, record: &[u8]) -> Result<()> {
+        self.engine.check_poisoned()?;
+        if self.segments.last_key_value().is_none_or(|(_, last)| last.end >= self.file_bytes) {
+            self.create_segment(sequence)?;
+        }
+        let Some((first, segment)) = self.segments.last_key_value() else {
+            return Err(StorageError::Invalid { what: "the log has no file".to_owned() });
+        };
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&envelope(segment.salt, record.len(), sequence));
+        self.buffer.extend_from_slice(record);
+        let place = Place { segment: *first, offset: segment.end, len: record.len() };
+        write_at(&segment.file, &self.buffer, segment.end)
+            .map_err(|e| self.failed("write to", &segment.path, e))?;
+        segment.file.sync_data().map_err(|e| self.barrier_failed(&segment.path, &e))?;
+        crash::point("file.synced");
+        self.places.insert(sequence, place);
+        if let Some(mut last) = self.segments.last_entry() {
+            last.get_mut().end += self.buffer.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn remove_below(&mut self, sequence: u64) -> Result<bool> {
+        while self.places.first_key_value().is_some_and(|(first, _)| *first < sequence) {
+            self.places.pop_first();
+        }
+        // A file can go when the one after it begins at or below the first record to keep.
+        while let Some(second) = self.segments.keys().nth(1)
+            && *second <= sequence
+            && let Some((_, segment)) = self.segments.pop_first()
+        {
+            crash::point("file.remove");
+            fs::remove_file(&segment.path).map_err(|e| self.failed("remove", &segment.path, e))?;
+        }
+        Ok(true)
+    }
+}
