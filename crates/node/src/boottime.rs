@@ -51,3 +51,33 @@ pub fn boot_id() -> Option<String> {
     let id = id.trim();
     (!id.is_empty()).then(|| id.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_hundredths_of_the_uptime_of_the_machine() {
+        // /proc/uptime is the kernel's own rendering of the same clock, in hundredths of a second.
+        let uptime = || {
+            let text = std::fs::read_to_string("/proc/uptime").unwrap();
+            let seconds: f64 = text.split(' ').next().unwrap().parse().unwrap();
+            (seconds * 100.0).round() as u64
+        };
+        let (before, Ticks(now), after) = (uptime(), Clock.now(), uptime());
+        assert!(before <= now && now <= after + 1, "{before} {now} {after}");
+    }
+
+    #[test]
+    fn the_wall_clock_is_in_milliseconds() {
+        // Between 2020 and 2100: a factor of a thousand either way is far outside.
+        assert!((1_577_836_800_000..4_102_444_800_000).contains(&Clock.unix_millis()));
+    }
+
+    #[test]
+    fn the_boot_id_does_not_change_while_the_machine_runs() {
+        let id = boot_id().unwrap();
+        assert_eq!(id.len(), 36, "{id}");
+        assert_eq!(boot_id(), Some(id));
+    }
+}

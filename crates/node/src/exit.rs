@@ -166,3 +166,101 @@ fn payload_text(payload: &(dyn Any + Send)) -> &str {
         "(a panic without a text)"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn every_reason_has_its_own_code() {
+        let text = String::new;
+        let codes = [
+            Fatal::Usage(text()),
+            Fatal::Identity(text()),
+            Fatal::InUse(text()),
+            Fatal::NewerFormat(text()),
+            Fatal::AddressTaken(text()),
+            Fatal::Storage(text()),
+            Fatal::Fsync(text()),
+            Fatal::Bug(text()),
+        ]
+        .map(|fatal| fatal.code());
+        assert_eq!(codes, [2, 10, 11, 12, 13, 20, 21, 70]);
+    }
+
+    /// Chooses what [`a_process_to_watch`] does.
+    const SCENE: &str = "EXIT_TEST_SCENE";
+
+    /// Not a test of its own: the process that the tests below start, because how a process ends can
+    /// only be seen from outside.
+    #[test]
+    fn a_process_to_watch() {
+        let Ok(scene) = std::env::var(SCENE) else { return };
+        install_panic_hook();
+        let quietly = |name: &str, f: fn()| {
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(f).unwrap();
+            let _ = thread.join();
+        };
+        match scene.as_str() {
+            "thread" => quietly("worker", || panic!("the invariant {} does not hold", 7)),
+            "guarded" => {
+                let result = guarded(|| -> u8 { panic!("damaged") });
+                assert_eq!(result, Err(Panicked { message: "damaged".to_owned() }));
+            }
+            "after guarded" => {
+                let _ = guarded(|| panic!("damaged"));
+                panic!("and then for real");
+            }
+            "engine thread while opening" => {
+                let result = guarded_open(|| quietly("sled-io-1", || panic!("damaged")));
+                assert_eq!(result, Ok(()));
+            }
+            "engine thread later" => {
+                let _ = guarded_open(|| ());
+                quietly("sled-io-1", || panic!("damaged"));
+            }
+            "another thread while opening" => {
+                let _ = guarded_open(|| quietly("worker", || panic!("unrelated")));
+            }
+            "fsync" => Fatal::Fsync("the barrier failed".to_owned()).end_process(),
+            other => unreachable!("{other}"),
+        }
+        std::process::exit(33);
+    }
+
+    fn watch(scene: &str) -> (Option<i32>, String) {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "exit::tests::a_process_to_watch", "--nocapture"])
+            .env(SCENE, scene)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    #[test]
+    fn a_panic_ends_the_process_except_in_a_guarded_section() {
+        for (scene, code) in [
+            ("thread", 70),
+            ("guarded", 33),
+            ("after guarded", 70),
+            ("engine thread while opening", 33),
+            ("engine thread later", 70),
+            ("another thread while opening", 70),
+            ("fsync", 21),
+        ] {
+            let (ended, said) = watch(scene);
+            assert_eq!(ended, Some(code), "{scene}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_panic_says_which_thread_and_why() {
+        let (_, said) = watch("thread");
+        assert!(
+            said.contains("kvnode: thread worker panicked at crates/node/src/exit.rs:"),
+            "{said}"
+        );
+        assert!(said.contains("the invariant 7 does not hold"), "{said}");
+    }
+}

@@ -170,11 +170,11 @@ fn scalar_text(value: &DeValue<'_>) -> Option<String> {
 
 /// The candidate that `name` was probably meant to be.
 fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let written = name.to_lowercase().replace('_', "-");
-    let scored = candidates.map(|candidate| {
-        let plain = candidate.to_lowercase().replace('_', "-");
-        (strsim::jaro_winkler(&written, &plain), candidate)
-    });
+    // What all variables begin with says nothing about which one was meant.
+    let plain = |name: &str| name.trim_start_matches(PREFIX).to_lowercase().replace('_', "-");
+    let written = plain(name);
+    let scored =
+        candidates.map(|candidate| (strsim::jaro_winkler(&written, &plain(candidate)), candidate));
     let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 >= 0.8).then_some(best.1)
 }

@@ -40,10 +40,10 @@ impl MemoryPlan {
     pub fn new(total: u64) -> Self {
         // The caps are the sizes beyond which more does not help: 64 MiB of delta and 512 MiB of log
         // hold several seconds of writes at the full rate, so what a large node has goes to caches.
-        let log_node = (total / 8).min(512 << 20);
+        let log_node = (total / 4).min(512 << 20);
         Self {
             total,
-            engine_cache: total / 4,
+            engine_cache: total / 16 * 3,
             delta: (total / 16).min(64 << 20),
             log_node,
             log_group: (log_node / 2).min(64 << 20),
@@ -141,5 +141,95 @@ fn cgroup_limit(text: &str) -> Option<u64> {
 impl std::fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&format_bytes(self.total))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shares_leave_a_fifth_and_follow_the_whole() {
+        let mut total = MIN_MEMORY;
+        while total <= 256 << 30 {
+            let plan = MemoryPlan::new(total);
+            assert!(plan.committed() <= total / 5 * 4, "{plan:?}");
+            assert!(plan.log_group <= plan.log_node, "{plan:?}");
+            for (name, share) in plan.shares() {
+                assert!(share >= 4 << 20, "{name} has {share} of {total}");
+            }
+            total += total / 3;
+        }
+        let plan = MemoryPlan::new(MAX_DEFAULT_MEMORY);
+        assert_eq!((plan.delta, plan.log_group, plan.log_node), (64 << 20, 64 << 20, 512 << 20));
+    }
+
+    #[test]
+    fn the_default_is_a_quarter_between_its_bounds() {
+        assert_eq!(default_of(1 << 30), 256 << 20);
+        assert_eq!(default_of((1 << 30) + 5), 256 << 20);
+        assert_eq!(default_of(64 << 30), 2 << 30);
+        assert_eq!(default_of(100 << 20), MIN_MEMORY);
+    }
+
+    /// A file system with these files.
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    const MEMINFO: (&str, &str) =
+        ("proc/meminfo", "MemTotal:       16777216 kB\nMemFree:          1024 kB\n");
+
+    #[test]
+    fn the_smallest_limit_around_the_process_counts() {
+        for (name, files, expected) in [
+            ("nothing is known", vec![], ASSUMED_MACHINE),
+            ("no control group", vec![MEMINFO], 16 << 30),
+            (
+                "v2, the group above is smaller",
+                vec![
+                    MEMINFO,
+                    ("proc/self/cgroup", "0::/system/quorate\n"),
+                    ("sys/fs/cgroup/system/quorate/memory.max", "max\n"),
+                    ("sys/fs/cgroup/system/memory.max", "1073741824\n"),
+                ],
+                1 << 30,
+            ),
+            (
+                "v2 in a container: the path is the host's, the limit stands at the top",
+                vec![
+                    MEMINFO,
+                    ("proc/self/cgroup", "0::/docker/abc\n"),
+                    ("sys/fs/cgroup/memory.max", "536870912\n"),
+                ],
+                512 << 20,
+            ),
+            (
+                "v1 without a limit",
+                vec![
+                    MEMINFO,
+                    ("proc/self/cgroup", "9:name=systemd:/\n4:cpu,memory:/x\n0::/\n"),
+                    ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "9223372036854771712\n"),
+                ],
+                16 << 30,
+            ),
+            (
+                "v1 with a limit",
+                vec![
+                    MEMINFO,
+                    ("proc/self/cgroup", "4:memory:/x\n"),
+                    ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "268435456\n"),
+                ],
+                256 << 20,
+            ),
+        ] {
+            assert_eq!(available(machine(&files).path()), expected, "{name}");
+        }
     }
 }

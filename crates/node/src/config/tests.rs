@@ -1,1 +1,338 @@
+//! Layers, sources, and the sentences of everything that is refused.
 
+use std::path::Path;
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+/// The flags, variables and file of a start.
+#[derive(Default)]
+struct Start<'a> {
+    flags: &'a [(Key, &'a str)],
+    variables: &'a [(&'a str, &'a str)],
+    file: Option<&'a str>,
+}
+
+impl Start<'_> {
+    fn environment(&self) -> Environment {
+        let pairs = self.variables.iter();
+        Environment::from_pairs(pairs.map(|(name, value)| ((*name).into(), (*value).into())))
+    }
+
+    fn resolve(&self) -> Result<Resolved, ConfigError> {
+        let flags = self.flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        let file = self.file.map(|text| (Path::new("node.toml"), text));
+        resolve(&Layers::new(flags, &self.environment(), file)?, 2 * GIB)
+    }
+
+    /// What the whole start is refused with.
+    fn refusal(&self) -> String {
+        let refused = self.resolve().and_then(|resolved| resolved.config.validate());
+        refused.expect_err("the start is refused").to_string()
+    }
+}
+
+/// The effective value and source of one setting.
+fn effective(start: &Start<'_>, key: Key) -> (String, String) {
+    let resolved = start.resolve().unwrap();
+    let setting = resolved.settings.iter().find(|setting| setting.key == key).unwrap();
+    (setting.value.clone(), setting.source.to_string())
+}
+
+fn pair(value: &str, source: &str) -> (String, String) {
+    (value.to_owned(), source.to_owned())
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+    let flags: &[_] = &[(Key::Shards, "10")];
+    let variables: &[_] = &[("QUORATE_SHARDS", "20")];
+    let file = Some("# the cluster\nshards = 30\n");
+    for (start, expected) in [
+        (Start { flags, variables, file }, pair("10", "flag")),
+        (Start { flags, file, ..Start::default() }, pair("10", "flag")),
+        (Start { variables, file, ..Start::default() }, pair("20", "environment QUORATE_SHARDS")),
+        (Start { file, ..Start::default() }, pair("30", "node.toml:2")),
+        (Start::default(), pair("64", "default")),
+    ] {
+        assert_eq!(effective(&start, Key::Shards), expected);
+    }
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let start = Start { variables: &[("QUORATE_SHARDS", "")], ..Start::default() };
+    assert_eq!(effective(&start, Key::Shards), pair("64", "default"));
+}
+
+#[test]
+fn every_setting_is_shown_once_in_order() {
+    let resolved = Start::default().resolve().unwrap();
+    let keys: Vec<_> = resolved.settings.iter().map(|setting| setting.key).collect();
+    assert_eq!(keys, Key::ALL);
+    let table = table(&resolved);
+    assert!(table.contains("\nshards                    64                default\n"), "{table}");
+    assert!(table.contains("\ndelta             64MiB   3%\n"), "{table}");
+}
+
+#[test]
+fn a_shown_value_can_be_given_back() {
+    let start = Start {
+        flags: &[
+            (Key::NodeId, "2"),
+            (Key::DataDir, "/d"),
+            (Key::InitialCluster, "1=a:1, 2=[::1]:2"),
+            (Key::Locality, "zone=a,region=eu"),
+            (Key::Memory, "1536MiB"),
+            (Key::MetricsListen, "localhost:7451"),
+            (Key::Heartbeat, "1s"),
+            (Key::ElectionMin, "3s"),
+            (Key::ElectionMax, "6000ms"),
+        ],
+        ..Start::default()
+    };
+    let resolved = start.resolve().unwrap();
+    resolved.config.validate().unwrap();
+    let given_back = resolved.settings.iter().filter(|setting| !setting.value.is_empty());
+    let flags = given_back.map(|setting| (setting.key, setting.value.clone())).collect();
+    let layers = Layers::new(flags, &Environment::default(), None).unwrap();
+    assert_eq!(resolve(&layers, GIB).unwrap().config, resolved.config);
+}
+
+#[test]
+fn a_data_directory_alone_is_a_cluster_of_one() {
+    let start = Start { flags: &[(Key::DataDir, "d1")], ..Start::default() };
+    let config = start.resolve().unwrap().config;
+    config.validate().unwrap();
+    let own: HostPort = "127.0.0.1:7401".parse().unwrap();
+    assert_eq!(config.node_id, NodeId(1));
+    assert_eq!(config.initial_cluster, BTreeMap::from([(NodeId(1), own.clone())]));
+    assert_eq!((config.advertise, config.advertise_client), (own.clone(), own));
+    assert_eq!(config.peer_listen, config.listen);
+    assert_eq!((config.shards, config.replicas, config.metrics_listen), (64, 3, None));
+}
+
+#[test]
+fn advertised_addresses_follow_from_the_others() {
+    let nodes = "1=node1:7401,2=node2:7401";
+    let flags = [(Key::InitialCluster, nodes), (Key::NodeId, "2"), (Key::Listen, "0.0.0.0:7401")];
+    let start = Start { flags: &flags, ..Start::default() };
+    let source = "default: the entry in initial-cluster";
+    assert_eq!(effective(&start, Key::Advertise), pair("node2:7401", source));
+    let source = "default: as advertise";
+    assert_eq!(effective(&start, Key::AdvertiseClient), pair("node2:7401", source));
+    let mut flags = flags.to_vec();
+    flags.push((Key::PeerListen, "0.0.0.0:7501"));
+    let start = Start { flags: &flags, ..Start::default() };
+    assert_eq!(effective(&start, Key::AdvertiseClient), pair("0.0.0.0:7401", "default: as listen"));
+}
+
+#[test]
+fn the_file_takes_strings_numbers_booleans_and_lists() {
+    let file = Some(
+        "node-id = 2\nshards = 1_000\ninsecure = true\nheartbeat = \"200ms\"\n\
+         initial-cluster = [\"1=a:1\", \"2=b:2\"]\nmemory = 1073741824\n",
+    );
+    let config = Start { file, ..Start::default() }.resolve().unwrap().config;
+    assert_eq!((config.node_id, config.shards, config.insecure), (NodeId(2), 1000, true));
+    assert_eq!(config.heartbeat, Duration::from_millis(200));
+    assert_eq!((config.initial_cluster.len(), config.memory.total), (2, GIB));
+}
+
+#[test]
+fn a_mistake_in_the_file_is_named_with_its_line() {
+    for (text, sentence) in [
+        ("\nshard = 3\n", "node.toml:2: unknown key shard; did you mean shards?"),
+        ("peer_listen = \"x\"", "node.toml:1: unknown key peer_listen; did you mean peer-listen?"),
+        ("colour = 1", "node.toml:1: unknown key colour"),
+        ("[node]\nid = 1", "node.toml:1: unknown key node; did you mean node-id?"),
+        (
+            "memory = 1.5",
+            "node.toml:1: memory is of the kind float; expected a string, a number, true or false, \
+             or a list of strings",
+        ),
+        (
+            "shards = 0x10",
+            "node.toml:1: shards is of the kind integer; expected a string, a number, \
+             true or false, or a list of strings",
+        ),
+        ("a = 1\nshards = = 2", "node.toml:2: extra `=`, expected nothing"),
+        ("shards = \"x\"", "shards = \"x\" (node.toml:1): expected a whole number"),
+    ] {
+        let refusal = Start { file: Some(text), ..Start::default() }.refusal();
+        assert_eq!(refusal, sentence, "{text}");
+    }
+}
+
+#[test]
+fn variables_nobody_reads_are_named_once() {
+    let start = Start {
+        variables: &[
+            ("QUORATE_SHARD", "3"),
+            ("QUORATE_COLOUR", "red"),
+            ("QUORATE_SHARDS", "8"),
+            ("QUORATE_CONFIG", "x"),
+            ("QUORATE_LOG", "debug"),
+            ("QUORATE_BIN_DIR", "x"),
+            ("QUORATE_REQUIRE", "x"),
+            ("QUORATE_SEEDED_BUG", "x"),
+            ("PATH", "x"),
+        ],
+        ..Start::default()
+    };
+    assert_eq!(
+        start.environment().warnings(),
+        [
+            "the environment variable QUORATE_COLOUR is unknown and ignored",
+            "the environment variable QUORATE_SHARD is unknown and ignored; did you mean \
+             QUORATE_SHARDS?",
+        ]
+    );
+}
+
+#[test]
+fn values_that_cannot_be_read_are_refused_with_their_source() {
+    for (key, value, reason) in [
+        (Key::NodeId, "0", "a node id is a number from 1 to 4294967295"),
+        (Key::NodeId, "4294967296", "a node id is a number from 1 to 4294967295"),
+        (
+            Key::Listen,
+            "node1:7401",
+            "expected IP:PORT, for example 127.0.0.1:7401 or [::1]:7401 (a name cannot be listened on)",
+        ),
+        (Key::Advertise, "node1", "expected HOST:PORT, for example node1:7401 or [::1]:7401"),
+        (Key::Advertise, "node1:0", "port 0 cannot be connected to"),
+        (
+            Key::Advertise,
+            "::1:7401",
+            "expected HOST:PORT, for example node1:7401 or [::1]:7401; an IPv6 address stands in brackets",
+        ),
+        (Key::InitialCluster, "a:1", "\"a:1\": expected ID=HOST:PORT"),
+        (Key::InitialCluster, "1=a:1,1=b:1", "node 1 is listed twice"),
+        (Key::InitialCluster, "1=a:1,2=a:1", "nodes 1 and 2 have the same address a:1"),
+        (
+            Key::InitialCluster,
+            "1=0.0.0.0:1",
+            "\"1=0.0.0.0:1\": no other node can connect to 0.0.0.0",
+        ),
+        (Key::InitialCluster, "", "expected at least one ID=HOST:PORT"),
+        (Key::LogStore, "rocks", "expected sled or file"),
+        (
+            Key::Locality,
+            "zone",
+            "\"zone\": expected LABEL=VALUE, each 1 to 64 of a-z A-Z 0-9 - _ . /",
+        ),
+        (Key::Locality, "zone=a,zone=b", "label zone is given twice"),
+        (Key::Memory, "lots", "expected a size such as 512MiB, 2GiB or 65536"),
+        (Key::Memory, "99999999TiB", "the size is too large"),
+        (Key::Heartbeat, "100", "expected a duration such as 100ms or 2s"),
+        (Key::MaxConnections, "-1", "expected a whole number"),
+        (Key::Insecure, "yes", "expected true or false"),
+        (Key::LogFormat, "xml", "expected auto, text or json"),
+    ] {
+        let refusal = Start { flags: &[(key, value)], ..Start::default() }.refusal();
+        assert_eq!(refusal, format!("{key} = {value:?} (flag): {reason}"));
+    }
+}
+
+#[test]
+fn limits_and_combinations_are_refused_with_the_knob() {
+    for (flags, sentence) in [
+        (
+            &[(Key::DataDir, "")][..],
+            "data-dir is not set; a node needs a directory of its own (--data-dir or QUORATE_DATA_DIR)",
+        ),
+        (
+            &[(Key::Shards, "4097")],
+            "shards is 4097, but must be from 1 to 4096 (--shards or QUORATE_SHARDS)",
+        ),
+        (
+            &[(Key::Replicas, "4")],
+            "replicas is 4, but must be 1, 3, 5 or 7: an even number needs more of them for the same \
+             fault tolerance (--replicas or QUORATE_REPLICAS)",
+        ),
+        (
+            &[(Key::Memory, "127MiB")],
+            "memory is 127MiB, but must be at least 128MiB (--memory or QUORATE_MEMORY)",
+        ),
+        (
+            &[(Key::MaxValueSize, "2MiB")],
+            "max-value-size is 2097152, but must be from 1 to 2031616 (--max-value-size or \
+             QUORATE_MAX_VALUE_SIZE)",
+        ),
+        (
+            &[(Key::ClusterName, "my cluster")],
+            "cluster-name is \"my cluster\", but must be 1 to 64 of a-z A-Z 0-9 - _ . \
+             (--cluster-name or QUORATE_CLUSTER_NAME)",
+        ),
+        (
+            &[(Key::NodeId, "4"), (Key::InitialCluster, "1=a:1,2=b:1")],
+            "node-id is 4, but initial-cluster lists only 1, 2; it must list this node too \
+             (--node-id or QUORATE_NODE_ID)",
+        ),
+        (
+            &[(Key::Listen, "0.0.0.0:7401")],
+            "listen is 0.0.0.0:7401, but there is no TLS yet, so anyone who reaches it can read and \
+             change everything; listen on loopback, or allow it with --insecure (--listen or \
+             QUORATE_LISTEN)",
+        ),
+        (
+            &[(Key::Listen, "0.0.0.0:7401"), (Key::Insecure, "true")],
+            "advertise is 0.0.0.0:7401, but that means every address of this machine and cannot be \
+             connected to from another; give a name or an address that can (--advertise or \
+             QUORATE_ADVERTISE)",
+        ),
+        (
+            &[(Key::Listen, "127.0.0.1:0")],
+            "advertise is 127.0.0.1:0, but port 0 cannot be connected to; give the real port \
+             (--advertise or QUORATE_ADVERTISE)",
+        ),
+        (
+            &[(Key::MetricsListen, "127.0.0.1:7401")],
+            "metrics-listen is 127.0.0.1:7401, but that address already serves clients or nodes \
+             (--metrics-listen or QUORATE_METRICS_LISTEN)",
+        ),
+        (
+            &[(Key::Heartbeat, "15ms")],
+            "heartbeat is 15ms, but must be a multiple of 10ms, from 10ms to 60s (--heartbeat or \
+             QUORATE_HEARTBEAT)",
+        ),
+        (
+            &[(Key::ElectionMin, "200ms")],
+            "election-min is 200ms, but must be at least three times heartbeat (100ms), or one lost \
+             message starts an election (--election-min or QUORATE_ELECTION_MIN)",
+        ),
+        (
+            &[(Key::ElectionMax, "650ms")],
+            "election-max is 650ms, but must exceed election-min (600ms) by at least one heartbeat \
+             (100ms), or candidates keep splitting the vote (--election-max or QUORATE_ELECTION_MAX)",
+        ),
+    ] {
+        let mut all = vec![(Key::DataDir, "d")];
+        all.extend_from_slice(flags);
+        assert_eq!(Start { flags: &all, ..Start::default() }.refusal(), sentence);
+    }
+}
+
+#[test]
+fn sizes_are_read_in_every_usual_form() {
+    for (text, bytes) in [
+        ("512MiB", 512 << 20),
+        ("512M", 512 << 20),
+        ("512mb", 512 << 20),
+        ("2 GiB", 2 << 30),
+        ("64k", 64 << 10),
+        ("1TiB", 1 << 40),
+        ("65536", 65536),
+        ("10B", 10),
+    ] {
+        assert_eq!(value::parse_bytes(text), Ok(bytes), "{text}");
+    }
+    for text in ["", "MiB", "1.5GiB", "-1", "1XiB", "1MiBs", "1é"] {
+        assert!(value::parse_bytes(text).is_err(), "{text}");
+    }
+    for bytes in [0, 1, 1000, 1024, 1536 << 10, 512 << 20, 3 << 30] {
+        assert_eq!(value::parse_bytes(&value::format_bytes(bytes)), Ok(bytes));
+    }
+}
