@@ -48,19 +48,19 @@ pub fn even_range(i: u64, n: u64) -> (u64, u64) {
     (start(i) as u64, (start(i + 1) - 1) as u64)
 }
 
-/// The shard that owns a hash among shards in the order of their ranges; none when the ranges have a
-/// gap there.
+/// The position of the shard that owns a hash among shards in the order of their ranges; none when the
+/// ranges have a gap there.
 #[must_use]
-pub fn owner(shards: &[MapShard], hash: u64) -> Option<&MapShard> {
+pub fn owner(shards: &[MapShard], hash: u64) -> Option<usize> {
     let i = shards.partition_point(|s| s.last < hash);
-    shards.get(i).filter(|s| s.first <= hash)
+    shards.get(i).filter(|s| s.first <= hash).map(|_| i)
 }
 
 impl ClusterMap {
     /// The shard that owns a key.
     #[must_use]
     pub fn shard_of(&self, key: &[u8]) -> Option<&MapShard> {
-        owner(&self.shards, key_hash(key))
+        owner(&self.shards, key_hash(key)).map(|i| &self.shards[i])
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
     fn owner_is_found_at_both_ends_and_not_in_gaps() {
         let shard = |id, first, last| MapShard { id, first, last, ..Default::default() };
         let shards = [shard(1, 0, 9), shard(2, 10, 10), shard(3, 20, u64::MAX)];
-        let id = |hash| owner(&shards, hash).map(|s| s.id);
+        let id = |hash| owner(&shards, hash).map(|i| shards[i].id);
         assert_eq!(id(0), Some(1));
         assert_eq!(id(9), Some(1));
         assert_eq!(id(10), Some(2));

@@ -1,0 +1,378 @@
+//! One call from its first attempt to its answer: routing, sessions, retries, and what is known at the end.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Reason, WriteSession};
+use tonic::metadata::{Ascii, MetadataValue};
+
+use crate::client::Inner;
+use crate::error::{Effect, Error, Lost, Result, WriteId};
+use crate::pool::Connection;
+use crate::retry::{self, Backoff, Kind, Next};
+use crate::router::Want;
+use crate::rpc::{self, Answer, Rpc};
+use crate::session::{Session, Ticket};
+
+/// How a write is made exactly-once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// It is a read, or a write without a session.
+    None,
+    /// The next number of the client's own session.
+    Own,
+    /// The only number of a session of its own, which ends with it.
+    OneShot,
+    /// This one, which the caller has from an earlier unknown outcome.
+    Given(WriteId),
+}
+
+/// What a call asks of its execution.
+#[derive(Debug)]
+pub(crate) struct How {
+    pub want: Want,
+    pub kind: Kind,
+    pub identity: Identity,
+    pub deadline: Instant,
+}
+
+/// The state of one call.
+struct Call<'a> {
+    inner: &'a Inner,
+    how: How,
+    shard: Option<usize>,
+    ticket: Option<Ticket>,
+    /// Nodes that were asked in this round; all of them, and a new round begins after a wait.
+    tried: Vec<Arc<Connection>>,
+    /// An attempt may have been applied, and nothing since has settled it.
+    maybe: bool,
+    backoff: Backoff,
+    request_id: String,
+    header: MetadataValue<Ascii>,
+    last: Option<Lost>,
+}
+
+impl Inner {
+    /// Sends a request until it is answered, refused, or out of time.
+    pub(crate) async fn execute<R: Rpc>(&self, mut request: R, how: How) -> Result<R::Answer> {
+        let (request_id, header) = self.request_ids.next();
+        let mut call = Call {
+            inner: self,
+            how,
+            shard: None,
+            ticket: None,
+            tried: Vec::new(),
+            maybe: false,
+            backoff: Backoff::default(),
+            request_id,
+            header,
+            last: None,
+        };
+        loop {
+            if call.remaining().is_zero() {
+                return Err(call.out_of_time());
+            }
+            if let Err(lost) = call.prepare(&mut request).await {
+                call.after(lost).await?;
+                continue;
+            }
+            match call.attempt(&request).await {
+                Ok(answer) => {
+                    self.learn(&answer);
+                    return Ok(answer);
+                }
+                Err(lost) => call.after(lost).await?,
+            }
+        }
+    }
+
+    fn learn(&self, answer: &impl Answer) {
+        if let Some(receipt) = answer.receipt() {
+            self.router.learn_leader(receipt.shard, receipt.leader_node_id);
+            self.heard_epoch(receipt.map_epoch);
+        }
+        if let Some(token) = answer.token() {
+            self.tokens.note(token);
+        }
+    }
+
+    /// Opens a session; boxed, because a call that opens one is inside a call.
+    pub(crate) fn open_session(
+        &self,
+        not_before: u64,
+        deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = Result<OpenSessionResponse>> + Send + '_>> {
+        let how = How { want: Want::Any, kind: Kind::Read, identity: Identity::None, deadline };
+        Box::pin(self.execute(OpenSessionRequest { not_before }, how))
+    }
+}
+
+impl Call<'_> {
+    fn remaining(&self) -> Duration {
+        self.how.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Sets route and session for the next attempt.
+    async fn prepare<R: Rpc>(&mut self, request: &mut R) -> Result<(), Lost> {
+        self.inner.need_map(self.how.deadline).await;
+        let table = self.inner.router.table();
+        self.shard = request.key().and_then(|k| table.shard_of(k));
+        request.set_route(table.hint(self.shard));
+        if self.how.kind == Kind::Read {
+            return Ok(());
+        }
+        let session = match &self.how.identity {
+            Identity::None => None,
+            Identity::Given(id) => Some(WriteSession {
+                id: id.session.clone(),
+                sequence: id.sequence,
+                // What else was answered in this session is not known here.
+                answered_below: 0,
+                last: false,
+            }),
+            Identity::Own | Identity::OneShot => {
+                let last = self.how.identity == Identity::OneShot;
+                if self.ticket.is_none() {
+                    self.ticket = Some(self.new_ticket(last, 0).await?);
+                }
+                self.ticket.as_ref().map(|t| t.wire(last))
+            }
+        };
+        request.set_session(session);
+        Ok(())
+    }
+
+    /// A number in the session of this call's shard, or in a session of its own.
+    async fn new_ticket(&self, alone: bool, not_before: u64) -> Result<Ticket, Lost> {
+        let inner = self.inner;
+        let shard = match self.shard {
+            Some(position) => inner.router.table().shard(position).id,
+            None => 0,
+        };
+        loop {
+            let current = match alone {
+                true => None,
+                false => inner.sessions.current(shard),
+            };
+            let session = match current {
+                Some(session) => session,
+                None if alone => self.open(not_before).await?,
+                None => {
+                    let opening = inner.sessions.opening(shard);
+                    let _one = self.in_time(opening.lock()).await?;
+                    match inner.sessions.current(shard) {
+                        Some(opened_meanwhile) => opened_meanwhile,
+                        None => {
+                            let session = self.open(not_before).await?;
+                            inner.sessions.replace(shard, Arc::clone(&session));
+                            session
+                        }
+                    }
+                }
+            };
+            if let Some(ticket) = self.in_time(session.next()).await? {
+                return Ok(ticket);
+            }
+        }
+    }
+
+    async fn open(&self, not_before: u64) -> Result<Arc<Session>, Lost> {
+        let begun = Instant::now();
+        let deadline = self.how.deadline;
+        let opened = self.inner.open_session(not_before, deadline).await;
+        let answer = opened.map_err(|e| {
+            let detail = e.detail();
+            let reason = detail.reason.unwrap_or(Reason::NoLeader);
+            Lost::local(reason, format!("no session could be opened: {}", detail.message))
+        })?;
+        let ttl = answer.ttl.and_then(|t| Duration::try_from(t).ok());
+        let ttl = ttl.unwrap_or(quorate_proto::limits::SESSION_TTL);
+        Ok(Session::new(answer.session_id, begun + ttl / 2))
+    }
+
+    /// Waits for something of this client's own, until the deadline.
+    async fn in_time<T>(&self, what: impl Future<Output = T>) -> Result<T, Lost> {
+        let waited = tokio::time::timeout(self.remaining(), what).await;
+        waited.map_err(|_| {
+            let message = "the session had too many unanswered writes until the deadline";
+            Lost::local(Reason::Overloaded, message)
+        })
+    }
+
+    /// One attempt at the best node not tried yet.
+    async fn attempt<R: Rpc>(&mut self, request: &R) -> Result<R::Answer, Lost> {
+        let inner = self.inner;
+        let table = inner.router.table();
+        let picked = inner.router.pick(&table, self.shard, self.how.want, &self.tried);
+        let Some(connection) = picked else {
+            // Everybody was asked in this round.
+            self.tried.clear();
+            let last = self.last.take();
+            return Err(Lost {
+                broken: false,
+                effect: Effect::None,
+                ..last.unwrap_or_else(|| Lost::unreachable("no node is known".into()))
+            });
+        };
+        let patience = match self.how.kind {
+            Kind::Bare => self.remaining(),
+            Kind::Read | Kind::Sessioned => self.backoff.patience().min(self.remaining()),
+        };
+        self.tried.push(Arc::clone(&connection));
+        let begun = Instant::now();
+        let (channel, generation) = match tokio::time::timeout(patience, connection.channel()).await
+        {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return Err(Lost::unreachable(error)),
+            Err(_) => {
+                let address = connection.address();
+                let message = format!("{address} took no connection within {patience:.1?}");
+                return Err(Lost::unreachable(message));
+            }
+        };
+        let mut envelope = tonic::Request::new(request.clone());
+        envelope.metadata_mut().insert("x-request-id", self.header.clone());
+        envelope.set_timeout(self.remaining());
+        let sent = R::send(rpc::kv(channel), envelope);
+        let patience = patience.saturating_sub(begun.elapsed());
+        match tokio::time::timeout(patience, sent).await {
+            Ok(Ok(answer)) => {
+                connection.answered();
+                Ok(answer.into_inner())
+            }
+            Ok(Err(status)) => {
+                let lost = Lost::of_status(&status);
+                match lost.broken {
+                    true => connection.broken(generation),
+                    false => connection.answered(),
+                }
+                Err(lost)
+            }
+            Err(_) => {
+                connection.silent();
+                Err(Lost::silent(connection.address(), begun.elapsed()))
+            }
+        }
+    }
+
+    /// Learns from a lost attempt and waits as long as it takes; an error when nothing more is tried.
+    async fn after(&mut self, lost: Lost) -> Result<()> {
+        self.maybe |= lost.effect == Effect::Maybe && self.how.kind != Kind::Read;
+        let mut told_leader = false;
+        if let Some(failure) = &lost.failure {
+            self.inner.heard_epoch(failure.map_epoch);
+            if failure.leader_node_id != 0 {
+                let before = self.shard.map(|p| self.inner.router.table().leader(p));
+                self.inner.router.learn_leader(failure.shard, failure.leader_node_id);
+                let after = self.shard.map(|p| self.inner.router.table().leader(p));
+                told_leader = before != after;
+            }
+        }
+        tracing::debug!(
+            request_id = self.request_id,
+            reason = lost.reason().map(Reason::name),
+            "attempt lost: {}",
+            lost.message
+        );
+        let wait = match retry::next(self.how.kind, &lost) {
+            Next::GiveUp => return Err(self.give_up(lost)),
+            Next::Elsewhere if self.tried.is_empty() => Some(self.backoff.wait(None)),
+            Next::Elsewhere => None,
+            // Another node is said to lead: it is asked at once, the first time.
+            Next::Wait if told_leader => None,
+            Next::Wait => {
+                self.tried.clear();
+                Some(self.backoff.wait(lost.retry_after()))
+            }
+            Next::RefreshMap => {
+                self.tried.clear();
+                self.inner.refresh_map(self.how.deadline).await;
+                Some(self.backoff.wait(None))
+            }
+            Next::NewSession => {
+                if self.maybe || matches!(self.how.identity, Identity::Given(_)) {
+                    return Err(self.give_up(lost));
+                }
+                self.tried.clear();
+                self.take_new_session(&lost).await?
+            }
+        };
+        self.last = Some(lost);
+        match wait {
+            Some(wait) if wait >= self.remaining() => Err(self.out_of_time()),
+            Some(wait) => {
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Replaces a session that the shard takes for over, born after what the shard says the time is.
+    async fn take_new_session(&mut self, lost: &Lost) -> Result<Option<Duration>> {
+        let not_before = lost.failure.as_ref().map_or(0, |f| f.log_time);
+        if let Some(ticket) = self.ticket.take() {
+            ticket.session().retire();
+        }
+        let alone = self.how.identity == Identity::OneShot;
+        match self.new_ticket(alone, not_before).await {
+            Ok(ticket) => self.ticket = Some(ticket),
+            Err(lost) => return Err(self.give_up(lost)),
+        }
+        Ok(Some(self.backoff.wait(None)))
+    }
+
+    /// The error of a call that ends with this attempt.
+    fn give_up(&mut self, lost: Lost) -> Error {
+        if !self.maybe || lost.effect == Effect::Final {
+            return lost.into_error(&self.request_id);
+        }
+        let write = match &self.how.identity {
+            Identity::None => None,
+            Identity::Given(id) => Some(id.clone()),
+            Identity::Own | Identity::OneShot => self.ticket.as_ref().map(Ticket::id),
+        };
+        if let Some(ticket) = self.ticket.take() {
+            ticket.keep_open();
+        }
+        Error::Unknown { detail: Box::new(lost.detail(&self.request_id)), write }
+    }
+
+    fn out_of_time(&mut self) -> Error {
+        let last = self.last.take();
+        let lost = last.unwrap_or_else(|| {
+            let reason = match self.how.kind {
+                Kind::Read => Reason::ReadTimeout,
+                Kind::Sessioned | Kind::Bare => Reason::NoLeader,
+            };
+            Lost::local(reason, "the time was over before a node could be asked")
+        });
+        self.give_up(lost)
+    }
+}
+
+/// Numbers the calls of a client: a random part and a count, so that ids are short and do not collide.
+#[derive(Debug)]
+pub(crate) struct RequestIds {
+    client: u64,
+    count: std::sync::atomic::AtomicU64,
+}
+
+impl RequestIds {
+    pub fn new() -> RequestIds {
+        RequestIds { client: rand::random(), count: std::sync::atomic::AtomicU64::new(1) }
+    }
+
+    fn next(&self) -> (String, MetadataValue<Ascii>) {
+        let n = self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let id = format!("{:012x}-{n}", self.client >> 16);
+        let bytes = Bytes::copy_from_slice(id.as_bytes());
+        // Hex digits, a dash and decimal digits are always a legal header.
+        let header = MetadataValue::try_from(bytes)
+            .unwrap_or_else(|_| MetadataValue::from_static("unknown"));
+        (id, header)
+    }
+}

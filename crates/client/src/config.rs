@@ -1,0 +1,177 @@
+//! What a client is told before it starts.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use quorate_proto::limits;
+use quorate_proto::v1::{ReadLevel, Reason};
+
+use crate::error::{Error, Result};
+
+/// Where a client begins, and what its calls do unless they say otherwise.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Where to ask for the cluster map; one that answers is enough. Never empty.
+    pub endpoints: Vec<Endpoint>,
+    /// The time a call may take with all its retries. At most 30 s make sense: a node cuts the rest.
+    pub timeout: Duration,
+    /// The time a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// The keyspace; empty = the default one.
+    pub keyspace: String,
+    /// The read level.
+    pub level: ReadLevel,
+    /// Whether writes go through sessions, which makes their retries safe. Without, a write is sent once.
+    pub sessions: bool,
+}
+
+impl ClientConfig {
+    /// The defaults: 5 s for a call, 2 s for a connection, linearizable reads, sessions.
+    ///
+    /// # Errors
+    /// When there is no endpoint, or one is malformed.
+    pub fn new<E: AsRef<str>>(endpoints: impl IntoIterator<Item = E>) -> Result<ClientConfig> {
+        let endpoints: Vec<Endpoint> =
+            endpoints.into_iter().map(|e| e.as_ref().parse()).collect::<Result<_>>()?;
+        if endpoints.is_empty() {
+            let message = "no endpoint is given; one is needed to find the cluster";
+            return Err(Error::invalid(Reason::BadRequest, message));
+        }
+        Ok(ClientConfig {
+            endpoints,
+            timeout: limits::TIMEOUT_DEFAULT,
+            connect_timeout: Duration::from_secs(2),
+            keyspace: String::new(),
+            level: ReadLevel::Linearizable,
+            sessions: true,
+        })
+    }
+
+    /// Sets the time a call may take with all its retries.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets the time a connection may take to be made.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets the read level of calls that do not name one.
+    #[must_use]
+    pub fn level(mut self, level: ReadLevel) -> Self {
+        self.level = level;
+        self
+    }
+
+    /// Sets the keyspace of calls that do not name one.
+    #[must_use]
+    pub fn keyspace(mut self, keyspace: impl Into<String>) -> Self {
+        self.keyspace = keyspace.into();
+        self
+    }
+
+    /// Sends writes without sessions: each once, and a lost answer is an unknown outcome for good.
+    #[must_use]
+    pub fn without_sessions(mut self) -> Self {
+        self.sessions = false;
+        self
+    }
+}
+
+/// One address to ask: `host:port`, `[v6]:port`, either with `http://` before it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    address: String,
+}
+
+impl Endpoint {
+    /// The address without a scheme: `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address)
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Endpoint> {
+        let wrong = |why: &str| {
+            let message = format!("the endpoint `{text}` {why}");
+            Err(Error::invalid(Reason::BadRequest, message))
+        };
+        let trimmed = text.trim();
+        if trimmed.starts_with("https://") {
+            return wrong("asks for TLS, which is not offered yet");
+        }
+        let address = trimmed.strip_prefix("http://").unwrap_or(trimmed);
+        let address = address.strip_suffix('/').unwrap_or(address);
+        let Some((host, port)) = address.rsplit_once(':') else {
+            return wrong("has no port; write host:port");
+        };
+        if !port.parse::<u16>().is_ok_and(|p| p != 0) {
+            return wrong("has no port from 1 to 65535");
+        }
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        if host.contains(':') && !bracketed {
+            return wrong("looks like an IPv6 address; write [address]:port");
+        }
+        let bad = |c: char| c.is_whitespace() || c.is_control() || "/@?#".contains(c);
+        if host.is_empty() || host.contains(bad) {
+            return wrong("has no valid host; write host:port");
+        }
+        Ok(Endpoint { address: address.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read() {
+        for (text, address) in [
+            ("127.0.0.1:7401", "127.0.0.1:7401"),
+            (" node-1.example:80 ", "node-1.example:80"),
+            ("http://a:1/", "a:1"),
+            ("[::1]:7401", "[::1]:7401"),
+            ("http://[fe80::1]:7401", "[fe80::1]:7401"),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().address(), address);
+        }
+    }
+
+    #[test]
+    fn bad_endpoints_are_refused_with_a_sentence() {
+        for (text, part) in [
+            ("", "has no port"),
+            ("host", "has no port"),
+            ("host:", "from 1 to 65535"),
+            ("host:0", "from 1 to 65535"),
+            ("host:70000", "from 1 to 65535"),
+            (":80", "no valid host"),
+            ("::1:80", "write [address]:port"),
+            ("a b:80", "no valid host"),
+            ("a/b:80", "no valid host"),
+            ("https://a:1", "TLS"),
+        ] {
+            let error = text.parse::<Endpoint>().unwrap_err();
+            assert!(error.to_string().contains(part), "{text}: {error}");
+            assert!(matches!(error, Error::Invalid(_)));
+        }
+        let none: [&str; 0] = [];
+        assert!(ClientConfig::new(none).is_err());
+    }
+}

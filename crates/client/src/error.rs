@@ -1,0 +1,364 @@
+//! What a call can fail with, told apart by what is known of its effect.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_proto::v1::{Failure, Outcome, Reason};
+use tonic::{Code, Status};
+
+/// Why a call gave no answer. An absent key and a false condition are answers, not errors.
+#[derive(Clone, Debug)]
+pub enum Error {
+    /// It could not be done now, and certainly was not: no leader, no node reached, overload, or a read
+    /// that ran out of time. Trying again later is safe.
+    NotApplied(Box<Detail>),
+    /// A write may have been applied, or may still be. Ask again with [`WriteId`], which is safe at any
+    /// time within the session's life, or settle it with [`Client::cancel`](crate::Client::cancel).
+    Unknown {
+        /// What was last heard.
+        detail: Box<Detail>,
+        /// The write's identity; none for a write that was sent without a session.
+        write: Option<WriteId>,
+    },
+    /// The cluster does not do this as things stand: a precondition, a feature that is not offered, a
+    /// damaged replica. This attempt changed nothing.
+    Refused(Box<Detail>),
+    /// The request is wrong in itself; sent again it fails again. Nothing was changed.
+    Invalid(Box<Detail>),
+}
+
+/// The result of a call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The identity of a write: sent again with the same one, it is applied once all the same.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct WriteId {
+    /// The session's id.
+    pub session: Bytes,
+    /// The write's number in the session, from 1 on.
+    pub sequence: u64,
+}
+
+impl fmt::Debug for WriteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The session in hex, a slash, the sequence.
+impl fmt::Display for WriteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in &self.session {
+            write!(f, "{byte:02x}")?;
+        }
+        write!(f, "/{}", self.sequence)
+    }
+}
+
+/// What is known of a failure.
+#[derive(Clone, Debug)]
+pub struct Detail {
+    /// The gRPC code's name, such as `UNAVAILABLE`.
+    pub code: &'static str,
+    /// The node's reason; none where no node answered.
+    pub reason: Option<Reason>,
+    /// A sentence for people.
+    pub message: String,
+    /// What the last answer said of the effect; unspecified for reads.
+    pub outcome: Outcome,
+    /// The shard concerned; 0 = none or unknown.
+    pub shard: u64,
+    /// The node that leads the shard as far as the answering node knew; 0 = unknown.
+    pub leader_node_id: u64,
+    /// Try again not before this has passed.
+    pub retry_after: Option<Duration>,
+    /// The call's id in the logs of the nodes.
+    pub request_id: String,
+    /// The field that is wrong; empty = none in particular.
+    pub field: String,
+    /// The limit that was exceeded, in the unit of the field; 0 = none was.
+    pub limit: u64,
+    /// The configuration key that moves the limit; empty = it is fixed.
+    pub knob: String,
+    /// With SESSION_EXPIRED the shard's log time; otherwise 0.
+    pub log_time: u64,
+}
+
+impl Detail {
+    /// The reason's name as in the error table, such as `NO_LEADER`; the code's name where no node gave
+    /// a reason.
+    #[must_use]
+    pub fn reason_name(&self) -> &'static str {
+        self.reason.map_or(self.code, Reason::name)
+    }
+}
+
+impl Error {
+    /// What is known of it.
+    #[must_use]
+    pub fn detail(&self) -> &Detail {
+        match self {
+            Error::NotApplied(detail) | Error::Refused(detail) | Error::Invalid(detail) => detail,
+            Error::Unknown { detail, .. } => detail,
+        }
+    }
+
+    /// The node's reason; none where no node gave one.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        self.detail().reason
+    }
+
+    /// Whether the outcome of a write is unknown.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Error::Unknown { .. })
+    }
+
+    /// The request is wrong, found before anything was sent.
+    pub(crate) fn invalid(reason: Reason, message: impl Into<String>) -> Error {
+        Error::Invalid(Box::new(Lost::local(reason, message).detail("")))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let detail = self.detail();
+        match self {
+            Error::NotApplied(_) => write!(f, "not done: {}", detail.message)?,
+            Error::Unknown { .. } => write!(f, "outcome unknown: {}", detail.message)?,
+            Error::Refused(_) => write!(f, "refused: {}", detail.message)?,
+            Error::Invalid(_) => write!(f, "invalid: {}", detail.message)?,
+        }
+        write!(f, " ({})", detail.reason_name())
+    }
+}
+
+impl StdError for Error {}
+
+/// An attempt that brought no answer, read from a status or made here.
+#[derive(Clone, Debug)]
+pub(crate) struct Lost {
+    pub code: Code,
+    /// What the node said; none where the status is the library's, a proxy's, or ours.
+    pub failure: Option<Failure>,
+    pub message: String,
+    pub request_id: String,
+    pub effect: Effect,
+    /// The connection itself failed; nothing else will come over it.
+    pub broken: bool,
+}
+
+/// What an attempt may have done, as far as it alone can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Nothing, now and later.
+    None,
+    /// Perhaps what was asked, perhaps later.
+    Maybe,
+    /// The node evaluated the operation and its failure is the operation's own, final answer.
+    Final,
+}
+
+impl Lost {
+    /// Reads a status.
+    pub fn of_status(status: &Status) -> Lost {
+        if let Some((failure, request_id)) = Failure::from_details(status.details()) {
+            let message = match failure.message.as_str() {
+                "" => status.message().to_owned(),
+                message => message.to_owned(),
+            };
+            return Lost {
+                code: status.code(),
+                effect: effect_of(&failure),
+                message,
+                request_id,
+                failure: Some(failure),
+                broken: false,
+            };
+        }
+        let broken = StdError::source(status).is_some();
+        let effect = match status.code() {
+            _ if never_sent(status) => Effect::None,
+            // The library refuses these before a handler sees the request.
+            Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+                if !broken =>
+            {
+                Effect::None
+            }
+            _ => Effect::Maybe,
+        };
+        Lost {
+            code: status.code(),
+            failure: None,
+            message: sentence(status),
+            request_id: String::new(),
+            effect,
+            broken,
+        }
+    }
+
+    /// A failure found on this side, before anything was sent.
+    pub fn local(reason: Reason, message: impl Into<String>) -> Lost {
+        let failure = Failure::of(reason, message);
+        Lost {
+            code: reason.code(),
+            message: failure.message.clone(),
+            failure: Some(failure),
+            request_id: String::new(),
+            effect: Effect::None,
+            broken: false,
+        }
+    }
+
+    /// No connection could be had.
+    pub fn unreachable(message: String) -> Lost {
+        Lost {
+            code: Code::Unavailable,
+            failure: None,
+            message,
+            request_id: String::new(),
+            effect: Effect::None,
+            broken: true,
+        }
+    }
+
+    /// A node took the request and was silent for too long.
+    pub fn silent(address: &str, waited: Duration) -> Lost {
+        Lost {
+            code: Code::DeadlineExceeded,
+            failure: None,
+            message: format!("{address} did not answer within {waited:.1?}"),
+            request_id: String::new(),
+            effect: Effect::Maybe,
+            broken: false,
+        }
+    }
+
+    pub fn reason(&self) -> Option<Reason> {
+        let reason = self.failure.as_ref()?.reason();
+        (reason != Reason::Unspecified).then_some(reason)
+    }
+
+    /// How long the node asks to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let delay = self.failure.as_ref()?.retry_after?;
+        Duration::try_from(delay).ok()
+    }
+
+    pub fn detail(self, request_id: &str) -> Detail {
+        let retry_after = self.retry_after();
+        let reason = self.reason();
+        let failure = self.failure.unwrap_or_default();
+        Detail {
+            code: code_name(self.code),
+            reason,
+            message: self.message,
+            outcome: failure.outcome(),
+            shard: failure.shard,
+            leader_node_id: failure.leader_node_id,
+            retry_after,
+            request_id: match self.request_id.as_str() {
+                "" => request_id.to_owned(),
+                _ => self.request_id,
+            },
+            field: failure.field,
+            limit: failure.limit,
+            knob: failure.knob,
+            log_time: failure.log_time,
+        }
+    }
+
+    /// The error of a call whose attempts changed nothing, or of a read.
+    pub fn into_error(self, request_id: &str) -> Error {
+        let code = self.code;
+        let detail = Box::new(self.detail(request_id));
+        match code {
+            Code::InvalidArgument | Code::OutOfRange => Error::Invalid(detail),
+            Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::DataLoss
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::NotFound
+            | Code::AlreadyExists => Error::Refused(detail),
+            _ => Error::NotApplied(detail),
+        }
+    }
+}
+
+/// What a failure that a node described says of this attempt.
+fn effect_of(failure: &Failure) -> Effect {
+    // Found when the operation was applied, so that a retry of the same sequence would say it again.
+    if failure.reason() == Reason::NotANumber {
+        return Effect::Final;
+    }
+    match failure.outcome() {
+        Outcome::NotApplied | Outcome::AttemptNotApplied => Effect::None,
+        Outcome::Unknown => Effect::Maybe,
+        // Reads say nothing of an effect, and a newer node may use a number that is unknown here.
+        Outcome::Unspecified => match failure.outcome {
+            0 if failure.reason().row().is_some_and(is_of_reads) => Effect::None,
+            _ => Effect::Maybe,
+        },
+    }
+}
+
+fn is_of_reads(row: &quorate_proto::reason::ReasonRow) -> bool {
+    row.outcome == Outcome::Unspecified
+}
+
+/// Whether the status says that the request never left: no connection was made for it.
+fn never_sent(status: &Status) -> bool {
+    let mut source = StdError::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The status's message and the last of its causes, which is the one that says something.
+fn sentence(status: &Status) -> String {
+    let mut last = None;
+    let mut source = StdError::source(status);
+    while let Some(error) = source {
+        last = Some(error);
+        source = error.source();
+    }
+    match last {
+        Some(cause) if status.message().is_empty() => cause.to_string(),
+        Some(cause) => format!("{}: {cause}", status.message()),
+        None => status.message().to_owned(),
+    }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -1,0 +1,104 @@
+//! What follows an attempt without an answer. Pure, so that the whole table is tested as one.
+
+use std::time::Duration;
+
+use quorate_proto::v1::Reason;
+use rand::Rng;
+use tonic::Code;
+
+use crate::error::{Effect, Lost};
+
+/// The first wait between two attempts; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// The patience of the first attempt; it doubles with each. A node that is paused costs so much once.
+const ATTEMPT_MIN: Duration = Duration::from_secs(1);
+
+/// How an attempt may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Changes nothing: always.
+    Read,
+    /// A write in a session: always, with the same sequence.
+    Sessioned,
+    /// A write without: only what certainly was not applied.
+    Bare,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It is final.
+    GiveUp,
+    /// Try another node at once; this one cannot be reached, is leaving, or is not what was asked for.
+    Elsewhere,
+    /// Try again after a wait.
+    Wait,
+    /// Fetch the map again, then try again.
+    RefreshMap,
+    /// Take a new session, which is safe only while no earlier attempt may have been applied.
+    NewSession,
+}
+
+/// What follows a lost attempt.
+pub(crate) fn next(kind: Kind, lost: &Lost) -> Next {
+    if lost.effect == Effect::Final || (lost.effect == Effect::Maybe && kind == Kind::Bare) {
+        return Next::GiveUp;
+    }
+    let Some(reason) = lost.reason() else {
+        return next_without_reason(lost);
+    };
+    match reason {
+        Reason::Starting | Reason::Draining | Reason::ReplicaDamaged => Next::Elsewhere,
+        Reason::NoLeader
+        | Reason::NoQuorum
+        | Reason::ReadTimeout
+        | Reason::OutcomeUnknown
+        | Reason::Overloaded
+        | Reason::SessionsFull
+        | Reason::SessionFromFuture => Next::Wait,
+        // They pass only when somebody acts, or when leadership moves; the node says when it is worth it.
+        Reason::Quota | Reason::DiskFull if lost.retry_after().is_some() => Next::Wait,
+        Reason::WrongShard => Next::RefreshMap,
+        Reason::SessionExpired | Reason::SequencePast if kind == Kind::Sessioned => {
+            Next::NewSession
+        }
+        _ if lost.code == Code::Unavailable => Next::Wait,
+        _ => Next::GiveUp,
+    }
+}
+
+/// A status that no node of ours made: the library's, a proxy's, or none at all.
+fn next_without_reason(lost: &Lost) -> Next {
+    match lost.code {
+        _ if lost.broken => Next::Elsewhere,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Next::Elsewhere,
+        Code::Unknown | Code::Internal | Code::Aborted | Code::ResourceExhausted => Next::Wait,
+        _ => Next::GiveUp,
+    }
+}
+
+/// The waits of one call.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    waits: u32,
+    attempts: u32,
+}
+
+impl Backoff {
+    /// The next wait: doubling, drawn from its upper half, at least what the node asked for.
+    pub fn wait(&mut self, asked: Option<Duration>) -> Duration {
+        let ceiling = BACKOFF_MIN.saturating_mul(1 << self.waits.min(10)).min(BACKOFF_MAX);
+        self.waits += 1;
+        let drawn = ceiling.mul_f64(rand::rng().random_range(0.5..=1.0));
+        drawn.max(asked.unwrap_or_default())
+    }
+
+    /// How long the next attempt may be silent.
+    pub fn patience(&mut self) -> Duration {
+        let patience = ATTEMPT_MIN.saturating_mul(1 << self.attempts.min(10));
+        self.attempts += 1;
+        patience
+    }
+}

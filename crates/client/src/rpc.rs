@@ -1,0 +1,137 @@
+//! What the calls have in common: each carries a route, some a session, all bring receipts and a token.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use quorate_proto::limits::DECODE_BYTES_MAX;
+use quorate_proto::v1::kv_client::KvClient;
+use quorate_proto::v1::{
+    BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
+    CompareAndSetResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
+    IncrementRequest, IncrementResponse, OpenSessionRequest, OpenSessionResponse, PutRequest,
+    PutResponse, Receipt, RouteHint, ScanRequest, ScanResponse, SessionToken, WriteSession,
+};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+/// A request of the `Kv` service that is sent until it is answered.
+pub(crate) trait Rpc: Clone + Send + Sync {
+    type Answer: Answer;
+
+    fn send(
+        client: KvClient<Channel>,
+        request: Request<Self>,
+    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+
+    /// The key that decides the shard; none where any node is as good.
+    fn key(&self) -> Option<&Bytes>;
+
+    fn set_route(&mut self, route: Option<RouteHint>);
+
+    /// Only called on writes.
+    fn set_session(&mut self, _session: Option<WriteSession>) {}
+}
+
+/// What a client learns from an answer beside what its caller does.
+pub(crate) trait Answer: Send {
+    fn receipt(&self) -> Option<&Receipt> {
+        None
+    }
+
+    fn token(&self) -> Option<&SessionToken> {
+        None
+    }
+}
+
+/// The client of one connection with this crate's limits.
+pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
+    KvClient::new(channel)
+        .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(DECODE_BYTES_MAX)
+}
+
+macro_rules! rpc {
+    ($request:ty, $answer:ty, $method:ident, $key:expr $(, $session:ident)?) => {
+        impl Rpc for $request {
+            type Answer = $answer;
+
+            async fn send(
+                mut client: KvClient<Channel>,
+                request: Request<Self>,
+            ) -> Result<Response<$answer>, Status> {
+                client.$method(request).await
+            }
+
+            fn key(&self) -> Option<&Bytes> {
+                let key: fn(&$request) -> Option<&Bytes> = $key;
+                key(self)
+            }
+
+            fn set_route(&mut self, route: Option<RouteHint>) {
+                self.route = route;
+            }
+
+            $(fn set_session(&mut self, session: Option<WriteSession>) {
+                self.$session = session;
+            })?
+        }
+
+        impl Answer for $answer {
+            fn receipt(&self) -> Option<&Receipt> {
+                self.receipt.as_ref()
+            }
+
+            fn token(&self) -> Option<&SessionToken> {
+                self.token.as_ref()
+            }
+        }
+    };
+}
+
+rpc!(GetRequest, GetResponse, get, |r| Some(&r.key));
+rpc!(PutRequest, PutResponse, put, |r| Some(&r.key), session);
+rpc!(DeleteRequest, DeleteResponse, delete, |r| Some(&r.key), session);
+rpc!(CompareAndSetRequest, CompareAndSetResponse, compare_and_set, |r| Some(&r.key), session);
+rpc!(IncrementRequest, IncrementResponse, increment, |r| Some(&r.key), session);
+rpc!(BatchRequest, BatchResponse, batch, |r| r.operations.first().map(|o| &o.key), session);
+rpc!(CancelRequest, CancelResponse, cancel, |r| Some(&r.key));
+
+impl Rpc for OpenSessionRequest {
+    type Answer = OpenSessionResponse;
+
+    async fn send(
+        mut client: KvClient<Channel>,
+        request: Request<Self>,
+    ) -> Result<Response<OpenSessionResponse>, Status> {
+        client.open_session(request).await
+    }
+
+    fn key(&self) -> Option<&Bytes> {
+        None
+    }
+
+    fn set_route(&mut self, _route: Option<RouteHint>) {}
+}
+
+impl Answer for OpenSessionResponse {}
+
+impl Rpc for ScanRequest {
+    type Answer = Streaming<ScanResponse>;
+
+    async fn send(
+        mut client: KvClient<Channel>,
+        request: Request<Self>,
+    ) -> Result<Response<Self::Answer>, Status> {
+        client.scan(request).await
+    }
+
+    fn key(&self) -> Option<&Bytes> {
+        None
+    }
+
+    fn set_route(&mut self, route: Option<RouteHint>) {
+        self.route = route;
+    }
+}
+
+impl Answer for Streaming<ScanResponse> {}

@@ -1,0 +1,327 @@
+//! Scans: pages follow each other by themselves, and a stream that breaks goes on where it was.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
+use quorate_proto::v1::{ReadLevel, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken};
+use tonic::Streaming;
+
+use crate::client::Client;
+use crate::error::{Lost, Result};
+use crate::request::{Freshness, every_call, every_read, read};
+use crate::retry::{self, Backoff, Kind, Next};
+use crate::router::Want;
+
+/// Reads keys in byte order over all shards; see [`Client::scan`]. Each page shows every shard at one
+/// index of its own; pages, and the parts of a scan that had to begin anew, are different instants.
+#[derive(Debug)]
+#[must_use = "a scan is begun with `rows`, `count` or `collect`"]
+pub struct Scan<'a> {
+    client: &'a Client,
+    request: ScanRequest,
+    freshness: Freshness,
+    timeout: Option<Duration>,
+}
+
+impl<'a> Scan<'a> {
+    pub(crate) fn new(client: &'a Client) -> Self {
+        Scan {
+            client,
+            request: ScanRequest {
+                keyspace: client.inner.config.keyspace.clone(),
+                ..ScanRequest::default()
+            },
+            freshness: Freshness::new(client),
+            timeout: None,
+        }
+    }
+
+    every_call!();
+    every_read!();
+
+    /// Only keys that begin with this.
+    pub fn prefix(mut self, prefix: impl Into<Bytes>) -> Self {
+        self.request.prefix = prefix.into();
+        self
+    }
+
+    /// Only keys from this one on, inclusive. Not together with a prefix.
+    pub fn start(mut self, start: impl Into<Bytes>) -> Self {
+        self.request.start = start.into();
+        self
+    }
+
+    /// Only keys before this one. Not together with a prefix.
+    pub fn end(mut self, end: impl Into<Bytes>) -> Self {
+        self.request.end = end.into();
+        self
+    }
+
+    /// From the greatest key downwards.
+    pub fn reverse(mut self) -> Self {
+        self.request.reverse = true;
+        self
+    }
+
+    /// Without values.
+    pub fn keys_only(mut self) -> Self {
+        self.request.keys_only = true;
+        self
+    }
+
+    /// At most so many rows; 0 = no limit.
+    pub fn limit(mut self, rows: u64) -> Self {
+        self.request.limit = rows;
+        self
+    }
+
+    /// Begins the scan, to be read row by row.
+    #[must_use]
+    pub fn rows(mut self) -> Rows {
+        self.request.read = self.freshness.wire(&self.client.inner, None);
+        Rows {
+            client: self.client.clone(),
+            left: (self.request.limit != 0).then_some(self.request.limit),
+            request: self.request,
+            timeout: self.timeout,
+            page: None,
+            pending: Vec::new().into_iter(),
+            last_key: None,
+            backoff: Backoff::default(),
+            deadline: Instant::now(),
+            done: false,
+            counted: 0,
+            receipts: Vec::new(),
+        }
+    }
+
+    /// Counts the rows and reads none.
+    ///
+    /// # Errors
+    /// As any read.
+    pub async fn count(mut self) -> Result<u64> {
+        self.request.count_only = true;
+        let mut rows = self.rows();
+        while rows.next().await?.is_some() {}
+        Ok(rows.counted)
+    }
+
+    /// Reads all rows into memory.
+    ///
+    /// # Errors
+    /// As any read.
+    pub async fn collect(self) -> Result<Vec<ScanRow>> {
+        let mut rows = self.rows();
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().await? {
+            all.push(row);
+        }
+        Ok(all)
+    }
+}
+
+/// The rows of a scan, in order.
+#[derive(Debug)]
+pub struct Rows {
+    client: Client,
+    /// What the next page asks for.
+    request: ScanRequest,
+    timeout: Option<Duration>,
+    page: Option<Streaming<ScanResponse>>,
+    pending: std::vec::IntoIter<ScanRow>,
+    /// The last key that was taken in from the page under way.
+    last_key: Option<Bytes>,
+    /// Rows that may still come; none = without limit.
+    left: Option<u64>,
+    backoff: Backoff,
+    /// When the page under way must have moved on.
+    deadline: Instant,
+    done: bool,
+    counted: u64,
+    receipts: Vec<Receipt>,
+}
+
+impl Rows {
+    /// The next row; none at the end.
+    ///
+    /// # Errors
+    /// As any read: [`crate::Error::NotApplied`] when no node goes on with the scan within the timeout, which
+    /// holds anew for each message of rows.
+    pub async fn next(&mut self) -> Result<Option<ScanRow>> {
+        loop {
+            if let Some(row) = self.pending.next() {
+                return Ok(Some(row));
+            }
+            if self.done {
+                return Ok(None);
+            }
+            if self.page.is_none() {
+                self.open().await?;
+            }
+            self.advance().await?;
+        }
+    }
+
+    /// What was guaranteed so far: the receipts of the finished pages, several per shard where a shard
+    /// was read for several pages.
+    #[must_use]
+    pub fn receipts(&self) -> &[Receipt] {
+        &self.receipts
+    }
+
+    /// The rows as a stream, which ends at its first error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<ScanRow>> + Send {
+        futures::stream::unfold(Some(self), |rows| async {
+            let mut rows = rows?;
+            match rows.next().await {
+                Ok(Some(row)) => Some((Ok(row), Some(rows))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+
+    async fn open(&mut self) -> Result<()> {
+        self.deadline = self.client.deadline(self.timeout);
+        let how = read(Want::Any, self.deadline);
+        let mut request = self.request.clone();
+        request.limit = self.left.unwrap_or(0);
+        self.page = Some(self.client.inner.execute(request, how).await?);
+        Ok(())
+    }
+
+    /// Takes in one message of the page under way.
+    async fn advance(&mut self) -> Result<()> {
+        let Some(page) = &mut self.page else {
+            return Ok(());
+        };
+        let message = match tokio::time::timeout_at(self.deadline.into(), page.message()).await {
+            Ok(Ok(Some(message))) => message,
+            Ok(Ok(None)) => {
+                let lost =
+                    Lost::unreachable("the scan's stream ended before its last message".into());
+                return self.resume(lost).await;
+            }
+            Ok(Err(status)) => return self.resume(Lost::of_status(&status)).await,
+            Err(_) => {
+                let waited = self.timeout.unwrap_or(self.client.inner.config.timeout);
+                return Err(Lost::silent("the node that scans", waited).into_error(""));
+            }
+        };
+        self.deadline = self.client.deadline(self.timeout);
+        self.backoff = Backoff::default();
+        if let Some(row) = message.rows.last() {
+            self.last_key = Some(row.key.clone());
+        }
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(message.rows.len() as u64);
+        }
+        // The last message of a page is the one with receipts.
+        if !message.receipts.is_empty() {
+            self.page_ends(&message);
+        }
+        self.pending = message.rows.into_iter();
+        Ok(())
+    }
+
+    fn page_ends(&mut self, message: &ScanResponse) {
+        if let Some(token) = &message.token {
+            self.client.inner.tokens.note(token);
+        }
+        for receipt in &message.receipts {
+            self.client.inner.router.learn_leader(receipt.shard, receipt.leader_node_id);
+        }
+        self.receipts.extend_from_slice(&message.receipts);
+        self.counted += message.count;
+        if self.request.count_only
+            && let Some(left) = &mut self.left
+        {
+            *left = left.saturating_sub(message.count);
+        }
+        self.page = None;
+        self.last_key = None;
+        self.done = message.next_page_token.is_empty() || self.left == Some(0);
+        self.request.page_token = message.next_page_token.clone();
+    }
+
+    /// Goes on after a page that broke off: after the last row that came, or with the same page again.
+    async fn resume(&mut self, lost: Lost) -> Result<()> {
+        self.page = None;
+        if self.left == Some(0) {
+            self.done = true;
+            return Ok(());
+        }
+        let next = retry::next(Kind::Read, &lost);
+        let wait = self.backoff.wait(lost.retry_after());
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        if !matches!(next, Next::Elsewhere | Next::Wait | Next::RefreshMap) || wait >= remaining {
+            return Err(lost.into_error(""));
+        }
+        if let Some(last) = self.last_key.take() {
+            restart_after(&mut self.request, &last);
+        }
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// Turns a scan into one of what is left of it after a row.
+fn restart_after(request: &mut ScanRequest, last: &Bytes) {
+    let prefix = std::mem::take(&mut request.prefix);
+    if !prefix.is_empty() {
+        request.end = after_prefix(&prefix);
+        request.start = prefix;
+    }
+    if request.reverse {
+        request.end = last.clone();
+    } else {
+        let mut next = BytesMut::with_capacity(last.len() + 1);
+        next.extend_from_slice(last);
+        next.extend_from_slice(&[0]);
+        request.start = next.freeze();
+    }
+    request.page_token = Bytes::new();
+}
+
+/// The first key after all that begin with a prefix; empty = there is none.
+fn after_prefix(prefix: &[u8]) -> Bytes {
+    match prefix.iter().rposition(|b| *b != 0xff) {
+        None => Bytes::new(),
+        Some(i) => {
+            let mut end = prefix[..=i].to_vec();
+            end[i] += 1;
+            end.into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_becomes_a_range() {
+        assert_eq!(after_prefix(b"ab"), b"ac"[..]);
+        assert_eq!(after_prefix(b"a\xff\xff"), b"b"[..]);
+        assert_eq!(after_prefix(b"\xff\xff"), b""[..]);
+    }
+
+    #[test]
+    fn restart_keeps_what_is_left() {
+        let mut forward = ScanRequest {
+            prefix: Bytes::from_static(b"ab"),
+            page_token: Bytes::from_static(b"t"),
+            ..ScanRequest::default()
+        };
+        let mut backward = ScanRequest { reverse: true, ..forward.clone() };
+        restart_after(&mut forward, &Bytes::from_static(b"abc"));
+        assert_eq!(forward.prefix, b""[..]);
+        assert_eq!(forward.start, b"abc\0"[..]);
+        assert_eq!(forward.end, b"ac"[..]);
+        assert_eq!(forward.page_token, b""[..]);
+        restart_after(&mut backward, &Bytes::from_static(b"abc"));
+        assert_eq!(backward.start, b"ab"[..]);
+        assert_eq!(backward.end, b"abc"[..]);
+    }
+}
