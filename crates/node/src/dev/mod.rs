@@ -13,6 +13,9 @@ mod place;
 mod probe;
 mod supervisor;
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
