@@ -1,11 +1,21 @@
 //! The Raft core of Quorate: a pure state machine without I/O, clock or randomness of its own.
 
 mod config;
+mod entropy;
 mod error;
+pub mod invariants;
+mod log;
+mod members;
 mod membership;
 mod message;
 mod output;
+mod persist;
+mod progress;
+pub mod quorum;
 mod raft;
+mod reads;
+mod replication;
+mod role;
 mod status;
 mod types;
 

@@ -49,14 +49,14 @@ id! {
 impl Term {
     /// The term after this one.
     pub fn next(self) -> Term {
-        Term(self.0 + 1)
+        Term(self.0.saturating_add(1))
     }
 }
 
 impl Index {
     /// The index after this one.
     pub fn next(self) -> Index {
-        Index(self.0 + 1)
+        Index(self.0.saturating_add(1))
     }
 
     /// The index before this one; 0 stays 0.

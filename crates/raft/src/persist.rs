@@ -1,0 +1,257 @@
+//! Which part of the replica's state is durable, being written, or still to be handed out.
+
+use std::collections::VecDeque;
+
+use crate::log::Log;
+use crate::message::{AppendResult, Envelope, Message};
+use crate::output::{Persist, PersistToken};
+use crate::types::{HardState, Index, LogId};
+
+/// Bookkeeping of asynchronous writes.
+///
+/// Relations that always hold: `durable ≤ handed ≤` the log's last index; the sequences of `pending`
+/// are consecutive and end at `sequence`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Persistence {
+    /// The sequence of the last token issued.
+    sequence: u64,
+    pending: VecDeque<Pending>,
+    /// The entries through here are durable, and are those of the log.
+    durable: Index,
+    /// The entries through here are durable or in a pending write.
+    handed: Index,
+    /// The hard state changed since it was last handed out.
+    hard_state_dirty: bool,
+    /// Pending writes that contain a hard state.
+    hard_states_pending: usize,
+    reset: Option<LogId>,
+    send_after: Vec<Envelope>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Pending {
+    sequence: u64,
+    /// The entries through here will be durable with it. Lowered when entries that it contains are
+    /// replaced by a later write: that the write is done says nothing about those any more.
+    last: Index,
+    hard_state: bool,
+    done: bool,
+}
+
+impl Persistence {
+    /// Everything through `last` was read from disk.
+    pub(crate) fn new(last: Index) -> Persistence {
+        Persistence {
+            sequence: 0,
+            pending: VecDeque::new(),
+            durable: last,
+            handed: last,
+            hard_state_dirty: false,
+            hard_states_pending: 0,
+            reset: None,
+            send_after: Vec::new(),
+        }
+    }
+
+    /// The last index that is durable here.
+    pub(crate) fn durable(&self) -> Index {
+        self.durable
+    }
+
+    /// Whether the current term and vote are durable.
+    pub(crate) fn hard_state_durable(&self) -> bool {
+        !self.hard_state_dirty && self.hard_states_pending == 0
+    }
+
+    /// The term or the vote changed.
+    pub(crate) fn touch_hard_state(&mut self) {
+        self.hard_state_dirty = true;
+    }
+
+    /// The log dropped its entries at or after `from`.
+    pub(crate) fn truncate_from(&mut self, from: Index) {
+        let keep = from.prev();
+        self.durable = self.durable.min(keep);
+        self.handed = self.handed.min(keep);
+        for pending in &mut self.pending {
+            pending.last = pending.last.min(keep);
+        }
+    }
+
+    /// The log starts anew after `base`, which the state machine holds durably.
+    pub(crate) fn reset(&mut self, base: LogId) {
+        self.reset = Some(base);
+        self.durable = base.index;
+        self.handed = base.index;
+        for pending in &mut self.pending {
+            pending.last = Index(0);
+        }
+    }
+
+    /// Queues a message that must wait for everything written so far.
+    pub(crate) fn send_after(&mut self, envelope: Envelope) {
+        // An acknowledgement covers all earlier ones of its session, so only the last of them goes out.
+        if let (Some(previous), Message::AppendReply { session, result, .. }) =
+            (self.send_after.last_mut(), &envelope.message)
+            && let Message::AppendReply { session: earlier, result: before, .. } = &previous.message
+            && let (AppendResult::Accepted { last: a }, AppendResult::Accepted { last: b }) =
+                (before, result)
+            && session == earlier
+            && previous.to == envelope.to
+            && a <= b
+        {
+            *previous = envelope;
+            return;
+        }
+        self.send_after.push(envelope);
+    }
+
+    /// Whether there is something to hand out.
+    pub(crate) fn is_ready(&self, log: &Log) -> bool {
+        self.hard_state_dirty
+            || self.reset.is_some()
+            || !self.send_after.is_empty()
+            || self.handed < log.last().index
+    }
+
+    /// Hands out what has to be written.
+    pub(crate) fn take(&mut self, log: &Log, hard_state: HardState) -> Option<Persist> {
+        if !self.is_ready(log) {
+            return None;
+        }
+        let last = log.last();
+        self.sequence += 1;
+        let entries: Vec<_> = log.range(self.handed.next(), last.index).cloned().collect();
+        let dirty = std::mem::take(&mut self.hard_state_dirty);
+        self.hard_states_pending += usize::from(dirty);
+        self.handed = last.index;
+        self.pending.push_back(Pending {
+            sequence: self.sequence,
+            last: last.index,
+            hard_state: dirty,
+            done: false,
+        });
+        Some(Persist {
+            token: PersistToken { sequence: self.sequence, last },
+            hard_state: dirty.then_some(hard_state),
+            reset: self.reset.take(),
+            entries,
+            send_after: std::mem::take(&mut self.send_after),
+        })
+    }
+
+    /// The write is durable. Returns whether anything became durable by it.
+    ///
+    /// A write counts only when all earlier ones are done too: an entry after a hole is not durable.
+    pub(crate) fn complete(&mut self, token: PersistToken) -> bool {
+        let Some(front) = self.pending.front().map(|pending| pending.sequence) else {
+            return false;
+        };
+        let position = token.sequence.checked_sub(front).and_then(|p| usize::try_from(p).ok());
+        let Some(pending) = position.and_then(|position| self.pending.get_mut(position)) else {
+            return false;
+        };
+        pending.done = true;
+        let mut progress = false;
+        while let Some(done) = self.pending.pop_front_if(|pending| pending.done) {
+            self.durable = self.durable.max(done.last);
+            self.hard_states_pending -= usize::from(done.hard_state);
+            progress = true;
+        }
+        progress
+    }
+
+    /// Asserts the relations of the type.
+    pub(crate) fn check(&self, last: Index) {
+        assert!(
+            self.durable <= self.handed && self.handed <= last,
+            "durable {} ≤ handed {} ≤ last {last} does not hold",
+            self.durable,
+            self.handed
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::types::{Entry, EntryKind, Term};
+
+    fn push(log: &mut Log, term: u64) {
+        log.push(Entry {
+            term: Term(term),
+            index: log.last().index.next(),
+            kind: EntryKind::Command,
+            stamp: 0,
+            payload: Bytes::new(),
+        });
+    }
+
+    fn take(persistence: &mut Persistence, log: &Log) -> Persist {
+        let persist = persistence.take(log, HardState::default()).unwrap();
+        persistence.check(log.last().index);
+        persist
+    }
+
+    #[test]
+    fn an_entry_written_again_counts_only_with_its_last_write() {
+        let mut log = Log::new(LogId::ZERO, 0);
+        let mut persistence = Persistence::new(Index(0));
+        push(&mut log, 1);
+        push(&mut log, 2);
+        let first = take(&mut persistence, &log);
+        // 2@2 is replaced by 2@3, and that by 2@2 again: the same identity, another write.
+        let mut replace = |term| {
+            log.truncate_from(Index(2));
+            persistence.truncate_from(Index(2));
+            push(&mut log, term);
+            take(&mut persistence, &log)
+        };
+        let second = replace(3);
+        let third = replace(4);
+        assert_eq!(third.entries.len(), 1);
+        assert!(persistence.complete(first.token));
+        assert_eq!(persistence.durable(), Index(1));
+        assert!(persistence.complete(second.token));
+        assert_eq!(persistence.durable(), Index(1));
+        assert!(persistence.complete(third.token));
+        assert_eq!(persistence.durable(), Index(2));
+    }
+
+    #[test]
+    fn completions_out_of_order_leave_no_hole() {
+        let mut log = Log::new(LogId::ZERO, 0);
+        let mut persistence = Persistence::new(Index(0));
+        let tokens: Vec<_> = (0..3)
+            .map(|_| {
+                push(&mut log, 1);
+                take(&mut persistence, &log).token
+            })
+            .collect();
+        assert!(!persistence.complete(tokens[2]));
+        assert!(!persistence.complete(tokens[1]));
+        assert_eq!(persistence.durable(), Index(0));
+        assert!(persistence.complete(tokens[0]));
+        assert_eq!(persistence.durable(), Index(3));
+        assert!(!persistence.complete(tokens[0]), "a second report says nothing");
+    }
+
+    #[test]
+    fn the_hard_state_is_durable_after_its_write_and_all_before() {
+        let mut log = Log::new(LogId::ZERO, 0);
+        let mut persistence = Persistence::new(Index(0));
+        push(&mut log, 1);
+        let entry = take(&mut persistence, &log);
+        assert_eq!(entry.hard_state, None);
+        persistence.touch_hard_state();
+        assert!(!persistence.hard_state_durable());
+        let state = take(&mut persistence, &log);
+        assert_eq!(state.hard_state, Some(HardState::default()));
+        assert!(!persistence.complete(state.token));
+        assert!(!persistence.hard_state_durable());
+        assert!(persistence.complete(entry.token));
+        assert!(persistence.hard_state_durable());
+    }
+}

@@ -1,0 +1,279 @@
+//! A leader's bookkeeping about one other member: what it has, and what is on its way.
+
+use std::collections::VecDeque;
+
+use crate::config::Config;
+use crate::message::Timing;
+use crate::status::{ProgressKind, ProgressStatus};
+use crate::types::{Index, Replica, SessionId, Ticks};
+
+/// How entries travel to a member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Stage {
+    /// Looking for the point where the logs agree: one append, then wait for its answer.
+    Probe {
+        /// An append is out, or was lost; the next heartbeat reply allows another.
+        paused: bool,
+    },
+    /// Streaming appends before earlier ones are answered.
+    Replicate(Inflight),
+    /// The entries it needs are purged.
+    Snapshot {
+        /// The position before the leader's first entry when the snapshot was asked for.
+        at_least: Index,
+        /// When the bytes were delivered, or when it last said that it is installing them.
+        delivered: Option<Ticks>,
+    },
+}
+
+/// Appends on their way, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Inflight {
+    /// (last index, bytes) of each.
+    messages: VecDeque<(Index, u64)>,
+    bytes: u64,
+}
+
+impl Inflight {
+    pub(crate) fn add(&mut self, last: Index, bytes: u64) {
+        self.messages.push_back((last, bytes));
+        self.bytes += bytes;
+    }
+
+    /// Everything through `index` has arrived.
+    pub(crate) fn free_through(&mut self, index: Index) {
+        while let Some((_, bytes)) = self.messages.pop_front_if(|message| message.0 <= index) {
+            self.bytes -= bytes;
+        }
+    }
+
+    pub(crate) fn is_full(&self, config: &Config) -> bool {
+        self.messages.len() >= config.max_inflight_messages
+            || self.bytes >= config.max_inflight_bytes
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    #[cfg(test)]
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// One member's progress. `matched < next` always holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Progress {
+    /// Who it is, and where.
+    pub(crate) peer: Replica,
+    /// Replies of another session are not about this bookkeeping.
+    pub(crate) session: SessionId,
+    pub(crate) stage: Stage,
+    /// The last index known to be equal and durable there.
+    pub(crate) matched: Index,
+    /// The next index to send.
+    pub(crate) next: Index,
+    /// The highest commit index told in an append.
+    pub(crate) told_commit: Index,
+    /// An append is due even if it is empty: the last ones may be lost.
+    pub(crate) ping: bool,
+    /// When the newest of our messages that it has answered was sent. Sending, not receiving, is what
+    /// proves that it still followed then.
+    pub(crate) acked: Ticks,
+    /// The newest quorum round it has answered.
+    pub(crate) round: u64,
+    /// The newest clock reading in its replies.
+    pub(crate) reading: Ticks,
+    /// `reading` as it was when the age round now running began.
+    pub(crate) reading_in_round: Ticks,
+    /// What to tell it about ages: (its own reading, commit index), confirmed by a quorum.
+    pub(crate) echo: (Ticks, Index),
+    /// Its wall clock, as last reported; 0 = not yet.
+    pub(crate) clock: u64,
+    /// Its node says that it is not there.
+    pub(crate) gone: bool,
+}
+
+impl Progress {
+    pub(crate) fn new(peer: Replica, session: SessionId, next: Index, now: Ticks) -> Progress {
+        Progress {
+            peer,
+            session,
+            stage: Stage::Probe { paused: false },
+            matched: Index(0),
+            next,
+            told_commit: Index(0),
+            ping: false,
+            acked: now,
+            round: 0,
+            reading: Ticks(0),
+            reading_in_round: Ticks(0),
+            echo: (Ticks(0), Index(0)),
+            clock: 0,
+            gone: false,
+        }
+    }
+
+    /// Notes what every reply tells. A reading in our future can only be damage and counts as now.
+    pub(crate) fn heard(&mut self, timing: &Timing, begun_round: u64, now: Ticks) {
+        self.acked = self.acked.max(timing.echo_time.min(now));
+        self.round = self.round.max(timing.round.min(begun_round));
+        self.reading = self.reading.max(timing.probe_time);
+        self.clock = timing.clock;
+        self.gone = false;
+    }
+
+    /// What rides on a message to it.
+    pub(crate) fn timing(&self, now: Ticks, round: u64, clock: u64) -> Timing {
+        let (echo_time, echo_commit) = self.echo;
+        Timing { probe_time: now, echo_time, echo_commit, round, clock }
+    }
+
+    /// Whether it answered something that was sent within `span`.
+    pub(crate) fn is_active(&self, now: Ticks, span: Ticks) -> bool {
+        !self.gone && now.since(self.acked) < span
+    }
+
+    /// The logs are equal through `last`, which is durable there. `base` is the position before the
+    /// leader's first entry.
+    pub(crate) fn accept(&mut self, last: Index, base: Index) -> bool {
+        let advanced = last > self.matched;
+        self.matched = self.matched.max(last);
+        self.next = self.next.max(self.matched.next());
+        let found = match &mut self.stage {
+            Stage::Probe { .. } => last == self.matched,
+            // It got what it needed some other way: log and snapshot raced, and the log won.
+            Stage::Snapshot { .. } => self.matched >= base,
+            Stage::Replicate(inflight) => {
+                inflight.free_through(last);
+                false
+            }
+        };
+        if found {
+            self.next = self.matched.next();
+            self.stage = Stage::Replicate(Inflight::default());
+        }
+        advanced
+    }
+
+    /// It has no entry at `prev`; the logs agree at most through `agreement`. Returns whether the
+    /// answer was about an append that still matters.
+    pub(crate) fn reject(&mut self, prev: Index, agreement: Index) -> bool {
+        match &mut self.stage {
+            // What is known to match cannot be missing: the answer is an old one.
+            Stage::Replicate(_) if prev > self.matched => {
+                self.next = self.matched.next();
+                self.stage = Stage::Probe { paused: false };
+                true
+            }
+            Stage::Probe { paused } if prev == self.next.prev() && prev > self.matched => {
+                self.next = prev.min(agreement.next()).max(self.matched.next());
+                *paused = false;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The last index that need not be kept for it.
+    pub(crate) fn done_with(&self) -> Index {
+        match self.stage {
+            Stage::Snapshot { at_least, .. } => at_least,
+            Stage::Probe { .. } if self.matched == Index(0) => self.next.prev(),
+            Stage::Probe { .. } | Stage::Replicate(_) => self.matched,
+        }
+    }
+
+    /// Stops streaming: something was lost. A heartbeat reply starts it again.
+    pub(crate) fn pause(&mut self) {
+        if !matches!(self.stage, Stage::Snapshot { .. }) {
+            self.restart(true);
+        }
+    }
+
+    /// Back to probing: after what is known to match, or after a snapshot that was delivered, since
+    /// it may well be there although nobody said so.
+    pub(crate) fn restart(&mut self, paused: bool) {
+        self.next = self.matched.next();
+        if let Stage::Snapshot { at_least, delivered: Some(_) } = self.stage {
+            self.next = self.next.max(at_least.next());
+        }
+        self.stage = Stage::Probe { paused };
+    }
+
+    pub(crate) fn status(&self, active: bool) -> ProgressStatus {
+        let (state, inflight) = match &self.stage {
+            Stage::Probe { .. } => (ProgressKind::Probe, 0),
+            Stage::Replicate(inflight) => (ProgressKind::Replicate, inflight.len()),
+            Stage::Snapshot { .. } => (ProgressKind::Snapshot, 0),
+        };
+        ProgressStatus {
+            replica: self.peer.id,
+            state,
+            matched: self.matched,
+            next: self.next,
+            inflight,
+            active,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn progress(next: u64) -> Progress {
+        Progress::new(Replica::default(), SessionId::default(), Index(next), Ticks(0))
+    }
+
+    #[test]
+    fn old_answers_do_not_move_a_probe() {
+        let mut probe = progress(10);
+        assert!(!probe.reject(Index(7), Index(0)), "an answer to another append");
+        assert!(probe.reject(Index(9), Index(4)));
+        assert_eq!(probe.next, Index(5));
+        assert!(probe.accept(Index(4), Index(0)));
+        assert!(matches!(probe.stage, Stage::Replicate(_)));
+        assert!(!probe.reject(Index(4), Index(0)), "what matches cannot be missing");
+        assert_eq!((probe.matched, probe.next), (Index(4), Index(5)));
+    }
+
+    #[test]
+    fn a_gap_while_streaming_restarts_after_the_match() {
+        let mut streaming = progress(5);
+        streaming.accept(Index(4), Index(0));
+        streaming.next = Index(20);
+        assert!(streaming.reject(Index(11), Index(6)));
+        assert_eq!(streaming.next, Index(5));
+        assert_eq!(streaming.stage, Stage::Probe { paused: false });
+    }
+
+    proptest! {
+        /// The window against a twin that keeps every message and counts anew each time.
+        #[test]
+        fn the_window_counts_what_is_out(steps in prop::collection::vec((0u64..3, 1u64..40), 1..80)) {
+            let config = Config { max_inflight_messages: 5, max_inflight_bytes: 100, ..Config::default() };
+            let mut inflight = Inflight::default();
+            let mut twin: Vec<(u64, u64)> = Vec::new();
+            let (mut sent, mut freed) = (0, 0);
+            for (action, amount) in steps {
+                if action == 0 {
+                    freed = (freed + amount).min(sent);
+                    inflight.free_through(Index(freed));
+                    twin.retain(|message| message.0 > freed);
+                } else if !inflight.is_full(&config) {
+                    sent += action;
+                    inflight.add(Index(sent), amount);
+                    twin.push((sent, amount));
+                }
+                let bytes: u64 = twin.iter().map(|message| message.1).sum();
+                prop_assert_eq!(inflight.len(), twin.len());
+                prop_assert_eq!(inflight.bytes(), bytes);
+                prop_assert_eq!(inflight.is_full(&config), twin.len() >= 5 || bytes >= 100);
+            }
+        }
+    }
+}

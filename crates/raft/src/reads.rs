@@ -1,0 +1,143 @@
+//! Linearizable reads without a log write (ReadIndex, Raft thesis §6.4): batched rounds at the leader,
+//! forwarded requests at followers.
+
+use crate::message::ReadRequest;
+use crate::output::ReadId;
+use crate::types::{Index, Replica, Ticks};
+
+/// Who waits for a read index at the leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Reader {
+    /// A caller here.
+    Local(ReadId),
+    /// A follower that forwards the reads of its callers.
+    Remote(Replica, ReadRequest),
+}
+
+/// The round that is being confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Running {
+    round: u64,
+    /// The commit index when the round began: at least that of every write acknowledged before its
+    /// readers arrived.
+    index: Index,
+    readers: Vec<Reader>,
+}
+
+/// The leader's reads. At most one round is being confirmed; a reader that arrives meanwhile waits
+/// for the next one, because the acknowledgements under way may be older than the reader.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ReadRounds {
+    waiting: Vec<Reader>,
+    running: Option<Running>,
+}
+
+impl ReadRounds {
+    /// How many wait, in the running round and for the next.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len() + self.running.as_ref().map_or(0, |running| running.readers.len())
+    }
+
+    /// A reader arrived. A follower has one request out at a time: a newer one replaces its older one,
+    /// so what remote readers can make us keep is bounded by the number of members.
+    pub(crate) fn add(&mut self, reader: Reader) {
+        if let Reader::Remote(replica, _) = reader {
+            self.waiting
+                .retain(|waiting| !matches!(waiting, Reader::Remote(from, _) if *from == replica));
+        }
+        self.waiting.push(reader);
+    }
+
+    /// Whether a new round should begin.
+    pub(crate) fn is_due(&self) -> bool {
+        self.running.is_none() && !self.waiting.is_empty()
+    }
+
+    /// Begins a round for all that wait.
+    pub(crate) fn begin(&mut self, round: u64, index: Index) {
+        assert!(self.is_due(), "round {round} begins while another is running, or for nobody");
+        self.running = Some(Running { round, index, readers: std::mem::take(&mut self.waiting) });
+    }
+
+    /// The round that is being confirmed.
+    pub(crate) fn running(&self) -> Option<u64> {
+        self.running.as_ref().map(|running| running.round)
+    }
+
+    /// The running round is confirmed: its index, and who waited for it.
+    pub(crate) fn confirm(&mut self) -> Option<(Index, Vec<Reader>)> {
+        self.running.take().map(|running| (running.index, running.readers))
+    }
+
+    /// Nothing will be promised: all that waited.
+    pub(crate) fn drop_all(&mut self) -> Vec<Reader> {
+        let mut readers = self.running.take().map_or_else(Vec::new, |running| running.readers);
+        readers.append(&mut self.waiting);
+        readers
+    }
+}
+
+/// The request that is out, with all ids it was sent under. Its readers arrived before the first of
+/// them, so an answer to any of them is good for all.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Asked {
+    first: u64,
+    last: u64,
+    retry_at: Ticks,
+    readers: Vec<ReadId>,
+}
+
+/// A follower's reads: one request to the leader at a time, the rest wait for the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ForwardedReads {
+    waiting: Vec<ReadId>,
+    asked: Option<Asked>,
+}
+
+impl ForwardedReads {
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len() + self.asked.as_ref().map_or(0, |asked| asked.readers.len())
+    }
+
+    pub(crate) fn add(&mut self, reader: ReadId) {
+        self.waiting.push(reader);
+    }
+
+    /// Whether a new request should go out for those that wait.
+    pub(crate) fn is_due(&self) -> bool {
+        self.asked.is_none() && !self.waiting.is_empty()
+    }
+
+    /// When the request that is out is asked again.
+    pub(crate) fn retry_at(&self) -> Option<Ticks> {
+        self.asked.as_ref().map(|asked| asked.retry_at)
+    }
+
+    /// A request with this never-used counter goes out: the one that is out once more, or a new one.
+    pub(crate) fn ask(&mut self, counter: u64, retry_at: Ticks) {
+        match &mut self.asked {
+            Some(asked) => {
+                asked.last = counter;
+                asked.retry_at = retry_at;
+            }
+            None => {
+                let readers = std::mem::take(&mut self.waiting);
+                self.asked = Some(Asked { first: counter, last: counter, retry_at, readers });
+            }
+        }
+    }
+
+    /// The leader answered. Returns the readers that were waiting for this answer; nobody, if it is
+    /// not about the request that is out.
+    pub(crate) fn answered(&mut self, counter: u64) -> Vec<ReadId> {
+        let asked = self.asked.take_if(|asked| (asked.first..=asked.last).contains(&counter));
+        asked.map_or_else(Vec::new, |asked| asked.readers)
+    }
+
+    /// Nothing will be promised: all that waited.
+    pub(crate) fn drop_all(&mut self) -> Vec<ReadId> {
+        let mut readers = self.asked.take().map_or_else(Vec::new, |asked| asked.readers);
+        readers.append(&mut self.waiting);
+        readers
+    }
+}

@@ -1,0 +1,246 @@
+//! The leader's side of the log's way to its followers: appends, their answers, snapshots.
+
+use crate::config::Config;
+use crate::log::Log;
+use crate::message::{AppendResult, Envelope, Message, SnapshotResult, Timing};
+use crate::output::{Output, SnapshotSend};
+use crate::progress::{Progress, Stage};
+use crate::raft::Raft;
+use crate::role::Role;
+use crate::types::{GroupId, Index, Replica, ReplicaId, SessionId, Term, Ticks};
+
+/// What is the same for all followers while appends are made.
+struct Shipment<'a> {
+    log: &'a Log,
+    config: &'a Config,
+    group: GroupId,
+    me: Replica,
+    term: Term,
+    commit: Index,
+    now: Ticks,
+    clock: u64,
+    round: u64,
+    out: &'a mut Output,
+}
+
+impl Shipment<'_> {
+    /// Sends all that is due to one follower.
+    fn ship(&mut self, progress: &mut Progress) {
+        if progress.gone
+            || matches!(progress.stage, Stage::Snapshot { .. } | Stage::Probe { paused: true })
+        {
+            return;
+        }
+        if progress.next.prev() < self.log.base().index {
+            self.ask_for_snapshot(progress);
+            return;
+        }
+        if let Stage::Probe { paused } = &mut progress.stage {
+            *paused = true;
+            self.append(progress, self.config.max_append_bytes);
+            return;
+        }
+        let last = self.log.last().index;
+        let mut sent = false;
+        while progress.next <= last
+            && matches!(&progress.stage, Stage::Replicate(window) if !window.is_full(self.config))
+        {
+            let (through, bytes) = self.append(progress, self.config.max_append_bytes);
+            progress.next = through.next();
+            if let Stage::Replicate(window) = &mut progress.stage {
+                window.add(through, bytes);
+            }
+            sent = true;
+        }
+        let untold = progress.told_commit < self.commit.min(progress.next.prev());
+        if !sent && (progress.ping || untold) {
+            self.append(progress, 0);
+        }
+        progress.ping = false;
+    }
+
+    /// Sends one append from `next` on; without entries where `max_bytes` is 0. Returns its last
+    /// index and its size.
+    fn append(&mut self, progress: &mut Progress, max_bytes: u64) -> (Index, u64) {
+        let at = progress.next.prev();
+        // `ship` asked for a snapshot where the position before the next entry is purged.
+        let prev = self.log.id_at(at).unwrap_or_else(|| panic!("{at} is not in the log"));
+        let (entries, bytes) = match max_bytes {
+            0 => (Vec::new(), 0),
+            _ => self.log.batch(progress.next, max_bytes),
+        };
+        let through = entries.last().map_or(at, |entry| entry.index);
+        progress.told_commit = progress.told_commit.max(self.commit.min(through));
+        let timing = progress.timing(self.now, self.round, self.clock);
+        self.out.send.push(Envelope {
+            group: self.group,
+            from: self.me,
+            to: progress.peer,
+            term: self.term,
+            message: Message::Append {
+                session: progress.session,
+                prev,
+                commit: self.commit,
+                entries,
+                timing,
+            },
+        });
+        (through, bytes)
+    }
+
+    /// The entries it needs are purged. A follower that does not answer is left alone until it does.
+    fn ask_for_snapshot(&mut self, progress: &mut Progress) {
+        if !progress.is_active(self.now, self.config.election_max) {
+            return;
+        }
+        let at_least = self.log.base().index;
+        progress.stage = Stage::Snapshot { at_least, delivered: None };
+        self.out.snapshots.push(SnapshotSend {
+            to: progress.peer,
+            term: self.term,
+            session: progress.session,
+            at_least,
+        });
+    }
+}
+
+impl Raft {
+    /// Sends what is due to all followers: called once per output, so that proposals share appends.
+    pub(crate) fn replicate(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if !std::mem::take(&mut leader.dirty) {
+            return;
+        }
+        let mut shipment = Shipment {
+            log: &self.log,
+            config: &self.config,
+            group: self.group,
+            me: self.me,
+            term: self.term,
+            commit: self.commit,
+            now: self.now,
+            clock: self.clock,
+            round: leader.round,
+            out: &mut self.out,
+        };
+        for progress in leader.progress.values_mut() {
+            shipment.ship(progress);
+        }
+    }
+
+    pub(crate) fn on_append_reply(
+        &mut self,
+        from: ReplicaId,
+        session: SessionId,
+        result: AppendResult,
+        timing: &Timing,
+    ) {
+        if !self.note_reply(from, session, timing) {
+            return;
+        }
+        match result {
+            AppendResult::Accepted { last } => self.accepted(from, last),
+            AppendResult::Rejected { prev, hint } => {
+                // Our own log answers the hint in the same way: everything above is in conflict.
+                let agreement = self.log.agreement(hint.index, hint.term).index;
+                let Role::Leader(leader) = &mut self.role else { return };
+                if let Some(progress) = leader.progress.get_mut(&from)
+                    && progress.reject(prev, agreement)
+                {
+                    leader.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// A follower holds our log through `last`, durably.
+    fn accepted(&mut self, from: ReplicaId, last: Index) {
+        if last > self.log.last().index {
+            return;
+        }
+        let base = self.log.base().index;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&from) else { return };
+        let advanced = progress.accept(last, base);
+        leader.dirty = true;
+        if !advanced {
+            return;
+        }
+        let transferring = leader.transfer.as_ref().is_some_and(|transfer| transfer.to == from);
+        self.count_commit();
+        if transferring {
+            self.send_timeout_now();
+        }
+    }
+
+    pub(crate) fn on_snapshot_reply(
+        &mut self,
+        from: ReplicaId,
+        session: SessionId,
+        result: SnapshotResult,
+    ) {
+        match result {
+            SnapshotResult::Installed { last } => {
+                let known = matches!(&self.role, Role::Leader(leader)
+                    if leader.progress.get(&from).is_some_and(|p| p.session == session));
+                if known {
+                    self.accepted(from, last);
+                    self.restart_snapshot(from, session, false);
+                }
+            }
+            SnapshotResult::Failed => self.restart_snapshot(from, session, true),
+        }
+    }
+
+    /// A snapshot did not bring the follower within reach of the log: look where it stands now.
+    pub(crate) fn restart_snapshot(&mut self, to: ReplicaId, session: SessionId, paused: bool) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(progress) = leader.progress.get_mut(&to)
+            && progress.session == session
+            && matches!(progress.stage, Stage::Snapshot { .. })
+        {
+            progress.restart(paused);
+            leader.dirty = true;
+        }
+    }
+
+    /// The bytes of a snapshot have arrived; the answer is still to come.
+    pub(crate) fn snapshot_delivered(&mut self, to: ReplicaId, session: SessionId) {
+        let now = self.now;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(progress) = leader.progress.get_mut(&to)
+            && progress.session == session
+            && let Stage::Snapshot { delivered, .. } = &mut progress.stage
+        {
+            *delivered = Some(now);
+        }
+    }
+
+    /// The last index that may be purged: no more than `through`, and less where a living follower
+    /// still needs what is left and keeping it stays within the margin. A follower that lags further
+    /// behind gets a snapshot.
+    pub(crate) fn purgeable(&self, through: Index) -> Index {
+        let Role::Leader(leader) = &self.role else { return through };
+        let mut needed: Vec<_> = leader
+            .progress
+            .values()
+            .filter(|progress| progress.is_active(self.now, self.config.election_max))
+            .map(|progress| progress.done_with().min(through))
+            .collect();
+        needed.sort_unstable();
+        let Some(&lowest) = needed.first() else { return through };
+        let mut floor = through;
+        let (mut entries, mut bytes) = (0, 0);
+        while floor > lowest
+            && let Some(entry) = self.log.get(floor)
+        {
+            entries += 1;
+            bytes += entry.bytes();
+            if entries > self.config.retain_entries || bytes > self.config.retain_bytes {
+                break;
+            }
+            floor = floor.prev();
+        }
+        needed.into_iter().find(|&index| index >= floor).unwrap_or(through)
+    }
+}

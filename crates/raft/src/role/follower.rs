@@ -1,0 +1,258 @@
+//! The follower: takes the leader's log (Raft paper §5.3) and snapshots (§7), and forwards reads.
+
+use super::Role;
+use crate::membership::Membership;
+use crate::message::{AppendResult, Message, ReadRequest, SnapshotMeta, SnapshotResult, Timing};
+use crate::output::{Event, Install, ReadOutcome};
+use crate::raft::Raft;
+use crate::reads::ForwardedReads;
+use crate::types::{Entry, EntryKind, Index, LogId, Replica, SessionId, Term, Ticks};
+
+/// What only a follower has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Follower {
+    /// The leader of the current term, once it was heard.
+    pub(crate) leader: Option<Replica>,
+    /// When the leader was last heard.
+    pub(crate) heard: Ticks,
+    /// When an election is due.
+    pub(crate) deadline: Ticks,
+    pub(crate) reads: ForwardedReads,
+    /// See [`Raft::freshness`].
+    pub(crate) freshness: Option<(Ticks, Index)>,
+}
+
+impl Follower {
+    pub(crate) fn new(leader: Option<Replica>, now: Ticks, deadline: Ticks) -> Follower {
+        Follower { leader, heard: now, deadline, reads: ForwardedReads::default(), freshness: None }
+    }
+}
+
+/// An append as it came in.
+pub(crate) struct Append {
+    pub(crate) session: SessionId,
+    pub(crate) prev: LogId,
+    pub(crate) commit: Index,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) timing: Timing,
+}
+
+impl Raft {
+    /// Somebody speaks as the leader of our term. Returns whether it can be.
+    pub(crate) fn follow(&mut self, leader: Replica) -> bool {
+        match &self.role {
+            Role::Follower(follower) => match follower.leader {
+                Some(known) if known.id != leader.id => return false,
+                Some(_) => {}
+                None => self.become_follower(self.term, Some(leader)),
+            },
+            Role::PreCandidate(_) | Role::Candidate(_) => {
+                self.become_follower(self.term, Some(leader));
+            }
+            // Two leaders in one term: not something that a message can make true.
+            Role::Leader(_) => return false,
+        }
+        let deadline = self.draw_deadline();
+        let now = self.now;
+        if let Role::Follower(follower) = &mut self.role {
+            follower.heard = now;
+            follower.deadline = deadline;
+        }
+        true
+    }
+
+    /// AppendEntries at the receiver (Raft paper figure 2).
+    pub(crate) fn on_append(&mut self, from: Replica, append: Append) {
+        // The log is about to be replaced; the leader repeats what it has to say afterwards.
+        if !self.follow(from) || self.installing.is_some() {
+            return;
+        }
+        let Append { session, mut prev, commit, mut entries, timing } = append;
+        let Some(memberships) = well_formed(prev, &entries, self.term) else { return };
+        self.note_echo(&timing);
+        let last = Index(prev.index.0.saturating_add(entries.len() as u64));
+        if prev.index < self.commit {
+            // Through our commit index the logs are equal (Leader Completeness, §5.4), and some of it
+            // may be purged here.
+            let known = (self.commit.0 - prev.index.0).min(entries.len() as u64) as usize;
+            entries.drain(..known);
+            prev = self.commit_id();
+        }
+        let timing = self.reply_timing(&timing);
+        if !self.log.matches(prev) {
+            let hint = further(self.log.agreement(prev.index, prev.term), self.commit_id());
+            let result = AppendResult::Rejected { prev: prev.index, hint };
+            self.send_when_durable(
+                from,
+                Index(0),
+                Message::AppendReply { session, result, timing },
+            );
+            return;
+        }
+        self.append_missing(entries, memberships);
+        let last = last.max(prev.index);
+        self.advance_commit(commit.min(last));
+        let result = AppendResult::Accepted { last };
+        self.send_when_durable(from, last, Message::AppendReply { session, result, timing });
+    }
+
+    /// Appends what the log does not have yet. Only a conflict truncates: an append that was
+    /// overtaken by a longer one must not shorten the log (Raft paper §5.3).
+    fn append_missing(&mut self, entries: Vec<Entry>, mut memberships: Vec<(Index, Membership)>) {
+        let mut entries = entries.into_iter().peekable();
+        while entries.next_if(|entry| self.log.matches(entry.id())).is_some() {}
+        let Some(first) = entries.peek() else { return };
+        let first = first.index;
+        if first <= self.log.last().index {
+            self.truncate_from(first);
+        }
+        memberships.retain(|membership| membership.0 >= first);
+        for entry in entries {
+            self.log.push(entry);
+        }
+        for (index, membership) in memberships {
+            self.members.push(index, membership);
+            self.out.events.push(Event::Membership { index });
+        }
+    }
+
+    fn truncate_from(&mut self, from: Index) {
+        assert!(from > self.commit, "{from} is committed ({}) and would be truncated", self.commit);
+        self.log.truncate_from(from);
+        self.persistence.truncate_from(from);
+        if let Some(index) = self.members.truncate_from(from) {
+            self.out.events.push(Event::Membership { index });
+        }
+    }
+
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        from: Replica,
+        session: SessionId,
+        commit: Index,
+        timing: &Timing,
+    ) {
+        if !self.follow(from) {
+            return;
+        }
+        self.note_echo(timing);
+        if self.installing.is_none() {
+            // The leader tells no more than we acknowledged; the bound is for damaged messages.
+            self.advance_commit(commit.min(self.log.last().index));
+        }
+        let installing = self.installing.is_some();
+        let timing = self.reply_timing(timing);
+        let reply = Message::HeartbeatReply { session, installing, timing };
+        self.send_when_durable(from, Index(0), reply);
+    }
+
+    /// InstallSnapshot at the receiver (Raft paper figure 13), with all bytes at hand.
+    pub(crate) fn on_install_snapshot(
+        &mut self,
+        from: Replica,
+        session: SessionId,
+        meta: SnapshotMeta,
+    ) {
+        if meta.last.term > self.term || !self.follow(from) || self.installing.is_some() {
+            return;
+        }
+        if meta.last.index <= self.commit || self.log.matches(meta.last) {
+            // Nothing in it is new; but it proves that everything through its end is committed.
+            self.advance_commit(meta.last.index);
+            let last = self.commit;
+            let result = SnapshotResult::Installed { last };
+            self.send_when_durable(from, last, Message::SnapshotReply { session, result });
+            return;
+        }
+        let install = Install { meta, from, session };
+        self.installing = Some(install.clone());
+        self.out.install = Some(install);
+    }
+
+    /// The follower's side of the ages: the echo concerns our own clock alone.
+    fn note_echo(&mut self, timing: &Timing) {
+        let (started, now) = (self.started, self.now);
+        if let Role::Follower(follower) = &mut self.role
+            // A reading from before our start, or from the future, is not one of ours.
+            && timing.echo_time >= started.max(Ticks(1))
+            && timing.echo_time <= now
+        {
+            let newer = Some((timing.echo_time, timing.echo_commit));
+            follower.freshness = follower.freshness.max(newer);
+        }
+    }
+
+    fn reply_timing(&self, request: &Timing) -> Timing {
+        Timing {
+            probe_time: self.now,
+            echo_time: request.probe_time,
+            echo_commit: Index(0),
+            round: request.round,
+            clock: self.clock,
+        }
+    }
+
+    /// Sends a request for the reads that wait, and repeats one whose answer is overdue.
+    pub(crate) fn forward_reads(&mut self) {
+        let Role::Follower(follower) = &mut self.role else { return };
+        let Some(leader) = follower.leader else { return };
+        let overdue = follower.reads.retry_at().is_some_and(|at| at <= self.now);
+        if overdue || follower.reads.is_due() {
+            self.requests += 1;
+            let retry_at = self.now.after(Ticks(self.config.heartbeat.0 * 2));
+            follower.reads.ask(self.requests, retry_at);
+            let request = ReadRequest { boot: self.entropy.boot(), counter: self.requests };
+            self.send(leader, Message::ReadIndex { request });
+        }
+    }
+
+    pub(crate) fn on_read_index_reply(
+        &mut self,
+        from: Replica,
+        request: ReadRequest,
+        index: Option<Index>,
+    ) {
+        if request.boot != self.entropy.boot() {
+            return;
+        }
+        if let Role::Follower(follower) = &mut self.role
+            && follower.leader.is_some_and(|leader| leader.id == from.id)
+        {
+            let outcome = index.map_or(ReadOutcome::Dropped, ReadOutcome::Ready);
+            let readers = follower.reads.answered(request.counter);
+            self.out.reads.extend(readers.into_iter().map(|reader| (reader, outcome)));
+        }
+    }
+
+    /// The leader hands over to us (Raft thesis §3.10). Whoever does not hold the leader's whole log
+    /// durably could not win, and stays quiet.
+    pub(crate) fn on_timeout_now(&mut self, from: Replica, last: LogId) {
+        let follows = self.leader().is_some_and(|leader| leader.id == from.id);
+        let complete = self.log.matches(last) && self.persistence.durable() >= last.index;
+        let promotable = self.members.current().is_voter(self.me.id) && self.installing.is_none();
+        if !self.is_leader() && follows && complete && promotable {
+            self.become_candidate(true);
+        }
+    }
+}
+
+/// Whichever lies further in the log.
+fn further(a: LogId, b: LogId) -> LogId {
+    if b.index > a.index { b } else { a }
+}
+
+/// The memberships in an append, or nothing if the append cannot come from a sound leader.
+fn well_formed(prev: LogId, entries: &[Entry], term: Term) -> Option<Vec<(Index, Membership)>> {
+    let mut memberships = Vec::new();
+    let mut before = prev;
+    for entry in entries {
+        if entry.index != before.index.next() || entry.term < before.term {
+            return None;
+        }
+        if entry.kind == EntryKind::Membership {
+            memberships.push((entry.index, Membership::decode(&entry.payload).ok()?));
+        }
+        before = entry.id();
+    }
+    (before.term <= term).then_some(memberships)
+}
