@@ -12,6 +12,8 @@ pub mod pieces;
 pub mod snapshot;
 mod space;
 pub mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use engine::{
     BARRIER_BYTES, Engine, EngineOptions, FatalHook, KEY_BYTES_MAX, SEGMENT_BYTES, Tree, TreeRange,
@@ -19,7 +21,7 @@ pub use engine::{
 };
 pub use error::{Result, StorageError};
 pub use keys::{MAX_KEY_BYTES, RowKey, RowKind};
-pub use log::{LogBackend, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind};
+pub use log::{LogBackend, LogTuning, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind};
 pub use node_records::NodeRecords;
 pub use snapshot::{Installed, Installer, SnapshotSource};
 pub use space::{DiskLevel, Space};

@@ -36,9 +36,6 @@ const MAGIC: [u8; 8] = *b"QRTELOG\x01";
 const FILE_HEADER_BYTES: usize = 32;
 const ENVELOPE_BYTES: usize = 16;
 
-/// A new file is begun when the last one has reached this size.
-const FILE_BYTES: u64 = 16 << 20;
-
 /// One file of the log.
 struct Segment {
     path: PathBuf,
@@ -64,11 +61,12 @@ pub(super) struct FileStore {
     segments: BTreeMap<u64, Segment>,
     places: BTreeMap<u64, Place>,
     buffer: Vec<u8>,
+    /// A new file is begun when the last one has reached this size.
     file_bytes: u64,
 }
 
 impl FileStore {
-    pub fn open(engine: &Engine, data_dir: &Path) -> Result<Self> {
+    pub fn open(engine: &Engine, data_dir: &Path, file_bytes: u64) -> Result<Self> {
         let dir = data_dir.join("log");
         if !dir.exists() {
             let mut builder = fs::DirBuilder::new();
@@ -81,17 +79,10 @@ impl FileStore {
             segments: BTreeMap::new(),
             places: BTreeMap::new(),
             buffer: Vec::new(),
-            file_bytes: FILE_BYTES,
+            file_bytes,
         };
         store.open_segments()?;
         Ok(store)
-    }
-
-    /// Uses other file sizes than usual, so that a test sees many files.
-    #[cfg(any(test, feature = "testing"))]
-    pub fn with_file_bytes(mut self, file_bytes: u64) -> Self {
-        self.file_bytes = file_bytes;
-        self
     }
 
     fn open_segments(&mut self) -> Result<()> {

@@ -125,15 +125,27 @@ pub struct RecoveredGroup {
 /// Names one replica's part of the log.
 pub type ReplicaKey = (GroupId, ReplicaId);
 
-/// Below this size the head stays where it is: moving it would save nothing.
-const MOVE_FROM_BYTES: u64 = 4 << 20;
+/// When the log does its own housekeeping. Tests make the numbers small, to see it often.
+#[derive(Debug, Clone, Copy)]
+pub struct LogTuning {
+    /// Below this size in bytes the head stays where it is: moving it would save nothing.
+    pub move_from_bytes: u64,
+    /// Bytes of live sections that one call of [`RecordLog::maintain`] writes again, about.
+    pub move_bytes: u64,
+    /// A new file is begun when the last one has reached this size in bytes.
+    pub file_bytes: u64,
+}
 
-/// Bytes of live sections that one call of [`RecordLog::maintain`] writes again, about.
-const MOVE_BYTES: u64 = 256 << 10;
+impl Default for LogTuning {
+    fn default() -> Self {
+        Self { move_from_bytes: 4 << 20, move_bytes: 256 << 10, file_bytes: 16 << 20 }
+    }
+}
 
 /// The log of a node. One thread owns it.
 pub struct RecordLog {
     engine: Engine,
+    tuning: LogTuning,
     store: Box<dyn LogStore>,
     mark: Mark,
     book: Book,
@@ -171,30 +183,23 @@ impl RecordLog {
         engine: &Engine,
         dir: &Path,
     ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
-        let store: Box<dyn LogStore> = match backend {
-            LogBackend::Sled => Box::new(TreeStore::open(engine)?),
-            LogBackend::File => Box::new(FileStore::open(engine, dir)?),
-        };
-        Self::open_store(store, backend, engine, dir)
+        Self::open_tuned(backend, LogTuning::default(), engine, dir)
     }
 
-    /// As [`RecordLog::open`] with files of about `file_bytes`, so that a test sees many.
-    #[cfg(feature = "testing")]
-    pub fn open_files_of(
-        file_bytes: u64,
-        engine: &Engine,
-        dir: &Path,
-    ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
-        let store = Box::new(FileStore::open(engine, dir)?.with_file_bytes(file_bytes));
-        Self::open_store(store, LogBackend::File, engine, dir)
-    }
-
-    fn open_store(
-        mut store: Box<dyn LogStore>,
+    /// As [`RecordLog::open`], with other numbers than usual.
+    ///
+    /// # Errors
+    /// As [`RecordLog::open`].
+    pub fn open_tuned(
         backend: LogBackend,
+        tuning: LogTuning,
         engine: &Engine,
         dir: &Path,
     ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
+        let mut store: Box<dyn LogStore> = match backend {
+            LogBackend::Sled => Box::new(TreeStore::open(engine)?),
+            LogBackend::File => Box::new(FileStore::open(engine, dir, tuning.file_bytes)?),
+        };
         let mark = Mark::open(dir)?;
         if let Some(recorded) = mark.as_ref().map(Mark::backend)
             && recorded != backend.number()
@@ -221,6 +226,7 @@ impl RecordLog {
         book.advance_head();
         let log = Self {
             engine: engine.clone(),
+            tuning,
             store,
             mark,
             book,
@@ -288,7 +294,9 @@ impl RecordLog {
         self.book.advance_head();
         // At least half of the bytes are dead, so each byte moved frees one: the cost of moving is
         // paid by the appends that made the others dead.
-        if self.book.bytes() > MOVE_FROM_BYTES && self.book.live_bytes() <= self.book.bytes() / 2 {
+        if self.book.bytes() > self.tuning.move_from_bytes
+            && self.book.live_bytes() <= self.book.bytes() / 2
+        {
             self.move_head()?;
         }
         let last = self.book.next() - 1;
@@ -390,7 +398,7 @@ impl RecordLog {
         let end = self.book.next();
         let mut sequence = self.book.head();
         let mut moved: Vec<(ReplicaKey, SectionKind)> = Vec::new();
-        while sequence < end && self.builder.body_bytes() < MOVE_BYTES {
+        while sequence < end && self.builder.body_bytes() < self.tuning.move_bytes {
             if self.book.live_in(sequence) > 0 {
                 self.collect_live(sequence, &mut moved)?;
             }
