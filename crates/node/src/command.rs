@@ -259,12 +259,13 @@ impl CommandDraft {
     /// The shard of all keys, among shards in the order of their ranges. `Ok(None)` when these shards do not
     /// cover the first key, which a valid map never does; CROSS_SHARD when two keys are in two of them.
     pub fn shard_in<'m>(&self, shards: &'m [MapShard]) -> Result<Option<&'m MapShard>, Invalid> {
-        let Some(shard) = owner(shards, self.key_hash()) else { return Ok(None) };
+        let owner_of = |hash| owner(shards, hash).map(|at| &shards[at]);
+        let Some(shard) = owner_of(self.key_hash()) else { return Ok(None) };
         let range = shard.first..=shard.last;
         for (at, operation) in self.operations().iter().enumerate().skip(1) {
             let hash = key_hash(&operation.key);
             if !range.contains(&hash) {
-                let other = owner(shards, hash).map_or(0, |other| other.id);
+                let other = owner_of(hash).map_or(0, |other| other.id);
                 return Err(cross_shard((shard.id, &self.key), (other, &operation.key), at));
             }
         }
