@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -14,6 +15,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use super::Metrics;
+use super::bounded::BoundedListener;
 use crate::exit::Fatal;
 
 /// What knows whether the node is well.
@@ -31,6 +33,11 @@ pub trait HealthSource: Send + Sync + 'static {
     /// What it waits for, as a sentence.
     fn ready(&self) -> Result<(), String>;
 }
+
+/// More connections than any number of scrapers and probes needs at once.
+const CONNECTIONS: usize = 64;
+/// Longer than a scrape takes, and than the usual pause between two of them.
+const LIFETIME: Duration = Duration::from_secs(90);
 
 struct Shared {
     metrics: Arc<Metrics>,
@@ -70,6 +77,7 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .layer(middleware::from_fn_with_state(shared.clone(), refuse_foreign_host))
         .with_state(shared);
+    let listener = BoundedListener::new(listener, CONNECTIONS, LIFETIME);
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
@@ -118,4 +126,84 @@ fn names_this_machine(headers: &HeaderMap) -> bool {
     };
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{LevelLabel, Method};
+    use parking_lot::Mutex;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+
+    /// What is wrong with the node, if anything.
+    #[derive(Default)]
+    struct Node {
+        not_live: Mutex<Option<String>>,
+        not_ready: Mutex<Option<String>>,
+    }
+
+    impl HealthSource for Node {
+        fn live(&self) -> Result<(), String> {
+            self.not_live.lock().clone().map_or(Ok(()), Err)
+        }
+
+        fn ready(&self) -> Result<(), String> {
+            self.not_ready.lock().clone().map_or(Ok(()), Err)
+        }
+    }
+
+    async fn get(address: SocketAddr, path: &str, host: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn it_serves_metrics_and_verdicts_to_its_own_machine() {
+        let metrics = Arc::new(Metrics::new());
+        let node = Arc::new(Node::default());
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let health: Arc<dyn HealthSource> = node.clone();
+        let server = tokio::spawn(serve(listener, metrics.clone(), health, async {
+            let _ = stopped.await;
+        }));
+
+        metrics.requests.observe(Method::Put, 0, LevelLabel::None, Duration::from_millis(1));
+        metrics.queue("inbox").items.set(3);
+        let (code, text) = get(address, "/metrics", "localhost").await;
+        assert_eq!(code, 200);
+        for line in [
+            r#"quorate_requests_total{method="Put",code="OK",level="none"} 1"#,
+            r#"quorate_request_seconds_count{method="Put"} 1"#,
+            r#"quorate_queue_items{queue="inbox"} 3"#,
+            concat!(r#"quorate_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+        assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
+
+        assert_eq!(get(address, "/livez", "127.0.0.1:1").await, (200, "ok\n".to_owned()));
+        *node.not_ready.lock() = Some("waiting for node 2".to_owned());
+        let waiting = (503, "waiting for node 2\n".to_owned());
+        assert_eq!(get(address, "/readyz", "[::1]:80").await, waiting);
+        assert_eq!(get(address, "/livez", "localhost:80").await.0, 200);
+        *node.not_live.lock() = Some("the log writer stands still".to_owned());
+        assert_eq!(get(address, "/livez", "localhost").await.0, 503);
+        assert_eq!(get(address, "/other", "localhost").await.0, 404);
+        assert_eq!(get(address, "/metrics", "evil.example").await.0, 403);
+
+        stop.send(()).unwrap();
+        server.await.unwrap().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refused = bind(taken.local_addr().unwrap()).await.unwrap_err();
+        assert_eq!(refused.code(), 13);
+    }
 }

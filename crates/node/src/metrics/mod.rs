@@ -4,6 +4,7 @@
 //! Names are stable for ever. Counters end in `_total`, latencies are in seconds, sizes in bytes. No
 //! label ever holds a key or anything else that a client chooses.
 
+mod bounded;
 mod histogram;
 mod http;
 mod process;
