@@ -504,3 +504,6 @@ fn check_sequence(field: &str, sequence: u64) -> Result<(), Invalid> {
     }
     Err(Invalid::new(Reason::BadToken, field, format!("{field} is 0; sequences begin with 1")))
 }
+
+#[cfg(test)]
+mod tests;

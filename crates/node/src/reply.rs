@@ -161,3 +161,179 @@ pub fn cancel_answered(done: Done) -> CancelResponse {
         _ => CancelResponse { revision: if applied { index } else { 0 }, ..answered },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use quorate_proto::v1::{Outcome, Reason};
+
+    use super::*;
+
+    fn result() -> OperationResult {
+        OperationResult {
+            condition_held: true,
+            found: true,
+            revision: 9,
+            create_revision: 3,
+            log_time: LogTime(70),
+            previous: Some(Previous {
+                value: Some(Bytes::from_static(b"old")),
+                revision: 8,
+                create_revision: 3,
+                log_time: LogTime(60),
+            }),
+            number: Some(-5),
+            read: ReadValue::None,
+        }
+    }
+
+    fn done(applied: bool, results: Vec<OperationResult>) -> Done {
+        Done { applied, replayed: true, index: 9, log_time: LogTime(70), results }
+    }
+
+    fn old() -> StoredValue {
+        StoredValue {
+            value: Bytes::from_static(b"old"),
+            value_omitted: false,
+            revision: 8,
+            create_revision: 3,
+            log_time: 60,
+        }
+    }
+
+    #[test]
+    fn single_writes_carry_all_fields() {
+        let put = put(done(true, vec![result()]));
+        assert_eq!(
+            put,
+            PutResponse {
+                applied: true,
+                found: true,
+                revision: 9,
+                create_revision: 3,
+                log_time: 70,
+                previous: Some(old()),
+                replayed: true,
+                receipt: None,
+                token: None,
+            }
+        );
+        let delete = delete(done(true, vec![result()]));
+        assert_eq!((delete.revision, delete.create_revision, delete.log_time), (9, 3, 70));
+        assert_eq!((delete.previous, delete.replayed), (Some(old()), true));
+        let cas = compare_and_set(done(false, vec![result()]));
+        assert_eq!(
+            (cas.applied, cas.found, cas.revision, cas.previous),
+            (false, true, 9, Some(old()))
+        );
+        assert_eq!((cas.create_revision, cas.log_time, cas.replayed), (3, 70, true));
+        let increment = increment(done(true, vec![result()]));
+        assert_eq!(
+            (increment.number, increment.revision, increment.previous),
+            (-5, 9, Some(old()))
+        );
+    }
+
+    #[test]
+    #[should_panic = "a write of one operation has 2 results"]
+    fn an_answer_to_another_command_is_never_given() {
+        put(done(true, vec![result(), result()]));
+    }
+
+    #[test]
+    fn a_batch_that_was_not_applied_has_no_revision() {
+        let get = OperationResult { read: ReadValue::Value(Bytes::from_static(b"v")), ..result() };
+        let omitted =
+            OperationResult { read: ReadValue::Omitted, condition_held: false, ..result() };
+        let applied = batch(done(true, vec![get.clone(), omitted.clone()]));
+        assert_eq!((applied.revision, applied.log_time), (9, 70));
+        assert_eq!(
+            (&applied.results[0].value[..], applied.results[0].value_omitted),
+            (&b"v"[..], false)
+        );
+        assert_eq!(
+            (&applied.results[1].value[..], applied.results[1].value_omitted),
+            (&b""[..], true)
+        );
+        assert!(applied.results[0].condition_held && !applied.results[1].condition_held);
+        let failed = batch(done(false, vec![get]));
+        assert_eq!((failed.applied, failed.revision, failed.log_time), (false, 0, 0));
+        assert_eq!(failed.results[0].revision, 9);
+    }
+
+    #[test]
+    fn a_value_left_out_is_said_to_be() {
+        let previous =
+            Some(Previous { value: None, revision: 8, create_revision: 3, log_time: LogTime(60) });
+        let put = put(done(true, vec![OperationResult { previous, ..result() }]));
+        assert_eq!(
+            put.previous,
+            Some(StoredValue { value: Bytes::new(), value_omitted: true, ..old() })
+        );
+    }
+
+    #[test]
+    fn a_cancel_is_barred_or_tells_the_answer() {
+        assert_eq!(cancel_barred().result(), CancelResult::Barred);
+        let single = cancel_answered(done(true, vec![result()]));
+        assert_eq!(single.result(), CancelResult::Answered);
+        assert_eq!((single.applied, single.found, single.revision), (true, true, 9));
+        assert_eq!((single.number, single.create_revision, single.previous), (-5, 3, Some(old())));
+        let batch = cancel_answered(done(true, vec![result(), result()]));
+        assert_eq!((batch.applied, batch.found, batch.revision), (true, false, 9));
+        assert_eq!(cancel_answered(done(false, vec![result(), result()])).revision, 0);
+    }
+
+    #[test]
+    fn a_refusal_becomes_the_row_of_the_error_table() {
+        let log_time = LogTime(5);
+        let rows = [
+            (
+                Refusal::WrongShard { detail: "x".to_owned() },
+                Reason::WrongShard,
+                Outcome::NotApplied,
+            ),
+            (
+                Refusal::SessionExpired { log_time },
+                Reason::SessionExpired,
+                Outcome::AttemptNotApplied,
+            ),
+            (
+                Refusal::SessionFromFuture { log_time },
+                Reason::SessionFromFuture,
+                Outcome::NotApplied,
+            ),
+            (
+                Refusal::SequencePast { sequence: 1, answered_below: 2 },
+                Reason::SequencePast,
+                Outcome::AttemptNotApplied,
+            ),
+            (
+                Refusal::SessionEnded { sequence: 1 },
+                Reason::SequencePast,
+                Outcome::AttemptNotApplied,
+            ),
+            (Refusal::SequenceBarred { sequence: 1 }, Reason::SequencePast, Outcome::NotApplied),
+            (
+                Refusal::SequenceReused { sequence: 1 },
+                Reason::SequenceReused,
+                Outcome::AttemptNotApplied,
+            ),
+            (Refusal::SessionsFull { session: true }, Reason::SessionsFull, Outcome::NotApplied),
+            (Refusal::SessionsFull { session: false }, Reason::SessionsFull, Outcome::NotApplied),
+            (
+                Refusal::NotANumber { operation: 1, overflow: true },
+                Reason::NotANumber,
+                Outcome::NotApplied,
+            ),
+        ];
+        for (refusal, reason, outcome) in rows {
+            let failure = failure(&refusal);
+            assert_eq!((failure.reason(), failure.outcome()), (reason, outcome), "{refusal}");
+            assert_eq!(failure.code, reason.code() as i32);
+            assert_eq!(failure.message, refusal.to_string());
+            let expected = if refusal.log_time().is_some() { 5 } else { 0 };
+            assert_eq!(failure.log_time, expected, "{refusal}");
+        }
+    }
+}
