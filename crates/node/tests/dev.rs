@@ -171,7 +171,7 @@ fn it_starts_every_node_with_its_own_addresses_and_ends_with_all_of_them() {
     }
     let pids: Vec<_> = ["n1", "n2", "n3"].iter().map(|node| dev.pid(node)).collect();
     dev.line(&["data ", "quorate/dev"]);
-    dev.line(&[&format!("--endpoints 127.0.0.1:{base} put greeting hello")]);
+    dev.line(&[&format!("--endpoints 127.0.0.1:{base},127.0.0.1:"), "put greeting hello"]);
     dev.line(&[&format!("kill -9 {}", pids[1].as_raw_pid())]);
     assert!(pids.iter().all(|pid| state(*pid).is_some()));
     dev.signal(Signal::TERM);

@@ -82,7 +82,8 @@ impl Supervisor {
         }
         let fate = if place.is_ephemeral() { " (deleted at the end)" } else { "" };
         say(&format!("data {}{fate}", place.directory().display()));
-        let kvctl = kvctl_words(&self.program, self.nodes.first().map(|node| node.plan.client));
+        let clients: Vec<_> = self.nodes.iter().map(|node| node.plan.client).collect();
+        let kvctl = kvctl_words(&self.program, &clients);
         say("try");
         say(&format!("  {kvctl} put greeting hello"));
         say(&format!("  {kvctl} get greeting"));
@@ -253,7 +254,7 @@ async fn until_ready(clients: Vec<SocketAddr>, shards: u32) -> String {
 
 /// How the command-line tool is called from here: the program beside this one, or by cargo where this
 /// one was built by it and the tool was not yet.
-fn kvctl_words(program: &Path, first: Option<SocketAddr>) -> String {
+fn kvctl_words(program: &Path, clients: &[SocketAddr]) -> String {
     let beside = std::env::current_exe().ok().map(|this| this.with_file_name("kvctl"));
     let tool = match beside {
         Some(tool) if tool.is_file() => {
@@ -266,10 +267,12 @@ fn kvctl_words(program: &Path, first: Option<SocketAddr>) -> String {
         }
         _ => "kvctl".to_owned(),
     };
-    match first {
-        Some(first) if first.port() != DEFAULT_PORT => format!("{tool} --endpoints {first}"),
-        _ => tool,
+    // The tool asks the usual ports by itself.
+    if clients.first().is_none_or(|first| first.port() == DEFAULT_PORT) {
+        return tool;
     }
+    let endpoints: Vec<_> = clients.iter().map(SocketAddr::to_string).collect();
+    format!("{tool} --endpoints {}", endpoints.join(","))
 }
 
 /// The signals that end a dev cluster.
