@@ -1,0 +1,226 @@
+//! What a call says of its effect when no answer came.
+
+use std::time::Duration;
+
+use quorate_client::api::{CancelResult, Outcome, Reason};
+use quorate_client::{Client, Error};
+use tonic::Code;
+
+use crate::fake::{Fake, Step, failure};
+
+const SHORT: Duration = Duration::from_millis(400);
+
+fn everywhere(fake: &Fake, step: &Step) {
+    for node in 1..=3 {
+        fake.always(node, step.clone());
+    }
+}
+
+async fn put(client: &Client, session: bool) -> Result<(), Error> {
+    let put = client.put("k", "v").timeout(SHORT);
+    let put = if session { put } else { put.without_session() };
+    put.await.map(drop)
+}
+
+#[derive(Debug, PartialEq)]
+enum Class {
+    NotApplied,
+    Unknown,
+    Refused,
+    Invalid,
+}
+
+fn class(error: &Error) -> Class {
+    match error {
+        Error::NotApplied(_) => Class::NotApplied,
+        Error::Unknown { .. } => Class::Unknown,
+        Error::Refused(_) => Class::Refused,
+        Error::Invalid(_) => Class::Invalid,
+    }
+}
+
+/// Each reason for good, from every node: what the caller is told, with and without a session.
+#[tokio::test]
+async fn every_reason_is_classified() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    use Class::*;
+    for (reason, expected) in [
+        (Reason::NoLeader, NotApplied),
+        (Reason::NoQuorum, NotApplied),
+        (Reason::Starting, NotApplied),
+        (Reason::Draining, NotApplied),
+        (Reason::OutcomeUnknown, Unknown),
+        (Reason::Overloaded, NotApplied),
+        (Reason::Quota, NotApplied),
+        (Reason::DiskFull, NotApplied),
+        (Reason::SessionsFull, NotApplied),
+        (Reason::WrongShard, Refused),
+        (Reason::TokenForeign, Refused),
+        (Reason::SequenceReused, Invalid),
+        (Reason::NotANumber, Refused),
+        (Reason::BadKey, Invalid),
+        (Reason::BadValue, Invalid),
+        (Reason::TooLarge, Invalid),
+        (Reason::BadCondition, Invalid),
+        (Reason::BadKeyspace, Invalid),
+        (Reason::CrossShard, Invalid),
+        (Reason::BadToken, Invalid),
+        (Reason::NotOffered, Refused),
+        (Reason::Internal, NotApplied),
+    ] {
+        everywhere(&fake, &Step::Fail(failure(reason)));
+        for session in [true, false] {
+            let error = put(&client, session).await.unwrap_err();
+            assert_eq!(class(&error), expected, "{reason:?}, session {session}: {error}");
+            assert_eq!(error.reason(), Some(reason));
+            let named = matches!(error, Error::Unknown { write: Some(_), .. });
+            assert_eq!(named, session && expected == Unknown, "{reason:?}");
+        }
+    }
+}
+
+/// Statuses that no node of ours made.
+#[tokio::test]
+async fn foreign_statuses_are_unknown_unless_they_cannot_be() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    use Class::*;
+    for (code, expected) in [
+        (Code::OutOfRange, Invalid),
+        (Code::InvalidArgument, Invalid),
+        (Code::Unimplemented, Refused),
+        (Code::PermissionDenied, Refused),
+        (Code::Unavailable, Unknown),
+        (Code::Internal, Unknown),
+        (Code::Unknown, Unknown),
+        (Code::Cancelled, Unknown),
+        (Code::DeadlineExceeded, Unknown),
+    ] {
+        everywhere(&fake, &Step::Foreign(code));
+        for session in [true, false] {
+            let error = put(&client, session).await.unwrap_err();
+            assert_eq!(class(&error), expected, "{code:?}, session {session}: {error}");
+            assert_eq!(error.reason(), None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_asked_again_with_the_same_sequence() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    client.put("k", "v").await.unwrap();
+    fake.script(1, [Step::Break]);
+    let answer = client.put("k", "w").await.unwrap();
+    assert!(answer.replayed, "the second attempt finds the first");
+    let state = fake.state.lock();
+    assert_eq!(state.applied.len(), 2, "each write once");
+    let sequences: Vec<u64> =
+        state.writes.iter().map(|w| w.session.as_ref().unwrap().sequence).collect();
+    assert_eq!(sequences, [1, 2, 2]);
+}
+
+#[tokio::test]
+async fn a_lost_connection_without_a_session_is_unknown_at_once() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    fake.script(1, [Step::Break]);
+    let error = put(&client, false).await.unwrap_err();
+    assert!(matches!(error, Error::Unknown { write: None, .. }), "{error}");
+    assert_eq!(fake.writes().len(), 1, "sent once");
+    assert!(put(&client, false).await.is_ok(), "the next call connects anew");
+}
+
+#[tokio::test]
+async fn what_never_reached_a_node_is_not_applied() {
+    let config = quorate_client::ClientConfig::new(["127.0.0.1:1"]).unwrap();
+    let client = Client::new(config);
+    for session in [true, false] {
+        let error = put(&client, session).await.unwrap_err();
+        assert!(matches!(error, Error::NotApplied(_)), "{error}");
+        assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_attempt_stays_unknown_whatever_later_ones_say() {
+    for later in [Reason::NoLeader, Reason::BadValue, Reason::SessionExpired, Reason::SequencePast]
+    {
+        let fake = Fake::start().await;
+        let client = fake.client().await;
+        fake.script(1, [Step::Foreign(Code::Unknown)]);
+        everywhere(&fake, &Step::Fail(failure(later)));
+        let error = put(&client, true).await.unwrap_err();
+        assert!(matches!(error, Error::Unknown { write: Some(_), .. }), "{later:?}: {error}");
+        assert!(fake.writes().len() >= 2);
+        assert_eq!(fake.state.lock().opened.len(), 1, "{later:?}: no other session was tried");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_settles_an_unknown_attempt() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    fake.script(1, [Step::Foreign(Code::Unknown), Step::Answer]);
+    assert!(client.put("k", "v").await.unwrap().applied);
+    // Found when it was applied, which a repeated attempt only finds again.
+    fake.script(1, [Step::Foreign(Code::Unknown)]);
+    everywhere(&fake, &Step::Fail(failure(Reason::NotANumber)));
+    let error = client.increment("k", 1).timeout(SHORT).await.unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error}");
+    assert_eq!(error.detail().outcome, Outcome::NotApplied);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_can_be_asked_again_and_settled() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    everywhere(&fake, &Step::Hang);
+    let error = put(&client, true).await.unwrap_err();
+    let Error::Unknown { write: Some(id), detail } = error else {
+        panic!("{error}");
+    };
+    assert!(!detail.request_id.is_empty());
+    assert_eq!(id.to_string(), format!("{}/1", hex(&id.session)));
+
+    fake.state.lock().always.clear();
+    let settled = client.cancel("k", &id).await.unwrap();
+    assert_eq!(settled.result(), CancelResult::Answered);
+    let again = client.put("k", "v").identity(id.clone()).await.unwrap();
+    assert!(again.replayed);
+    // The number stays open for whoever asks; new writes take another session.
+    client.put("k", "w").await.unwrap();
+    let last = fake.writes().pop().unwrap().session.unwrap();
+    assert_ne!(last.id, id.session);
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[tokio::test]
+async fn reads_out_of_time_are_not_unknown() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    everywhere(&fake, &Step::Hang);
+    let error = client.get("k").timeout(SHORT).await.unwrap_err();
+    assert!(matches!(error, Error::NotApplied(_)), "{error}");
+}
+
+#[tokio::test]
+async fn the_node_says_when_to_try_again() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let full = quorate_client::api::Failure {
+        retry_after: Some(Duration::from_millis(150).try_into().unwrap()),
+        ..failure(Reason::Overloaded)
+    };
+    fake.script(1, [Step::Fail(full.clone())]);
+    let begun = std::time::Instant::now();
+    client.put("k", "v").await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(150));
+    everywhere(&fake, &Step::Fail(full));
+    let error = put(&client, true).await.unwrap_err();
+    assert_eq!(error.detail().retry_after, Some(Duration::from_millis(150)));
+}

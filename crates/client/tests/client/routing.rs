@@ -1,0 +1,194 @@
+//! Which node is asked, and what the client learns from the answers.
+
+use std::time::{Duration, Instant};
+
+use quorate_client::api::{Failure, ReadLevel, Reason};
+use quorate_client::{Client, ClientConfig, Error};
+
+use crate::fake::{CLUSTER, Fake, Step, failure};
+
+#[tokio::test]
+async fn a_write_goes_to_the_preferred_leader_with_its_route() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    for _ in 0..5 {
+        assert!(client.put("k", "v").await.unwrap().applied);
+    }
+    client.get("k").await.unwrap();
+    let writes = fake.writes();
+    assert_eq!(writes.len(), 5);
+    for seen in &writes {
+        assert_eq!(seen.node, 1);
+        let route = seen.route.as_ref().unwrap();
+        assert_eq!(route.cluster_id, CLUSTER);
+        assert_eq!((route.shard, route.shard_epoch, route.map_epoch), (1, 1, 1));
+        let timeout = seen.timeout.as_ref().unwrap();
+        assert!(timeout.ends_with('u') || timeout.ends_with('n') || timeout.ends_with('m'));
+    }
+    assert_ne!(writes[0].request_id, writes[1].request_id);
+    assert_eq!(fake.state.lock().reads[0].0, 1);
+}
+
+#[tokio::test]
+async fn a_failure_that_names_the_leader_is_followed_with_the_same_write() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let hint = Failure { shard: 1, leader_node_id: 3, ..failure(Reason::NoLeader) };
+    fake.script(1, [Step::Fail(hint)]);
+    client.put("k", "v").await.unwrap();
+    client.put("k", "w").await.unwrap();
+    let writes = fake.writes();
+    let nodes: Vec<u64> = writes.iter().map(|w| w.node).collect();
+    assert_eq!(nodes, [1, 3, 3], "and it is remembered");
+    let sequences: Vec<u64> = writes.iter().map(|w| w.session.as_ref().unwrap().sequence).collect();
+    assert_eq!(sequences, [1, 1, 2]);
+    assert_eq!(writes[0].request_id, writes[1].request_id, "one call, one id");
+}
+
+#[tokio::test]
+async fn a_receipt_names_the_leader() {
+    let fake = Fake::start().await;
+    fake.state.lock().leader = 2;
+    let client = fake.client().await;
+    client.put("k", "v").await.unwrap();
+    client.put("k", "v").await.unwrap();
+    let nodes: Vec<u64> = fake.writes().iter().map(|w| w.node).collect();
+    assert_eq!(nodes, [1, 2]);
+    assert_eq!(client.locate("k").await.unwrap().leader_node_id, 2);
+}
+
+#[tokio::test]
+async fn stale_reads_are_spread_over_the_replicas() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    for _ in 0..9 {
+        client.get("k").level(ReadLevel::Stale).await.unwrap();
+    }
+    let state = fake.state.lock();
+    for node in 1..=3 {
+        assert_eq!(state.reads.iter().filter(|(n, _)| *n == node).count(), 3, "node {node}");
+    }
+    let read = state.reads[0].1.read.as_ref().unwrap();
+    assert_eq!(read.level(), ReadLevel::Stale);
+    assert!(read.token.is_none());
+}
+
+#[tokio::test]
+async fn one_endpoint_that_answers_is_enough() {
+    let fake = Fake::start().await;
+    let endpoints = ["127.0.0.1:1", fake.addresses[2].as_str(), "127.0.0.1:2"];
+    let client = Client::connect(ClientConfig::new(endpoints).unwrap()).await.unwrap();
+    assert_eq!(client.known_map().unwrap().epoch, 1);
+    client.put("k", "v").await.unwrap();
+    assert_eq!(fake.writes()[0].node, 1);
+}
+
+#[tokio::test]
+async fn no_endpoint_answers() {
+    let config = ClientConfig::new(["127.0.0.1:1"]).unwrap();
+    let error = Client::connect(config).await.unwrap_err();
+    assert!(matches!(error, Error::NotApplied(_)), "{error}");
+    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+}
+
+#[tokio::test]
+async fn unreachable_advertised_addresses_fall_back_to_the_given_endpoint() {
+    let fake = Fake::start().await;
+    {
+        let mut state = fake.state.lock();
+        let map = state.map.as_mut().unwrap();
+        for (i, node) in map.nodes.iter_mut().enumerate() {
+            node.client_address = format!("127.0.0.1:{}", i + 1);
+        }
+    }
+    let config = ClientConfig::new([fake.addresses[1].as_str()]).unwrap();
+    let client = Client::connect(config).await.unwrap();
+    for _ in 0..10 {
+        client.put("k", "v").await.unwrap();
+        client.get("k").level(ReadLevel::Stale).await.unwrap();
+    }
+    assert!(fake.writes().iter().all(|w| w.node == 2));
+    assert_eq!(fake.writes().len(), 10);
+}
+
+#[tokio::test]
+async fn a_wrong_shard_makes_the_client_fetch_the_map() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    fake.state.lock().map = Some(fake.map_of(2, 4));
+    fake.script(1, [Step::Fail(failure(Reason::WrongShard))]);
+    client.put("k", "v").await.unwrap();
+    let writes = fake.writes();
+    assert_eq!(writes.len(), 2);
+    let route = writes[1].route.as_ref().unwrap();
+    assert_eq!(route.map_epoch, 2);
+    assert_eq!(route.shard, client.locate("k").await.unwrap().shard);
+    let sequence = |i: usize| writes[i].session.as_ref().unwrap().sequence;
+    assert_eq!(sequence(0), sequence(1), "it is the same write");
+}
+
+#[tokio::test]
+async fn a_newer_epoch_in_a_receipt_refreshes_the_map_in_the_background() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    fake.state.lock().map = Some(fake.map_of(5, 2));
+    client.get("k").await.unwrap();
+    let arrived = async {
+        while client.known_map().unwrap().epoch != 5 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), arrived).await.unwrap();
+    assert_eq!(client.known_map().unwrap().shards.len(), 2);
+}
+
+#[tokio::test]
+async fn a_map_of_another_cluster_is_ignored() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let mut foreign = fake.map_of(9, 2);
+    foreign.cluster_id = "another-cluster!".into();
+    fake.state.lock().map = Some(foreign);
+    assert_eq!(client.map().await.unwrap().epoch, 1);
+}
+
+#[tokio::test]
+async fn a_silent_node_costs_one_second_and_is_then_passed_over() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    fake.always(1, Step::Hang);
+    let begun = Instant::now();
+    client.get("k").await.unwrap();
+    let first = begun.elapsed();
+    assert!(first >= Duration::from_millis(900) && first < Duration::from_secs(3), "{first:?}");
+    let begun = Instant::now();
+    client.get("k").await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_cluster_without_a_map_is_asked_through_its_endpoints() {
+    let fake = Fake::start().await;
+    fake.state.lock().map = None;
+    let client = fake.client().await;
+    assert!(client.known_map().is_none());
+    assert!(client.map().await.is_err());
+    client.put("k", "v").await.unwrap();
+    assert_eq!(fake.writes()[0].route, None);
+}
+
+#[tokio::test]
+async fn status_asks_every_node_once_and_shows_the_silent() {
+    let fake = Fake::start().await;
+    fake.always(2, Step::Hang);
+    let client = fake.client().await;
+    let all = client.status(Duration::from_millis(300)).await;
+    let ids: Vec<_> = all.iter().map(|n| n.node_id).collect();
+    assert_eq!(ids, [Some(1), Some(2), Some(3)]);
+    assert!(all[0].status.is_ok() && all[2].status.is_ok());
+    assert!(matches!(all[1].status, Err(Error::NotApplied(_))));
+    assert_eq!(client.info().await.unwrap().version, "fake");
+    let refused = client.transfer_leader(1, 2).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused(_)), "{refused}");
+    assert_eq!(refused.reason(), Some(Reason::NotOffered));
+}

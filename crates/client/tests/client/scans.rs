@@ -1,0 +1,75 @@
+//! Scans: pages, limits, and going on after a break.
+
+use bytes::Bytes;
+use futures::StreamExt;
+use quorate_client::api::Reason;
+
+use crate::fake::{Fake, Step, failure};
+
+async fn with_rows(n: usize) -> (Fake, Vec<Bytes>) {
+    let fake = Fake::start().await;
+    let rows: Vec<Bytes> = (0..n).map(|i| format!("row-{i:03}").into()).collect();
+    fake.state.lock().rows = rows.clone();
+    (fake, rows)
+}
+
+#[tokio::test]
+async fn pages_follow_each_other() {
+    let (fake, rows) = with_rows(11).await;
+    let client = fake.client().await;
+    let mut scan = client.scan().prefix("row-").rows();
+    let mut got = Vec::new();
+    while let Some(row) = scan.next().await.unwrap() {
+        got.push(row.key);
+    }
+    assert_eq!(got, rows);
+    assert_eq!(scan.receipts().len(), 3, "a page holds four rows");
+    assert!(scan.next().await.unwrap().is_none(), "the end stays the end");
+    let streamed: Vec<_> =
+        client.scan().rows().into_stream().map(|r| r.unwrap().key).collect().await;
+    assert_eq!(streamed, rows);
+}
+
+#[tokio::test]
+async fn a_limit_holds_over_pages() {
+    let (fake, rows) = with_rows(11).await;
+    let client = fake.client().await;
+    for limit in [1, 4, 5, 8, 11, 20] {
+        let got = client.scan().limit(limit).collect().await.unwrap();
+        let keys: Vec<_> = got.into_iter().map(|r| r.key).collect();
+        assert_eq!(keys, rows[..rows.len().min(limit as usize)], "limit {limit}");
+    }
+}
+
+#[tokio::test]
+async fn counting_adds_pages_up() {
+    let (fake, _) = with_rows(11).await;
+    let client = fake.client().await;
+    assert_eq!(client.scan().count().await.unwrap(), 11);
+    assert_eq!(client.scan().limit(6).count().await.unwrap(), 6);
+    assert_eq!(client.scan().prefix("none").count().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_broken_stream_goes_on_after_its_last_row() {
+    for breaks_after in 0..=3 {
+        let (fake, rows) = with_rows(11).await;
+        fake.state.lock().scan_breaks_after = Some(breaks_after);
+        let client = fake.client().await;
+        let got = client.scan().prefix("row-").collect().await.unwrap();
+        let keys: Vec<_> = got.into_iter().map(|r| r.key).collect();
+        assert_eq!(keys, rows, "broken after message {breaks_after}");
+    }
+}
+
+#[tokio::test]
+async fn a_scan_that_is_refused_ends_with_the_error() {
+    let (fake, _) = with_rows(3).await;
+    let client = fake.client().await;
+    for node in 1..=3 {
+        fake.always(node, Step::Fail(failure(Reason::BadPageToken)));
+    }
+    let error = client.scan().collect().await.unwrap_err();
+    assert!(matches!(error, quorate_client::Error::Invalid(_)), "{error}");
+    assert_eq!(error.reason(), Some(Reason::BadPageToken));
+}

@@ -1,0 +1,175 @@
+//! Sessions and tokens.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_client::WriteId;
+use quorate_client::api::{Failure, ReadLevel, Reason, SessionToken};
+
+use crate::fake::{CLUSTER, Fake, HISTORY, Seen, Step, failure};
+
+fn ids(writes: &[Seen]) -> Vec<(Bytes, u64)> {
+    let id = |w: &Seen| {
+        let session = w.session.as_ref().unwrap();
+        (session.id.clone(), session.sequence)
+    };
+    writes.iter().map(id).collect()
+}
+
+#[tokio::test]
+async fn a_session_is_opened_at_the_first_write_and_kept() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    client.get("k").await.unwrap();
+    assert!(fake.state.lock().opened.is_empty(), "reads need none");
+    for _ in 0..3 {
+        client.put("k", "v").await.unwrap();
+    }
+    assert_eq!(fake.state.lock().opened.len(), 1);
+    for (i, seen) in (1..).zip(fake.writes()) {
+        let session = seen.session.unwrap();
+        assert_eq!((session.sequence, session.answered_below), (i, i));
+        assert!(!session.last);
+    }
+}
+
+#[tokio::test]
+async fn each_shard_has_a_session_of_its_own() {
+    let fake = Fake::start().await;
+    fake.state.lock().map = Some(fake.map_of(1, 4));
+    let client = fake.client().await;
+    let map = client.known_map().unwrap();
+    let mut of_shard: HashMap<u64, HashSet<Bytes>> = HashMap::new();
+    for i in 0..40 {
+        let key = format!("key-{i}");
+        client.put(key.clone(), "v").await.unwrap();
+        let session = fake.writes().last().unwrap().session.clone().unwrap();
+        let shard = map.shard_of(key.as_bytes()).unwrap().id;
+        of_shard.entry(shard).or_default().insert(session.id);
+    }
+    assert_eq!(of_shard.len(), 4);
+    assert!(of_shard.values().all(|ids| ids.len() == 1));
+    assert_eq!(fake.state.lock().opened.len(), 4);
+}
+
+#[tokio::test]
+async fn a_session_past_half_its_life_is_replaced() {
+    let fake = Fake::start().await;
+    fake.state.lock().session_ttl = Some(Duration::from_millis(400));
+    let client = fake.client().await;
+    client.put("k", "v").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(220)).await;
+    client.put("k", "v").await.unwrap();
+    let ids = ids(&fake.writes());
+    assert_ne!(ids[0].0, ids[1].0);
+    assert_eq!(ids[1].1, 1);
+}
+
+#[tokio::test]
+async fn one_shot_uses_a_session_of_its_own_and_says_so() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    client.put("k", "v").await.unwrap();
+    client.put("k", "v").one_shot().await.unwrap();
+    client.put("k", "v").await.unwrap();
+    let writes = fake.writes();
+    let last: Vec<bool> = writes.iter().map(|w| w.session.as_ref().unwrap().last).collect();
+    assert_eq!(last, [false, true, false]);
+    let ids = ids(&writes);
+    assert_eq!(ids[0].0, ids[2].0);
+    assert_ne!(ids[0].0, ids[1].0);
+    assert_eq!((ids[1].1, ids[2].1), (1, 2));
+}
+
+#[tokio::test]
+async fn an_expired_session_is_replaced_by_one_born_later() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let expired = Failure { log_time: 77 << 16, ..failure(Reason::SessionExpired) };
+    fake.script(1, [Step::Fail(expired)]);
+    assert!(client.put("k", "v").await.unwrap().applied);
+    let ids = ids(&fake.writes());
+    assert_eq!(ids.len(), 2);
+    assert_ne!(ids[0].0, ids[1].0);
+    let state = fake.state.lock();
+    assert_eq!(state.opened[1].not_before, 77 << 16);
+    assert_eq!(state.applied.len(), 1);
+}
+
+#[tokio::test]
+async fn a_given_identity_is_sent_as_it_is() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let id = WriteId { session: Bytes::from_static(b"a-session-from-elsewhere"), sequence: 9 };
+    client.put("k", "v").identity(id.clone()).await.unwrap();
+    assert_eq!(ids(&fake.writes()), [(id.session.clone(), 9)]);
+    assert!(fake.state.lock().opened.is_empty());
+    // What it is not: a session that may be replaced.
+    fake.script(1, [Step::Fail(failure(Reason::SessionExpired))]);
+    let error = client.put("k", "v").identity(id).await.unwrap_err();
+    assert!(matches!(error, quorate_client::Error::Refused(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_share_a_session() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let tasks: Vec<_> = (0..256)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                for _ in 0..8 {
+                    client.increment("counter", 1).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    {
+        let state = fake.state.lock();
+        assert_eq!(state.opened.len(), 1, "the tasks wait for one");
+        assert_eq!(state.applied.len(), 2_048);
+        let sequences: HashSet<u64> =
+            state.writes.iter().map(|w| w.session.as_ref().unwrap().sequence).collect();
+        assert_eq!(sequences.len(), 2_048, "no number is given twice");
+        for seen in &state.writes {
+            let session = seen.session.as_ref().unwrap();
+            assert!(session.answered_below <= session.sequence);
+            assert!(session.sequence - session.answered_below < 1_024);
+        }
+    }
+    client.put("counter", "0").await.unwrap();
+    let last = fake.writes().pop().unwrap().session.unwrap();
+    assert_eq!((last.sequence, last.answered_below), (2_049, 2_049), "all were answered");
+}
+
+#[tokio::test]
+async fn session_reads_carry_what_was_seen_and_no_more() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let written = client.put("k", "v").await.unwrap();
+    client.get("k").level(ReadLevel::Session).await.unwrap();
+    let read = fake.state.lock().reads[0].1.read.clone().unwrap();
+    let token = read.token.unwrap();
+    assert_eq!(token.index_of(1), written.revision);
+    assert_eq!((token.cluster_id, token.history), (CLUSTER, HISTORY));
+
+    // A kept token is merged: the greater index of each shard.
+    let mut kept = client.token();
+    kept.parts[0].index = 100;
+    client.absorb_token(&kept);
+    assert_eq!(client.token().index_of(1), 100);
+    client.get("k").level(ReadLevel::Session).await.unwrap();
+    let read = fake.state.lock().reads[1].1.read.clone().unwrap();
+    assert_eq!(read.token.unwrap().index_of(1), 100);
+
+    // One of another history changes nothing, and can be left behind on purpose.
+    let foreign = SessionToken { history: Bytes::from_static(b"another-history!"), ..kept };
+    client.absorb_token(&foreign);
+    assert_eq!(client.token().history, HISTORY);
+    client.reset_token();
+    assert!(client.token().parts.is_empty());
+}
