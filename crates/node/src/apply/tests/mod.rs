@@ -6,5 +6,6 @@ mod formats;
 mod map;
 mod model;
 mod sessions;
+mod storage;
 mod twin;
 mod writes;
