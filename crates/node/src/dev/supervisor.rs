@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl Supervisor {
         let fate = if place.is_ephemeral() { " (deleted at the end)" } else { "" };
         say(&format!("data {}{fate}", place.directory().display()));
         let clients: Vec<_> = self.nodes.iter().map(|node| node.plan.client).collect();
-        let kvctl = kvctl_words(&self.program, &clients);
+        let kvctl = kvctl_words(&clients);
         say("try");
         say(&format!("  {kvctl} put greeting hello"));
         say(&format!("  {kvctl} get greeting"));
@@ -254,15 +254,16 @@ async fn until_ready(clients: Vec<SocketAddr>, shards: u32) -> String {
 
 /// How the command-line tool is called from here: the program beside this one, or by cargo where this
 /// one was built by it and the tool was not yet.
-fn kvctl_words(program: &Path, clients: &[SocketAddr]) -> String {
-    let beside = std::env::current_exe().ok().map(|this| this.with_file_name("kvctl"));
-    let tool = match beside {
+fn kvctl_words(clients: &[SocketAddr]) -> String {
+    let beside = |name| std::env::current_exe().ok().map(|this| this.with_file_name(name));
+    let tool = match beside("kvctl") {
         Some(tool) if tool.is_file() => {
             let here = std::env::current_dir().ok();
             let short = here.as_ref().and_then(|here| tool.strip_prefix(here).ok());
             short.unwrap_or(&tool).display().to_string()
         }
-        _ if program.components().any(|part| part.as_os_str() == "target") => {
+        // Where cargo puts programs it also keeps this directory.
+        _ if beside("deps").is_some_and(|deps| deps.is_dir()) => {
             "cargo run --release --bin kvctl --".to_owned()
         }
         _ => "kvctl".to_owned(),

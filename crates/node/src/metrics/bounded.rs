@@ -33,15 +33,13 @@ impl Listener for BoundedListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
-        loop {
-            // The semaphore is never closed; if it were, there would be nothing to accept any more.
-            let Ok(permit) = self.room.clone().acquire_owned().await else {
-                std::future::pending().await
-            };
-            let (stream, peer) = Listener::accept(&mut self.listener).await;
-            let end = Box::pin(sleep(self.lifetime));
-            return (BoundedStream { stream, end, _permit: permit }, peer);
-        }
+        // The semaphore is never closed; if it were, there would be nothing to accept any more.
+        let Ok(permit) = self.room.clone().acquire_owned().await else {
+            std::future::pending().await
+        };
+        let (stream, peer) = Listener::accept(&mut self.listener).await;
+        let end = Box::pin(sleep(self.lifetime));
+        (BoundedStream { stream, end, _permit: permit }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -1,0 +1,164 @@
+//! The command line from outside: what is printed where, and the exit code.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+/// Runs `kvnode` with these variables of its own and no others; gives exit code, stdout, stderr.
+fn kvnode(variables: &[(&str, &str)], arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvnode"));
+    command.args(arguments);
+    run(variables, &mut command)
+}
+
+fn run(variables: &[(&str, &str)], command: &mut Command) -> (i32, String, String) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("QUORATE_") {
+            command.env_remove(name);
+        }
+    }
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> String {
+    let path = directory.join(name);
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn version_and_usage() {
+    let version = format!("kvnode {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(kvnode(&[], &["version"]), (0, version.clone(), String::new()));
+    assert_eq!(kvnode(&[], &["--version"]), (0, version, String::new()));
+    let (code, out, err) = kvnode(&[], &["start", "--shard", "3"]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.contains("'--shard'") && err.contains("'--shards'"), "{err}");
+}
+
+#[test]
+fn config_show_names_each_value_and_where_it_came_from() {
+    let home = tempfile::tempdir().unwrap();
+    let file = write(home.path(), "node.toml", "shards = 16\nmemory = \"1GiB\"\n");
+    let variables = [("QUORATE_CONFIG", file.as_str()), ("QUORATE_LISTEN", "127.0.0.1:7411")];
+    let (code, out, err) =
+        kvnode(&variables, &["config", "show", "--data-dir", "d1", "--node-id", "3"]);
+    let shown = out.replace(&file, "node.toml");
+    // Columns are as wide as their widest cell, so they are compared without their spaces.
+    let squeezed = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    let golden = "KEY VALUE SOURCE
+node-id 3 flag
+data-dir d1 flag
+listen 127.0.0.1:7411 environment QUORATE_LISTEN
+peer-listen 127.0.0.1:7411 default: as listen
+metrics-listen - default: none
+advertise 127.0.0.1:7411 default: as peer-listen
+advertise-client 127.0.0.1:7411 default: as advertise
+cluster-name quorate default
+initial-cluster 3=127.0.0.1:7411 default: this node alone
+shards 16 node.toml:1
+replicas 3 default
+log-store sled default
+locality - default
+memory 1GiB node.toml:2
+max-value-size 1MiB default
+max-connections 1024 default
+max-calls-per-connection 256 default
+heartbeat 100ms default
+election-min 600ms default
+election-max 1200ms default
+insecure false default
+log-level info default
+log-format auto default
+
+MEMORY SHARE OF ALL
+engine cache 192MiB 18%
+delta 64MiB 6%
+log, node 256MiB 25%
+log, each group 64MiB 6%
+value cache 64MiB 6%
+transport queues 64MiB 6%
+request queues 64MiB 6%";
+    assert_eq!(squeezed(&shown), squeezed(golden), "{shown}");
+    assert_eq!((code, err.as_str()), (0, ""));
+}
+
+#[test]
+fn config_show_shows_first_and_refuses_then() {
+    let variables = [("QUORATE_SHARD", "1")];
+    let (code, out, err) = kvnode(&variables, &["config", "show", "--data-dir=d", "--replicas=2"]);
+    assert!(out.contains("\nreplicas                  2                 flag\n"), "{out}");
+    assert_eq!(
+        err,
+        "kvnode: the environment variable QUORATE_SHARD is unknown and ignored; did you mean \
+         QUORATE_SHARDS?\n\
+         kvnode: replicas is 2, but must be 1, 3, 5 or 7: an even number needs more of them for the \
+         same fault tolerance (--replicas or QUORATE_REPLICAS)\n"
+    );
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn start_refuses_what_it_cannot_use_before_it_touches_anything() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let data_dir = format!("--data-dir={}", data.display());
+    let typo = write(home.path(), "typo.toml", "shards = 8\nlisten-peer = \"x\"\n");
+    let missing = home.path().join("missing.toml");
+    for (arguments, sentence) in [
+        (vec!["start"], "kvnode: data-dir is not set; a node needs a directory of its own"),
+        (vec!["start", &data_dir, "--config", &typo], "typo.toml:2: unknown key listen-peer"),
+        (
+            vec!["start", &data_dir, "--config", missing.to_str().unwrap()],
+            "missing.toml: No such file or directory",
+        ),
+        (
+            vec!["start", &data_dir, "--log-level", "loud=="],
+            "kvnode: log-level is \"loud==\", but ",
+        ),
+        (vec!["start", &data_dir, "--listen", "192.0.2.1:7401"], "allow it with --insecure"),
+    ] {
+        let (code, out, err) = kvnode(&[], &arguments);
+        assert_eq!((code, out.as_str()), (2, ""), "{arguments:?}: {err}");
+        assert!(err.contains(sentence) && err.lines().count() == 1, "{arguments:?}: {err}");
+    }
+    assert!(!data.exists());
+}
+
+#[test]
+fn too_few_files_for_the_connections_is_a_sentence() {
+    let home = tempfile::tempdir().unwrap();
+    let data_dir = format!("--data-dir={}", home.path().join("data").display());
+    let mut command = Command::new("sh");
+    let kvnode = env!("CARGO_BIN_EXE_kvnode");
+    command.args(["-c", "ulimit -n 300; exec \"$@\"", "sh", kvnode, "start", &data_dir]);
+    let (code, _, err) = run(&[("QUORATE_LOG_FORMAT", "json")], &mut command);
+    assert_eq!(code, 2, "{err}");
+    // By now the log has begun, and it is one object per line.
+    assert!(err.starts_with('{') && err.lines().count() == 1, "{err}");
+    assert!(err.contains("\"level\":\"ERROR\"") && err.contains("\"exit_code\":2"), "{err}");
+    assert!(
+        err.contains("this process may open 300 files, but max-connections = 1024 needs 1280"),
+        "{err}"
+    );
+}
+
+#[test]
+fn health_of_a_node_that_is_not_there_is_no() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let expected =
+        format!("not live: {address}: cannot connect: Connection refused (os error 111)\n");
+    let by_flag = kvnode(&[], &["health", "--live", "--endpoint", &address]);
+    assert_eq!(by_flag, (1, expected.clone(), String::new()));
+    let by_environment = kvnode(&[("QUORATE_LISTEN", &address)], &["health", "--live"]);
+    assert_eq!(by_environment, (1, expected, String::new()));
+    assert_eq!(kvnode(&[], &["health", "--live", "--ready"]).0, 2);
+    assert_eq!(kvnode(&[], &["health", "--endpoint", "nowhere"]).0, 2);
+}
