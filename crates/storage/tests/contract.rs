@@ -164,8 +164,13 @@ mod random {
         Ok(())
     }
 
+    /// A failure prints its operations; no file of seeds is kept beside the test.
+    fn config(cases: u32) -> ProptestConfig {
+        ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+        #![proptest_config(config(100))]
 
         #[test]
         fn files_agree_with_the_twin(ops in prop::collection::vec(op(), 1..80)) {
@@ -174,7 +179,7 @@ mod random {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 25, ..ProptestConfig::default() })]
+        #![proptest_config(config(25))]
 
         #[test]
         fn the_engine_agrees_with_the_twin(ops in prop::collection::vec(op(), 1..80)) {
