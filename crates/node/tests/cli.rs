@@ -1,5 +1,7 @@
 //! The command line from outside: what is printed where, and the exit code.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
@@ -161,4 +163,35 @@ fn health_of_a_node_that_is_not_there_is_no() {
     assert_eq!(by_environment, (1, expected, String::new()));
     assert_eq!(kvnode(&[], &["health", "--live", "--ready"]).0, 2);
     assert_eq!(kvnode(&[], &["health", "--endpoint", "nowhere"]).0, 2);
+}
+
+#[test]
+fn the_sample_file_has_every_setting_with_its_default() {
+    use quorate_node::config::{Environment, Key, Layers, Source, resolve};
+
+    const MEMORY: u64 = 2 << 30;
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/config/node.toml");
+    let text = fs::read_to_string(sample).unwrap();
+    let is_setting =
+        |line: &str| Key::ALL.iter().any(|key| line.starts_with(&format!("# {key} = ")));
+    let enabled: Vec<_> =
+        text.lines().map(|line| if is_setting(line) { &line[2..] } else { line }).collect();
+    let enabled = enabled.join("\n");
+
+    let resolved = |file: Option<(&Path, &str)>| {
+        let layers = Layers::new([].into(), &Environment::default(), file).unwrap();
+        resolve(&layers, MEMORY).unwrap()
+    };
+    let shown = resolved(Some((Path::new("node.toml"), &enabled)));
+    shown.config.validate().unwrap();
+    let defaults = resolved(None);
+    for (shown, default) in shown.settings.iter().zip(&defaults.settings) {
+        assert!(matches!(shown.source, Source::File(..)), "{} is missing", shown.key);
+        // These have no default; the file shows an example.
+        if ![Key::DataDir, Key::MetricsListen, Key::Locality].contains(&shown.key) {
+            assert_eq!(shown.value, default.value, "{}", shown.key);
+        }
+    }
+    // As it is shipped it changes nothing.
+    assert_eq!(resolved(Some((Path::new("node.toml"), &text))).config, defaults.config);
 }

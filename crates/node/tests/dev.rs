@@ -1,6 +1,8 @@
 //! `kvnode dev` with nodes that are shell scripts: starting, ending, and who ends with whom. What the
 //! real nodes do is tested with the whole system.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -56,10 +58,10 @@ impl Dev {
         let err = BufReader::new(child.stderr.take().unwrap());
         let other = sender.clone();
         std::thread::spawn(move || {
-            out.lines().map_while(Result::ok).for_each(|l| drop(sender.send(l)))
+            out.lines().map_while(Result::ok).for_each(|l| drop(sender.send(l)));
         });
         std::thread::spawn(move || {
-            err.lines().map_while(Result::ok).for_each(|l| drop(other.send(l)))
+            err.lines().map_while(Result::ok).for_each(|l| drop(other.send(l)));
         });
         let stdin = child.stdin.take();
         Self { child, stdin, lines, seen: Vec::new(), home }
