@@ -150,10 +150,10 @@ mod random {
                 Op::Maintain => log.maintain().unwrap(),
                 Op::Reopen { clean } => {
                     if clean {
-                        log.close().unwrap()
+                        log.close().unwrap();
                     } else {
-                        drop(log)
-                    };
+                        drop(log);
+                    }
                     let (again, groups) = home.open().unwrap();
                     twin.compare(&groups).map_err(TestCaseError::fail)?;
                     log = again;

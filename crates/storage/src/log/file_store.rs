@@ -32,7 +32,8 @@ use crate::crash;
 use crate::engine::{Engine, sync_path};
 use crate::error::{Result, StorageError};
 
-const MAGIC: [u8; 8] = *b"QRTELOG\x01";
+const MAGIC: [u8; 7] = *b"QRTELOG";
+const FORMAT: u8 = 1;
 const FILE_HEADER_BYTES: usize = 32;
 const ENVELOPE_BYTES: usize = 16;
 
@@ -108,7 +109,7 @@ impl FileStore {
                 .open(&path)
                 .map_err(|e| StorageError::io("open", &path, e))?;
             let len = file.metadata().map_err(|e| StorageError::io("inspect", &path, e))?.len();
-            match read_file_header(&file, first) {
+            match read_file_header(&file, first, &path)? {
                 Some(salt) => {
                     let end = FILE_HEADER_BYTES as u64;
                     self.segments.insert(first, Segment { path, file, salt, end });
@@ -131,7 +132,8 @@ impl FileStore {
         let path = self.dir.join(format!("{first:020}.log"));
         let salt = RandomState::new().build_hasher().finish();
         let mut header = [0; FILE_HEADER_BYTES];
-        header[..8].copy_from_slice(&MAGIC);
+        header[..7].copy_from_slice(&MAGIC);
+        header[7] = FORMAT;
         header[8..16].copy_from_slice(&first.to_le_bytes());
         header[16..24].copy_from_slice(&salt.to_le_bytes());
         let crc = crc32c::crc32c(&header[..24]);
@@ -178,13 +180,22 @@ fn write_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
     file.write_all_at(bytes, offset)
 }
 
-fn read_file_header(file: &File, first: u64) -> Option<u64> {
+/// The salt in a file's header; `None` if the header is broken.
+fn read_file_header(file: &File, first: u64, path: &Path) -> Result<Option<u64>> {
     let mut header = [0; FILE_HEADER_BYTES];
-    file.read_exact_at(&mut header, 0).ok()?;
+    if file.read_exact_at(&mut header, 0).is_err() {
+        return Ok(None);
+    }
     let crc = crc32c::crc32c(&header[..24]).to_le_bytes();
-    let whole =
-        header[..8] == MAGIC && header[8..16] == first.to_le_bytes() && header[24..28] == crc;
-    whole.then(|| u64::from_le_bytes(std::array::from_fn(|i| header[16 + i])))
+    if header[24..28] != crc || header[28..] != [0; 4] || header[..7] != MAGIC {
+        return Ok(None);
+    }
+    if header[7] > FORMAT {
+        let what = path.display().to_string();
+        return Err(StorageError::NewerFormat { what, found: header[7], known: FORMAT });
+    }
+    let whole = header[7] == FORMAT && header[8..16] == first.to_le_bytes();
+    Ok(whole.then(|| u64::from_le_bytes(std::array::from_fn(|i| header[16 + i]))))
 }
 
 fn envelope(salt: u64, len: usize, sequence: u64) -> [u8; ENVELOPE_BYTES] {
