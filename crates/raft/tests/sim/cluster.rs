@@ -1,0 +1,527 @@
+//! A cluster in one thread: replicas, disks, a network and a clock, all driven by one seed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use bytes::Bytes;
+use quorate_raft::{
+    Config, Entry, Envelope, GroupId, Index, Install, Membership, Message, NodeId, Output,
+    PersistToken, Raft, ReadId, ReadOutcome, Replica, ReplicaId, SnapshotMeta, SnapshotSend, Ticks,
+};
+
+use crate::disk::{Disk, Write};
+use crate::oracle::Oracle;
+use crate::rng::Rng;
+
+const GROUP: GroupId = GroupId(7);
+
+/// Something that happens to a node later on. What belongs to a process carries its boot number, and
+/// dies with it.
+enum Event {
+    Deliver(Envelope),
+    /// A barrier of the disk is done, and with it this many writes.
+    Durable {
+        boot: u64,
+        writes: usize,
+    },
+    Persisted {
+        boot: u64,
+        token: PersistToken,
+    },
+    Apply {
+        boot: u64,
+        count: usize,
+    },
+    SnapshotEnd {
+        boot: u64,
+        send: SnapshotSend,
+        ok: bool,
+    },
+    InstallEnd {
+        boot: u64,
+        install: Install,
+        ok: bool,
+    },
+}
+
+/// How bad the world is.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// Messages lost and doubled, of 1,000.
+    pub loss: u64,
+    pub doubled: u64,
+    /// Ticks on the way, at most.
+    pub delay: u64,
+    /// Ticks a write takes, and its completion needs to be reported, at most.
+    pub disk: u64,
+    pub report: u64,
+    /// Ticks between being handed out and being applied, at most.
+    pub apply: u64,
+}
+
+impl Weather {
+    pub const FINE: Weather =
+        Weather { loss: 0, doubled: 0, delay: 1, disk: 1, report: 0, apply: 1 };
+}
+
+/// How often something happened that a run should exercise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    pub elections: u64,
+    pub proposals: u64,
+    pub applied: u64,
+    pub reads: u64,
+    pub reads_dropped: u64,
+    pub crashes: u64,
+    pub lost_writes: u64,
+    pub pauses: u64,
+    pub partitions: u64,
+    pub snapshots: u64,
+    pub compactions: u64,
+    pub transfers: u64,
+}
+
+/// A node outside of its replica.
+struct Node {
+    boot: u64,
+    paused_until: u64,
+    /// Handed out to be applied.
+    queue: VecDeque<Entry>,
+    /// The state machine's position.
+    position: Index,
+    touched: bool,
+}
+
+pub struct Cluster {
+    pub now: u64,
+    pub rng: Rng,
+    pub weather: Weather,
+    pub coverage: Coverage,
+    pub oracle: Oracle,
+    config: Config,
+    seed: u64,
+    rafts: Vec<Option<Raft>>,
+    disks: Vec<Disk>,
+    nodes: Vec<Node>,
+    blocked: Vec<Vec<bool>>,
+    events: BTreeMap<(u64, u64), (usize, Event)>,
+    sequence: u64,
+    /// Reads by id: the node, and what was committed when it began.
+    reads: BTreeMap<ReadId, (usize, Index)>,
+    next_read: u64,
+    next_payload: u64,
+    /// The last read that each node answered began at this time.
+    pub last_read: Vec<u64>,
+    trace: DefaultHasher,
+}
+
+fn replica(node: usize) -> Replica {
+    Replica::new(ReplicaId(node as u64 + 1), NodeId(node as u64 + 1))
+}
+
+impl Cluster {
+    pub fn new(seed: u64, config: Config, membership: &Membership, weather: Weather) -> Cluster {
+        let size = membership.replicas().count();
+        let mut cluster = Cluster {
+            now: 1_000,
+            rng: Rng::new(seed),
+            weather,
+            coverage: Coverage::default(),
+            oracle: Oracle::default(),
+            config,
+            seed,
+            rafts: vec![None; size],
+            disks: (0..size).map(|_| Disk::new(membership.clone())).collect(),
+            nodes: (0..size)
+                .map(|_| Node {
+                    boot: 0,
+                    paused_until: 0,
+                    queue: VecDeque::new(),
+                    position: Index(0),
+                    touched: false,
+                })
+                .collect(),
+            blocked: vec![vec![false; size]; size],
+            events: BTreeMap::new(),
+            sequence: 0,
+            reads: BTreeMap::new(),
+            next_read: 0,
+            next_payload: 0,
+            last_read: vec![0; size],
+            trace: DefaultHasher::new(),
+        };
+        (0..size).for_each(|node| cluster.start(node));
+        cluster
+    }
+
+    pub fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A number that two equal runs share.
+    pub fn fingerprint(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    pub fn leader(&self) -> Option<usize> {
+        let leads = |node: &usize| self.rafts[*node].as_ref().is_some_and(Raft::is_leader);
+        let term = |node: &usize| self.rafts[*node].as_ref().map(Raft::term);
+        (0..self.size()).filter(leads).max_by_key(term)
+    }
+
+    pub fn position(&self, node: usize) -> Index {
+        self.nodes[node].position
+    }
+
+    /// Where every replica stands, for the message of a failure.
+    pub fn describe(&self) -> String {
+        let lines = self.rafts.iter().zip(&self.nodes).map(|(raft, node)| match raft {
+            Some(raft) => format!("\n{}: at {} {:?}", raft.me(), node.position, raft.status()),
+            None => "\ndown".to_owned(),
+        });
+        lines.collect()
+    }
+
+    // --- Faults ------------------------------------------------------------------------------
+
+    pub fn start(&mut self, node: usize) {
+        if self.rafts[node].is_some() {
+            return;
+        }
+        let state = &mut self.nodes[node];
+        state.boot += 1;
+        state.queue.clear();
+        state.position = self.disks[node].checkpoint.last.index;
+        state.touched = true;
+        let seed = self.seed.wrapping_mul(1_000) + (node as u64) * 100 + state.boot;
+        let restored = self.disks[node].restore();
+        let raft =
+            Raft::new(self.config.clone(), GROUP, replica(node), seed, restored, Ticks(self.now));
+        self.rafts[node] = Some(raft.expect("what was durable fits together"));
+    }
+
+    pub fn crash(&mut self, node: usize) {
+        if self.rafts[node].take().is_some() {
+            self.coverage.crashes += 1;
+            self.coverage.lost_writes += self.disks[node].writes.len() as u64;
+            self.disks[node].crash();
+            // What was under way in the process dies with it.
+            self.nodes[node].boot += 1;
+            self.reads.retain(|_, read| read.0 != node);
+        }
+    }
+
+    pub fn pause(&mut self, node: usize, ticks: u64) {
+        self.coverage.pauses += 1;
+        self.nodes[node].paused_until = self.now + ticks;
+    }
+
+    pub fn cut(&mut self, from: usize, to: usize) {
+        self.coverage.partitions += 1;
+        self.blocked[from][to] = true;
+    }
+
+    pub fn split(&mut self, side: impl Fn(usize) -> bool) {
+        for from in 0..self.size() {
+            for to in 0..self.size() {
+                if side(from) != side(to) {
+                    self.cut(from, to);
+                }
+            }
+        }
+    }
+
+    pub fn reconnect(&mut self) {
+        self.blocked.iter_mut().flatten().for_each(|blocked| *blocked = false);
+    }
+
+    /// The end of all trouble.
+    pub fn heal(&mut self) {
+        self.weather = Weather::FINE;
+        self.reconnect();
+        for node in 0..self.size() {
+            self.nodes[node].paused_until = 0;
+            self.start(node);
+        }
+        // What was held up goes on now, in the order in which it was due.
+        let (due, next) = (self.now, self.now + 1);
+        let events = std::mem::take(&mut self.events).into_iter();
+        self.events =
+            events.map(|((at, order), event)| ((at.clamp(due, next), order), event)).collect();
+    }
+
+    // --- Clients -----------------------------------------------------------------------------
+
+    /// Proposes at a node; returns where the entry went.
+    pub fn propose(&mut self, node: usize, size: usize) -> Option<Index> {
+        self.next_payload += 1;
+        let mut payload = self.next_payload.to_be_bytes().to_vec();
+        payload.resize(8 + size, 0);
+        let stamp = self.now * 10 + self.rng.below(200);
+        let mut at = None;
+        self.input(node, |raft, now| {
+            at = raft.propose(now, Bytes::from(payload), stamp).ok().map(|id| id.index);
+        });
+        self.coverage.proposals += u64::from(at.is_some());
+        at
+    }
+
+    pub fn read(&mut self, node: usize) {
+        self.next_read += 1;
+        let (id, floor) = (ReadId(self.next_read), self.oracle.highest_commit);
+        let mut taken = false;
+        self.reads.insert(id, (node, floor));
+        self.input(node, |raft, now| taken = raft.read_index(now, id).is_ok());
+        if !taken {
+            self.reads.remove(&id);
+        }
+    }
+
+    pub fn transfer(&mut self, node: usize, to: usize) {
+        let mut taken = false;
+        self.input(node, |raft, now| taken = raft.transfer_leader(now, replica(to).id).is_ok());
+        self.coverage.transfers += u64::from(taken);
+    }
+
+    pub fn election_timeout(&mut self, node: usize) {
+        self.input(node, |raft, now| raft.election_timeout(now));
+    }
+
+    /// The state machine's position becomes durable, and the log before it is dropped.
+    pub fn checkpoint(&mut self, node: usize) {
+        let position = self.nodes[node].position;
+        let Some(raft) = &self.rafts[node] else { return };
+        let busy = raft.status().installing;
+        let Some(last) = raft.entry_id(position).filter(|_| !busy) else { return };
+        let membership = self.disks[node].checkpoint.membership.clone();
+        let stamp = self.oracle.stamp_of(position);
+        self.disks[node].checkpoint = SnapshotMeta { last, stamp, membership };
+        let mut base = None;
+        self.input(node, |raft, _| base = Some(raft.compact(position)));
+        if let Some(base) = base {
+            self.disks[node].purge(base);
+            self.coverage.compactions += 1;
+        }
+    }
+
+    // --- The machinery -----------------------------------------------------------------------
+
+    fn later(&mut self, node: usize, at: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((at, self.sequence), (node, event));
+    }
+
+    /// Gives an input to a replica and checks what became of it.
+    fn input(&mut self, node: usize, input: impl FnOnce(&mut Raft, Ticks)) {
+        let Some(raft) = &mut self.rafts[node] else { return };
+        let before = raft.clone();
+        input(raft, Ticks(self.now));
+        let disks: Vec<_> = self.disks.iter().collect();
+        self.oracle.after_step(&before, raft, &disks);
+        self.coverage.elections = self.oracle.elections;
+        self.nodes[node].touched = true;
+        // Sometimes a turn of the driver has one input, sometimes many.
+        if self.rng.chance(500) {
+            self.drain(node);
+        }
+    }
+
+    fn drain(&mut self, node: usize) {
+        self.nodes[node].touched = false;
+        for turn in 0.. {
+            let Some(raft) = &mut self.rafts[node] else { return };
+            if !raft.has_output() {
+                return;
+            }
+            assert!(turn < 100, "{} has output without end", raft.me());
+            let before = raft.clone();
+            let output = raft.take_output();
+            let disks: Vec<_> = self.disks.iter().collect();
+            if let Some(persist) = &output.persist {
+                self.oracle.written(raft, &persist.entries);
+            }
+            self.oracle.after_step(&before, raft, &disks);
+            (self.now, node).hash(&mut self.trace);
+            output.hash(&mut self.trace);
+            self.carry_out(node, output);
+        }
+    }
+
+    fn carry_out(&mut self, node: usize, output: Output) {
+        let Output { send, persist, committed, reads, snapshots, install, .. } = output;
+        let boot = self.nodes[node].boot;
+        for envelope in send {
+            self.send(node, &envelope);
+        }
+        if let Some(persist) = persist {
+            self.disks[node].writes.push_back(Write { persist, void: false });
+            if self.disks[node].writes.len() == 1 {
+                self.begin_write(node);
+            }
+        }
+        if !committed.is_empty() {
+            let count = committed.len();
+            self.nodes[node].queue.extend(committed);
+            let at = self.now + self.rng.below(self.weather.apply + 1);
+            self.later(node, at, Event::Apply { boot, count });
+        }
+        for (id, outcome) in reads {
+            let (reader, floor) = self.reads.remove(&id).expect("a read is answered once");
+            assert_eq!(reader, node);
+            match outcome {
+                ReadOutcome::Ready(index) => {
+                    self.oracle.read(index, floor);
+                    self.coverage.reads += 1;
+                    self.last_read[node] = self.now;
+                }
+                ReadOutcome::Dropped => self.coverage.reads_dropped += 1,
+            }
+        }
+        for send in snapshots {
+            let (at, ok) = (self.now + self.rng.between(1, 30), !self.rng.chance(100));
+            self.later(node, at, Event::SnapshotEnd { boot, send, ok });
+        }
+        if let Some(install) = install {
+            let (at, ok) = (self.now + self.rng.between(0, 60), !self.rng.chance(100));
+            self.later(node, at, Event::InstallEnd { boot, install, ok });
+        }
+    }
+
+    /// One barrier for all writes that have been issued; those that come meanwhile wait for the next.
+    fn begin_write(&mut self, node: usize) {
+        let (boot, writes) = (self.nodes[node].boot, self.disks[node].writes.len());
+        let at = self.now + self.rng.below(self.weather.disk + 1);
+        self.later(node, at, Event::Durable { boot, writes });
+    }
+
+    fn send(&mut self, node: usize, envelope: &Envelope) {
+        self.oracle.sent(&self.disks[node], envelope);
+        let to = envelope.to.id.0 as usize - 1;
+        if self.blocked[node][to] || self.rng.chance(self.weather.loss) {
+            // The transport notices some losses.
+            if envelope.message.is_bulk() && self.rng.chance(300) {
+                let peer = envelope.to.id;
+                if let Some(raft) = &mut self.rafts[node] {
+                    raft.unreachable(Ticks(self.now), peer);
+                }
+            }
+            return;
+        }
+        let copies = 1 + u64::from(self.rng.chance(self.weather.doubled));
+        for _ in 0..copies {
+            let at = self.now + self.rng.below(self.weather.delay + 1);
+            self.later(to, at, Event::Deliver(envelope.clone()));
+        }
+    }
+
+    fn happen(&mut self, node: usize, event: Event) {
+        let boot = self.nodes[node].boot;
+        match event {
+            Event::Deliver(envelope) => self.input(node, |raft, now| raft.step(now, envelope)),
+            Event::Durable { boot: of, writes } if of == boot => {
+                for _ in 0..writes {
+                    let persist = self.disks[node].complete_one().expect("writes are issued once");
+                    for envelope in persist.send_after {
+                        self.send(node, &envelope);
+                    }
+                    let at = self.now + self.rng.below(self.weather.report + 1);
+                    self.later(node, at, Event::Persisted { boot, token: persist.token });
+                }
+                if !self.disks[node].writes.is_empty() {
+                    self.begin_write(node);
+                }
+            }
+            Event::Persisted { boot: of, token } if of == boot => {
+                self.input(node, |raft, now| raft.on_persisted(now, token));
+            }
+            Event::Apply { boot: of, count } if of == boot => self.apply(node, count),
+            Event::SnapshotEnd { boot: of, send, ok } if of == boot => {
+                self.end_snapshot(node, send, ok);
+            }
+            Event::InstallEnd { boot: of, install, ok } if of == boot => {
+                self.end_install(node, install, ok);
+            }
+            // The process that waited for it is gone.
+            _ => {}
+        }
+    }
+
+    fn apply(&mut self, node: usize, count: usize) {
+        for _ in 0..count {
+            let Some(entry) = self.nodes[node].queue.pop_front() else { break };
+            self.oracle.applied(&self.disks[node], &entry, self.nodes[node].position);
+            self.nodes[node].position = entry.index;
+            self.coverage.applied += 1;
+        }
+        let position = self.nodes[node].position;
+        self.input(node, |raft, now| raft.on_applied(now, position));
+    }
+
+    fn end_snapshot(&mut self, node: usize, send: SnapshotSend, ok: bool) {
+        let SnapshotSend { to, term, session, at_least } = send;
+        if ok {
+            let meta = self.disks[node].checkpoint.clone();
+            assert!(meta.last.index >= at_least, "the log was purged beyond its checkpoint");
+            let message = Message::InstallSnapshot { session, meta };
+            let from = replica(node);
+            self.send(node, &Envelope { group: GROUP, from, to, term, message });
+        }
+        self.input(node, |raft, now| raft.snapshot_sent(now, to.id, session, ok));
+    }
+
+    fn end_install(&mut self, node: usize, install: Install, ok: bool) {
+        if !ok {
+            return self.input(node, |raft, now| raft.on_install_failed(now));
+        }
+        let handed_out = self.nodes[node].queue.len();
+        self.apply(node, handed_out);
+        let meta = install.meta;
+        assert!(meta.last.index > self.nodes[node].position, "a snapshot went back");
+        self.disks[node].install(&meta);
+        self.nodes[node].position = meta.last.index;
+        self.coverage.snapshots += 1;
+        self.input(node, |raft, now| raft.on_installed(now, meta));
+    }
+
+    /// Everything that happens in this tick.
+    fn settle(&mut self) {
+        let mut rounds = 0;
+        loop {
+            while let Some(entry) = self.events.first_entry() {
+                let (at, _) = *entry.key();
+                if at > self.now {
+                    break;
+                }
+                let (node, event) = entry.remove();
+                let until = self.nodes[node].paused_until;
+                if until > self.now && self.rafts[node].is_some() {
+                    self.later(node, until, event);
+                } else {
+                    self.happen(node, event);
+                }
+            }
+            for node in 0..self.size() {
+                let stopped = self.nodes[node].paused_until > self.now;
+                let due = |raft: &Raft| raft.next_deadline() <= Ticks(self.now);
+                if !stopped && self.rafts[node].as_ref().is_some_and(due) {
+                    self.input(node, |raft, now| raft.advance(now));
+                }
+                if !stopped && self.nodes[node].touched {
+                    self.drain(node);
+                }
+            }
+            let more = self.events.first_key_value().is_some_and(|(key, _)| key.0 <= self.now);
+            if !more {
+                return;
+            }
+            rounds += 1;
+            assert!(rounds < 10_000, "the tick {} does not end", self.now);
+        }
+    }
+
+    /// One tick of time.
+    pub fn tick(&mut self) {
+        self.settle();
+        self.now += 1;
+    }
+}

@@ -1,0 +1,239 @@
+//! A seeded simulation of whole clusters: chaos first, with every safety property checked after every
+//! step; then all faults end, and the cluster has ten election timeouts to serve again.
+//!
+//! A failure prints its seed; `QUORATE_SIM_SEED=n cargo test -p quorate-raft --test sim one_seed` runs
+//! that seed alone, `QUORATE_SIM_SEEDS=n` runs that many.
+
+mod cluster;
+mod disk;
+mod oracle;
+mod rng;
+
+use cluster::{Cluster, Coverage, Weather};
+use quorate_raft::{Config, Membership, NodeId, Replica, ReplicaId, Ticks};
+use rng::Rng;
+
+/// Ticks of chaos in each run.
+const CHAOS: u64 = 1_500;
+
+fn replica(id: u64) -> Replica {
+    Replica::new(ReplicaId(id), NodeId(id))
+}
+
+/// One to five voters, now and then a learner or a joint configuration.
+fn membership(rng: &mut Rng) -> Membership {
+    match rng.below(10) {
+        0 => Membership::of_voters([replica(1)]),
+        1 => Membership::of_voters([replica(1), replica(2)]),
+        2 | 3 => Membership::of_voters((1..=5).map(replica)),
+        4 => Membership::of_voters((1..=3).map(replica)).with_learners([replica(4)]),
+        5 => {
+            let roles = [3, 3, 1, 2].into_iter().zip(1..).map(|(role, id)| (replica(id), role));
+            Membership::from_parts(roles, false).expect("sound roles")
+        }
+        _ => Membership::of_voters((1..=3).map(replica)),
+    }
+}
+
+fn config(rng: &mut Rng) -> Config {
+    let mut config =
+        Config { pre_vote: !rng.chance(250), check_quorum: !rng.chance(250), ..Config::default() };
+    if rng.chance(500) {
+        // Short timeouts: more elections in the same time, many of them contested.
+        config.heartbeat = Ticks(rng.between(1, 5));
+        config.election_min = Ticks(rng.between(10, 20));
+        config.election_max = Ticks(rng.between(21, 40));
+    }
+    if rng.chance(500) {
+        // Small limits, so that every one of them is met.
+        config.max_append_bytes = rng.between(1, 400);
+        config.max_inflight_messages = rng.between(1, 4) as usize;
+        config.max_inflight_bytes = rng.between(1, 1_000);
+        config.max_uncommitted_bytes = rng.between(200, 2_000);
+        config.max_committed_bytes = rng.between(1, 500);
+        config.retain_entries = rng.below(10);
+    }
+    config
+}
+
+fn weather(rng: &mut Rng) -> Weather {
+    Weather {
+        loss: [0, 20, 200][rng.below(3) as usize],
+        doubled: [0, 50][rng.below(2) as usize],
+        delay: [0, 2, 15][rng.below(3) as usize],
+        disk: [0, 3, 25][rng.below(3) as usize],
+        report: [0, 10][rng.below(2) as usize],
+        apply: [0, 20][rng.below(2) as usize],
+    }
+}
+
+fn trouble(cluster: &mut Cluster) {
+    let size = cluster.size() as u64;
+    let node = cluster.rng.below(size) as usize;
+    let other = cluster.rng.below(size) as usize;
+    match cluster.rng.below(13) {
+        0 | 1 => cluster.crash(node),
+        2..=4 => cluster.start(node),
+        5 => {
+            let ticks = cluster.rng.between(1, 500);
+            cluster.pause(node, ticks);
+        }
+        6 if node != other => cluster.cut(node, other),
+        7 => {
+            let sides = cluster.rng.next();
+            cluster.split(|node| sides >> node & 1 == 1);
+        }
+        8 | 9 => cluster.reconnect(),
+        10 => {
+            let leader = cluster.leader().unwrap_or(node);
+            cluster.transfer(leader, other);
+        }
+        11 => cluster.election_timeout(node),
+        _ => {
+            let mut rng = cluster.rng.clone();
+            cluster.weather = weather(&mut rng);
+        }
+    }
+}
+
+fn work(cluster: &mut Cluster, leader_only: bool) {
+    let size = cluster.size() as u64;
+    let node = cluster.rng.below(size) as usize;
+    if cluster.rng.chance(300) {
+        let at = match cluster.leader() {
+            Some(leader) if leader_only || cluster.rng.chance(900) => leader,
+            _ => node,
+        };
+        let bytes = cluster.rng.below(60) as usize;
+        cluster.propose(at, bytes);
+    }
+    if cluster.rng.chance(200) {
+        cluster.read(node);
+    }
+    if cluster.rng.chance(15) {
+        cluster.checkpoint(node);
+    }
+}
+
+/// Runs one seed; the world it describes is in its choices alone.
+fn run(seed: u64) -> (u64, Coverage) {
+    let mut rng = Rng::new(seed.wrapping_mul(31));
+    let (membership, config, weather) = (membership(&mut rng), config(&mut rng), weather(&mut rng));
+    let mut cluster = Cluster::new(seed, config.clone(), &membership, weather);
+    let trouble_per_mille = [5, 20, 60][rng.below(3) as usize];
+    for _ in 0..CHAOS {
+        if cluster.rng.chance(trouble_per_mille) {
+            trouble(&mut cluster);
+        }
+        work(&mut cluster, false);
+        cluster.tick();
+    }
+    cluster.heal();
+    let healed = cluster.now;
+    let limit = healed + 10 * config.election_max.0;
+    let mut mark = None;
+    loop {
+        cluster.tick();
+        if let Some(leader) = cluster.leader()
+            && cluster.now.is_multiple_of(20)
+        {
+            mark = cluster.propose(leader, 1).or(mark);
+            (0..cluster.size()).for_each(|node| cluster.read(node));
+        }
+        let served = |node: usize| cluster.last_read[node] > healed;
+        let applied = |node: usize| mark.is_some_and(|mark| cluster.position(node) >= mark);
+        if (0..cluster.size()).all(|node| served(node) && applied(node)) {
+            break;
+        }
+        assert!(
+            cluster.now < limit,
+            "no full service within 10 election timeouts of the healing: {}",
+            cluster.describe()
+        );
+    }
+    (cluster.fingerprint(), cluster.coverage)
+}
+
+/// Runs a seed and names it if it fails.
+fn run_named(seed: u64) -> (u64, Coverage) {
+    let result = std::panic::catch_unwind(|| run(seed));
+    result.unwrap_or_else(|failure| {
+        eprintln!("seed {seed} failed; again with QUORATE_SIM_SEED={seed}");
+        std::panic::resume_unwind(failure)
+    })
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
+}
+
+#[test]
+fn safety_through_chaos_and_service_after_it() {
+    let seeds = number("QUORATE_SIM_SEEDS").unwrap_or(200);
+    let mut total = Coverage::default();
+    for seed in 0..seeds {
+        let (_, coverage) = run_named(seed);
+        total.elections += coverage.elections;
+        total.proposals += coverage.proposals;
+        total.applied += coverage.applied;
+        total.reads += coverage.reads;
+        total.reads_dropped += coverage.reads_dropped;
+        total.crashes += coverage.crashes;
+        total.lost_writes += coverage.lost_writes;
+        total.pauses += coverage.pauses;
+        total.partitions += coverage.partitions;
+        total.snapshots += coverage.snapshots;
+        total.compactions += coverage.compactions;
+        total.transfers += coverage.transfers;
+    }
+    println!("{seeds} seeds: {total:?}");
+    // A simulation in which nothing happens finds nothing.
+    for (what, count) in [
+        ("elections", total.elections),
+        ("applied entries", total.applied),
+        ("reads", total.reads),
+        ("dropped reads", total.reads_dropped),
+        ("crashes", total.crashes),
+        ("lost writes", total.lost_writes),
+        ("pauses", total.pauses),
+        ("partitions", total.partitions),
+        ("snapshots", total.snapshots),
+        ("compactions", total.compactions),
+        ("transfers", total.transfers),
+    ] {
+        assert!(count >= seeds / 2, "only {count} {what} in {seeds} seeds");
+    }
+}
+
+#[test]
+fn a_seed_replays_bit_for_bit() {
+    for seed in 1_000..1_020 {
+        assert_eq!(run_named(seed), run_named(seed), "seed {seed} is not deterministic");
+    }
+}
+
+#[test]
+fn one_seed() {
+    let (_, coverage) = run_named(number("QUORATE_SIM_SEED").unwrap_or(1));
+    assert!(coverage.applied > 0);
+}
+
+#[test]
+fn a_quiet_cluster_keeps_its_leader() {
+    for seed in 0..5 {
+        let config = Config::default();
+        let members = Membership::of_voters((1..=3).map(replica));
+        let mut cluster = Cluster::new(seed, config.clone(), &members, Weather::FINE);
+        for _ in 0..2 * config.election_max.0 {
+            cluster.tick();
+        }
+        let (leader, elections) = (cluster.leader(), cluster.coverage.elections);
+        assert!(leader.is_some() && elections >= 1);
+        // A thousand of the longest timeouts would be 20 minutes; the shortest make 10.
+        for _ in 0..1_000 * Ticks(60).0 {
+            cluster.tick();
+        }
+        assert_eq!((cluster.leader(), cluster.coverage.elections), (leader, elections));
+    }
+}

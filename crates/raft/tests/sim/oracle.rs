@@ -1,0 +1,151 @@
+//! What must never happen, whatever the network, the disks and the clocks do. Each check names the
+//! property it holds (Raft paper figure 3, and the promises of the core itself).
+
+use std::collections::BTreeMap;
+
+use quorate_raft::invariants::{check_delta, check_state};
+use quorate_raft::{
+    AppendResult, Entry, Envelope, Index, LogId, Membership, Message, Raft, ReplicaId,
+    SnapshotResult, Term,
+};
+
+use crate::disk::Disk;
+
+/// Everything that was ever seen in the cluster.
+#[derive(Default)]
+pub struct Oracle {
+    leaders: BTreeMap<Term, ReplicaId>,
+    votes: BTreeMap<(ReplicaId, Term), ReplicaId>,
+    /// Each entry that was ever in a log: its predecessor and its content.
+    entries: BTreeMap<LogId, (LogId, Entry)>,
+    /// What is committed, by index, and in which term it was.
+    committed: BTreeMap<Index, (Term, Entry)>,
+    pub highest_commit: Index,
+    pub elections: u64,
+}
+
+impl Oracle {
+    /// After each input: the state alone, and against the one before.
+    pub fn after_step(&mut self, before: &Raft, after: &Raft, disks: &[&Disk]) {
+        check_state(after);
+        check_delta(before, after);
+        if after.is_leader() && !(before.is_leader() && before.term() == after.term()) {
+            self.elected(after);
+        }
+        if after.commit() > before.commit() {
+            self.committed_through(after, before.commit().next(), disks);
+        }
+    }
+
+    /// Election Safety (§5.2) and Leader Completeness (§5.4).
+    fn elected(&mut self, leader: &Raft) {
+        self.elections += 1;
+        let (term, id) = (leader.term(), leader.me().id);
+        let known = *self.leaders.entry(term).or_insert(id);
+        assert_eq!(known, id, "two leaders in term {term}");
+        // The winner of an old election may find out late, when others have gone on without it.
+        for (&index, (_, entry)) in self.committed.iter().filter(|(_, known)| known.0 < term) {
+            match leader.entry_id(index) {
+                Some(found) => assert_eq!(found, entry.id(), "the leader of term {term} lost it"),
+                None => {
+                    let base = leader.status().base.index;
+                    assert!(index < base, "the leader of term {term} has no {}", entry.id());
+                }
+            }
+        }
+    }
+
+    /// State Machine Safety (§5.4.3), and durability on a quorum of disks.
+    fn committed_through(&mut self, raft: &Raft, from: Index, disks: &[&Disk]) {
+        for index in (from.0..=raft.commit().0).map(Index) {
+            let Some(id) = raft.entry_id(index) else { continue };
+            let Some((_, entry)) = self.entries.get(&id) else {
+                // Known from a snapshot alone: then it was committed elsewhere before.
+                assert!(
+                    self.committed.contains_key(&index),
+                    "{id} is committed, but nobody wrote it"
+                );
+                continue;
+            };
+            if let Some(known) = self.committed.get(&index) {
+                assert_eq!(&known.1, entry, "two entries are committed at {index}");
+                continue;
+            }
+            let holds = |replica: ReplicaId| disks[replica.0 as usize - 1].holds(id);
+            assert!(
+                quorum(raft.membership(), holds),
+                "{id} is committed by {}, but not on the disks of a quorum",
+                raft.me()
+            );
+            if let Some((_, (_, before))) = self.committed.last_key_value() {
+                assert!(entry.stamp > before.stamp, "the stamp of {id} does not grow");
+            }
+            self.committed.insert(index, (raft.term(), entry.clone()));
+        }
+        self.highest_commit = self.highest_commit.max(raft.commit());
+    }
+
+    /// Log Matching (§5.3): by induction, when each entry has one content and one predecessor.
+    pub fn written(&mut self, raft: &Raft, entries: &[Entry]) {
+        for entry in entries {
+            let before = raft.entry_id(entry.index.prev()).expect("the predecessor is in the log");
+            let known = self.entries.entry(entry.id()).or_insert_with(|| (before, entry.clone()));
+            assert_eq!((known.0, &known.1), (before, entry), "{} exists twice", entry.id());
+        }
+    }
+
+    /// Persist before send: what a message promises is on the disk of its sender.
+    pub fn sent(&mut self, disk: &Disk, envelope: &Envelope) {
+        let Envelope { from, to, term, message, .. } = envelope;
+        let durable = disk.term() >= *term;
+        match message {
+            Message::VoteReply { granted: true } => {
+                let voted = disk.term() > *term || disk.hard_state.vote == Some(to.id);
+                assert!(durable && voted, "{envelope}: the vote is not durable");
+                let known = *self.votes.entry((from.id, *term)).or_insert(to.id);
+                assert_eq!(known, to.id, "{from} voted twice in term {term}");
+            }
+            Message::Vote { .. } => {
+                let voted = disk.term() > *term || disk.hard_state.vote == Some(from.id);
+                assert!(durable && voted, "{envelope}: its own vote is not durable");
+                let known = *self.votes.entry((from.id, *term)).or_insert(from.id);
+                assert_eq!(known, from.id, "{from} voted twice in term {term}");
+            }
+            Message::AppendReply { result: AppendResult::Accepted { last }, .. }
+            | Message::SnapshotReply { result: SnapshotResult::Installed { last }, .. } => {
+                assert!(durable, "{envelope}: the term is not durable");
+                assert!(disk.last().index >= *last, "{envelope}: durable is {}", disk.last());
+            }
+            Message::AppendReply { .. } | Message::HeartbeatReply { .. } => {
+                assert!(durable, "{envelope}: the term is not durable");
+            }
+            _ => {}
+        }
+    }
+
+    /// Only committed entries that are durable here are applied, in order, the same everywhere.
+    pub fn applied(&self, disk: &Disk, entry: &Entry, after: Index) {
+        assert_eq!(entry.index, after.next(), "applied out of order");
+        let known = self.committed.get(&entry.index).map(|known| &known.1);
+        assert_eq!(known, Some(entry), "applied but not committed");
+        assert!(disk.holds(entry.id()), "{} is applied but not durable here", entry.id());
+    }
+
+    /// A read is no older than what was committed anywhere before it began.
+    pub fn read(&self, index: Index, floor: Index) {
+        assert!(index >= floor, "a read at {index} misses what was committed at {floor}");
+    }
+
+    /// The stamp of a committed entry; 0 before the first.
+    pub fn stamp_of(&self, index: Index) -> u64 {
+        self.committed.get(&index).map_or(0, |known| known.1.stamp)
+    }
+}
+
+/// A quorum, counted in the plainest way.
+fn quorum(membership: &Membership, yes: impl Fn(ReplicaId) -> bool) -> bool {
+    [membership.incoming(), membership.outgoing()]
+        .iter()
+        .filter(|voters| !voters.is_empty())
+        .all(|voters| voters.iter().filter(|&&voter| yes(voter)).count() * 2 > voters.len())
+}
