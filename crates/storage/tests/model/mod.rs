@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorate_raft::{GroupId, Index, LogId, Membership, NodeId, Replica, ReplicaId, Term};
 use quorate_storage::{
     DeltaBudget, Engine, EngineOptions, HashRange, RowKey, RowKind, ScanPin, ScanRange, ShardInit,
-    ShardStore,
+    ShardStore, StorageError,
 };
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -145,9 +146,19 @@ pub fn user(key: impl AsRef<[u8]>) -> RowKey {
     RowKey::new(RowKind::User, 0, key.as_ref())
 }
 
+/// Opens an engine. One of this process that was just dropped may hold the directory's lock until
+/// the last of its own threads has seen that; it is waited for.
 pub fn open_engine(dir: &Path) -> Engine {
     let options = EngineOptions { cache_bytes: 8 << 20, ..EngineOptions::default() };
-    Engine::open(dir, options).unwrap()
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Engine::open(dir, options.clone()) {
+            Err(StorageError::InUse { .. }) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 pub fn membership() -> Membership {
