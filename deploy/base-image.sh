@@ -51,10 +51,8 @@ echo 'root:x:0:' > "$work/root/etc/group"
 
 say "packing $sysroot and the compiler into the image $name"
 tar --create --file=- \
-    --directory=/ --no-recursion --files-from=/dev/null \
-    --recursion --files-from="$list" \
-    --exclude='*/share/doc' \
-    --transform="s,^${sysroot#/},usr/local/rust,S" "${sysroot#/}/bin" "${sysroot#/}/lib" \
+    --transform="s,^${sysroot#/},usr/local/rust,S" \
+    --directory=/ --files-from="$list" "${sysroot#/}/bin" "${sysroot#/}/lib" \
     --directory="$work/root" etc tmp root |
     docker import \
         --change 'ENV PATH=/usr/local/rust/bin:/usr/bin:/bin:/usr/sbin:/sbin' \

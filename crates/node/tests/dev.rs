@@ -201,6 +201,15 @@ fn a_node_that_fails_is_reported_with_its_exit_status() {
 }
 
 #[test]
+fn without_a_terminal_it_ends_with_its_last_node() {
+    let node = "#!/bin/sh\necho storage failed >&2\nexit 20\n";
+    let mut dev = Dev::start(node, &["--base-port", &base_port(3)]);
+    dev.line(&["n3 | storage failed"]);
+    dev.line(&["all nodes have ended"]);
+    assert_eq!(dev.wait().code(), Some(1));
+}
+
+#[test]
 fn killed_itself_it_leaves_no_node_behind_not_even_a_paused_one() {
     let mut dev = Dev::start(NODE, &["--base-port", &base_port(3)]);
     let pids: Vec<_> = ["n1", "n2", "n3"].iter().map(|node| dev.pid(node)).collect();

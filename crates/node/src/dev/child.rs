@@ -3,16 +3,23 @@
 use std::io;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::NodePlan;
 use crate::telemetry::has_colour;
 
 /// A longer line of a child is cut: what it could make this process hold is bounded.
 const LONGEST_LINE: usize = 64 * 1024;
+
+/// How long the output of a process that has ended is waited for. A process that it left behind could
+/// hold the output open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A node and its process.
 pub(super) struct Node {
@@ -25,6 +32,8 @@ struct Process {
     child: Child,
     pid: Pid,
     paused: bool,
+    /// They copy what the process writes.
+    pumps: Vec<JoinHandle<()>>,
     /// Never written to: the child ends when this end of the pipe is closed.
     _lifeline: Option<ChildStdin>,
 }
@@ -67,14 +76,11 @@ impl Node {
             .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other("the process has no id"))?;
         let label = Label::new(self.plan.id);
-        if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(pump(stdout, label.clone()));
-        }
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(pump(stderr, label));
-        }
+        let stdout = child.stdout.take().map(|out| tokio::spawn(pump(out, label.clone())));
+        let stderr = child.stderr.take().map(|err| tokio::spawn(pump(err, label)));
+        let pumps = stdout.into_iter().chain(stderr).collect();
         let lifeline = child.stdin.take();
-        self.process = Some(Process { child, pid, paused: false, _lifeline: lifeline });
+        self.process = Some(Process { child, pid, paused: false, pumps, _lifeline: lifeline });
         Ok(pid)
     }
 
@@ -82,6 +88,15 @@ impl Node {
     pub(super) async fn ended(&mut self) -> io::Result<ExitStatus> {
         let Some(process) = &mut self.process else { return std::future::pending().await };
         let status = process.child.wait().await;
+        // Its last words come before the report of its end.
+        let last_words = async {
+            // Each leaves the list as it ends, since this future may be dropped and begun again.
+            while let Some(pump) = process.pumps.last_mut() {
+                let _ = pump.await;
+                process.pumps.pop();
+            }
+        };
+        let _ = timeout(LAST_WORDS, last_words).await;
         self.process = None;
         status
     }

@@ -95,7 +95,7 @@ pub fn run(args: &DevArgs) -> Result<u8, Fatal> {
     let supervisor = Supervisor::new(program, plans, args.shards);
     let result = runtime.block_on(supervisor.run(&place, commands));
     place.close();
-    result.map(|()| 0)
+    result
 }
 
 fn addresses(args: &DevArgs, id: u16) -> (SocketAddr, SocketAddr) {

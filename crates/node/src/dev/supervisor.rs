@@ -38,11 +38,13 @@ impl Supervisor {
     }
 
     /// Starts all nodes and runs until `quit`, a signal, or the end of the terminal; then ends them.
+    /// Without a terminal nobody could start a node again, so it also ends with the last of them, and
+    /// that is not a success.
     pub(super) async fn run(
         mut self,
         place: &Place,
         mut commands: Option<mpsc::Receiver<Command>>,
-    ) -> Result<(), Fatal> {
+    ) -> Result<u8, Fatal> {
         let mut stop = StopSignals::new()?;
         for at in 0..self.nodes.len() {
             if let Err(error) = self.nodes[at].spawn(&self.program) {
@@ -56,7 +58,13 @@ impl Supervisor {
         let mut ready = std::pin::pin!(until_ready(clients, self.shards).fuse());
         loop {
             tokio::select! {
-                (at, status) = next_end(&mut self.nodes) => self.report_end(at, &status),
+                (at, status) = next_end(&mut self.nodes) => {
+                    self.report_end(at, &status);
+                    if commands.is_none() && self.all_stopped() {
+                        say("all nodes have ended");
+                        return Ok(1);
+                    }
+                }
                 command = next_command(&mut commands) => {
                     if command == Command::Quit {
                         break;
@@ -68,7 +76,11 @@ impl Supervisor {
             }
         }
         self.stop_all(&mut stop).await;
-        Ok(())
+        Ok(0)
+    }
+
+    fn all_stopped(&self) -> bool {
+        self.nodes.iter().all(|node| node.state() == State::Stopped)
     }
 
     /// What a user wants to know and copy.
@@ -182,7 +194,7 @@ impl Supervisor {
 
     /// Ends all nodes in order; a second signal, or too long a wait, ends them at once.
     async fn stop_all(&mut self, stop: &mut StopSignals) {
-        if self.nodes.iter().all(|node| node.state() == State::Stopped) {
+        if self.all_stopped() {
             return;
         }
         say("ending the nodes; Ctrl-C again ends them at once");
@@ -191,7 +203,7 @@ impl Supervisor {
         }
         let mut deadline = std::pin::pin!(tokio::time::sleep(STOP_PATIENCE));
         let mut killed = false;
-        while self.nodes.iter().any(|node| node.state() != State::Stopped) {
+        while !self.all_stopped() {
             tokio::select! {
                 (at, status) = next_end(&mut self.nodes) => {
                     let id = self.nodes[at].plan.id;

@@ -84,7 +84,7 @@ async fn nodes_are_killed_paused_and_started_by_command() {
         (first, second, other)
     };
     let (result, (_, second, other)) = tokio::join!(supervisor.run(&place, Some(receiver)), script);
-    result.unwrap();
+    assert_eq!(result, Ok(0));
     assert_eq!((state(second), state(other)), (None, None));
     assert_eq!((pids(&place, 1).len(), pids(&place, 2).len()), (1, 2));
 }
