@@ -1,10 +1,551 @@
-//! One node: what `kvnode start` runs.
+//! One node: what `kvnode start` runs, from the lock on its directory to the clean end.
 
-use crate::config::Config;
-use crate::exit::Fatal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use quorate_proto::v1::{ClusterMap, NodePhase};
+use quorate_raft::Config as RaftConfig;
+use quorate_storage::{
+    DeltaBudget, DiskLevel, Engine as Sled, EngineOptions, HashRange, LogBackend, NodeRecords,
+    RecordLog, ShardStore, StorageError,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::bootstrap::{self, AskAnswers, Plan};
+use crate::boottime::Clock;
+use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
+use crate::command::RequestLimits;
+use crate::config::{Config, LogStore};
+use crate::core::{Core, CoreCell};
+use crate::engine::{Engine, Parts, fatal_of};
+use crate::exit::{Fatal, guarded_open};
+use crate::health::Health;
+use crate::identity::{DataDir, Formed, Identity};
+use crate::listener::{self, Services};
+use crate::map::MapCell;
+use crate::map::first::meta_replicas;
+use crate::map::keeper::{self, Keeper, MAP_RECORD, META, create_replicas};
+use crate::metrics::{self, Metrics};
+use crate::service::cluster::{ClusterService, disk_status};
+use crate::service::forward::Forwarder;
+use crate::service::kv::KvService;
+use crate::session_id::SessionMint;
+use crate::transport::{PeerService, PeerTarget, PeerTargets, Transport, TransportConfig};
+use crate::{leadership, limits};
+
+/// Threads that may wait for the disk on behalf of reads, scans and snapshots.
+const READER_THREADS: usize = 16;
+/// Snapshots that are owed and not yet begun.
+const SNAPSHOT_ORDERS: usize = 4096;
+/// A drain waits so long for calls in flight.
+const FINISH_PATIENCE: Duration = Duration::from_secs(20);
+/// A node that was caught up by then with every group it could hear of is ready.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs a node until it is told to stop. `Ok` is a clean stop (exit code 0).
+///
+/// # Errors
+///
+/// The reason for which the process ends, with its exit code.
 pub fn run(config: Config) -> Result<(), Fatal> {
-    drop(config);
-    unimplemented!("the node")
+    limits::raise_open_files(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(READER_THREADS)
+        .build()
+        .map_err(|error| Fatal::Bug(format!("cannot start the runtime: {error}")))?;
+    let ended = runtime.block_on(Node::run(config));
+    // Streams of clients that are still open must not hold the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+/// A node from the moment on which it listens.
+struct Node {
+    config: Arc<Config>,
+    identity: Arc<Identity>,
+    cell: CoreCell,
+    health: Health,
+    metrics: Arc<Metrics>,
+    peer_service: PeerService,
+    stop: CancellationToken,
+}
+
+impl Node {
+    async fn run(config: Config) -> Result<(), Fatal> {
+        let config = Arc::new(config);
+        let ended = wait_for_signal()?;
+        tokio::pin!(ended);
+        let identity = open_identity(&config)?;
+        let plan = plan(&config)?;
+        let cell = CoreCell::default();
+        let health = Health::new(cell.clone());
+        let peer_service = PeerService::new(AskAnswers::new(identity.clone(), &plan));
+        let node = Node {
+            config,
+            identity,
+            health,
+            metrics: Arc::new(Metrics::new()),
+            peer_service,
+            stop: CancellationToken::new(),
+            cell,
+        };
+        node.listen().await?;
+        let serving = tokio::select! {
+            name = &mut ended => {
+                info!(signal = name, "node: stopped before it was ready");
+                return Ok(());
+            }
+            serving = node.start(&plan) => serving?,
+        };
+        let name = ended.await;
+        info!(signal = name, "node: draining");
+        match serving {
+            Some(serving) => node.drain(serving).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the listeners, on which the node says from the first moment on that it is starting.
+    async fn listen(&self) -> Result<(), Fatal> {
+        let config = &self.config;
+        let clients = listener::bind(config.listen, "--listen").await?;
+        let apart = config.peer_listen != config.listen;
+        let (reporter, _) = tonic_health::server::health_reporter();
+        for name in listener::HEALTH_SERVICES {
+            let status = tonic_health::ServingStatus::NotServing;
+            reporter.set_service_status(name, status).await;
+        }
+        let cluster = ClusterService::new(self.cell.clone(), config.clone(), self.health.clone());
+        let services = Services {
+            kv: KvService::new(self.cell.clone()),
+            cluster,
+            peer: self.peer_service.clone(),
+            health: reporter.clone(),
+        };
+        if apart {
+            let peers = listener::bind(config.peer_listen, "--peer-listen").await?;
+            let (services, config) = (services.clone(), config.clone());
+            let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
+            tokio::spawn(async move {
+                served(listener::serve_peers(peers, services, &config, metrics, stop).await);
+            });
+        }
+        if let Some(address) = config.metrics_listen {
+            let listener = metrics::bind(address).await?;
+            let (metrics, health) = (self.metrics.clone(), Arc::new(self.health.clone()));
+            let stop = self.stop.clone();
+            tokio::spawn(async move {
+                served(metrics::serve(listener, metrics, health, stop.cancelled_owned()).await);
+            });
+        }
+        tokio::spawn(self.health.clone().report(reporter));
+        let (config, metrics) = (config.clone(), self.metrics.clone());
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            let serving =
+                listener::serve_clients(clients, services, !apart, &config, metrics, stop);
+            served(serving.await);
+        });
+        let node = self.config.node_id.0;
+        info!(node, listen = %self.config.listen, peers = %self.config.peer_listen, "node: listening");
+        Ok(())
+    }
+
+    /// Forms or joins the cluster, opens the storage, starts everything. `None` = the storage did
+    /// not open, and the node stays up to say so.
+    async fn start(&self, plan: &Plan) -> Result<Option<Serving>, Fatal> {
+        let life = self.cell.life.clone();
+        let say = |sentence: &str| {
+            life.enter(NodePhase::Forming, sentence);
+            info!("{sentence}");
+        };
+        let formed = bootstrap::run(&self.identity, plan, say).await.map_err(Fatal::from)?;
+        info!(cluster = %formed.cluster_id, name = formed.cluster_name, "cluster: member");
+        self.cell.life.enter(NodePhase::Starting, "opening the storage");
+        let started = Instant::now();
+        let opened = {
+            let (config, identity) = (self.config.clone(), self.identity.clone());
+            let formed = formed.clone();
+            tokio::task::spawn_blocking(move || open_storage(&config, &identity, &formed)).await
+        };
+        let opened = opened.map_err(|_| Fatal::Bug("the storage was not opened".to_owned()))?;
+        let storage = match opened {
+            Ok(storage) => storage,
+            Err(OpenFailed::Ends(fatal)) => return Err(fatal),
+            Err(OpenFailed::Stays(why)) => {
+                error!(why, "storage: not opened; the node stays up and serves nothing");
+                self.cell.life.enter(NodePhase::StorageFailed, why);
+                return Ok(None);
+            }
+        };
+        info!(took = ?started.elapsed(), replicas = storage.stores.len(), "storage: open");
+        self.serve(formed, storage).await.map(Some)
+    }
+
+    async fn serve(&self, formed: Formed, storage: Storage) -> Result<Serving, Fatal> {
+        let config = &self.config;
+        let Storage { sled, budget, records, log, recovered, stores, map } = storage;
+        let map_cell = MapCell::default();
+        let peers = Arc::new(Peers::default());
+        let outgoing = Arc::new(Outgoing::default());
+        let (orders, owed) = mpsc::channel(SNAPSHOT_ORDERS);
+        let incarnation = self.identity.incarnation().0;
+        let engine = Engine::start(Parts {
+            node: config.node_id,
+            seed: (incarnation as u64) ^ self.identity.boot_counter().rotate_left(32),
+            raft: raft_config(config, formed.shards),
+            plan: config.memory,
+            log,
+            budget: budget.clone(),
+            outbox: outgoing.clone(),
+            map: map_cell.clone(),
+            snapshots: orders,
+            metrics: self.metrics.clone(),
+        })?;
+        if let Some(map) = map {
+            map_cell.offer(map);
+        }
+        let inbound = Arc::new(Incoming { engine: engine.clone(), peers: peers.clone() });
+        let targets = first_targets(config, &formed, map_cell.get().as_ref().map(|m| m.proto()));
+        let transport_config = TransportConfig {
+            bulk_queue_bytes: bulk_bytes(config, formed.members.len()),
+            ..TransportConfig::new(
+                config.advertise.to_string(),
+                config.advertise_client.to_string(),
+            )
+        };
+        let transport_config =
+            TransportConfig { labels: config.locality.clone(), ..transport_config };
+        let transport = Transport::start(transport_config, &self.identity, &targets, inbound)
+            .map_err(Fatal::Bug)?;
+        outgoing.attach(transport.clone());
+        self.peer_service.attach(&transport);
+        self.health.set_transport(transport.clone());
+        let core = self.core(&engine, &map_cell, &budget, &formed);
+        self.cell.set(core.clone());
+        open_replicas(&core, &sled, &formed, stores, recovered)?;
+        tokio::spawn(send_snapshots(engine.clone(), transport.clone(), self.metrics.clone(), owed));
+        let keeper = Keeper {
+            config: Config::clone(config),
+            identity: self.identity.clone(),
+            formed,
+            engine,
+            transport: transport.clone(),
+            peers: peers.clone(),
+            map: map_cell,
+            sled: sled.clone(),
+            budget,
+            records,
+        };
+        tokio::spawn(keeper.run());
+        tokio::spawn(leadership::keep(core.clone(), peers));
+        tokio::spawn(watch_disk(core.clone(), self.health.clone(), sled));
+        tokio::spawn(become_ready(core.clone()));
+        Ok(Serving { core, transport })
+    }
+
+    fn core(
+        &self,
+        engine: &Arc<Engine>,
+        map: &MapCell,
+        budget: &Arc<DeltaBudget>,
+        formed: &Formed,
+    ) -> Arc<Core> {
+        Arc::new(Core {
+            config: Config::clone(&self.config),
+            node: self.config.node_id,
+            cluster_id: formed.cluster_id.to_bytes().to_vec().into(),
+            engine: engine.clone(),
+            map: map.clone(),
+            forward: Forwarder::default(),
+            sessions: SessionMint::new(self.config.node_id.0),
+            budget: budget.clone(),
+            limits: RequestLimits { value_bytes_max: self.config.max_value_bytes },
+            metrics: self.metrics.clone(),
+            life: self.cell.life.clone(),
+            disk_low: AtomicBool::new(false),
+            clock: Clock,
+        })
+    }
+
+    /// Not ready, leaderships away, nothing new, calls finished, everything checkpointed.
+    async fn drain(&self, serving: Serving) -> Result<(), Fatal> {
+        let Serving { core, transport } = serving;
+        // Leaderships go first, while calls are still taken and forwarded: none is refused for it.
+        leadership::drain(&core).await;
+        core.life.enter(NodePhase::Draining, "the node is going down");
+        let started = Instant::now();
+        while core.life.calls() > 0 && started.elapsed() < FINISH_PATIENCE {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.stop.cancel();
+        let engine = core.engine.clone();
+        // The threads end; a replica here may be the one a quorum needs until the very end.
+        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        transport.stop();
+        info!(took = ?started.elapsed(), "node: stopped");
+        Ok(())
+    }
+}
+
+/// What a running node holds on to.
+struct Serving {
+    core: Arc<Core>,
+    transport: Transport,
+}
+
+fn served<E: std::fmt::Display>(ended: Result<(), E>) {
+    if let Err(error) = ended {
+        Fatal::Bug(format!("a listener failed: {error}")).end_process();
+    }
+}
+
+/// Resolves with the name of the signal that asks the node to end.
+fn wait_for_signal() -> Result<impl Future<Output = &'static str>, Fatal> {
+    let install =
+        |kind| signal(kind).map_err(|error| Fatal::Bug(format!("cannot handle signals: {error}")));
+    let mut terminate = install(SignalKind::terminate())?;
+    let mut interrupt = install(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+fn open_identity(config: &Config) -> Result<Arc<Identity>, Fatal> {
+    let dir = DataDir::open(&config.data_dir).map_err(Fatal::from)?;
+    Ok(Arc::new(Identity::open(dir, config.node_id).map_err(Fatal::from)?))
+}
+
+fn plan(config: &Config) -> Result<Plan, Fatal> {
+    let initial =
+        config.initial_cluster.iter().map(|(node, address)| (*node, address.to_string())).collect();
+    Plan::new(config.node_id, &config.cluster_name, initial, config.shards, config.replicas)
+        .map_err(Fatal::Usage)
+}
+
+fn raft_config(config: &Config, shards: u32) -> RaftConfig {
+    let ticks = |time: Duration| quorate_raft::Ticks(time.as_millis() as u64 / 10);
+    let defaults = RaftConfig::default();
+    // What all groups retain for slow followers together stays within a quarter of the log's share.
+    let retain = config.memory.log_node / 4 / u64::from(shards + 1);
+    RaftConfig {
+        heartbeat: ticks(config.heartbeat),
+        election_min: ticks(config.election_min),
+        election_max: ticks(config.election_max),
+        retain_bytes: retain.clamp(1 << 20, config.memory.log_group / 4),
+        max_uncommitted_bytes: defaults.max_uncommitted_bytes.min(config.memory.log_group / 2),
+        ..defaults
+    }
+}
+
+/// The transport's share, over the peers.
+fn bulk_bytes(config: &Config, nodes: usize) -> usize {
+    let peers = nodes.saturating_sub(1).max(1);
+    (config.memory.transport_queue as usize / peers).clamp(2 << 20, 8 << 20)
+}
+
+/// Whom the node dials first: the nodes of the map it remembers, else the founders.
+fn first_targets(config: &Config, formed: &Formed, map: Option<&ClusterMap>) -> PeerTargets {
+    if let Some(map) = map {
+        return keeper::targets(map);
+    }
+    let founders = formed.members.iter().filter_map(|(node, incarnation)| {
+        let address = config.initial_cluster.get(node)?.to_string();
+        Some((*node, PeerTarget { address, incarnation: *incarnation }))
+    });
+    founders.collect()
+}
+
+/// What the storage holds when it is open.
+struct Storage {
+    sled: Sled,
+    budget: Arc<DeltaBudget>,
+    records: Arc<NodeRecords>,
+    log: RecordLog,
+    recovered:
+        std::collections::BTreeMap<quorate_storage::ReplicaKey, quorate_storage::RecoveredGroup>,
+    stores: Vec<ShardStore>,
+    map: Option<ClusterMap>,
+}
+
+/// Why the storage is not open.
+enum OpenFailed {
+    /// The process ends with this reason.
+    Ends(Fatal),
+    /// The node stays up, live and not ready, and says this.
+    Stays(String),
+}
+
+impl From<StorageError> for OpenFailed {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::InUse { .. } => Self::Ends(Fatal::InUse(error.to_string())),
+            StorageError::NewerFormat { .. } => Self::Ends(Fatal::NewerFormat(error.to_string())),
+            StorageError::WrongBackend { .. } => Self::Ends(Fatal::Usage(error.to_string())),
+            StorageError::Barrier { .. } => Self::Ends(Fatal::Fsync(error.to_string())),
+            other => Self::Stays(other.to_string()),
+        }
+    }
+}
+
+fn open_storage(
+    config: &Config,
+    identity: &Identity,
+    formed: &Formed,
+) -> Result<Storage, OpenFailed> {
+    let dir = identity.dir();
+    let options = EngineOptions {
+        cache_bytes: config.memory.engine_cache,
+        on_fatal: Arc::new(|error: &StorageError| fatal_of(error).end_process()),
+        ..EngineOptions::default()
+    };
+    let sled = guarded_open(|| Sled::open(&dir.sled_dir(), options))
+        .map_err(|panicked| OpenFailed::Stays(format!("the storage engine {panicked}")))??;
+    let backend = match config.log_store {
+        LogStore::Sled => LogBackend::Sled,
+        LogStore::File => LogBackend::File,
+    };
+    let (log, recovered) = RecordLog::open(backend, &sled, dir.path())?;
+    let records = Arc::new(NodeRecords::open(&sled)?);
+    let map = match records.get(MAP_RECORD)? {
+        Some(bytes) => Some(ClusterMap::decode(bytes.as_slice()).map_err(|error| {
+            OpenFailed::Stays(format!("the remembered cluster map does not decode: {error}"))
+        })?),
+        None => None,
+    };
+    if let Some(map) = &map
+        && map.cluster_id[..] != formed.cluster_id.to_bytes()
+    {
+        return Err(OpenFailed::Ends(Fatal::Identity(format!(
+            "{} holds data of another cluster than IDENTITY says",
+            dir.path().display()
+        ))));
+    }
+    let plan = config.memory;
+    let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
+    let mut stores = Vec::new();
+    for (group, store) in ShardStore::open_all(&sled, &budget)? {
+        match store {
+            Ok(store) => stores.push(store),
+            // It costs that replica, not the node; it is not here, and its peers serve the shard.
+            Err(error) => error!(shard = group.0, %error, "replica: not opened, it is damaged"),
+        }
+    }
+    Ok(Storage { sled, budget, records, log, recovered, stores, map })
+}
+
+/// Opens what the storage held, and group 0 on a founder's first start.
+fn open_replicas(
+    core: &Core,
+    sled: &Sled,
+    formed: &Formed,
+    stores: Vec<ShardStore>,
+    mut recovered: std::collections::BTreeMap<
+        quorate_storage::ReplicaKey,
+        quorate_storage::RecoveredGroup,
+    >,
+) -> Result<(), Fatal> {
+    let mut has_meta = false;
+    for store in stores {
+        let (group, replica) = (store.header().group, store.header().replica);
+        has_meta |= group == META;
+        if let Err(error) = core.engine.add(store, recovered.remove(&(group, replica))) {
+            error!(shard = group.0, %error, "replica: not opened, it is damaged");
+        }
+    }
+    let founders = formed.members.keys().map(|node| node.0);
+    let wanted = keeper::init(META, &meta_replicas(founders), core.node.0, HashRange::ALL, 1);
+    // A map says that the cluster is past its first start: group 0 is then not made anew.
+    if let (false, None, Some(meta)) = (has_meta, core.map.get(), wanted) {
+        create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
+            .map_err(|error| fatal_of(&error))?;
+    }
+    Ok(())
+}
+
+/// Looks after the disk: refuses writes below the reserve, and tells how much is used.
+async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        interval.tick().await;
+        let sled = sled.clone();
+        let seen = tokio::task::spawn_blocking(move || {
+            Ok::<_, StorageError>((sled.space()?, sled.disk_bytes()?))
+        });
+        let (space, used) = match seen.await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(error)) => {
+                warn!(%error, "disk: cannot tell how much is free");
+                continue;
+            }
+            Err(_) => return,
+        };
+        let low = space.level() > DiskLevel::Ok;
+        if core.disk_low.swap(low, Ordering::Relaxed) != low {
+            let (free, reserve) = (space.free, space.reserve());
+            warn!(free, reserve, refused = low, "disk: the reserve was crossed");
+        }
+        core.metrics.disk_used_bytes.set(used as i64);
+        core.metrics.disk_free_bytes.set(space.free as i64);
+        core.metrics.log_bytes.set(core.engine.log_progress().log_bytes() as i64);
+        core.metrics.delta_bytes.set(core.budget.used() as i64);
+        health.set_disk(disk_status(used, &space, low));
+    }
+}
+
+/// Waits until the node has caught up once with what it can hear of, and says so.
+async fn become_ready(core: Arc<Core>) {
+    let started = Instant::now();
+    let mut said = 0;
+    loop {
+        let (have, all) = caught_up(&core).await;
+        // One shard without a quorum must not keep the node from serving the others.
+        let patient = started.elapsed() < CATCH_UP_PATIENCE;
+        if all > 0 && (have == all || !patient) && core.life.phase() != NodePhase::Ready {
+            core.life.enter(NodePhase::Ready, "");
+            info!("node: serving");
+        } else if all == 0 {
+            core.life.enter(NodePhase::Starting, "waiting for the cluster map");
+        } else if core.life.phase() != NodePhase::Ready {
+            core.life.enter(NodePhase::Starting, format!("{have} of {all} replicas caught up"));
+        }
+        if core.life.phase() == NodePhase::Ready && have == all {
+            info!("ready: {all} of {all} shards have leaders");
+            return;
+        }
+        if started.elapsed().as_secs() / 2 > said {
+            said = started.elapsed().as_secs() / 2;
+            info!("waiting: {have} of {all} shards have leaders and are caught up here");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How many of this node's replicas know a leader and have applied what they know to be committed,
+/// and how many there should be, group 0 not counted.
+async fn caught_up(core: &Core) -> (usize, usize) {
+    let Some(map) = core.map.get() else { return (0, 0) };
+    let here = core.engine.shards().all();
+    let status: std::collections::BTreeMap<_, _> = core.engine.status().await.into_iter().collect();
+    let me = core.node.0;
+    let mine = map.shards().iter().filter(|s| s.replicas.iter().any(|r| r.node_id == me));
+    let (mut have, mut all) = (0, 0);
+    for shard in mine {
+        all += 1;
+        let group = quorate_raft::GroupId(shard.id);
+        let known = here.get(&group).zip(status.get(&group));
+        have += usize::from(known.is_some_and(|(shard, raft)| {
+            shard.leadership().leader.is_some() && shard.gate.applied() >= raft.commit
+        }));
+    }
+    (have, all.max(usize::from(map.shards().is_empty())))
 }

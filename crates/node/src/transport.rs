@@ -108,6 +108,8 @@ pub struct TransportConfig {
     pub peer_address: String,
     /// Where this node wants clients to reach it, `host:port`; told in each Hello.
     pub client_address: String,
+    /// The labels of the place where this node stands; told in each Hello.
+    pub labels: BTreeMap<String, String>,
     /// The bound of the bulk outbox of each peer, in bytes. Default 8 MiB: eight full appends.
     pub bulk_queue_bytes: usize,
     /// The bound of one frame, in bytes; one message may be larger. Default 1 MiB.
@@ -128,6 +130,7 @@ impl TransportConfig {
         Self {
             peer_address: peer_address.into(),
             client_address: client_address.into(),
+            labels: BTreeMap::new(),
             bulk_queue_bytes: 8 * 1024 * 1024,
             frame_bytes_max: 1024 * 1024,
             silence_max: Duration::from_secs(5),

@@ -6,6 +6,7 @@ use quorate_raft::NodeId;
 use super::{Lane, PeerTarget, Shared};
 use crate::identity::{ClusterId, Incarnation};
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 /// The oldest version of the peer messages that this program understands.
@@ -38,6 +39,8 @@ pub struct PeerHello {
     pub peer_address: String,
     /// Where it wants clients to reach it.
     pub client_address: String,
+    /// The labels of the place where it stands.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The version and build of this program, as told to peers.
@@ -83,6 +86,7 @@ impl Shared {
             peer_address: self.config.peer_address.clone(),
             client_address: self.config.client_address.clone(),
             boot_counter: local.boot_counter,
+            labels: self.config.labels.clone(),
         }
     }
 
@@ -150,6 +154,7 @@ impl Shared {
             build: hello.build.clone(),
             peer_address: hello.peer_address.clone(),
             client_address: hello.client_address.clone(),
+            labels: hello.labels.clone(),
         })
     }
 }

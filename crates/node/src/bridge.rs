@@ -1,0 +1,243 @@
+//! Between transport and engine: what comes in goes to the loops, what goes out to the peers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
+use quorate_storage::{Installer, SnapshotSource as StoredSnapshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+use crate::engine::{Engine, Outbox, SnapshotOrder};
+use crate::metrics::Metrics;
+use crate::transport::{
+    Inbound, Lane, PeerHello, SnapshotHeader, SnapshotSink, SnapshotSource, Transport,
+};
+
+/// The engine's way out. The transport is started after the engine, so it is filled in later; what
+/// is sent before is lost, as on a network.
+#[derive(Default)]
+pub struct Outgoing {
+    transport: OnceLock<Transport>,
+}
+
+impl Outgoing {
+    /// From now on messages are sent.
+    pub fn attach(&self, transport: Transport) {
+        // Attached once, at the start of the node; a second one would be the same.
+        let _ = self.transport.set(transport);
+    }
+}
+
+impl Outbox for Outgoing {
+    fn send_all(&self, batch: &mut Vec<(NodeId, Envelope)>) {
+        match self.transport.get() {
+            Some(transport) if !batch.is_empty() => transport.send_all(batch.drain(..)),
+            _ => batch.clear(),
+        }
+    }
+}
+
+/// What is known of the other nodes from their own words.
+#[derive(Debug)]
+pub struct Peers {
+    hellos: Mutex<BTreeMap<NodeId, (PeerHello, std::time::Instant)>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self { hellos: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Peers {
+    /// What each connected peer last said, and since when it is connected.
+    #[must_use]
+    pub fn connected(&self) -> BTreeMap<NodeId, (PeerHello, std::time::Instant)> {
+        self.hellos.lock().clone()
+    }
+
+    /// Wakes when a peer comes or goes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut BTreeMap<NodeId, (PeerHello, std::time::Instant)>)) {
+        change(&mut self.hellos.lock());
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// The transport's way in.
+pub struct Incoming {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// Who is connected.
+    pub peers: Arc<Peers>,
+}
+
+impl Inbound for Incoming {
+    fn deliver(&self, _from: NodeId, _lane: Lane, mut messages: Vec<Envelope>) {
+        // A snapshot is announced by the end of its transfer and by nothing else: an announcement
+        // without the bytes would have nothing to install.
+        messages.retain(|envelope| !matches!(envelope.message, Message::InstallSnapshot { .. }));
+        self.engine.deliver(messages);
+    }
+
+    fn bulk_dropped(&self, group: GroupId, to: ReplicaId) {
+        self.engine.bulk_dropped(group, to);
+    }
+
+    fn peer_connected(&self, node: NodeId, hello: PeerHello) {
+        info!(peer = node.0, build = hello.build, "peer: connected");
+        self.peers.note(|hellos| {
+            hellos.insert(node, (hello, std::time::Instant::now()));
+        });
+    }
+
+    fn peer_disconnected(&self, node: NodeId) {
+        info!(peer = node.0, "peer: disconnected");
+        self.peers.note(|hellos| {
+            hellos.remove(&node);
+        });
+    }
+
+    fn peer_refused(&self, node: NodeId) {
+        self.engine.peer_refused(node);
+    }
+
+    fn begin_snapshot(
+        &self,
+        from: NodeId,
+        header: SnapshotHeader,
+    ) -> Result<Box<dyn SnapshotSink>, String> {
+        let group = header.group;
+        let shard = self.engine.shards().get(group);
+        let shard = shard.ok_or_else(|| format!("this node holds no replica of {group}"))?;
+        if shard.replica.id != header.to.id {
+            return Err(format!("{} is not here; {} is", header.to.id, shard.replica.id));
+        }
+        info!(shard = group.0, peer = from.0, last = %header.meta.last, "snapshot: receiving");
+        let installer = self.engine.begin_install(group, header.meta.clone());
+        let waiting = Some(installer);
+        Ok(Box::new(Receiving { engine: self.engine.clone(), header, waiting, installer: None }))
+    }
+}
+
+type WaitingInstaller = oneshot::Receiver<Result<Installer, String>>;
+
+/// A snapshot that is arriving: its rows go into a new generation, which nobody sees before the core
+/// agrees.
+struct Receiving {
+    engine: Arc<Engine>,
+    header: SnapshotHeader,
+    waiting: Option<WaitingInstaller>,
+    installer: Option<Installer>,
+}
+
+impl Receiving {
+    fn installer(&mut self) -> Result<&mut Installer, String> {
+        if let Some(waiting) = self.waiting.take() {
+            // This runs on a thread for blocking work. The apply thread answers soon, or is gone.
+            let gone = || Err("the replica has stopped".to_owned());
+            self.installer = Some(waiting.blocking_recv().unwrap_or_else(|_| gone())?);
+        }
+        self.installer.as_mut().ok_or_else(|| "the install has failed already".to_owned())
+    }
+}
+
+impl SnapshotSink for Receiving {
+    fn write(&mut self, chunk: Bytes) -> Result<(), String> {
+        let written = self.installer()?.write(&chunk);
+        written.map_err(|error| {
+            if error.is_fatal() {
+                crate::engine::fatal_of(&error).end_process();
+            }
+            self.installer = None;
+            error.to_string()
+        })
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), String> {
+        self.installer()?;
+        let SnapshotHeader { group, from, to, term, session, meta } = self.header.clone();
+        if let Some(installer) = self.installer.take() {
+            self.engine.staged().put(group, session, installer);
+        }
+        let message = Message::InstallSnapshot { session, meta };
+        self.engine.snapshot_received(Envelope { group, from, to, term, message });
+        Ok(())
+    }
+
+    fn abort(mut self: Box<Self>, why: &str) {
+        debug!(shard = self.header.group.0, why, "snapshot: given up");
+        self.installer = None;
+    }
+}
+
+/// Sends the snapshots that the leaders of this node owe, until the engine ends.
+pub async fn send_snapshots(
+    engine: Arc<Engine>,
+    transport: Transport,
+    metrics: Arc<Metrics>,
+    mut orders: mpsc::Receiver<SnapshotOrder>,
+) {
+    while let Some(SnapshotOrder { group, from, order }) = orders.recv().await {
+        let (engine, transport, metrics) = (engine.clone(), transport.clone(), metrics.clone());
+        // A task for each order, of which a core has at most one per follower; the turn of the peer
+        // lets one of them send at a time.
+        tokio::spawn(async move {
+            let to = order.to;
+            let sent = send_snapshot(&engine, &transport, group, from, &order).await;
+            match &sent {
+                Ok(bytes) => {
+                    metrics.snapshots_sent.inc();
+                    info!(shard = group.0, peer = to.node.0, bytes, "snapshot: sent");
+                }
+                Err(why) => warn!(shard = group.0, peer = to.node.0, why, "snapshot: not sent"),
+            }
+            engine.snapshot_sent(group, to.id, order.session, sent.is_ok());
+        });
+    }
+}
+
+async fn send_snapshot(
+    engine: &Engine,
+    transport: &Transport,
+    group: GroupId,
+    from: quorate_raft::Replica,
+    order: &quorate_raft::SnapshotSend,
+) -> Result<u64, String> {
+    let turn = transport.snapshot_turn(order.to.node).await.map_err(|error| error.to_string())?;
+    let source = engine.pin_snapshot(group).await.map_err(|error| error.to_string())?;
+    let meta = source.meta();
+    if meta.last.index < order.at_least {
+        return Err(format!("the checkpoint ends at {}, the log begins behind it", meta.last));
+    }
+    let header = SnapshotHeader {
+        group,
+        from,
+        to: order.to,
+        term: order.term,
+        session: order.session,
+        meta,
+    };
+    turn.send(&header, Chunks(source)).await.map_err(|error| error.to_string())
+}
+
+struct Chunks(StoredSnapshot);
+
+impl SnapshotSource for Chunks {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
+        self.0.next_chunk().map_err(|error| {
+            if error.is_fatal() {
+                crate::engine::fatal_of(&error).end_process();
+            }
+            error.to_string()
+        })
+    }
+}

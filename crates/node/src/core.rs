@@ -1,0 +1,262 @@
+//! What all services of a formed node share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorate_proto::v1::{Failure, NodePhase, ReadLevel, Reason, Receipt, SessionToken};
+use quorate_raft::{GroupId, Index, NodeId, Term};
+use quorate_storage::{DeltaBudget, DeltaLevel};
+
+use crate::boottime::Clock;
+use crate::command::RequestLimits;
+use crate::config::Config;
+use crate::engine::{Engine, Shard};
+use crate::map::{Map, MapCell};
+use crate::metrics::Metrics;
+use crate::service::forward::Forwarder;
+use crate::session_id::SessionMint;
+
+/// The node as its services see it.
+pub struct Core {
+    /// The settings.
+    pub config: Config,
+    /// This node.
+    pub node: NodeId,
+    /// The cluster id, 16 bytes.
+    pub cluster_id: Bytes,
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// The newest cluster map.
+    pub map: MapCell,
+    /// Calls that go on to another node.
+    pub forward: Forwarder,
+    /// Mints session ids.
+    pub sessions: SessionMint,
+    /// What the deltas take.
+    pub budget: Arc<DeltaBudget>,
+    /// Limits of requests.
+    pub limits: RequestLimits,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Where the node is in its life.
+    pub life: Arc<Life>,
+    /// User writes are refused while the disk's reserve is used up.
+    pub disk_low: AtomicBool,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// Where a node is in its life.
+#[derive(Debug)]
+pub struct Life {
+    phase: AtomicU8,
+    detail: Mutex<String>,
+    /// Client calls being served.
+    calls: AtomicUsize,
+    /// When the process began.
+    pub started: Instant,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self {
+            phase: AtomicU8::new(NodePhase::Forming as u8),
+            detail: Mutex::default(),
+            calls: AtomicUsize::new(0),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Life {
+    /// The phase now.
+    #[must_use]
+    pub fn phase(&self) -> NodePhase {
+        NodePhase::try_from(i32::from(self.phase.load(Ordering::Acquire)))
+            .unwrap_or(NodePhase::Unspecified)
+    }
+
+    /// Enters a phase; `detail` says what it waits for or failed at, in a sentence.
+    pub fn enter(&self, phase: NodePhase, detail: impl Into<String>) {
+        *self.detail.lock() = detail.into();
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// What the phase waits for or failed at.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        self.detail.lock().clone()
+    }
+
+    /// Counts a client call for as long as the guard lives.
+    #[must_use]
+    pub fn call(self: &Arc<Self>) -> CallGuard {
+        self.calls.fetch_add(1, Ordering::AcqRel);
+        CallGuard(self.clone())
+    }
+
+    /// How many client calls are being served.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::Acquire)
+    }
+}
+
+/// Counts one client call.
+#[derive(Debug)]
+pub struct CallGuard(Arc<Life>);
+
+impl Drop for CallGuard {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Core {
+    /// The map, or the failure that says that the node is not that far.
+    ///
+    /// # Errors
+    ///
+    /// STARTING while there is no map.
+    pub fn map(&self) -> Result<Arc<Map>, Failure> {
+        self.map.get().ok_or_else(|| {
+            self.failure(Reason::Starting, "the cluster has no map yet; it is being formed")
+        })
+    }
+
+    /// A failure that names this node and its map.
+    #[must_use]
+    pub fn failure(&self, reason: Reason, message: impl Into<String>) -> Failure {
+        self.complete(Failure::of(reason, message))
+    }
+
+    /// Fills in what this node knows.
+    #[must_use]
+    pub fn complete(&self, mut failure: Failure) -> Failure {
+        failure.map_epoch = self.map.epoch();
+        if failure.node_id == 0 {
+            failure.node_id = self.node.0;
+        }
+        if failure.shard != 0 && failure.leader_node_id == 0 {
+            let shard = self.engine.shards().get(GroupId(failure.shard));
+            let leader = shard.and_then(|shard| shard.leadership().leader);
+            failure.leader_node_id = leader.map_or(0, |leader| leader.0);
+        }
+        failure
+    }
+
+    /// Whether new requests are taken at all.
+    ///
+    /// # Errors
+    ///
+    /// STARTING or DRAINING.
+    pub fn check_serving(&self) -> Result<(), Failure> {
+        match self.life.phase() {
+            NodePhase::Ready => Ok(()),
+            NodePhase::Draining => {
+                Err(self.failure(Reason::Draining, "the node is going down; ask another one"))
+            }
+            _ => {
+                let detail = self.life.detail();
+                let message = if detail.is_empty() {
+                    "the node is starting".to_owned()
+                } else {
+                    format!("the node is starting: {detail}")
+                };
+                Err(self.failure(Reason::Starting, message))
+            }
+        }
+    }
+
+    /// Whether there is room for a write. A delete needs no more disk than it gives back.
+    ///
+    /// # Errors
+    ///
+    /// DISK_FULL or OVERLOADED, with the time after which trying again may help.
+    pub fn check_room(&self, is_delete: bool) -> Result<(), Failure> {
+        if self.budget.level() >= DeltaLevel::Full {
+            self.metrics.shed("delta").inc();
+            let message = "more is applied than checkpoints have written out; try again";
+            return Err(retry_after(self.failure(Reason::Overloaded, message), 100));
+        }
+        if !is_delete && self.disk_low.load(Ordering::Relaxed) {
+            self.metrics.shed("disk").inc();
+            let message = "the disk's reserve is used up; deletes still work";
+            return Err(retry_after(self.failure(Reason::DiskFull, message), 1_000));
+        }
+        Ok(())
+    }
+
+    /// The receipt of an answer from a replica of this node.
+    #[must_use]
+    pub fn receipt(&self, shard: &Shard, level: ReadLevel, term: Term, index: Index) -> Receipt {
+        let leader = shard.leadership().leader;
+        let map = self.map.get();
+        Receipt {
+            level: level as i32,
+            shard: shard.group.0,
+            term: term.0,
+            index: index.0,
+            node_id: self.node.0,
+            map_epoch: map.as_ref().map_or(0, |map| map.epoch()),
+            history: map.map_or_else(Bytes::new, |map| map.proto().history.clone()),
+            age_bound: None,
+            leader_node_id: leader.map_or(0, |leader| leader.0),
+        }
+    }
+
+    /// The session token of one receipt.
+    #[must_use]
+    pub fn token(&self, receipt: &Receipt) -> SessionToken {
+        SessionToken::of_receipt(self.cluster_id.clone(), receipt)
+    }
+}
+
+/// The failure with the time after which trying again may help.
+#[must_use]
+pub fn retry_after(mut failure: Failure, millis: i32) -> Failure {
+    failure.retry_after = Some(prost_types::Duration {
+        seconds: i64::from(millis / 1000),
+        nanos: millis % 1000 * 1_000_000,
+    });
+    failure
+}
+
+/// The core once the node has one: before that, listeners answer STARTING.
+#[derive(Clone, Default)]
+pub struct CoreCell {
+    core: Arc<ArcSwap<Option<Arc<Core>>>>,
+    /// Where the node is in its life, from the first moment on.
+    pub life: Arc<Life>,
+}
+
+impl CoreCell {
+    /// Makes the core available to all services.
+    pub fn set(&self, core: Arc<Core>) {
+        self.core.store(Arc::new(Some(core)));
+    }
+
+    /// The core, if the node is that far.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<Core>> {
+        self.core.load().as_ref().clone()
+    }
+
+    /// The core, or STARTING with what the node waits for.
+    ///
+    /// # Errors
+    ///
+    /// STARTING.
+    pub fn serving(&self) -> Result<Arc<Core>, Failure> {
+        if let Some(core) = self.get() {
+            core.check_serving()?;
+            return Ok(core);
+        }
+        let detail = self.life.detail();
+        Err(Failure::of(Reason::Starting, format!("the node is starting: {detail}")))
+    }
+}

@@ -1,0 +1,119 @@
+//! The thread that writes checkpoints, one shard at a time, before memory or log run full.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use quorate_raft::GroupId;
+use quorate_storage::DeltaBudget;
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use super::apply_pool::{ApplyInput, ApplyPool, end_with};
+use super::inbox::Inbox;
+use super::shard::{Shard, Shards};
+use super::turn::Input;
+use crate::config::MemoryPlan;
+use crate::metrics::Metrics;
+
+/// How often the thread looks whether a checkpoint is due.
+const LOOK: Duration = Duration::from_millis(100);
+/// A shard with changes is checkpointed at least this often, so that a restart replays little.
+const OLDEST: Duration = Duration::from_secs(300);
+
+/// Wakes and ends the checkpointer.
+#[derive(Debug, Default)]
+pub(super) struct CheckpointControl {
+    stop: AtomicBool,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+impl CheckpointControl {
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.wake.notify_all();
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn pause(&self) {
+        let mut guard = self.sleep.lock();
+        if !self.stopped() {
+            self.wake.wait_for(&mut guard, LOOK);
+        }
+    }
+}
+
+pub(super) struct Checkpointer {
+    pub(super) control: Arc<CheckpointControl>,
+    pub(super) shards: Arc<Shards>,
+    pub(super) budget: Arc<DeltaBudget>,
+    pub(super) plan: MemoryPlan,
+    pub(super) apply: Arc<ApplyPool>,
+    pub(super) loops: Vec<Arc<Inbox<Input>>>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Checkpointer {
+    /// Checkpoints what is due until it is stopped, then everything once more.
+    pub(super) fn run(self) {
+        let mut last_all = Instant::now();
+        while !self.control.stopped() {
+            match self.most_urgent() {
+                Some(group) => self.checkpoint(group),
+                None => self.control.pause(),
+            }
+            if last_all.elapsed() >= OLDEST {
+                self.checkpoint_all();
+                last_all = Instant::now();
+            }
+        }
+        self.checkpoint_all();
+    }
+
+    fn checkpoint_all(&self) {
+        for group in self.shards.all().keys() {
+            self.checkpoint(*group);
+        }
+    }
+
+    /// The shard whose checkpoint frees most of what is running short; `None` while nothing is.
+    fn most_urgent(&self) -> Option<GroupId> {
+        let shards = self.shards.all();
+        let delta = |shard: &Arc<Shard>| shard.stats.delta_bytes.load(Ordering::Relaxed);
+        // Half of the budget: the other half is what arrives while the checkpoint is written.
+        if self.budget.used() > self.budget.limit() / 2 {
+            let fullest = shards.values().filter(|shard| delta(shard) > 0).max_by_key(|s| delta(s));
+            if let Some(shard) = fullest {
+                return Some(shard.group);
+            }
+        }
+        let log: u64 = shards.values().map(|shard| shard.log_bytes()).sum();
+        // A checkpoint shortens the log only by what was applied since the last one.
+        let longest = shards.values().filter(|s| delta(s) > 0).max_by_key(|s| s.log_bytes())?;
+        let over = longest.log_bytes() > self.plan.log_group / 2 || log > self.plan.log_node / 2;
+        over.then_some(longest.group)
+    }
+
+    fn checkpoint(&self, group: GroupId) {
+        let started = Instant::now();
+        let (reply, frozen) = oneshot::channel();
+        self.apply.push(group, ApplyInput::Freeze { group, reply });
+        let Ok(Some(job)) = frozen.blocking_recv() else { return };
+        let finished = match job.run() {
+            Ok(finished) => finished,
+            Err(error) => end_with(&error),
+        };
+        let (reply, through) = oneshot::channel();
+        self.apply.push(group, ApplyInput::Finish { group, finished, reply });
+        let Ok(through) = through.blocking_recv() else { return };
+        let number = group.0 as usize % self.loops.len();
+        self.loops[number].complete(Input::Compact(group, through.index));
+        self.metrics.checkpoint_seconds.observe_duration(started.elapsed());
+        debug!(shard = group.0, index = through.index.0, took = ?started.elapsed(), "checkpoint: done");
+    }
+}

@@ -1,0 +1,197 @@
+//! One Raft group as its loop drives it: the core, and who waits for what.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use quorate_raft::{
+    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, Term, Ticks,
+};
+use tokio::sync::oneshot;
+use tracing::{debug, info};
+
+use super::request::{Answer, Proposal, ReadGrant, RefusedProposal};
+use super::shard::{Leadership, Shard};
+use crate::apply::{LogTime, next_stamp};
+
+/// A committed entry with the handler that waits for it, if one does.
+#[derive(Debug)]
+pub(super) struct Committed {
+    pub(super) entry: Entry,
+    pub(super) answer: Option<oneshot::Sender<Answer>>,
+}
+
+/// A group and its waiters.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) raft: Raft,
+    pub(super) shard: Arc<Shard>,
+    /// When the loop has to call `advance`, as filed in its index of deadlines.
+    pub(super) deadline: Ticks,
+    /// True while the group is in the loop's list of groups to collect output from.
+    pub(super) touched: bool,
+    /// Handlers whose proposals are in the log, by the position of the entry. A position that
+    /// another entry takes stays here until some entry commits at its index: only that tells
+    /// whether the proposal is lost.
+    waiting: BTreeMap<(Index, Term), oneshot::Sender<Answer>>,
+    /// Reads that arrived in this turn; they share one round.
+    new_reads: Vec<oneshot::Sender<ReadGrant>>,
+    reads: BTreeMap<ReadId, Vec<oneshot::Sender<ReadGrant>>>,
+    next_read: u64,
+}
+
+impl Group {
+    pub(super) fn new(raft: Raft, shard: Arc<Shard>) -> Self {
+        let deadline = raft.next_deadline();
+        let group = Self {
+            raft,
+            shard,
+            deadline,
+            touched: false,
+            waiting: BTreeMap::new(),
+            new_reads: Vec::new(),
+            reads: BTreeMap::new(),
+            next_read: 0,
+        };
+        group.publish();
+        group
+    }
+
+    /// Proposes, or answers why not. `clock` is this node's own, in Unix milliseconds.
+    pub(super) fn propose(&mut self, now: Ticks, clock: u64, proposal: Proposal) {
+        let last = LogTime(self.raft.last_stamp());
+        let stamp = next_stamp(last, clock, &mut self.reported_clocks(clock)).0;
+        match self.raft.propose(now, proposal.payload, stamp) {
+            Ok(LogId { term, index }) => {
+                self.waiting.insert((index, term), proposal.answer);
+            }
+            Err(error) => {
+                let refused = match error {
+                    ProposeError::NotLeader { hint } => {
+                        RefusedProposal::NotLeader(hint.map(|leader| leader.node))
+                    }
+                    ProposeError::Transferring { .. } => RefusedProposal::Transferring,
+                    ProposeError::Full { .. } => RefusedProposal::Full,
+                    ProposeError::TooLarge { .. } => RefusedProposal::TooLarge,
+                };
+                // A handler that is gone does not need to know.
+                let _ = proposal.answer.send(Answer::Refused(refused));
+            }
+        }
+    }
+
+    /// The clocks of the voters as they last reported them, with this node's own.
+    fn reported_clocks(&self, own: u64) -> Vec<u64> {
+        let me = self.shard.replica.id;
+        let others = self.raft.clocks().into_iter();
+        let mut clocks: Vec<u64> = others
+            .filter(|(replica, clock)| *replica != me && *clock != 0)
+            .map(|(_, c)| c)
+            .collect();
+        clocks.push(own);
+        clocks
+    }
+
+    pub(super) fn read(&mut self, grant: oneshot::Sender<ReadGrant>) {
+        self.new_reads.push(grant);
+    }
+
+    /// Hands the turn's reads to the core as one.
+    pub(super) fn begin_reads(&mut self, now: Ticks) {
+        if self.new_reads.is_empty() {
+            return;
+        }
+        let waiters = std::mem::take(&mut self.new_reads);
+        let id = ReadId(self.next_read);
+        self.next_read += 1;
+        match self.raft.read_index(now, id) {
+            Ok(()) => {
+                self.reads.insert(id, waiters);
+            }
+            Err(error) => {
+                debug!(shard = self.shard.group.0, %error, "read index: refused");
+                grant_all(waiters, ReadGrant::Dropped);
+            }
+        }
+    }
+
+    pub(super) fn finish_read(&mut self, id: ReadId, outcome: ReadOutcome) {
+        let grant = match outcome {
+            ReadOutcome::Ready(index) => ReadGrant::Ready(index),
+            ReadOutcome::Dropped => ReadGrant::Dropped,
+        };
+        grant_all(self.reads.remove(&id).unwrap_or_default(), grant);
+    }
+
+    /// Pairs committed entries with the handlers that wait for them, and tells those whose
+    /// proposal has lost its place.
+    pub(super) fn match_waiters(&mut self, committed: Vec<Entry>) -> Vec<Committed> {
+        committed
+            .into_iter()
+            .map(|entry| {
+                let mut answer = None;
+                while let Some(first) = self.waiting.first_entry() {
+                    let (index, term) = *first.key();
+                    if index > entry.index {
+                        break;
+                    }
+                    let waiter = first.remove();
+                    if (index, term) == (entry.index, entry.term) {
+                        answer = Some(waiter);
+                    } else {
+                        let _ = waiter.send(Answer::Lost);
+                    }
+                }
+                Committed { entry, answer }
+            })
+            .collect()
+    }
+
+    /// A snapshot took the place of the log up to `last`: nobody here will see those entries.
+    pub(super) fn forget_waiters(&mut self, last: Index) {
+        while let Some(first) = self.waiting.first_entry() {
+            if first.key().0 > last {
+                break;
+            }
+            let _ = first.remove().send(Answer::Unknown);
+        }
+    }
+
+    /// Reports the events of a turn and publishes what others read.
+    pub(super) fn note_events(&mut self, events: &[Event]) {
+        let shard = self.shard.group.0;
+        for event in events {
+            match event {
+                Event::Role { term, role, leader } => {
+                    let leader = leader.map_or(0, |leader| leader.node.0);
+                    info!(shard, term = term.0, %role, leader, "role: changed");
+                }
+                Event::QuorumLost { term } => {
+                    info!(shard, term = term.0, "leader: stepping down, no quorum answers");
+                }
+                Event::Transfer { to, end } => info!(shard, to = to.0, ?end, "transfer: ended"),
+                Event::ReplicaGone { replica } => {
+                    info!(shard, replica = replica.0, "replica: its node says that it is gone");
+                }
+                Event::Membership { index } => info!(shard, index = index.0, "membership: changed"),
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.shard.set_leadership(Leadership {
+            term: self.raft.term(),
+            leader: self.raft.leader().map(|leader| leader.node),
+            is_leader: self.raft.is_leader(),
+        });
+        self.shard.stats.log_bytes.store(self.raft.log_bytes(), Ordering::Relaxed);
+    }
+}
+
+fn grant_all(waiters: Vec<oneshot::Sender<ReadGrant>>, grant: ReadGrant) {
+    for waiter in waiters {
+        // A reader that gave up is no loss.
+        let _ = waiter.send(grant);
+    }
+}

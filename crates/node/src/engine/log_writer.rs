@@ -1,0 +1,157 @@
+//! The thread that owns the record log: one record and one barrier for all groups that have
+//! something to write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use quorate_raft::{Envelope, GroupId, Index, NodeId, Persist, PersistToken, ReplicaId};
+use quorate_storage::{RecordLog, Section, SectionKind, StorageError};
+use tokio::sync::oneshot;
+
+use super::Outbox;
+use super::inbox::{Inbox, Weigh};
+use super::turn::Input;
+use crate::metrics::Metrics;
+
+/// How long the thread sleeps when there is nothing to write; then it looks after the log.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// What the log writer is asked to do.
+#[derive(Debug)]
+pub(super) enum LogInput {
+    /// What one turn of a loop has to persist.
+    Write(Vec<Write>),
+    /// Entries up to `through` are covered by a checkpoint and needed by nobody.
+    Purge { group: GroupId, replica: ReplicaId, through: Index },
+    /// The clean end: the log is closed, and the sender hears when that is done.
+    Close(oneshot::Sender<Result<(), StorageError>>),
+}
+
+/// One group's part of a record.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) group: GroupId,
+    pub(super) replica: ReplicaId,
+    /// Which loop drives the group.
+    pub(super) engine_loop: usize,
+    pub(super) persist: Persist,
+}
+
+impl Weigh for LogInput {
+    fn weight(&self) -> usize {
+        // Completions only: the entries are held by the core's log already, whose bounds count.
+        1
+    }
+}
+
+/// What the log writer is doing, for the watchdog and for liveness.
+#[derive(Debug, Default)]
+pub struct LogProgress {
+    /// Milliseconds since `epoch` at which the write under way began, plus one; 0 = idle.
+    busy_since: AtomicU64,
+    log_bytes: AtomicU64,
+}
+
+impl LogProgress {
+    /// How long the write under way has taken so far; `None` = idle.
+    #[must_use]
+    pub fn busy_for(&self, epoch: Instant) -> Option<Duration> {
+        let since = self.busy_since.load(Ordering::Acquire).checked_sub(1)?;
+        Some(epoch.elapsed().saturating_sub(Duration::from_millis(since)))
+    }
+
+    /// Bytes of the log on disk.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes.load(Ordering::Relaxed)
+    }
+}
+
+pub(super) struct LogWriter {
+    pub(super) log: RecordLog,
+    pub(super) inbox: Arc<Inbox<LogInput>>,
+    pub(super) loops: Vec<Arc<Inbox<Input>>>,
+    pub(super) outbox: Arc<dyn Outbox>,
+    pub(super) progress: Arc<LogProgress>,
+    pub(super) epoch: Instant,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl LogWriter {
+    /// Writes until it is closed.
+    ///
+    /// # Errors
+    ///
+    /// A failed write or barrier; the caller ends the process, nothing is tried again.
+    pub(super) fn run(mut self) -> Result<(), StorageError> {
+        let mut inputs = Vec::new();
+        let mut writes = Vec::new();
+        loop {
+            self.inbox.drain(&mut inputs, IDLE);
+            let mut close = None;
+            for input in inputs.drain(..) {
+                match input {
+                    LogInput::Write(mut more) => writes.append(&mut more),
+                    LogInput::Purge { group, replica, through } => {
+                        self.log.purge(group, replica, through);
+                    }
+                    LogInput::Close(done) => close = Some(done),
+                }
+            }
+            if !writes.is_empty() {
+                self.write(std::mem::take(&mut writes))?;
+            }
+            self.log.maintain()?;
+            self.progress.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
+            if let Some(done) = close {
+                let closed = self.log.close();
+                // The node may have given up waiting; the log is closed all the same.
+                let _ = done.send(closed.clone());
+                return closed;
+            }
+        }
+    }
+
+    fn write(&mut self, writes: Vec<Write>) -> Result<(), StorageError> {
+        let started = Instant::now();
+        let since = started.duration_since(self.epoch).as_millis() as u64;
+        self.progress.busy_since.store(since + 1, Ordering::Release);
+        let mut sections = Vec::with_capacity(writes.len() * 2);
+        let mut done: Vec<Vec<(GroupId, PersistToken)>> = vec![Vec::new(); self.loops.len()];
+        let mut send: Vec<(NodeId, Envelope)> = Vec::new();
+        let mut entries = 0;
+        for Write { group, replica, engine_loop, persist } in writes {
+            let mut push = |kind| sections.push(Section { group, replica, kind });
+            if let Some(position) = persist.reset {
+                push(SectionKind::Reset(position));
+            }
+            if let Some(hard_state) = persist.hard_state {
+                push(SectionKind::HardState(hard_state));
+            }
+            if !persist.entries.is_empty() {
+                entries += persist.entries.len() as u64;
+                push(SectionKind::Append(persist.entries));
+            }
+            done[engine_loop].push((group, persist.token));
+            send.extend(
+                persist.send_after.into_iter().map(|envelope| (envelope.to.node, envelope)),
+            );
+        }
+        if !sections.is_empty() {
+            self.log.append(&sections)?;
+            self.metrics.fsync_seconds.observe_duration(started.elapsed());
+            self.metrics.log_record_entries.observe(entries);
+        }
+        self.progress.busy_since.store(0, Ordering::Release);
+        // The followers' acknowledgements first: a leader elsewhere waits for them, while the own
+        // loop only learns what it already did.
+        self.outbox.send_all(&mut send);
+        for (inbox, done) in self.loops.iter().zip(done) {
+            if !done.is_empty() {
+                inbox.complete(Input::Persisted(done));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! What request handlers ask of an engine loop, and what they get back.
+
+use bytes::Bytes;
+use quorate_raft::{GroupId, Index, LogId, NodeId};
+use tokio::sync::oneshot;
+
+use crate::apply::WriteAnswer;
+
+/// A command to be proposed to a group, once.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The group.
+    pub group: GroupId,
+    /// The encoded command.
+    pub payload: Bytes,
+    /// Where the answer goes. A handler that is gone loses the answer, not the proposal.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// What became of a proposal.
+#[derive(Debug)]
+pub enum Answer {
+    /// It committed and was applied here, at this position of the log.
+    Applied {
+        /// The entry that carried it.
+        at: LogId,
+        /// The entry's log time.
+        log_time: u64,
+        /// What the state machine says.
+        answer: WriteAnswer,
+    },
+    /// It was not proposed, and never will be.
+    Refused(RefusedProposal),
+    /// It was proposed, and another entry committed at its index: certainly not applied.
+    Lost,
+    /// It was proposed, and this replica cannot tell what became of it (a snapshot replaced its
+    /// part of the log, or the replica stopped).
+    Unknown,
+}
+
+/// Why a loop did not propose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedProposal {
+    /// This replica does not lead; the node that does, as far as it knows.
+    NotLeader(Option<NodeId>),
+    /// Leadership is being handed over.
+    Transferring,
+    /// Too many bytes are proposed and not yet committed.
+    Full,
+    /// The command is larger than an entry may be.
+    TooLarge,
+    /// This node holds no replica of the group.
+    NoReplica,
+}
+
+/// A linearizable read that waits for its index.
+#[derive(Debug)]
+pub struct ReadRequest {
+    /// The group.
+    pub group: GroupId,
+    /// Where the grant goes.
+    pub grant: oneshot::Sender<ReadGrant>,
+}
+
+/// The outcome of a ReadIndex round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadGrant {
+    /// A replica that has applied this index may answer.
+    Ready(Index),
+    /// Nothing is promised: no leader, or leadership changed. Ask again.
+    Dropped,
+    /// This node holds no replica of the group.
+    NoReplica,
+}

@@ -1,0 +1,174 @@
+//! What the rest of the node sees of a replica: one handle for each, shared by all threads.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use quorate_raft::{GroupId, NodeId, Replica, Term};
+use quorate_storage::{HashRange, ShardReader};
+use tokio::sync::watch;
+use tracing::error;
+
+use super::gate::Gate;
+
+/// Who leads a group, as far as this replica knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The term of this replica.
+    pub term: Term,
+    /// The node of the leader of that term; `None` while this replica knows of none.
+    pub leader: Option<NodeId>,
+    /// True if this replica leads.
+    pub is_leader: bool,
+}
+
+/// Figures that the loops and apply threads leave for others to read; each is exact at some recent
+/// moment, not all at the same one.
+#[derive(Debug, Default)]
+pub struct ShardStats {
+    /// Bytes of the log in memory.
+    pub log_bytes: AtomicU64,
+    /// Bytes of applied state that no checkpoint holds or is being written for.
+    pub delta_bytes: AtomicU64,
+    /// Sessions that are remembered.
+    pub sessions: AtomicU64,
+}
+
+/// One replica on this node.
+#[derive(Debug)]
+pub struct Shard {
+    /// The group; 0 is the meta group.
+    pub group: GroupId,
+    /// The replica, with this node.
+    pub replica: Replica,
+    /// What the shard owns, by its own state.
+    pub range: HashRange,
+    /// The epoch of that range.
+    pub epoch: u64,
+    /// Reads of applied state.
+    pub reader: ShardReader,
+    /// Where readers wait for an index.
+    pub gate: Gate,
+    /// Figures for status, metrics and the checkpointer.
+    pub stats: ShardStats,
+    leadership: watch::Sender<Leadership>,
+    /// Since when no leader is known; `None` while one is.
+    leaderless_since: Mutex<Option<Instant>>,
+    /// Why this replica can serve nothing; set once.
+    damaged: OnceLock<String>,
+}
+
+impl Shard {
+    /// A handle of a replica that has just been opened.
+    #[must_use]
+    pub fn new(
+        group: GroupId,
+        replica: Replica,
+        range: HashRange,
+        epoch: u64,
+        reader: ShardReader,
+    ) -> Self {
+        let gate = Gate::new(reader.applied());
+        let leadership = watch::Sender::new(Leadership::default());
+        Self {
+            group,
+            replica,
+            range,
+            epoch,
+            reader,
+            gate,
+            stats: ShardStats::default(),
+            leadership,
+            leaderless_since: Mutex::new(Some(Instant::now())),
+            damaged: OnceLock::new(),
+        }
+    }
+
+    /// Who leads, as far as this replica knows.
+    #[must_use]
+    pub fn leadership(&self) -> Leadership {
+        *self.leadership.borrow()
+    }
+
+    /// A receiver that wakes with each change of leadership.
+    #[must_use]
+    pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    pub(super) fn set_leadership(&self, now: Leadership) {
+        self.leadership.send_if_modified(|held| {
+            let changed = *held != now;
+            if changed {
+                let since = now.leader.is_none().then(Instant::now);
+                let mut leaderless = self.leaderless_since.lock();
+                // A new term without a leader goes on with the same silence.
+                *leaderless = since.map(|since| leaderless.unwrap_or(since));
+            }
+            *held = now;
+            changed
+        });
+    }
+
+    /// How long this replica has known of no leader; `None` while it knows one.
+    #[must_use]
+    pub fn leaderless_for(&self) -> Option<Duration> {
+        self.leaderless_since.lock().map(|since| since.elapsed())
+    }
+
+    /// This replica can serve nothing any more. The first reason stays.
+    pub fn set_damaged(&self, why: &str) {
+        if self.damaged.set(why.to_owned()).is_ok() {
+            error!(shard = self.group.0, why, "replica: damaged, it serves nothing");
+        }
+    }
+
+    /// Whether this replica can serve nothing.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.get().is_some()
+    }
+
+    /// Sessions that the shard remembers.
+    #[must_use]
+    pub fn sessions(&self) -> u64 {
+        self.stats.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the log in memory.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.stats.log_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// All replicas of this node, by group. Lookups take no lock.
+#[derive(Debug, Default)]
+pub struct Shards {
+    by_group: ArcSwap<BTreeMap<GroupId, Arc<Shard>>>,
+}
+
+impl Shards {
+    /// The replica of a group on this node.
+    #[must_use]
+    pub fn get(&self, group: GroupId) -> Option<Arc<Shard>> {
+        self.by_group.load().get(&group).cloned()
+    }
+
+    /// All replicas, in the order of their groups.
+    #[must_use]
+    pub fn all(&self) -> Arc<BTreeMap<GroupId, Arc<Shard>>> {
+        self.by_group.load_full()
+    }
+
+    pub(super) fn insert(&self, shard: &Arc<Shard>) {
+        self.by_group.rcu(|held| {
+            let mut next = BTreeMap::clone(held);
+            next.insert(shard.group, shard.clone());
+            next
+        });
+    }
+}

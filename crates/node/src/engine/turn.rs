@@ -1,0 +1,371 @@
+//! A loop: it drains its inbox, steps every touched or due group, and hands on what came of it:
+//! one list of writes to the log writer, one batch of messages to the transport, committed entries
+//! to the apply pool.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quorate_raft::{
+    Envelope, GroupId, Index, Message, NodeId, Output, PersistToken, Replica, ReplicaId, SessionId,
+    SnapshotMeta, Status, Ticks, TransferError,
+};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, warn};
+
+use super::Outbox;
+use super::apply_pool::{ApplyInput, ApplyPool};
+use super::group::Group;
+use super::inbox::{Inbox, Weigh};
+use super::log_writer::{LogInput, Write};
+use super::request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
+use super::shard::Shards;
+use super::snapshots::SnapshotOrder;
+use crate::boottime::Clock;
+
+/// Without any input a loop turns at least this often, so that liveness can be told.
+const IDLE: Duration = Duration::from_millis(500);
+/// One tick of the core's clock.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What a loop is asked to do, or told.
+#[derive(Debug)]
+pub(super) enum Input {
+    Messages(Vec<Envelope>),
+    Propose(Proposal),
+    Read(ReadRequest),
+    Persisted(Vec<(GroupId, PersistToken)>),
+    Applied(GroupId, Index),
+    Installed(GroupId, SnapshotMeta),
+    InstallFailed(GroupId),
+    SnapshotSent {
+        group: GroupId,
+        to: ReplicaId,
+        session: SessionId,
+        ok: bool,
+    },
+    BulkDropped {
+        group: GroupId,
+        to: ReplicaId,
+    },
+    PeerRefused(NodeId),
+    /// A checkpoint covers the log up to here.
+    Compact(GroupId, Index),
+    Transfer {
+        group: GroupId,
+        to: ReplicaId,
+        done: oneshot::Sender<Result<(), TransferError>>,
+    },
+    Campaign(GroupId),
+    Add(Box<Group>),
+    Status(oneshot::Sender<Vec<(GroupId, Status)>>),
+    Stop,
+}
+
+/// The fixed part of an input's weight: about what it takes in memory.
+const INPUT_BYTES: usize = 128;
+
+impl Weigh for Input {
+    fn weight(&self) -> usize {
+        let variable = match self {
+            Input::Propose(proposal) => proposal.payload.len(),
+            Input::Messages(envelopes) => envelopes.iter().map(envelope_bytes).sum(),
+            _ => 0,
+        };
+        INPUT_BYTES + variable
+    }
+}
+
+fn envelope_bytes(envelope: &Envelope) -> usize {
+    let entries = match &envelope.message {
+        Message::Append { entries, .. } => {
+            entries.iter().map(|entry| entry.payload.len() + INPUT_BYTES).sum()
+        }
+        _ => 0,
+    };
+    INPUT_BYTES + entries
+}
+
+pub(super) struct Loop {
+    pub(super) number: usize,
+    pub(super) node: NodeId,
+    pub(super) inbox: Arc<Inbox<Input>>,
+    pub(super) clock: Clock,
+    pub(super) log: Arc<Inbox<LogInput>>,
+    pub(super) apply: Arc<ApplyPool>,
+    pub(super) outbox: Arc<dyn Outbox>,
+    pub(super) snapshots: mpsc::Sender<SnapshotOrder>,
+    pub(super) shards: Arc<Shards>,
+    /// The last turn, in ticks: liveness reads it.
+    pub(super) last_turn: Arc<AtomicU64>,
+    pub(super) state: State,
+}
+
+/// What a loop owns alone.
+#[derive(Default)]
+pub(super) struct State {
+    groups: BTreeMap<GroupId, Group>,
+    deadlines: BTreeSet<(Ticks, GroupId)>,
+    /// Elections to be started at once, because the leader's process is gone.
+    early_elections: BTreeSet<(Ticks, GroupId)>,
+    touched: Vec<GroupId>,
+    send: Vec<(NodeId, Envelope)>,
+    writes: Vec<Write>,
+}
+
+impl Loop {
+    /// Turns until it is stopped.
+    pub(super) fn run(mut self) {
+        let mut inputs = Vec::new();
+        loop {
+            self.inbox.drain(&mut inputs, self.patience());
+            // The reading is taken after the inputs were dequeued: a loop that was stopped for a
+            // while must not believe that they are fresh.
+            let now = self.clock.now();
+            self.last_turn.store(now.0, Ordering::Relaxed);
+            for input in inputs.drain(..) {
+                if matches!(input, Input::Stop) {
+                    return;
+                }
+                self.handle(now, input);
+            }
+            self.fire_due(now);
+            self.collect(now);
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let first = |set: &BTreeSet<(Ticks, GroupId)>| set.first().map(|(due, _)| *due);
+        let due = [first(&self.state.deadlines), first(&self.state.early_elections)];
+        let Some(due) = due.into_iter().flatten().min() else { return IDLE };
+        let ticks = due.0.saturating_sub(self.clock.now().0);
+        if ticks == 0 { Duration::ZERO } else { (TICK * ticks.min(100) as u32).min(IDLE) }
+    }
+
+    fn handle(&mut self, now: Ticks, input: Input) {
+        match input {
+            Input::Messages(envelopes) => {
+                for envelope in envelopes {
+                    self.step(now, envelope);
+                }
+            }
+            Input::Propose(proposal) => self.propose(now, proposal),
+            Input::Read(ReadRequest { group, grant }) => match self.touch(group) {
+                Some(group) => group.read(grant),
+                None => {
+                    let _ = grant.send(ReadGrant::NoReplica);
+                }
+            },
+            Input::Persisted(done) => {
+                for (group, token) in done {
+                    self.with(group, |group| group.raft.on_persisted(now, token));
+                }
+            }
+            Input::Applied(group, index) => {
+                self.with(group, |group| group.raft.on_applied(now, index));
+            }
+            Input::Installed(group, meta) => self.with(group, |group| {
+                group.forget_waiters(meta.last.index);
+                group.raft.on_installed(now, meta);
+            }),
+            Input::InstallFailed(group) => {
+                self.with(group, |group| group.raft.on_install_failed(now));
+            }
+            Input::SnapshotSent { group, to, session, ok } => {
+                self.with(group, |group| group.raft.snapshot_sent(now, to, session, ok));
+            }
+            Input::BulkDropped { group, to } => {
+                self.with(group, |group| group.raft.unreachable(now, to));
+            }
+            Input::PeerRefused(node) => self.hasten_elections(now, node),
+            Input::Compact(group, through) => self.compact(group, through),
+            Input::Transfer { group, to, done } => {
+                let result = self.touch(group).map(|group| group.raft.transfer_leader(now, to));
+                let _ = done.send(result.unwrap_or(Err(TransferError::NotLeader { hint: None })));
+            }
+            Input::Campaign(group) => self.with(group, |group| group.raft.election_timeout(now)),
+            Input::Add(group) => self.add(*group),
+            Input::Status(reply) => {
+                let all = &self.state.groups;
+                let _ =
+                    reply.send(all.iter().map(|(id, group)| (*id, group.raft.status())).collect());
+            }
+            Input::Stop => unreachable!("the loop ends before it handles a stop"),
+        }
+    }
+
+    /// The group, listed for the collection of its output; `None` if it is not here.
+    fn touch(&mut self, id: GroupId) -> Option<&mut Group> {
+        let group = self.state.groups.get_mut(&id)?;
+        if !group.touched {
+            group.touched = true;
+            self.state.touched.push(id);
+        }
+        Some(group)
+    }
+
+    fn with(&mut self, id: GroupId, act: impl FnOnce(&mut Group)) {
+        if let Some(group) = self.touch(id) {
+            act(group);
+        }
+    }
+
+    fn step(&mut self, now: Ticks, envelope: Envelope) {
+        let clock = self.clock.unix_millis();
+        if let Some(group) = self.touch(envelope.group) {
+            group.raft.set_clock(clock);
+            group.raft.step(now, envelope);
+        } else {
+            // A replica that is not here yet: its creation follows the map, and the sender tries
+            // again. Saying that it is gone is for removed replicas alone.
+            debug!(shard = envelope.group.0, message = %envelope, "message: no such group here");
+        }
+    }
+
+    fn propose(&mut self, now: Ticks, proposal: Proposal) {
+        let clock = self.clock.unix_millis();
+        match self.touch(proposal.group) {
+            Some(group) => group.propose(now, clock, proposal),
+            None => {
+                let refused = Answer::Refused(RefusedProposal::NoReplica);
+                let _ = proposal.answer.send(refused);
+            }
+        }
+    }
+
+    fn add(&mut self, group: Group) {
+        let id = group.shard.group;
+        self.shards.insert(&group.shard);
+        self.state.deadlines.insert((group.deadline, id));
+        let before = self.state.groups.insert(id, group);
+        assert!(before.is_none(), "group {id} was added twice");
+        self.touch(id);
+    }
+
+    /// The leader's process is gone: its groups ask for an election at once, spread over 100 ms so
+    /// that the survivors do not stand against each other. Safety still rests on votes.
+    fn hasten_elections(&mut self, now: Ticks, node: NodeId) {
+        const SPREAD_TICKS: u64 = 10;
+        let led = self
+            .state
+            .groups
+            .values()
+            .filter(|group| group.raft.leader().is_some_and(|leader| leader.node == node));
+        let elections: Vec<_> = led
+            .map(|group| {
+                let id = group.shard.group;
+                let mixed = (id.0 ^ (self.node.0 << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                (Ticks(now.0 + (mixed >> 32) % SPREAD_TICKS), id)
+            })
+            .collect();
+        if !elections.is_empty() {
+            warn!(peer = node.0, groups = elections.len(), "peer: its process is gone, electing");
+        }
+        self.state.early_elections.extend(elections);
+    }
+
+    fn compact(&mut self, id: GroupId, through: Index) {
+        if let Some(group) = self.touch(id) {
+            let base = group.raft.compact(through);
+            let replica = group.shard.replica.id;
+            self.log.complete(LogInput::Purge { group: id, replica, through: base.index });
+        }
+    }
+
+    fn fire_due(&mut self, now: Ticks) {
+        while let Some((due, id)) = self.state.early_elections.first().copied() {
+            if due > now {
+                break;
+            }
+            self.state.early_elections.remove(&(due, id));
+            self.with(id, |group| group.raft.election_timeout(now));
+        }
+        let due = self.state.deadlines.range(..=(now, GroupId(u64::MAX)));
+        let due: Vec<GroupId> = due.map(|(_, id)| *id).collect();
+        let clock = self.clock.unix_millis();
+        for id in due {
+            self.with(id, |group| {
+                group.raft.set_clock(clock);
+                group.raft.advance(now);
+            });
+        }
+    }
+
+    /// Takes the output of all touched groups and hands it on.
+    fn collect(&mut self, now: Ticks) {
+        let touched = std::mem::take(&mut self.state.touched);
+        for id in &touched {
+            self.collect_group(now, *id);
+        }
+        self.state.touched = touched;
+        self.state.touched.clear();
+        if !self.state.writes.is_empty() {
+            self.log.complete(LogInput::Write(std::mem::take(&mut self.state.writes)));
+        }
+        self.outbox.send_all(&mut self.state.send);
+        self.state.send.clear();
+    }
+
+    fn collect_group(&mut self, now: Ticks, id: GroupId) {
+        let Some(group) = self.state.groups.get_mut(&id) else { return };
+        group.touched = false;
+        group.begin_reads(now);
+        while group.raft.has_output() {
+            let output = group.raft.take_output();
+            Self::hand_on(
+                &mut self.state.send,
+                &mut self.state.writes,
+                &self.apply,
+                &self.snapshots,
+                self.number,
+                now,
+                group,
+                output,
+            );
+        }
+        let deadline = group.raft.next_deadline();
+        if deadline != group.deadline {
+            self.state.deadlines.remove(&(group.deadline, id));
+            self.state.deadlines.insert((deadline, id));
+            group.deadline = deadline;
+        }
+    }
+
+    fn hand_on(
+        send: &mut Vec<(NodeId, Envelope)>,
+        writes: &mut Vec<Write>,
+        apply: &ApplyPool,
+        snapshots: &mpsc::Sender<SnapshotOrder>,
+        number: usize,
+        now: Ticks,
+        group: &mut Group,
+        output: Output,
+    ) {
+        let Replica { id: replica, .. } = group.shard.replica;
+        let id = group.shard.group;
+        send.extend(output.send.into_iter().map(|envelope| (envelope.to.node, envelope)));
+        if let Some(persist) = output.persist {
+            writes.push(Write { group: id, replica, engine_loop: number, persist });
+        }
+        if !output.committed.is_empty() {
+            let entries = group.match_waiters(output.committed);
+            apply.push(id, ApplyInput::Entries { group: id, entries });
+        }
+        for (read, outcome) in output.reads {
+            group.finish_read(read, outcome);
+        }
+        for order in output.snapshots {
+            let (to, session) = (order.to.id, order.session);
+            let owed = SnapshotOrder { group: id, from: group.shard.replica, order };
+            if snapshots.try_send(owed).is_err() {
+                // Too many are owed: the core asks for it again later.
+                group.raft.snapshot_sent(now, to, session, false);
+            }
+        }
+        if let Some(install) = output.install {
+            apply.push(id, ApplyInput::Install { group: id, install });
+        }
+        group.note_events(&output.events);
+    }
+}

@@ -1,0 +1,324 @@
+//! Keeps the cluster map true, and this node true to the map.
+//!
+//! The leader of group 0 proposes the first map, and a change when a node tells another address.
+//! Every node creates the replicas that the map gives it, tells the transport who its peers are, and
+//! remembers the newest map, so that it can serve its shards without group 0.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use quorate_proto::v1::cluster_client::ClusterClient;
+use quorate_proto::v1::{ClusterMap, GetMapRequest, MapNode, MapReplica};
+use quorate_raft::{GroupId, Membership, NodeId, Replica, ReplicaId};
+use quorate_storage::{
+    Engine as Sled, HashRange, NodeRecords, ShardInit, ShardStore, StorageError,
+};
+use tokio::sync::oneshot;
+use tonic::transport::Endpoint;
+use tracing::{debug, info, warn};
+
+use super::first::{Founding, first_map};
+use super::{Map, MapCell};
+use crate::apply::WriteAnswer;
+use crate::bridge::Peers;
+use crate::command::encode_change_map;
+use crate::config::Config;
+use crate::engine::{Answer, Engine, Proposal, fatal_of};
+use crate::identity::{Formed, Identity, Incarnation};
+use crate::transport::{PeerTarget, PeerTargets, Transport};
+
+/// The name under which a node remembers the newest map.
+pub const MAP_RECORD: &str = "map";
+/// The meta group.
+pub const META: GroupId = GroupId(0);
+/// How often the keeper looks, beside being woken by changes.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the first map waits for founders that have not told their addresses; then those of
+/// `--initial-cluster` have to do.
+const FOUNDERS_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a proposal of the keeper may take before it looks again.
+const PROPOSAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the keeper works with.
+pub struct Keeper {
+    /// The settings.
+    pub config: Config,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// What the founders agreed on.
+    pub formed: Formed,
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// The transport.
+    pub transport: Transport,
+    /// Who is connected.
+    pub peers: Arc<Peers>,
+    /// The newest map.
+    pub map: MapCell,
+    /// Where the states of new replicas go.
+    pub sled: Sled,
+    /// What all deltas share.
+    pub budget: Arc<quorate_storage::DeltaBudget>,
+    /// Where the map is remembered.
+    pub records: Arc<NodeRecords>,
+}
+
+impl Keeper {
+    /// Works until the node ends.
+    pub async fn run(self) {
+        let mut map_changed = self.map.watch();
+        let mut peers_changed = self.peers.watch();
+        let mut remembered = 0;
+        let started = Instant::now();
+        loop {
+            let newest = map_changed.borrow_and_update().clone();
+            if let Some(map) = newest {
+                if map.epoch() > remembered {
+                    self.follow(&map).await;
+                    remembered = map.epoch();
+                }
+            } else {
+                self.ask_for_map().await;
+            }
+            self.propose_changes(started).await;
+            tokio::select! {
+                _ = map_changed.changed() => {}
+                _ = peers_changed.changed() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Makes this node what a new map says.
+    async fn follow(&self, map: &Arc<Map>) {
+        info!(epoch = map.epoch(), shards = map.shards().len(), "map: newer");
+        self.transport.set_peers(&targets(map.proto()));
+        self.transport.set_epochs(map.epoch(), 0);
+        let bytes = map.proto().encode_to_vec();
+        let records = self.records.clone();
+        let wanted = self.missing_replicas(map);
+        let (sled, budget, engine) = (self.sled.clone(), self.budget.clone(), self.engine.clone());
+        let me = self.config.node_id;
+        let made = tokio::task::spawn_blocking(move || {
+            records.put(MAP_RECORD, &bytes)?;
+            create_replicas(&sled, &budget, &engine, me, wanted)
+        });
+        match made.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => fatal_of(&error).end_process(),
+            Err(_) => debug!("map: the node ends while replicas are created"),
+        }
+    }
+
+    /// The replicas that the map gives this node and that are not here yet.
+    fn missing_replicas(&self, map: &Map) -> Vec<ShardInit> {
+        let me = self.config.node_id.0;
+        let here = self.engine.shards().all();
+        let mine = map.shards().iter().filter(|shard| {
+            !here.contains_key(&GroupId(shard.id))
+                && shard.replicas.iter().any(|replica| replica.node_id == me)
+        });
+        mine.filter_map(|shard| {
+            let range = HashRange { first: shard.first, last: shard.last };
+            init(GroupId(shard.id), &shard.replicas, me, range, shard.epoch)
+        })
+        .collect()
+    }
+
+    async fn propose_changes(&self, started: Instant) {
+        let leads = self.engine.shards().get(META).is_some_and(|meta| meta.leadership().is_leader);
+        if !leads {
+            return;
+        }
+        let (expected, next) = match self.map.get() {
+            None => match self.founding(started) {
+                Some(founding) => (0, first_map(&founding)),
+                None => return,
+            },
+            Some(map) => match self.with_new_addresses(&map) {
+                Some(next) => (map.epoch(), next),
+                None => return,
+            },
+        };
+        if let Err(broken) = crate::apply::map_rules::check_change(
+            self.map.get().as_ref().map(|map| map.proto()),
+            &next,
+        ) {
+            warn!(%broken, "map: a change would break a rule");
+            return;
+        }
+        let epoch = next.epoch;
+        let (answer, answered) = oneshot::channel();
+        let payload = encode_change_map(expected, next);
+        if self.engine.propose(Proposal { group: META, payload, answer }).is_err() {
+            return;
+        }
+        match tokio::time::timeout(PROPOSAL_PATIENCE, answered).await {
+            Ok(Ok(Answer::Applied { answer: WriteAnswer::MapChanged { epoch }, .. })) => {
+                info!(epoch, "map: changed");
+            }
+            // Whatever it was, the keeper looks again; the expected epoch keeps a change from
+            // being made twice.
+            other => debug!(epoch, ?other, "map: the change was not made"),
+        }
+    }
+
+    /// What the first map is made of, once every founder has told its addresses.
+    fn founding(&self, started: Instant) -> Option<Founding> {
+        let connected = self.peers.connected();
+        let patient = started.elapsed() < FOUNDERS_PATIENCE;
+        let mut nodes = Vec::new();
+        for (&node, &incarnation) in &self.formed.members {
+            nodes.push(if node == self.config.node_id {
+                self.me(incarnation)
+            } else if let Some((hello, _)) = connected.get(&node) {
+                MapNode {
+                    id: node.0,
+                    peer_address: hello.peer_address.clone(),
+                    client_address: hello.client_address.clone(),
+                    labels: hello.labels.clone(),
+                    incarnation: incarnation.to_bytes().to_vec().into(),
+                }
+            } else if patient {
+                return None;
+            } else {
+                let address = self.config.initial_cluster.get(&node)?.to_string();
+                MapNode {
+                    id: node.0,
+                    peer_address: address.clone(),
+                    client_address: address,
+                    labels: BTreeMap::new(),
+                    incarnation: incarnation.to_bytes().to_vec().into(),
+                }
+            });
+        }
+        Some(Founding {
+            cluster_id: self.formed.cluster_id.to_bytes(),
+            cluster_name: self.formed.cluster_name.clone(),
+            shards: u64::from(self.formed.shards),
+            replicas: self.formed.replicas,
+            nodes,
+        })
+    }
+
+    fn me(&self, incarnation: Incarnation) -> MapNode {
+        MapNode {
+            id: self.config.node_id.0,
+            peer_address: self.config.advertise.to_string(),
+            client_address: self.config.advertise_client.to_string(),
+            labels: self.config.locality.clone(),
+            incarnation: incarnation.to_bytes().to_vec().into(),
+        }
+    }
+
+    /// The map with what nodes of the right incarnation say of themselves; `None` = it says so
+    /// already.
+    fn with_new_addresses(&self, map: &Map) -> Option<ClusterMap> {
+        let mut next = map.proto().clone();
+        let connected = self.peers.connected();
+        for node in &mut next.nodes {
+            if node.id == self.config.node_id.0 {
+                *node = self.me(self.identity.incarnation());
+            } else if let Some((hello, _)) = connected.get(&NodeId(node.id)) {
+                if Incarnation::from_bytes(&node.incarnation) == Some(hello.incarnation) {
+                    node.peer_address.clone_from(&hello.peer_address);
+                    node.client_address.clone_from(&hello.client_address);
+                    node.labels.clone_from(&hello.labels);
+                }
+            }
+        }
+        if next.nodes == map.proto().nodes {
+            return None;
+        }
+        next.epoch += 1;
+        Some(next)
+    }
+
+    /// A node outside of group 0 learns the map from the others.
+    async fn ask_for_map(&self) {
+        if self.engine.shards().get(META).is_some() {
+            return;
+        }
+        for (hello, _) in self.peers.connected().values() {
+            if let Some(map) = fetch_map(&hello.peer_address, self.map.epoch()).await {
+                self.map.offer(map);
+                return;
+            }
+        }
+    }
+}
+
+/// Asks a node for its map, if it is newer.
+async fn fetch_map(address: &str, newer_than: u64) -> Option<ClusterMap> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(2));
+    let mut client = ClusterClient::new(endpoint.connect_lazy());
+    client.get_map(GetMapRequest { newer_than }).await.ok()?.into_inner().map
+}
+
+/// The peers that a map names.
+#[must_use]
+pub fn targets(map: &ClusterMap) -> PeerTargets {
+    map.nodes
+        .iter()
+        .filter_map(|node| {
+            let incarnation = Incarnation::from_bytes(&node.incarnation)?;
+            Some((NodeId(node.id), PeerTarget { address: node.peer_address.clone(), incarnation }))
+        })
+        .collect()
+}
+
+/// What a replica on node `me` begins with; `None` when the node holds none.
+#[must_use]
+pub fn init(
+    group: GroupId,
+    replicas: &[MapReplica],
+    me: u64,
+    range: HashRange,
+    shard_epoch: u64,
+) -> Option<ShardInit> {
+    let replica = replicas.iter().find(|replica| replica.node_id == me)?;
+    let voters = replicas.iter().map(|replica| Replica {
+        id: ReplicaId(replica.replica_id),
+        node: NodeId(replica.node_id),
+    });
+    Some(ShardInit {
+        group,
+        replica: ReplicaId(replica.replica_id),
+        membership: Membership::of_voters(voters),
+        range,
+        shard_epoch,
+    })
+}
+
+/// Creates replicas durably and hands them to the engine. The preferred leader stands for election
+/// at once, so that a new shard does not wait for a time-out.
+///
+/// # Errors
+///
+/// A failed write; the caller ends the process.
+pub fn create_replicas(
+    sled: &Sled,
+    budget: &Arc<quorate_storage::DeltaBudget>,
+    engine: &Engine,
+    me: NodeId,
+    wanted: Vec<ShardInit>,
+) -> Result<(), StorageError> {
+    for init in wanted {
+        let group = init.group;
+        let preferred = init.membership.voters().next().map(|first| first.node) == Some(me);
+        let store = ShardStore::create(sled, init, budget.clone())?;
+        if let Err(error) = engine.add(store, None) {
+            // A state that was just created is empty, so this is a bug and not damage.
+            return Err(StorageError::Invalid {
+                what: format!("{group} cannot be opened: {error}"),
+            });
+        }
+        if preferred {
+            engine.campaign(group);
+        }
+    }
+    Ok(())
+}

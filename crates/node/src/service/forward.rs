@@ -1,0 +1,177 @@
+//! Calls that this node passes on: to the leader of a shard, or to a node with a replica.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quorate_proto::limits::DECODE_BYTES_MAX;
+use quorate_proto::v1::kv_client::KvClient;
+use quorate_proto::v1::{
+    BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
+    CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
+    IncrementRequest, IncrementResponse, Outcome, PutRequest, PutResponse, Reason,
+};
+use quorate_raft::NodeId;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use super::context::{Context, HOPS_MAX};
+
+/// A unary call of the Kv service that can be passed on as it came.
+pub trait Forward: prost::Message + Clone + Send + 'static {
+    /// The answer.
+    type Response: Send;
+    /// Whether it may change something: then a lost answer is an unknown outcome.
+    const WRITES: bool;
+
+    /// Makes the call.
+    fn call(
+        client: KvClient<Channel>,
+        request: Request<Self>,
+    ) -> impl Future<Output = Result<Response<Self::Response>, Status>> + Send;
+}
+
+macro_rules! forward {
+    ($($request:ty => $response:ty, $method:ident, $writes:literal;)*) => {$(
+        impl Forward for $request {
+            type Response = $response;
+            const WRITES: bool = $writes;
+
+            async fn call(
+                mut client: KvClient<Channel>,
+                request: Request<Self>,
+            ) -> Result<Response<$response>, Status> {
+                client.$method(request).await
+            }
+        }
+    )*};
+}
+
+forward! {
+    GetRequest => GetResponse, get, false;
+    PutRequest => PutResponse, put, true;
+    DeleteRequest => DeleteResponse, delete, true;
+    CompareAndSetRequest => CompareAndSetResponse, compare_and_set, true;
+    IncrementRequest => IncrementResponse, increment, true;
+    BatchRequest => BatchResponse, batch, true;
+    CancelRequest => CancelResponse, cancel, true;
+}
+
+/// Connections to the other nodes' peer listeners, opened when they are first needed.
+#[derive(Default)]
+pub struct Forwarder {
+    channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
+}
+
+/// Why a call could not be passed on, or what the other node answered.
+#[derive(Debug)]
+pub enum Forwarded<T> {
+    /// The answer of the other node.
+    Answered(T),
+    /// It failed there, or its answer was lost; final.
+    Failed(Failure),
+    /// It never left this node: another way may be tried.
+    NotSent(Failure),
+}
+
+impl Forwarder {
+    /// The client of a node's Kv service.
+    ///
+    /// # Errors
+    ///
+    /// The address is no address.
+    pub fn client(&self, node: NodeId, address: &str) -> Result<KvClient<Channel>, Failure> {
+        let mut channels = self.channels.lock();
+        let channel = match channels.get(&node) {
+            Some((known, channel)) if known == address => channel.clone(),
+            _ => {
+                let channel = connect(address)?;
+                channels.insert(node, (address.to_owned(), channel.clone()));
+                channel
+            }
+        };
+        Ok(KvClient::new(channel)
+            .max_decoding_message_size(DECODE_BYTES_MAX)
+            .max_encoding_message_size(DECODE_BYTES_MAX))
+    }
+
+    /// Passes a call on to `node`.
+    pub async fn pass<R: Forward>(
+        &self,
+        context: &Context,
+        node: NodeId,
+        address: &str,
+        message: R,
+    ) -> Forwarded<R::Response> {
+        if context.hops >= HOPS_MAX {
+            let message =
+                format!("the call was passed on {HOPS_MAX} times without reaching a leader");
+            return Forwarded::Failed(Failure::of(Reason::NoLeader, message));
+        }
+        let client = match self.client(node, address) {
+            Ok(client) => client,
+            Err(failure) => return Forwarded::NotSent(failure),
+        };
+        let left = context.left();
+        let mut request = Request::new(message);
+        context.forward_into(request.metadata_mut());
+        request.set_timeout(left);
+        // The time-out is ours as well: a node that is stopped answers nothing.
+        match tokio::time::timeout(left, R::call(client, request)).await {
+            Ok(Ok(response)) => Forwarded::Answered(response.into_inner()),
+            Ok(Err(status)) => failed::<R>(node, &status),
+            Err(_) => Forwarded::Failed(lost(R::WRITES, true, node, "its time was up")),
+        }
+    }
+}
+
+fn failed<R: Forward>(node: NodeId, status: &Status) -> Forwarded<R::Response> {
+    if let Some((failure, _)) = Failure::from_details(status.details()) {
+        return Forwarded::Failed(failure);
+    }
+    if never_connected(status) {
+        let message = format!("node {node} cannot be reached: {}", status.message());
+        return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
+    }
+    let timed_out = matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled);
+    Forwarded::Failed(lost(R::WRITES, timed_out, node, status.message()))
+}
+
+/// What a call is worth whose answer was lost on the way.
+fn lost(writes: bool, timed_out: bool, node: NodeId, why: &str) -> Failure {
+    if !writes {
+        let message = format!("the read was passed on to node {node}, and no answer came: {why}");
+        let reason = if timed_out { Reason::ReadTimeout } else { Reason::NoLeader };
+        return Failure { outcome: Outcome::Unspecified as i32, ..Failure::of(reason, message) };
+    }
+    let message = format!("the write was passed on to node {node}, and its answer is lost: {why}");
+    let code = if timed_out { Code::DeadlineExceeded } else { Code::Unknown };
+    Failure { code: code as i32, ..Failure::of(Reason::OutcomeUnknown, message) }
+}
+
+/// Whether the connection itself failed, so that nothing can have arrived.
+fn never_connected(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn connect(address: &str) -> Result<Channel, Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
+        Failure::of(Reason::Internal, format!("{address} is no address of a node: {error}"))
+    })?;
+    let endpoint = endpoint
+        .connect_timeout(Duration::from_secs(1))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20);
+    Ok(endpoint.connect_lazy())
+}

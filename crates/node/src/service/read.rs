@@ -1,0 +1,305 @@
+//! Reads at the level that the caller chose, from the replica of this node where it can answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_proto::limits::TOKEN_PARTS_MAX;
+use quorate_proto::v1::{
+    Failure, GetRequest, GetResponse, ReadLevel, ReadOptions, Reason, Receipt, SessionToken,
+};
+use quorate_raft::{GroupId, Index};
+use quorate_storage::{Lookup, RowKey, RowKind, StorageError};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::context::{Context, read_timeout};
+use super::forward::Forwarded;
+use super::route::{self, Place};
+use super::write::{LEADER_PATIENCE, no_leader, pass, wait_for_change};
+use crate::apply::Record;
+use crate::command::{check_key, keyspace_id};
+use crate::core::{Core, retry_after};
+use crate::engine::{ReadGrant, ReadRequest, Shard};
+
+/// A read level with what it needs.
+#[derive(Clone, Debug)]
+pub enum Level {
+    /// Everything that was answered before the read began is seen.
+    Linearizable,
+    /// At least what the token names is seen.
+    Session(SessionToken),
+    /// What this replica holds.
+    Stale,
+}
+
+impl Level {
+    /// Reads and checks the options of a request.
+    ///
+    /// # Errors
+    ///
+    /// BAD_LEVEL, BAD_TOKEN or TOKEN_FOREIGN; NOT_OFFERED for the levels that wait for ages.
+    pub fn of(core: &Core, options: Option<&ReadOptions>) -> Result<Self, Failure> {
+        let Some(options) = options else { return Ok(Self::Linearizable) };
+        let Ok(level) = ReadLevel::try_from(options.level) else {
+            let message = format!("read level {} is not one of this API", options.level);
+            return Err(core.failure(Reason::BadLevel, message));
+        };
+        match level {
+            ReadLevel::Unspecified | ReadLevel::Linearizable => Ok(Self::Linearizable),
+            ReadLevel::Stale => Ok(Self::Stale),
+            ReadLevel::Session => {
+                let token = options.token.clone().unwrap_or_default();
+                check_token(core, &token)?;
+                Ok(Self::Session(token))
+            }
+            ReadLevel::Lease | ReadLevel::Bounded => Err(core.failure(
+                Reason::NotOffered,
+                format!("this version does not serve {} reads", level.as_str_name()),
+            )),
+        }
+    }
+
+    fn delivered(&self) -> ReadLevel {
+        match self {
+            Self::Linearizable => ReadLevel::Linearizable,
+            Self::Session(_) => ReadLevel::Session,
+            Self::Stale => ReadLevel::Stale,
+        }
+    }
+}
+
+fn check_token(core: &Core, token: &SessionToken) -> Result<(), Failure> {
+    if token.parts.len() > TOKEN_PARTS_MAX {
+        let message =
+            format!("the token has {} parts; the limit is {TOKEN_PARTS_MAX}", token.parts.len());
+        return Err(core.failure(Reason::BadToken, message));
+    }
+    if token.parts.iter().any(|part| part.shard == 0) {
+        return Err(core.failure(Reason::BadToken, "a part of the token names no shard"));
+    }
+    let history = core.map.get().map_or_else(Bytes::new, |map| map.proto().history.clone());
+    let foreign = |ours: &Bytes, theirs: &Bytes| !theirs.is_empty() && theirs != ours;
+    if foreign(&core.cluster_id, &token.cluster_id) || foreign(&history, &token.history) {
+        let message = "the token is of another cluster, or of another history of this one";
+        return Err(core.failure(Reason::TokenForeign, message));
+    }
+    Ok(())
+}
+
+/// Whether the replica of this node may answer.
+pub enum Ready {
+    /// It may: what it has applied now includes what the level asks for.
+    Here(Receipt),
+    /// It may not, and the leader should.
+    AskLeader(String),
+}
+
+/// Answers a Get, here or by another node.
+///
+/// # Errors
+///
+/// The failure, for the caller to send.
+pub async fn get(
+    core: &Arc<Core>,
+    context: &Context,
+    request: GetRequest,
+) -> Result<GetResponse, Failure> {
+    let invalid = |invalid: crate::command::Invalid| core.complete(invalid.failure());
+    check_key("key", &request.key).map_err(invalid)?;
+    let keyspace = keyspace_id(&request.keyspace).map_err(invalid)?;
+    let level = Level::of(core, request.read.as_ref())?;
+    let map = core.map()?;
+    let owner = map.shard_of(quorate_proto::hash::key_hash(&request.key));
+    route::check_hint(core, request.route.as_ref(), owner)?;
+    let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
+    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| !shard.is_damaged());
+    let Some(shard) = shard else {
+        return route::pass_to_replicas(core, context, owner, &request, give_up).await;
+    };
+    match ready(core, context, &shard, &level).await? {
+        Ready::Here(receipt) => {
+            let key = RowKey::new(RowKind::User, keyspace, &request.key);
+            let row = row(core, &shard, key).await?;
+            respond(core, &shard, receipt, row)
+        }
+        Ready::AskLeader(why) => {
+            let leadership = shard.leadership();
+            let Place::At(node) = route::leader_of(&shard, leadership) else {
+                return Err(no_leader(core, &shard, &why));
+            };
+            match pass(core, context, node, &request).await {
+                Forwarded::Answered(answer) => Ok(answer),
+                Forwarded::Failed(failure) | Forwarded::NotSent(failure) => {
+                    Err(core.complete(failure))
+                }
+            }
+        }
+    }
+}
+
+fn respond(
+    core: &Core,
+    shard: &Shard,
+    receipt: Receipt,
+    row: Option<Bytes>,
+) -> Result<GetResponse, Failure> {
+    let token = Some(core.token(&receipt));
+    let receipt = Some(receipt);
+    let Some(row) = row else {
+        return Ok(GetResponse { found: false, receipt, token, ..GetResponse::default() });
+    };
+    let record = Record::decode(row).map_err(|damaged| {
+        shard.set_damaged(&damaged.to_string());
+        damaged_failure(core, shard)
+    })?;
+    Ok(GetResponse {
+        found: true,
+        value: record.value,
+        revision: record.revision,
+        create_revision: record.create_revision,
+        log_time: record.log_time,
+        receipt,
+        token,
+    })
+}
+
+/// Waits until the replica of this node may answer at the level.
+///
+/// # Errors
+///
+/// NO_LEADER, READ_TIMEOUT or TOKEN_AHEAD.
+pub async fn ready(
+    core: &Arc<Core>,
+    context: &Context,
+    shard: &Shard,
+    level: &Level,
+) -> Result<Ready, Failure> {
+    match level {
+        Level::Stale => {}
+        Level::Linearizable => {
+            let index = read_index(core, context, shard).await?;
+            wait_applied(core, context, shard, index).await?;
+        }
+        Level::Session(token) => {
+            let wanted = Index(token.index_of(shard.group.0));
+            if let Some(why) = wait_for_token(core, context, shard, wanted).await? {
+                return Ok(Ready::AskLeader(why));
+            }
+        }
+    }
+    let term = shard.leadership().term;
+    // Taken before the row is read: the row may be newer than the receipt says, never older.
+    let index = shard.reader.applied();
+    Ok(Ready::Here(core.receipt(shard, level.delivered(), term, index)))
+}
+
+/// The index that a linearizable read of this shard has to see (Raft thesis §6.4).
+async fn read_index(core: &Core, context: &Context, shard: &Shard) -> Result<Index, Failure> {
+    let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
+    let mut leadership = shard.watch_leadership();
+    loop {
+        let place = route::leader_of(shard, *leadership.borrow_and_update());
+        if place != Place::Unknown {
+            let (grant, granted) = oneshot::channel();
+            if !core.engine.read(ReadRequest { group: shard.group, grant }) {
+                core.metrics.shed("reads").inc();
+                let message = "too many requests wait in this node; try again";
+                return Err(retry_after(core.failure(Reason::Overloaded, message), 100));
+            }
+            match timeout_at(context.deadline, granted).await {
+                Ok(Ok(ReadGrant::Ready(index))) => return Ok(index),
+                Ok(Ok(ReadGrant::Dropped | ReadGrant::NoReplica) | Err(_)) => {}
+                Err(_) => {
+                    let failure = read_timeout("a quorum to confirm the shard's leader");
+                    return Err(core.complete(Failure { shard: shard.group.0, ..failure }));
+                }
+            }
+        }
+        wait_for_change(&mut leadership, place, give_up).await;
+        if Instant::now() >= give_up {
+            return Err(no_leader(core, shard, "it has no leader that this node knows of"));
+        }
+    }
+}
+
+async fn wait_applied(
+    core: &Core,
+    context: &Context,
+    shard: &Shard,
+    index: Index,
+) -> Result<(), Failure> {
+    timeout_at(context.deadline, shard.gate.wait(index)).await.map_err(|_| {
+        let failure = read_timeout("this replica to apply what is committed");
+        core.complete(Failure { shard: shard.group.0, ..failure })
+    })
+}
+
+/// Waits up to half of the time for the token's index; `Some` = this replica is behind, and the
+/// leader should be asked.
+async fn wait_for_token(
+    core: &Core,
+    context: &Context,
+    shard: &Shard,
+    wanted: Index,
+) -> Result<Option<String>, Failure> {
+    if shard.gate.applied() >= wanted {
+        return Ok(None);
+    }
+    if shard.leadership().is_leader {
+        let committed = read_index(core, context, shard).await?;
+        if committed < wanted {
+            let message = format!(
+                "the token names index {wanted} of shard {}, whose leader has committed {committed}",
+                shard.group.0
+            );
+            let failure =
+                Failure { shard: shard.group.0, ..Failure::of(Reason::TokenAhead, message) };
+            return Err(core.complete(failure));
+        }
+        wait_applied(core, context, shard, wanted).await?;
+        return Ok(None);
+    }
+    let half = Instant::now() + context.left() / 2;
+    match timeout_at(half, shard.gate.wait(wanted)).await {
+        Ok(()) => Ok(None),
+        Err(_) => Ok(Some(format!(
+            "this replica has applied {}, and the token names {wanted}",
+            shard.gate.applied()
+        ))),
+    }
+}
+
+/// The newest row: from memory at once, else from the tree on the reader pool.
+///
+/// # Errors
+///
+/// REPLICA_DAMAGED for a row that does not decode; a failed disk ends the process.
+pub async fn row(core: &Core, shard: &Arc<Shard>, key: RowKey) -> Result<Option<Bytes>, Failure> {
+    match shard.reader.try_get(&key) {
+        Lookup::Found(row) => return Ok(Some(row)),
+        Lookup::Absent => return Ok(None),
+        Lookup::Tree => {}
+    }
+    let reader = shard.reader.clone();
+    let read = tokio::task::spawn_blocking(move || reader.get(&key)).await;
+    match read {
+        Ok(Ok(row)) => Ok(row),
+        Ok(Err(error)) => Err(storage_failure(core, shard, &error)),
+        Err(_) => Err(core.failure(Reason::Internal, "the reader was stopped")),
+    }
+}
+
+/// What a failed read of the storage means for its call.
+pub fn storage_failure(core: &Core, shard: &Shard, error: &StorageError) -> Failure {
+    if error.is_fatal() {
+        crate::engine::fatal_of(error).end_process();
+    }
+    shard.set_damaged(&error.to_string());
+    damaged_failure(core, shard)
+}
+
+fn damaged_failure(core: &Core, shard: &Shard) -> Failure {
+    let message = format!("this node's replica of shard {} is damaged", shard.group.0);
+    let failure = Failure { shard: shard.group.0, ..Failure::of(Reason::ReplicaDamaged, message) };
+    core.complete(failure)
+}
