@@ -5,6 +5,9 @@
 //! frame that was received. A message that lacks something is an error in words; the connection it came
 //! on is dropped, because a peer that sends it does not speak this protocol.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use quorate_proto::raft::v1 as wire;

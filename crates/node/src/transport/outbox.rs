@@ -1,5 +1,8 @@
 //! What waits to be sent to one peer on one lane, and the stream that a connection pulls it from.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,1 +1,6 @@
+//! Nodes over loopback, each on a runtime of its own, so that dropping the runtime is a kill.
 
+mod links;
+mod refusals;
+mod snapshots;
+mod support;

@@ -1,0 +1,213 @@
+use bytes::Bytes;
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::*;
+
+fn log_ids() -> impl Strategy<Value = LogId> {
+    any::<(u64, u64)>().prop_map(|(term, index)| LogId::new(Term(term), Index(index)))
+}
+
+fn replicas() -> impl Strategy<Value = Replica> {
+    any::<(u64, u64)>().prop_map(|(id, node)| Replica::new(ReplicaId(id), NodeId(node)))
+}
+
+fn sessions() -> impl Strategy<Value = SessionId> {
+    any::<(u64, u64)>().prop_map(|(term, counter)| SessionId { term: Term(term), counter })
+}
+
+fn timings() -> impl Strategy<Value = Timing> {
+    any::<(u64, u64, u64, u64, u64)>().prop_map(|(probe, echo, commit, round, clock)| Timing {
+        probe_time: Ticks(probe),
+        echo_time: Ticks(echo),
+        echo_commit: Index(commit),
+        round,
+        clock,
+    })
+}
+
+fn entries() -> impl Strategy<Value = Entry> {
+    let kinds =
+        prop_oneof![Just(EntryKind::Noop), Just(EntryKind::Command), Just(EntryKind::Membership)];
+    let payloads = proptest::collection::vec(any::<u8>(), 0..300);
+    (log_ids(), kinds, any::<u64>(), payloads).prop_map(|(id, kind, stamp, payload)| Entry {
+        term: id.term,
+        index: id.index,
+        kind,
+        stamp,
+        payload: Bytes::from(payload),
+    })
+}
+
+fn metas() -> impl Strategy<Value = SnapshotMeta> {
+    let members = proptest::collection::btree_map(1..u64::MAX, any::<u64>(), 1..6);
+    (log_ids(), any::<u64>(), members).prop_map(|(last, stamp, members)| {
+        let voters =
+            members.into_iter().map(|(id, node)| Replica::new(ReplicaId(id), NodeId(node)));
+        SnapshotMeta { last, stamp, membership: Membership::of_voters(voters) }
+    })
+}
+
+fn append_results() -> impl Strategy<Value = AppendResult> {
+    prop_oneof![
+        any::<u64>().prop_map(|last| AppendResult::Accepted { last: Index(last) }),
+        (any::<u64>(), log_ids())
+            .prop_map(|(prev, hint)| AppendResult::Rejected { prev: Index(prev), hint }),
+    ]
+}
+
+fn requests() -> impl Strategy<Value = ReadRequest> {
+    any::<(u64, u64)>().prop_map(|(boot, counter)| ReadRequest { boot, counter })
+}
+
+fn messages() -> impl Strategy<Value = Message> {
+    let entries = proptest::collection::vec(entries(), 0..4);
+    let append = (sessions(), log_ids(), any::<u64>(), entries, timings());
+    prop_oneof![
+        log_ids().prop_map(|last| Message::PreVote { last }),
+        any::<(u64, bool)>().prop_map(|(proposed, granted)| {
+            Message::PreVoteReply { proposed: Term(proposed), granted }
+        }),
+        (log_ids(), any::<bool>()).prop_map(|(last, transfer)| Message::Vote { last, transfer }),
+        any::<bool>().prop_map(|granted| Message::VoteReply { granted }),
+        append.prop_map(|(session, prev, commit, entries, timing)| {
+            Message::Append { session, prev, commit: Index(commit), entries, timing }
+        }),
+        (sessions(), append_results(), timings())
+            .prop_map(|(session, result, timing)| Message::AppendReply { session, result, timing }),
+        (sessions(), any::<u64>(), timings()).prop_map(|(session, commit, timing)| {
+            Message::Heartbeat { session, commit: Index(commit), timing }
+        }),
+        (sessions(), any::<bool>(), timings()).prop_map(|(session, installing, timing)| {
+            Message::HeartbeatReply { session, installing, timing }
+        }),
+        (sessions(), metas())
+            .prop_map(|(session, meta)| Message::InstallSnapshot { session, meta }),
+        (sessions(), any::<Option<u64>>()).prop_map(|(session, last)| Message::SnapshotReply {
+            session,
+            result: last.map_or(SnapshotResult::Failed, |last| SnapshotResult::Installed {
+                last: Index(last)
+            }),
+        }),
+        requests().prop_map(|request| Message::ReadIndex { request }),
+        (requests(), any::<Option<u64>>()).prop_map(|(request, index)| {
+            Message::ReadIndexReply { request, index: index.map(Index) }
+        }),
+        log_ids().prop_map(|last| Message::TimeoutNow { last }),
+        Just(Message::ReplicaGone),
+    ]
+}
+
+fn envelopes() -> impl Strategy<Value = Envelope> {
+    (any::<u64>(), replicas(), replicas(), any::<u64>(), messages()).prop_map(
+        |(group, from, to, term, message)| Envelope {
+            group: GroupId(group),
+            from,
+            to,
+            term: Term(term),
+            message,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn every_message_survives_the_wire(envelope in envelopes()) {
+        let bytes = Bytes::from(to_wire(envelope.clone()).encode_to_vec());
+        let decoded = wire::Envelope::decode(bytes).unwrap();
+        prop_assert_eq!(from_wire(decoded), Ok(envelope));
+    }
+
+    #[test]
+    fn the_size_bound_is_a_bound(envelope in envelopes()) {
+        let frame = wire::Frame { number: u64::MAX, messages: vec![to_wire(envelope.clone())] };
+        prop_assert!(frame.encoded_len() <= size_bound(&envelope));
+    }
+
+    #[test]
+    fn garbage_is_an_error_or_a_message_but_never_a_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        if let Ok(decoded) = wire::Envelope::decode(&bytes[..]) {
+            let _ = from_wire(decoded);
+        }
+    }
+}
+
+/// A payload must not be copied between the receive buffer and the log.
+#[test]
+fn a_decoded_payload_is_a_slice_of_the_frame() {
+    let payload = Bytes::from(vec![7; 10_000]);
+    let entry = Entry {
+        term: Term(1),
+        index: Index(1),
+        kind: EntryKind::Command,
+        stamp: 1,
+        payload: payload.clone(),
+    };
+    let wired = entry_to_wire(entry);
+    assert_eq!(wired.payload.as_ptr(), payload.as_ptr());
+    let frame = Bytes::from(wired.encode_to_vec());
+    let decoded = read_entry(wire::Entry::decode(frame.clone()).unwrap()).unwrap();
+    assert!(frame.as_ptr_range().contains(&decoded.payload.as_ptr()));
+}
+
+#[test]
+fn each_missing_part_is_named() {
+    let whole = to_wire(Envelope {
+        group: GroupId(1),
+        from: Replica::new(ReplicaId(1), NodeId(1)),
+        to: Replica::new(ReplicaId(2), NodeId(2)),
+        term: Term(1),
+        message: Message::Append {
+            session: SessionId::default(),
+            prev: LogId::ZERO,
+            commit: Index(0),
+            entries: vec![Entry {
+                term: Term(1),
+                index: Index(1),
+                kind: EntryKind::Noop,
+                stamp: 1,
+                payload: Bytes::new(),
+            }],
+            timing: Timing::default(),
+        },
+    });
+    let broken = |breaking: fn(&mut wire::Envelope)| {
+        let mut envelope = whole.clone();
+        breaking(&mut envelope);
+        from_wire(envelope).unwrap_err().0
+    };
+    fn append(envelope: &mut wire::Envelope) -> &mut wire::Append {
+        match envelope.message.as_mut() {
+            Some(Content::Append(append)) => append,
+            other => panic!("not an append: {other:?}"),
+        }
+    }
+    assert_eq!(broken(|e| e.from = None), "an envelope has no sender");
+    assert_eq!(broken(|e| e.to = None), "an envelope has no receiver");
+    assert_eq!(broken(|e| e.message = None), "an envelope has no message of a kind known here");
+    assert_eq!(broken(|e| append(e).session = None), "Append has no session");
+    assert_eq!(broken(|e| append(e).prev = None), "Append has no prev");
+    assert_eq!(broken(|e| append(e).timing = None), "Append has no timing");
+    assert_eq!(broken(|e| append(e).entries[0].kind = 0), "an entry has the unknown kind 0");
+    assert_eq!(broken(|e| append(e).entries[0].kind = 257), "an entry has the unknown kind 257");
+    let reply = |result| {
+        from_wire(wire::Envelope {
+            message: Some(Content::AppendReply(wire::AppendReply {
+                session: session_to_wire(SessionId::default()),
+                timing: timing_to_wire(Timing::default()),
+                result,
+            })),
+            ..whole.clone()
+        })
+        .unwrap_err()
+        .0
+    };
+    assert_eq!(reply(None), "AppendReply has no result");
+    let rejected = wire::AppendRejected { prev: 1, hint: None };
+    let rejected = Some(wire::append_reply::Result::Rejected(rejected));
+    assert_eq!(reply(rejected), "AppendReply has no hint");
+}
