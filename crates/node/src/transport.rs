@@ -83,8 +83,8 @@ pub trait Inbound: Send + Sync + 'static {
     /// The control connection to `node` stands.
     fn peer_connected(&self, node: NodeId, hello: PeerHello);
 
-    /// The control connection to `node` stood and broke.
-    fn peer_disconnected(&self, _node: NodeId) {}
+    /// The control connection to `node` stood and broke; `why` is for people.
+    fn peer_disconnected(&self, _node: NodeId, _why: &str) {}
 
     /// The control connection to `node` broke, and connecting again is refused by its host: the
     /// process has ended. Called once for each time the connection stood.

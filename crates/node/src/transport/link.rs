@@ -328,7 +328,7 @@ impl<Q: Queue> Link<Q> {
         self.peer.state.lock().connected = false;
         self.peer.note(sentence);
         info!(peer = self.peer.node.0, sentence, "peer disconnected");
-        self.shared.inbound.peer_disconnected(self.peer.node);
+        self.shared.inbound.peer_disconnected(self.peer.node, sentence);
     }
 
     /// Drops what waits and reports what is lost. A control message that waited while the peer could

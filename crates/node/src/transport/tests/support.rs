@@ -30,7 +30,7 @@ pub enum Heard {
     Delivered(NodeId, Lane, Envelope),
     Dropped(GroupId, ReplicaId),
     Connected(NodeId, PeerHello),
-    Disconnected(NodeId),
+    Disconnected(NodeId, String),
     Refused(NodeId),
     SnapshotBegun(SnapshotHeader),
     SnapshotDone(Vec<u8>),
@@ -94,6 +94,16 @@ impl Recorder {
         })
     }
 
+    /// Waits until the connection to a node broke; returns why.
+    pub fn wait_disconnected(&self, node: NodeId) -> String {
+        self.wait(&format!("the end of the connection to {node}"), |heard| {
+            heard.iter().find_map(|heard| match heard {
+                Heard::Disconnected(peer, why) if *peer == node => Some(why.clone()),
+                _ => None,
+            })
+        })
+    }
+
     pub fn all(&self) -> Vec<Heard> {
         self.heard.lock().clone()
     }
@@ -129,8 +139,8 @@ impl Inbound for Ears {
         self.0.push(Heard::Connected(node, hello));
     }
 
-    fn peer_disconnected(&self, node: NodeId) {
-        self.0.push(Heard::Disconnected(node));
+    fn peer_disconnected(&self, node: NodeId, why: &str) {
+        self.0.push(Heard::Disconnected(node, why.to_owned()));
     }
 
     fn peer_refused(&self, node: NodeId) {
@@ -208,7 +218,12 @@ impl Node {
     }
 
     /// Waits until the view of a peer is as wanted.
-    pub fn wait_view(&self, node: u64, what: &str, wanted: impl Fn(&PeerView) -> bool) -> PeerView {
+    pub fn wait_view(
+        &self,
+        node: u64,
+        what: &str,
+        mut wanted: impl FnMut(&PeerView) -> bool,
+    ) -> PeerView {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let view = self.view(node);
