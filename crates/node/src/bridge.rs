@@ -99,8 +99,8 @@ impl Inbound for Incoming {
         });
     }
 
-    fn peer_disconnected(&self, node: NodeId) {
-        info!(peer = node.0, "peer: disconnected");
+    fn peer_disconnected(&self, node: NodeId, why: &str) {
+        info!(peer = node.0, why, "peer: disconnected");
         self.peers.note(|hellos| {
             hellos.remove(&node);
         });
