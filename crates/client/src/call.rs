@@ -6,16 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Reason, WriteSession};
+use quorate_proto::limits::{SESSION_TTL, SESSION_UNANSWERED_MAX};
+use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Outcome, Reason, WriteSession};
+use tonic::Code;
 use tonic::metadata::{Ascii, MetadataValue};
 
 use crate::client::Inner;
-use crate::error::{Effect, Error, Lost, Result, WriteId};
+use crate::error::{Detail, Effect, Error, Lost, Result, WriteId};
 use crate::pool::Connection;
 use crate::retry::{self, Backoff, Kind, Next};
 use crate::router::Want;
 use crate::rpc::{self, Answer, Rpc};
 use crate::session::{Session, Ticket};
+
+/// The least time that is left for a repeated attempt.
+const REPEAT_MIN: Duration = Duration::from_millis(20);
 
 /// How a write is made exactly-once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +77,7 @@ impl Inner {
             last: None,
         };
         loop {
-            if call.remaining().is_zero() {
+            if call.remaining() < call.least() {
                 return Err(call.out_of_time());
             }
             if let Err(lost) = call.prepare(&mut request).await {
@@ -115,6 +120,15 @@ impl Call<'_> {
         self.how.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// The time that an attempt needs to make sense. A repeated one that begins with less would only turn
+    /// "not applied" into "unknown".
+    fn least(&self) -> Duration {
+        match self.last {
+            None => Duration::from_nanos(1),
+            Some(_) => REPEAT_MIN,
+        }
+    }
+
     /// Sets route and session for the next attempt.
     async fn prepare<R: Rpc>(&mut self, request: &mut R) -> Result<(), Lost> {
         self.inner.need_map(self.how.deadline).await;
@@ -129,8 +143,9 @@ impl Call<'_> {
             Identity::Given(id) => Some(WriteSession {
                 id: id.session.clone(),
                 sequence: id.sequence,
-                // What else was answered in this session is not known here.
-                answered_below: 0,
+                // What else was answered is not known here; only that no number is given while one
+                // more than a window below it is open.
+                answered_below: id.sequence.saturating_sub(SESSION_UNANSWERED_MAX - 1).max(1),
                 last: false,
             }),
             Identity::Own | Identity::OneShot => {
@@ -189,7 +204,7 @@ impl Call<'_> {
             Lost::local(reason, format!("no session could be opened: {}", detail.message))
         })?;
         let ttl = answer.ttl.and_then(|t| Duration::try_from(t).ok());
-        let ttl = ttl.unwrap_or(quorate_proto::limits::SESSION_TTL);
+        let ttl = ttl.unwrap_or(SESSION_TTL);
         Ok(Session::new(answer.session_id, begun + ttl / 2))
     }
 
@@ -302,7 +317,7 @@ impl Call<'_> {
         };
         self.last = Some(lost);
         match wait {
-            Some(wait) if wait >= self.remaining() => Err(self.out_of_time()),
+            Some(wait) if wait + self.least() >= self.remaining() => Err(self.out_of_time()),
             Some(wait) => {
                 tokio::time::sleep(wait).await;
                 Ok(())
@@ -328,7 +343,13 @@ impl Call<'_> {
     /// The error of a call that ends with this attempt.
     fn give_up(&mut self, lost: Lost) -> Error {
         if !self.maybe || lost.effect == Effect::Final {
-            return lost.into_error(&self.request_id);
+            let silent = matches!(lost.code, Code::DeadlineExceeded | Code::Cancelled)
+                && lost.failure.is_none();
+            return match self.how.kind {
+                Kind::Read if silent => Lost::local(Reason::ReadTimeout, lost.message),
+                Kind::Read | Kind::Sessioned | Kind::Bare => lost,
+            }
+            .into_error(&self.request_id);
         }
         let write = match &self.how.identity {
             Identity::None => None,
@@ -338,7 +359,21 @@ impl Call<'_> {
         if let Some(ticket) = self.ticket.take() {
             ticket.keep_open();
         }
-        Error::Unknown { detail: Box::new(lost.detail(&self.request_id)), write }
+        // The last attempt may be known not to have been applied; the call as a whole is not.
+        let earlier = match lost.effect {
+            Effect::Maybe => "",
+            Effect::None | Effect::Final => "an attempt was sent and its answer was lost; then: ",
+        };
+        let detail = lost.detail(&self.request_id);
+        Error::Unknown {
+            detail: Box::new(Detail {
+                reason: Some(Reason::OutcomeUnknown),
+                outcome: Outcome::Unknown,
+                message: format!("{earlier}{}", detail.message),
+                ..detail
+            }),
+            write,
+        }
     }
 
     fn out_of_time(&mut self) -> Error {

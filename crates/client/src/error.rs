@@ -179,9 +179,16 @@ impl Lost {
                 broken: false,
             };
         }
+        // The library's own timer for the header we sent: the node was silent, the connection is well.
+        if has_source::<tonic::TimeoutExpired>(status) {
+            return Lost {
+                code: Code::DeadlineExceeded,
+                ..Lost::plain(status, Effect::Maybe, false)
+            };
+        }
         let broken = StdError::source(status).is_some();
         let effect = match status.code() {
-            _ if never_sent(status) => Effect::None,
+            _ if has_source::<tonic::ConnectError>(status) => Effect::None,
             // The library refuses these before a handler sees the request.
             Code::InvalidArgument
             | Code::OutOfRange
@@ -194,6 +201,10 @@ impl Lost {
             }
             _ => Effect::Maybe,
         };
+        Lost::plain(status, effect, broken)
+    }
+
+    fn plain(status: &Status, effect: Effect, broken: bool) -> Lost {
         Lost {
             code: status.code(),
             failure: None,
@@ -314,11 +325,11 @@ fn is_of_reads(row: &quorate_proto::reason::ReasonRow) -> bool {
     row.outcome == Outcome::Unspecified
 }
 
-/// Whether the status says that the request never left: no connection was made for it.
-fn never_sent(status: &Status) -> bool {
+/// Whether an error of this type is among the causes of a status.
+fn has_source<E: StdError + 'static>(status: &Status) -> bool {
     let mut source = StdError::source(status);
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
+        if error.is::<E>() {
             return true;
         }
         source = error.source();
@@ -360,5 +371,70 @@ fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(failure: &Failure) -> Lost {
+        let details = failure.to_details("r-1");
+        Lost::of_status(&Status::with_details(Code::from(failure.code), "", details))
+    }
+
+    #[test]
+    fn a_described_failure_is_taken_at_its_word() {
+        for row in &quorate_proto::reason::REASONS {
+            let lost = of(&Failure::of(row.reason, "why"));
+            let expected = match (row.reason, row.outcome) {
+                (Reason::NotANumber, _) => Effect::Final,
+                (_, Outcome::Unknown) => Effect::Maybe,
+                _ => Effect::None,
+            };
+            assert_eq!(lost.effect, expected, "{:?}", row.reason);
+            assert_eq!(lost.reason(), Some(row.reason));
+            assert!(!lost.broken);
+            let detail = lost.detail("own");
+            assert_eq!((detail.message.as_str(), detail.request_id.as_str()), ("why", "r-1"));
+            assert_eq!(detail.reason_name(), row.reason.name());
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_newer_node_are_unknown_unless_it_says_otherwise() {
+        let newer = Failure {
+            code: Code::Unavailable as i32,
+            reason: 9_999,
+            outcome: Outcome::NotApplied as i32,
+            ..Failure::default()
+        };
+        assert_eq!(of(&newer).effect, Effect::None);
+        assert_eq!(of(&newer).reason(), None);
+        let outcome = Failure { outcome: 9_999, ..newer };
+        assert_eq!(of(&outcome).effect, Effect::Maybe);
+    }
+
+    #[test]
+    fn only_a_connection_that_was_not_made_proves_that_nothing_was_sent() {
+        let refused = tonic::ConnectError("connection refused".into());
+        let lost = Lost::of_status(&Status::from_error(Box::new(refused)));
+        assert_eq!((lost.effect, lost.broken), (Effect::None, true));
+        assert!(lost.message.contains("connection refused"), "{}", lost.message);
+        let expired = Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        let lost = Lost::of_status(&expired);
+        assert_eq!((lost.effect, lost.broken), (Effect::Maybe, false));
+        assert_eq!(lost.code, Code::DeadlineExceeded);
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let lost = Lost::of_status(&Status::from_error(Box::new(reset)));
+        assert_eq!((lost.effect, lost.broken), (Effect::Maybe, true));
+    }
+
+    #[test]
+    fn errors_say_what_is_known_in_one_line() {
+        let error = of(&Failure::of(Reason::NoLeader, "shard 3 has no leader")).into_error("");
+        assert_eq!(error.to_string(), "not done: shard 3 has no leader (NO_LEADER)");
+        let error = Lost::unreachable("a:1 cannot be reached".into()).into_error("");
+        assert_eq!(error.to_string(), "not done: a:1 cannot be reached (UNAVAILABLE)");
     }
 }

@@ -102,3 +102,82 @@ impl Backoff {
         patience
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use quorate_proto::reason::REASONS;
+    use quorate_proto::v1::Failure;
+    use tonic::Status;
+
+    use super::*;
+
+    fn lost(reason: Reason) -> Lost {
+        let failure = Failure::of(reason, "");
+        let details = failure.to_details("");
+        Lost::of_status(&Status::with_details(reason.code(), "", details))
+    }
+
+    #[test]
+    fn the_whole_table() {
+        for row in &REASONS {
+            let (read, sessioned, bare) = match row.reason {
+                Reason::Starting | Reason::Draining | Reason::ReplicaDamaged => {
+                    (Next::Elsewhere, Next::Elsewhere, Next::Elsewhere)
+                }
+                Reason::NoLeader
+                | Reason::NoQuorum
+                | Reason::ReadTimeout
+                | Reason::Overloaded
+                | Reason::SessionsFull
+                | Reason::SessionFromFuture => (Next::Wait, Next::Wait, Next::Wait),
+                Reason::OutcomeUnknown => (Next::Wait, Next::Wait, Next::GiveUp),
+                Reason::WrongShard => (Next::RefreshMap, Next::RefreshMap, Next::RefreshMap),
+                Reason::SessionExpired | Reason::SequencePast => {
+                    (Next::GiveUp, Next::NewSession, Next::GiveUp)
+                }
+                _ => (Next::GiveUp, Next::GiveUp, Next::GiveUp),
+            };
+            let lost = lost(row.reason);
+            let all = [Kind::Read, Kind::Sessioned, Kind::Bare].map(|kind| next(kind, &lost));
+            assert_eq!(all, [read, sessioned, bare], "{:?}", row.reason);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_waited_for_only_when_the_node_says_how_long() {
+        for reason in [Reason::Quota, Reason::DiskFull] {
+            let failure = Failure {
+                retry_after: Some(Duration::from_secs(1).try_into().unwrap()),
+                ..Failure::of(reason, "")
+            };
+            let status = Status::with_details(reason.code(), "", failure.to_details(""));
+            assert_eq!(next(Kind::Bare, &Lost::of_status(&status)), Next::Wait);
+            assert_eq!(next(Kind::Bare, &lost(reason)), Next::GiveUp);
+        }
+    }
+
+    #[test]
+    fn what_was_perhaps_applied_is_repeated_only_in_a_session() {
+        let silent = Lost::silent("a:1", Duration::from_secs(1));
+        assert_eq!(next(Kind::Sessioned, &silent), Next::Elsewhere);
+        assert_eq!(next(Kind::Read, &silent), Next::Elsewhere);
+        assert_eq!(next(Kind::Bare, &silent), Next::GiveUp);
+        let unreachable = Lost::unreachable(String::new());
+        assert_eq!(next(Kind::Bare, &unreachable), Next::Elsewhere);
+    }
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_keep_what_was_asked() {
+        let mut backoff = Backoff::default();
+        let mut ceiling = BACKOFF_MIN;
+        for _ in 0..20 {
+            let wait = backoff.wait(None);
+            assert!(wait >= ceiling / 2 && wait <= ceiling, "{wait:?} of {ceiling:?}");
+            ceiling = (ceiling * 2).min(BACKOFF_MAX);
+        }
+        let asked = Duration::from_secs(3);
+        assert_eq!(backoff.wait(Some(asked)), asked);
+        assert_eq!(backoff.patience(), ATTEMPT_MIN);
+        assert_eq!(backoff.patience(), ATTEMPT_MIN * 2);
+    }
+}

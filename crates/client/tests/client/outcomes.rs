@@ -101,7 +101,8 @@ async fn foreign_statuses_are_unknown_unless_they_cannot_be() {
         for session in [true, false] {
             let error = put(&client, session).await.unwrap_err();
             assert_eq!(class(&error), expected, "{code:?}, session {session}: {error}");
-            assert_eq!(error.reason(), None);
+            let reason = (expected == Unknown).then_some(Reason::OutcomeUnknown);
+            assert_eq!(error.reason(), reason);
         }
     }
 }
@@ -153,6 +154,8 @@ async fn an_unknown_attempt_stays_unknown_whatever_later_ones_say() {
         everywhere(&fake, &Step::Fail(failure(later)));
         let error = put(&client, true).await.unwrap_err();
         assert!(matches!(error, Error::Unknown { write: Some(_), .. }), "{later:?}: {error}");
+        assert_eq!(error.detail().outcome, Outcome::Unknown);
+        assert_eq!(error.reason(), Some(Reason::OutcomeUnknown));
         assert!(fake.writes().len() >= 2);
         assert_eq!(fake.state.lock().opened.len(), 1, "{later:?}: no other session was tried");
     }
@@ -206,6 +209,7 @@ async fn reads_out_of_time_are_not_unknown() {
     everywhere(&fake, &Step::Hang);
     let error = client.get("k").timeout(SHORT).await.unwrap_err();
     assert!(matches!(error, Error::NotApplied(_)), "{error}");
+    assert_eq!(error.reason(), Some(Reason::ReadTimeout));
 }
 
 #[tokio::test]

@@ -101,9 +101,11 @@ async fn an_expired_session_is_replaced_by_one_born_later() {
 async fn a_given_identity_is_sent_as_it_is() {
     let fake = Fake::start().await;
     let client = fake.client().await;
-    let id = WriteId { session: Bytes::from_static(b"a-session-from-elsewhere"), sequence: 9 };
+    let id = WriteId { session: Bytes::from_static(b"a-session-from-elsewhere"), sequence: 5_000 };
     client.put("k", "v").identity(id.clone()).await.unwrap();
-    assert_eq!(ids(&fake.writes()), [(id.session.clone(), 9)]);
+    assert_eq!(ids(&fake.writes()), [(id.session.clone(), 5_000)]);
+    let sent = fake.writes()[0].session.clone().unwrap();
+    assert_eq!(sent.answered_below, 3_977, "what a full window allows");
     assert!(fake.state.lock().opened.is_empty());
     // What it is not: a session that may be replaced.
     fake.script(1, [Step::Fail(failure(Reason::SessionExpired))]);
