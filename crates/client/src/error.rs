@@ -158,7 +158,7 @@ pub(crate) enum Effect {
     None,
     /// Perhaps what was asked, perhaps later.
     Maybe,
-    /// The node evaluated the operation and its failure is the operation's own, final answer.
+    /// Nothing, and no other attempt of the same write ever will either.
     Final,
 }
 
@@ -306,8 +306,9 @@ impl Lost {
 
 /// What a failure that a node described says of this attempt.
 fn effect_of(failure: &Failure) -> Effect {
-    // Found when the operation was applied, so that a retry of the same sequence would say it again.
-    if failure.reason() == Reason::NotANumber {
+    // A sequence that Cancel barred is refused whenever it comes, also where an earlier attempt comes late.
+    // Other refusals are not remembered, and say nothing of an attempt that is still on its way.
+    if failure.reason() == Reason::SequencePast && failure.outcome() == Outcome::NotApplied {
         return Effect::Final;
     }
     match failure.outcome() {
@@ -387,9 +388,8 @@ mod tests {
     fn a_described_failure_is_taken_at_its_word() {
         for row in &quorate_proto::reason::REASONS {
             let lost = of(&Failure::of(row.reason, "why"));
-            let expected = match (row.reason, row.outcome) {
-                (Reason::NotANumber, _) => Effect::Final,
-                (_, Outcome::Unknown) => Effect::Maybe,
+            let expected = match row.outcome {
+                Outcome::Unknown => Effect::Maybe,
                 _ => Effect::None,
             };
             assert_eq!(lost.effect, expected, "{:?}", row.reason);
@@ -399,6 +399,16 @@ mod tests {
             assert_eq!((detail.message.as_str(), detail.request_id.as_str()), ("why", "r-1"));
             assert_eq!(detail.reason_name(), row.reason.name());
         }
+    }
+
+    #[test]
+    fn a_barred_sequence_is_final() {
+        let barred = Failure {
+            outcome: Outcome::NotApplied as i32,
+            ..Failure::of(Reason::SequencePast, "barred")
+        };
+        assert_eq!(of(&barred).effect, Effect::Final);
+        assert_eq!(of(&Failure::of(Reason::SequencePast, "past")).effect, Effect::None);
     }
 
     #[test]

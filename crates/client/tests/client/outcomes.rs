@@ -167,11 +167,16 @@ async fn an_answer_settles_an_unknown_attempt() {
     let client = fake.client().await;
     fake.script(1, [Step::Foreign(Code::Unknown), Step::Answer]);
     assert!(client.put("k", "v").await.unwrap().applied);
-    // Found when it was applied, which a repeated attempt only finds again.
+    // Barred by Cancel: whatever the first attempt did, it was not applied and never is.
     fake.script(1, [Step::Foreign(Code::Unknown)]);
-    everywhere(&fake, &Step::Fail(failure(Reason::NotANumber)));
-    let error = client.increment("k", 1).timeout(SHORT).await.unwrap_err();
+    let barred = quorate_client::api::Failure {
+        outcome: Outcome::NotApplied as i32,
+        ..failure(Reason::SequencePast)
+    };
+    everywhere(&fake, &Step::Fail(barred));
+    let error = put(&client, true).await.unwrap_err();
     assert!(matches!(error, Error::Refused(_)), "{error}");
+    assert_eq!(fake.writes().len(), 4, "and it is not tried with another sequence");
     assert_eq!(error.detail().outcome, Outcome::NotApplied);
 }
 
