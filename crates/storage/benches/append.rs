@@ -1,0 +1,178 @@
+//! How fast entries become durable: the log in the engine and in files, beside a plain file that
+//! gets the same bytes and `fdatasync`.
+//!
+//! `cargo bench -p quorate-storage --bench append`
+//!
+//! The values change with every entry (the engine skips writing what is there already), entries
+//! are purged and the head moves as in a running node. The three take turns of a fraction of a
+//! second, so that they share the disk's good and bad moments; only their ratio means anything.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot write has nothing to say")]
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quorate_raft::{Entry, EntryKind, GroupId, Index, ReplicaId, Term};
+use quorate_storage::{Engine, EngineOptions, LogBackend, RecordLog, Section, SectionKind};
+use rustix::time::{ClockId, clock_gettime};
+
+const VALUE_BYTES: usize = 256;
+const GROUPS: u64 = 8;
+/// Entries of a group that are kept when the others are purged.
+const KEEP: u64 = 2_000;
+const ENTRIES_PER_BARRIER: [usize; 3] = [1, 32, 128];
+
+/// Makes a batch of entries durable.
+trait Appender {
+    fn name(&self) -> &'static str;
+    fn append(&mut self, values: &[Bytes]);
+}
+
+struct PlainFile(File);
+
+impl Appender for PlainFile {
+    fn name(&self) -> &'static str {
+        "plain file"
+    }
+
+    fn append(&mut self, values: &[Bytes]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.iter().copied()).collect();
+        self.0.write_all(&bytes).unwrap();
+        self.0.sync_data().unwrap();
+    }
+}
+
+struct Log {
+    name: &'static str,
+    log: RecordLog,
+    last: [u64; GROUPS as usize],
+    next: u64,
+}
+
+impl Log {
+    fn open(backend: LogBackend, dir: &Path) -> Self {
+        let engine = Engine::open(&dir.join("sled"), EngineOptions::default()).unwrap();
+        let (log, _) = RecordLog::open(backend, &engine, dir).unwrap();
+        Self { name: backend.name(), log, last: [0; GROUPS as usize], next: 0 }
+    }
+}
+
+impl Appender for Log {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn append(&mut self, values: &[Bytes]) {
+        let per_group = values.len().div_ceil(GROUPS as usize);
+        let mut sections = Vec::with_capacity(GROUPS as usize);
+        for values in values.chunks(per_group) {
+            let group = self.next % GROUPS;
+            self.next += 1;
+            let last = &mut self.last[group as usize];
+            let entries = values.iter().zip(*last + 1..).map(|(value, index)| Entry {
+                term: Term(3),
+                index: Index(index),
+                kind: EntryKind::Command,
+                stamp: (1 << 56) + index,
+                payload: value.clone(),
+            });
+            let kind = SectionKind::Append(entries.collect());
+            *last += values.len() as u64;
+            let (group, replica) = (GroupId(group), ReplicaId(group + 100));
+            sections.push(Section { group, replica, kind });
+        }
+        self.log.append(&sections).unwrap();
+        for Section { group, replica, .. } in sections {
+            let through = self.last[group.0 as usize].saturating_sub(KEEP);
+            self.log.purge(group, replica, Index(through));
+        }
+        self.log.maintain().unwrap();
+    }
+}
+
+/// Time and processor time spent by one appender.
+#[derive(Default, Clone, Copy)]
+struct Spent {
+    barriers: u64,
+    wall: Duration,
+    cpu: Duration,
+}
+
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Values that never repeat; their making is not measured.
+fn values(count: usize, state: &mut u64) -> Vec<Bytes> {
+    let mut value = || {
+        let mut bytes = Vec::with_capacity(VALUE_BYTES);
+        while bytes.len() < VALUE_BYTES {
+            // A multiplicative generator: enough to be different each time.
+            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            bytes.extend_from_slice(&state.to_le_bytes());
+        }
+        Bytes::from(bytes)
+    };
+    (0..count).map(|_| value()).collect()
+}
+
+fn turn(appender: &mut dyn Appender, count: usize, length: Duration, state: &mut u64) -> Spent {
+    let batches: Vec<Vec<Bytes>> = (0..64).map(|_| values(count, state)).collect();
+    let mut spent = Spent::default();
+    let (wall, cpu) = (Instant::now(), cpu_time());
+    while wall.elapsed() < length {
+        appender.append(&batches[spent.barriers as usize % batches.len()]);
+        spent.barriers += 1;
+    }
+    spent.wall = wall.elapsed();
+    spent.cpu = cpu_time() - cpu;
+    spent
+}
+
+fn main() {
+    let quick = std::env::args().any(|arg| arg == "--test");
+    if std::env::args().any(|arg| arg == "--list") {
+        return;
+    }
+    let (rounds, length) = if quick { (1, 20) } else { (10, 300) };
+    let length = Duration::from_millis(length);
+    let mut state = 1;
+    println!(
+        "{:>18} {:>12} {:>12} {:>14} {:>16} {:>9}",
+        "entries/barrier", "kept in", "barriers/s", "entries/s", "cpu us/entry", "ratio"
+    );
+    for count in ENTRIES_PER_BARRIER {
+        let (sled, file) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let plain = tempfile::tempfile().unwrap();
+        let mut appenders: [Box<dyn Appender>; 3] = [
+            Box::new(PlainFile(plain)),
+            Box::new(Log::open(LogBackend::Sled, sled.path())),
+            Box::new(Log::open(LogBackend::File, file.path())),
+        ];
+        let mut sums = [Spent::default(); 3];
+        for _ in 0..rounds {
+            for (appender, sum) in appenders.iter_mut().zip(&mut sums) {
+                let spent = turn(&mut **appender, count, length, &mut state);
+                sum.barriers += spent.barriers;
+                sum.wall += spent.wall;
+                sum.cpu += spent.cpu;
+            }
+        }
+        let rate = |sum: &Spent| sum.barriers as f64 / sum.wall.as_secs_f64();
+        for (appender, sum) in appenders.iter().zip(&sums) {
+            let entries = (sum.barriers * count as u64) as f64;
+            println!(
+                "{count:>18} {:>12} {:>12.0} {:>14.0} {:>16.2} {:>8.2}x",
+                appender.name(),
+                rate(sum),
+                rate(sum) * count as f64,
+                sum.cpu.as_secs_f64() * 1e6 / entries,
+                rate(sum) / rate(&sums[0]),
+            );
+        }
+    }
+}
