@@ -64,14 +64,23 @@ fn last_index(groups: &Groups) -> u64 {
     groups.get(&key(1)).and_then(|group| group.entries.last()).map_or(0, |entry| entry.index.0)
 }
 
-/// Length of the newest file before and after its last record.
+/// The bytes of a file without the zeros written ahead of the records. No record used here ends in
+/// a zero.
+fn records_of(file: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(file).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    bytes.truncate(end);
+    bytes
+}
+
+/// The newest file, where its last record begins, and its bytes.
 fn last_record(dir: &Dir) -> (PathBuf, usize, Vec<u8>) {
     drop(dir.fill(LogBackend::File, 4));
     let file = dir.files().pop().unwrap();
-    let before = fs::metadata(&file).unwrap().len() as usize;
+    let before = records_of(&file).len();
     let (mut log, _) = dir.open(LogBackend::File).unwrap();
     log.append(&[append(1, entries(1, 5, 5))]).unwrap();
-    let bytes = fs::read(&file).unwrap();
+    let bytes = records_of(&file);
     (file, before, bytes)
 }
 
@@ -80,8 +89,14 @@ fn a_tail_cut_at_every_byte_is_removed() {
     let dir = Dir::new();
     let (file, before, bytes) = last_record(&dir);
     for len in before..=bytes.len() {
-        let groups = open_with(&dir, &file, &bytes[..len]).unwrap();
-        assert_eq!(last_index(&groups), if len == bytes.len() { 5 } else { 4 }, "cut at {len}");
+        let mut cut = bytes[..len].to_vec();
+        let expected = if len == bytes.len() { 5 } else { 4 };
+        let groups = open_with(&dir, &file, &cut).unwrap();
+        assert_eq!(last_index(&groups), expected, "cut at {len}");
+        // As if the rest had not been written over the zeros that were there.
+        cut.resize(2_000, 0);
+        let groups = open_with(&dir, &file, &cut).unwrap();
+        assert_eq!(last_index(&groups), expected, "zeros from {len} on");
     }
 }
 
@@ -91,8 +106,12 @@ fn a_tail_cut_after_a_clean_stop_is_damage() {
     let (file, before, bytes) = last_record(&dir);
     dir.open(LogBackend::File).unwrap().0.close().unwrap();
     for len in before..bytes.len() {
-        let error = open_with(&dir, &file, &bytes[..len]).unwrap_err();
-        assert!(error.is_damage() && error.to_string().contains("record 5 "), "{len}: {error}");
+        let mut cut = bytes[..len].to_vec();
+        for rest in [0, bytes.len() - len] {
+            cut.resize(len + rest, 0);
+            let error = open_with(&dir, &file, &cut).unwrap_err();
+            assert!(error.is_damage() && error.to_string().contains("record 5 "), "{len}: {error}");
+        }
     }
 }
 
@@ -110,14 +129,14 @@ fn a_flipped_byte_is_the_tail_only_in_the_last_record() {
     }
 }
 
-/// Garbage or zeros behind the end are what a file system may leave of an unfinished write.
+/// Garbage behind the end is what a file system may leave of an unfinished write.
 #[test]
 fn garbage_behind_the_end_is_removed_and_the_log_goes_on() {
-    for garbage in [vec![0; 5_000], (0..5_000u32).map(|i| ((i * 7919) >> 3) as u8).collect()] {
+    for garbage in [vec![1; 5_000], (0..5_000u32).map(|i| ((i * 7919) >> 3) as u8).collect()] {
         let dir = Dir::new();
         drop(dir.fill(LogBackend::File, 3));
         let file = dir.files().pop().unwrap();
-        let whole = fs::read(&file).unwrap();
+        let whole = records_of(&file);
         fs::write(&file, [&whole[..], &garbage].concat()).unwrap();
         let (mut log, groups) = dir.open(LogBackend::File).unwrap();
         assert_eq!(last_index(&groups), 3);
@@ -139,7 +158,7 @@ fn a_value_that_looks_like_a_log_is_not_one() {
     let mut value = entry(1, 4, 0);
     value.payload = Bytes::from(forged);
     log.append(&[append(1, vec![value])]).unwrap();
-    let bytes = fs::read(&file).unwrap();
+    let bytes = records_of(&file);
     let groups = open_with(&dir, &file, &bytes[..bytes.len() - 1]).unwrap();
     assert_eq!(last_index(&groups), 3);
 }

@@ -18,6 +18,10 @@
 //! it survives is what tells damage from an unfinished tail. The salt keeps a value that a user
 //! stored from being taken for such a record.
 //!
+//! Behind the last record the file holds zeros, written ahead of the records: a write that does
+//! not make the file longer needs no change of the file system's own books, which makes its
+//! `fdatasync` several times cheaper. Zeros up to the end of a file are the end of its records.
+//!
 //! Space comes back by removing whole files.
 
 use std::collections::BTreeMap;
@@ -37,6 +41,9 @@ const FORMAT: u8 = 1;
 const FILE_HEADER_BYTES: usize = 32;
 const ENVELOPE_BYTES: usize = 16;
 
+/// Zeros written ahead of the records, at most.
+const AHEAD_BYTES: u64 = 1 << 20;
+
 /// One file of the log.
 struct Segment {
     path: PathBuf,
@@ -44,6 +51,8 @@ struct Segment {
     salt: u64,
     /// Where the next record goes.
     end: u64,
+    /// Length of the file; zeros from `end` on.
+    len: u64,
 }
 
 /// Where a record is: file (by its first sequence), offset of its envelope, length of the record.
@@ -112,7 +121,7 @@ impl FileStore {
             match read_file_header(&file, first, &path)? {
                 Some(salt) => {
                     let end = FILE_HEADER_BYTES as u64;
-                    self.segments.insert(first, Segment { path, file, salt, end });
+                    self.segments.insert(first, Segment { path, file, salt, end, len });
                 }
                 // The process died while it created the file; nothing was in it yet.
                 None if Some(first) == last && len <= FILE_HEADER_BYTES as u64 => {
@@ -149,7 +158,7 @@ impl FileStore {
         let file = create().map_err(|e| self.failed("create", &path, e))?;
         sync_path(&self.dir).map_err(|error| self.engine.fail(error))?;
         let end = FILE_HEADER_BYTES as u64;
-        self.segments.insert(first, Segment { path, file, salt, end });
+        self.segments.insert(first, Segment { path, file, salt, end, len: end });
         Ok(())
     }
 
@@ -225,7 +234,7 @@ fn scan_file(
 ) -> Result<()> {
     let mut offset = FILE_HEADER_BYTES;
     let mut expected = first;
-    while offset < bytes.len() {
+    while bytes.get(offset..).is_some_and(|rest| rest.iter().any(|byte| *byte != 0)) {
         let Some((sequence, len)) = open_envelope(&bytes[offset..], salt) else {
             visit(offset as u64, expected, Err("has a broken envelope"))?;
             let next =
@@ -294,7 +303,7 @@ impl LogStore for FileStore {
         }
         sync_path(&self.dir).map_err(|error| self.engine.fail(error))?;
         let Some(segment) = self.segments.get_mut(&keep) else { return Ok(()) };
-        segment.end = end;
+        (segment.end, segment.len) = (end, end);
         crash::point("file.truncate");
         let cut = segment.file.set_len(end).and_then(|()| segment.file.sync_all());
         let path = segment.path.clone();
@@ -321,13 +330,20 @@ impl LogStore for FileStore {
         self.buffer.extend_from_slice(&envelope(segment.salt, record.len(), sequence));
         self.buffer.extend_from_slice(record);
         let place = Place { segment: *first, offset: segment.end, len: record.len() };
+        let end = segment.end + self.buffer.len() as u64;
+        let mut len = segment.len;
+        if end > len {
+            len = end.max(self.file_bytes.min(end + AHEAD_BYTES));
+            self.buffer.resize((len - segment.end) as usize, 0);
+        }
         write_at(&segment.file, &self.buffer, segment.end)
             .map_err(|e| self.failed("write to", &segment.path, e))?;
         segment.file.sync_data().map_err(|e| self.barrier_failed(&segment.path, &e))?;
         crash::point("file.synced");
         self.places.insert(sequence, place);
         if let Some(mut last) = self.segments.last_entry() {
-            last.get_mut().end += self.buffer.len() as u64;
+            let segment = last.get_mut();
+            (segment.end, segment.len) = (end, len);
         }
         Ok(())
     }
