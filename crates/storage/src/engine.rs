@@ -415,8 +415,9 @@ impl Tree {
         Ok(())
     }
 
-    /// The keys in `range` in order, or from the end with [`Iterator::rev`]. Not a snapshot: what
-    /// is written meanwhile may or may not be seen.
+    /// The keys in `range` in order. Not a snapshot: what is written meanwhile may or may not be
+    /// seen. There is no way from the end: the engine's reverse iterator panics where a key lies
+    /// between a node and the key that it guesses to be just below that node.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> TreeRange {
         TreeRange(self.tree.range(range))
     }
@@ -439,12 +440,6 @@ impl Iterator for TreeRange {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.0.next().map(pair)
-    }
-}
-
-impl DoubleEndedIterator for TreeRange {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        self.0.next_back().map(pair)
     }
 }
 

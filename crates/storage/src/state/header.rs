@@ -75,7 +75,8 @@ pub struct Frontier {
     pub log_time: u64,
     /// What the state holds.
     pub counts: Counts,
-    /// The digest of all live rows: see [`digest`](super::digest).
+    /// The digest of all live rows: the sum, modulo 2^128, of
+    /// `xxh3_128(length of the row key, u32 little-endian ‖ row key ‖ record)`.
     pub digest: u128,
 }
 

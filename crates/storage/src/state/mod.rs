@@ -32,6 +32,7 @@ pub(crate) mod pins;
 mod reader;
 mod scan;
 mod store;
+mod tail;
 mod transaction;
 pub(crate) mod versions;
 pub(crate) mod view;

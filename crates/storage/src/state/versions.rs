@@ -8,6 +8,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+use super::tail;
 use crate::codec;
 use crate::engine::{Tree, Value};
 use crate::error::{Result, StorageError};
@@ -205,7 +206,9 @@ pub(crate) fn page(tree: &Tree, span: &Span, number: u64, reverse: bool) -> Resu
     };
     let high = span.high.as_ref().map(keys::row_prefix);
     let raw = if reverse {
-        raw_page_reverse(tree, low, high, number)?
+        // No kind of row has this number.
+        let high = high.unwrap_or_else(|| vec![u8::MAX]);
+        raw_page_reverse(tree, &low, &high, number)?
     } else {
         raw_page(tree, low, high, number)?
     };
@@ -287,34 +290,30 @@ fn push_row(
     Ok(())
 }
 
-/// From the end of a range the oldest version of a row comes first; so each row is found from
-/// behind and then read on its own.
-fn raw_page_reverse(
-    tree: &Tree,
-    low: Vec<u8>,
-    mut high: Option<Vec<u8>>,
-    number: u64,
-) -> Result<RawPage> {
+/// Reads from the end of a range. Some entries from before its end tell which rows there are; each
+/// row is then read on its own, for its oldest version comes first from behind.
+fn raw_page_reverse(tree: &Tree, low: &[u8], high: &[u8], number: u64) -> Result<RawPage> {
     let mut rows = Vec::new();
-    let (mut bytes, mut visited) = (0, 0);
-    loop {
-        let end = high.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        if matches!(&end, Bound::Excluded(end) if *end <= low) {
-            return Ok(RawPage { rows, last: None });
-        }
-        let last = tree.range((Bound::Included(low.clone()), end)).next_back().transpose()?;
-        let Some((key, _)) = last else { return Ok(RawPage { rows, last: None }) };
-        let prefix = keys::prefix_of(&key).ok_or_else(|| damaged("has a key too short"))?.to_vec();
-        if let Some(record) = read_prefix(tree, &prefix, number)? {
-            bytes += prefix.len() + record.as_ref().map_or(0, Bytes::len);
-            rows.push((prefix.clone(), record));
-        }
-        visited += 1;
-        if rows.len() >= PAGE_ROWS || bytes >= PAGE_BYTES || visited >= PAGE_ENTRIES {
-            return Ok(RawPage { rows, last: Some(prefix) });
-        }
-        high = Some(prefix);
+    let mut bytes = 0;
+    let tail = tail::read(tree, low, high)?;
+    let mut prefixes = Vec::with_capacity(tail.keys.len());
+    for key in &tail.keys {
+        prefixes.push(keys::prefix_of(key).ok_or_else(|| damaged("has a key too short"))?);
     }
+    prefixes.dedup();
+    let mut last = None;
+    for prefix in prefixes.into_iter().rev() {
+        if let Some(record) = read_prefix(tree, prefix, number)? {
+            bytes += prefix.len() + record.as_ref().map_or(0, Bytes::len);
+            rows.push((prefix.to_vec(), record));
+        }
+        last = Some(prefix);
+        if rows.len() >= PAGE_ROWS || bytes >= PAGE_BYTES {
+            return Ok(RawPage { rows, last: last.map(<[u8]>::to_vec) });
+        }
+    }
+    let last = if tail.whole { None } else { last.map(<[u8]>::to_vec) };
+    Ok(RawPage { rows, last })
 }
 
 /// One piece of a version, as it stands in the tree.
@@ -338,8 +337,11 @@ pub(crate) fn row_pieces(tree: &Tree, prefix: &[u8]) -> Result<Vec<Piece>> {
         .collect()
 }
 
+/// Some keys of a tree, and where the next ones begin.
+pub(crate) type KeyPage = (Vec<Vec<u8>>, Option<Vec<u8>>);
+
 /// Some keys of the tree, from `from` on, and where to go on.
-pub(crate) fn key_page(tree: &Tree, from: &[u8]) -> Result<(Vec<Vec<u8>>, Option<Vec<u8>>)> {
+pub(crate) fn key_page(tree: &Tree, from: &[u8]) -> Result<KeyPage> {
     let range = tree.range(from.to_vec()..).take(PAGE_ENTRIES);
     let keys: Vec<Vec<u8>> = range.map(|entry| Ok(entry?.0.to_vec())).collect::<Result<_>>()?;
     let next = (keys.len() == PAGE_ENTRIES).then(|| {
