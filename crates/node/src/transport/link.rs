@@ -311,7 +311,7 @@ impl<Q: Queue> Link<Q> {
             state.connected = true;
             state.detail.clear();
         }
-        info!(
+        debug!(
             peer = self.peer.node.0,
             address = self.address(),
             build = hello.build,
@@ -327,7 +327,6 @@ impl<Q: Queue> Link<Q> {
         }
         self.peer.state.lock().connected = false;
         self.peer.note(sentence);
-        info!(peer = self.peer.node.0, sentence, "peer disconnected");
         self.shared.inbound.peer_disconnected(self.peer.node, sentence);
     }
 
