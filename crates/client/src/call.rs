@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quorate_proto::limits::{SESSION_TTL, SESSION_UNANSWERED_MAX};
 use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Outcome, Reason, WriteSession};
-use tonic::Code;
 use tonic::metadata::{Ascii, MetadataValue};
 
 use crate::client::Inner;
@@ -250,9 +249,14 @@ impl Call<'_> {
         };
         let mut envelope = tonic::Request::new(request.clone());
         envelope.metadata_mut().insert("x-request-id", self.header.clone());
-        envelope.set_timeout(self.remaining());
-        let sent = R::send(rpc::kv(channel), envelope);
         let patience = patience.saturating_sub(begun.elapsed());
+        // The node is told how long this attempt waits, not the call: "not applied", said in time, is worth
+        // more than silence, which is unknown.
+        envelope.set_timeout(match R::STREAMS {
+            true => self.remaining(),
+            false => patience,
+        });
+        let sent = R::send(rpc::kv(channel), envelope);
         match tokio::time::timeout(patience, sent).await {
             Ok(Ok(answer)) => {
                 connection.answered();
@@ -260,8 +264,9 @@ impl Call<'_> {
             }
             Ok(Err(status)) => {
                 let lost = Lost::of_status(&status);
-                match lost.broken {
-                    true => connection.broken(generation),
+                match lost.silence() {
+                    true => connection.silent(),
+                    false if lost.broken => connection.broken(generation),
                     false => connection.answered(),
                 }
                 Err(lost)
@@ -343,10 +348,8 @@ impl Call<'_> {
     /// The error of a call that ends with this attempt.
     fn give_up(&mut self, lost: Lost) -> Error {
         if !self.maybe || lost.effect == Effect::Final {
-            let silent = matches!(lost.code, Code::DeadlineExceeded | Code::Cancelled)
-                && lost.failure.is_none();
             return match self.how.kind {
-                Kind::Read if silent => Lost::local(Reason::ReadTimeout, lost.message),
+                Kind::Read if lost.silence() => Lost::local(Reason::ReadTimeout, lost.message),
                 Kind::Read | Kind::Sessioned | Kind::Bare => lost,
             }
             .into_error(&self.request_id);

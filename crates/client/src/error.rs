@@ -252,6 +252,13 @@ impl Lost {
         }
     }
 
+    /// Nobody answered in time, as far as a timer of the library or of this crate can tell.
+    pub fn silence(&self) -> bool {
+        matches!(self.code, Code::DeadlineExceeded | Code::Cancelled)
+            && self.failure.is_none()
+            && !self.broken
+    }
+
     pub fn reason(&self) -> Option<Reason> {
         let reason = self.failure.as_ref()?.reason();
         (reason != Reason::Unspecified).then_some(reason)

@@ -18,6 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) trait Rpc: Clone + Send + Sync {
     type Answer: Answer;
 
+    /// The answer begins at once and goes on for longer than one attempt.
+    const STREAMS: bool = false;
+
     fn send(
         client: KvClient<Channel>,
         request: Request<Self>,
@@ -117,6 +120,8 @@ impl Answer for OpenSessionResponse {}
 
 impl Rpc for ScanRequest {
     type Answer = Streaming<ScanResponse>;
+
+    const STREAMS: bool = true;
 
     async fn send(
         mut client: KvClient<Channel>,
