@@ -1,9 +1,9 @@
 //! From a client's request to the command that stands in the log.
 //!
-//! A [`CommandDraft`] is a checked request: nothing that apply would have to call malformed can come out
-//! of it. The shard and its epoch are filled in when the draft is encoded, once, for the log and the wire.
-//! What is wrong with a request is told by an [`Invalid`], which names the field, the limit and the knob
-//! that moves it.
+//! A [`CommandDraft`] is a checked request: nothing that apply would have to call malformed can
+//! come out of it. The shard and its epoch are filled in when the draft is encoded, once, for the
+//! log and the wire. What is wrong with a request is told by an [`Invalid`], which names the field,
+//! the limit and the knob that moves it.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -178,7 +178,8 @@ impl CommandDraft {
         .draft(Kind::Increment(request.delta), limits)
     }
 
-    /// Checks a Batch. That its keys are in one shard is only known with a map: [`CommandDraft::shard_in`].
+    /// Checks a Batch. That its keys are in one shard is only known with a map:
+    /// [`CommandDraft::shard_in`].
     pub fn batch(request: &BatchRequest, limits: &RequestLimits) -> Result<CommandDraft, Invalid> {
         let count = request.operations.len();
         if count == 0 {
@@ -256,8 +257,9 @@ impl CommandDraft {
         }
     }
 
-    /// The shard of all keys, among shards in the order of their ranges. `Ok(None)` when these shards do not
-    /// cover the first key, which a valid map never does; CROSS_SHARD when two keys are in two of them.
+    /// The shard of all keys, among shards in the order of their ranges. `Ok(None)` when these
+    /// shards do not cover the first key, which a valid map never does; CROSS_SHARD when two keys
+    /// are in two of them.
     pub fn shard_in<'m>(&self, shards: &'m [MapShard]) -> Result<Option<&'m MapShard>, Invalid> {
         let owner_of = |hash| owner(shards, hash).map(|at| &shards[at]);
         let Some(shard) = owner_of(self.key_hash()) else { return Ok(None) };
@@ -280,8 +282,8 @@ impl CommandDraft {
     }
 }
 
-/// The bytes of a command that replaces the cluster map if its epoch is `expected_epoch` (0 = there is none
-/// yet). Check it first with [`crate::apply::map_rules::check_change`].
+/// The bytes of a command that replaces the cluster map if its epoch is `expected_epoch` (0 = there
+/// is none yet). Check it first with [`crate::apply::map_rules::check_change`].
 pub fn encode_change_map(expected_epoch: u64, map: ClusterMap) -> Bytes {
     let action = Action::ChangeMap(ChangeMap { expected_epoch, map: Some(map) });
     command_of(action, None).encode_to_vec().into()
@@ -374,7 +376,8 @@ fn check_keys_once(operations: &[CommandOperation]) -> Result<(), Invalid> {
         if let Some(first) = seen.insert(&operation.key, at) {
             let key = ShownKey(&operation.key);
             let message = format!(
-                "operations[{first}] and operations[{at}] both name the key {key}; a Batch names each key once"
+                "operations[{first}] and operations[{at}] both name the key {key}; a Batch names \
+                 each key once"
             );
             return Err(Invalid::new(Reason::BadKey, &format!("operations[{at}].key"), message));
         }
@@ -384,8 +387,10 @@ fn check_keys_once(operations: &[CommandOperation]) -> Result<(), Invalid> {
 
 fn cross_shard(first: (u64, &Bytes), other: (u64, &Bytes), at: usize) -> Invalid {
     let message = format!(
-        "the key {} is in shard {} and the key {} in shard {}; a Batch stays in one shard. Keys that belong together \
-         share a shard when they have the same hash tag, as in \"{{user1}}:name\" and \"{{user1}}:mail\" (now the tags \
+        "the key {} is in shard {} and the key {} in shard {}; a Batch stays in one shard. Keys \
+         that belong together \
+         share a shard when they have the same hash tag, as in \"{{user1}}:name\" and \
+         \"{{user1}}:mail\" (now the tags \
          are {} and {})",
         ShownKey(first.1),
         first.0,
@@ -473,12 +478,14 @@ fn check_session(session: &WriteSession) -> Result<CommandSession, Invalid> {
         |message: String| Err(Invalid::new(Reason::BadToken, "session.answered_below", message));
     if answered_below > sequence {
         return bad(format!(
-            "session.answered_below is {answered_below}, above the sequence {sequence} itself, which is not answered yet"
+            "session.answered_below is {answered_below}, above the sequence {sequence} \
+             itself, which is not answered yet"
         ));
     }
     if sequence - answered_below.max(1) > SESSION_UNANSWERED_MAX {
         let invalid = bad(format!(
-            "sequence {sequence} is more than {SESSION_UNANSWERED_MAX} above session.answered_below, {answered_below}: too \
+            "sequence {sequence} is more than {SESSION_UNANSWERED_MAX} above session.answered_below, \
+             {answered_below}: too \
              many writes of one session are unanswered"
         ));
         return invalid.map_err(|invalid| invalid.limit(SESSION_UNANSWERED_MAX as usize, ""));

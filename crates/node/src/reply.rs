@@ -1,4 +1,5 @@
-//! From what apply answered to what the client is told. Receipt and token are the service's to fill in.
+//! From what apply answered to what the client is told. Receipt and token are the service's to fill
+//! in.
 
 use quorate_proto::v1::{
     BatchResponse, BatchResult, CancelResponse, CancelResult, CompareAndSetResponse,
@@ -19,7 +20,8 @@ pub fn failure(refusal: &Refusal) -> Failure {
 /// The one result of a write of one operation.
 ///
 /// # Panics
-/// When the answer has another number of results than one: it would be the answer to another command.
+/// When the answer has another number of results than one: it would be the answer to another
+/// command.
 fn single(done: Done) -> (bool, bool, OperationResult) {
     let Done { applied, replayed, results, .. } = done;
     let [result] = <[OperationResult; 1]>::try_from(results)
@@ -139,8 +141,8 @@ pub fn cancel_barred() -> CancelResponse {
     CancelResponse { result: CancelResult::Barred as i32, ..CancelResponse::default() }
 }
 
-/// The answer to a Cancel that found the write decided. Of a Batch of several operations it says whether
-/// and at which revision it was applied; its results are had by sending the Batch again.
+/// The answer to a Cancel that found the write decided. Of a Batch of several operations it says
+/// whether and at which revision it was applied; its results are had by sending the Batch again.
 pub fn cancel_answered(done: Done) -> CancelResponse {
     let Done { applied, index, log_time, mut results, .. } = done;
     let answered = CancelResponse {

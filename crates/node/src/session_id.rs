@@ -1,8 +1,8 @@
 //! The id of an exactly-once session, and how a node mints one without asking anybody.
 //!
-//! id = birth by log time 8 ‖ node 4 ‖ counter 4 ‖ random 8 bytes, all big-endian, so that ids are ordered
-//! by birth. Clients treat it as opaque. Two ids are equal only when the same node minted both at
-//! the same log time with the same counter and the same 64 random bits.
+//! id = birth by log time 8 ‖ node 4 ‖ counter 4 ‖ random 8 bytes, all big-endian, so that ids are
+//! ordered by birth. Clients treat it as opaque. Two ids are equal only when the same node minted
+//! both at the same log time with the same counter and the same 64 random bits.
 
 use std::{
     fmt,
@@ -67,19 +67,19 @@ pub struct SessionMint {
 }
 
 impl SessionMint {
-    /// A mint for a node; node ids above 32 bits keep their low half, which costs no safety, as the random
-    /// part keeps the ids apart.
+    /// A mint for a node; node ids above 32 bits keep their low half, which costs no safety, as the
+    /// random part keeps the ids apart.
     pub fn new(node: u64) -> SessionMint {
         SessionMint { node: node as u32, counter: AtomicU32::new(0) }
     }
 
-    /// A new id. `clock` is the node's idea of the log time (its wall clock, or the newest log time that
-    /// its shards have applied, if that is later).
+    /// A new id. `clock` is the node's idea of the log time (its wall clock, or the newest log time
+    /// that its shards have applied, if that is later).
     ///
     /// `not_before` is what a client passes on from SESSION_EXPIRED, the log time of the shard that
-    /// refused its last session: the new session is born no earlier, so that a node whose clock is slow
-    /// cannot mint dead sessions for ever; 0 = no wish. A wish in the far future gains nothing: shards
-    /// refuse a birth more than a second ahead of their log time.
+    /// refused its last session: the new session is born no earlier, so that a node whose clock is
+    /// slow cannot mint dead sessions for ever; 0 = no wish. A wish in the far future gains
+    /// nothing: shards refuse a birth more than a second ahead of their log time.
     pub fn mint(&self, clock: LogTime, not_before: LogTime, random: u64) -> SessionId {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
         SessionId::from_parts(clock.max(not_before), self.node, counter, random)

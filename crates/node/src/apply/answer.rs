@@ -57,9 +57,9 @@ pub struct OperationResult {
     pub condition_held: bool,
     /// Whether the key was present right before.
     pub found: bool,
-    /// The key's revision: the entry's index if this operation wrote it; 0 = the key is absent and this
-    /// operation did not remove it. A delete that removed something has the entry's index, a delete of an
-    /// absent key 0: nothing happened at any index.
+    /// The key's revision: the entry's index if this operation wrote it; 0 = the key is absent and
+    /// this operation did not remove it. A delete that removed something has the entry's index, a
+    /// delete of an absent key 0: nothing happened at any index.
     pub revision: u64,
     /// The index at which the key that is there now was created; 0 = it is absent.
     pub create_revision: u64,
@@ -76,7 +76,8 @@ pub struct OperationResult {
 /// What a key held right before a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Previous {
-    /// The value; `None` = left out, because it did not fit the answer or was too long to be remembered.
+    /// The value; `None` = left out, because it did not fit the answer or was too long to be
+    /// remembered.
     pub value: Option<Bytes>,
     /// The revision of that value.
     pub revision: u64,
@@ -94,8 +95,8 @@ pub enum ReadValue {
     None,
     /// The value.
     Value(Bytes),
-    /// The key is present and its value is left out: no room, a remembered answer, or a Batch that was not
-    /// carried out.
+    /// The key is present and its value is left out: no room, a remembered answer, or a Batch that
+    /// was not carried out.
     Omitted,
 }
 
@@ -141,8 +142,8 @@ pub enum Refusal {
     },
     /// The session, or the session table of the shard, is full.
     SessionsFull {
-        /// Whether it is the session that is full: too many sequences that the client did not say are
-        /// answered. Otherwise the shard's table is.
+        /// Whether it is the session that is full: too many sequences that the client did not say
+        /// are answered. Otherwise the shard's table is.
         session: bool,
     },
     /// An increment met a value that is not a number, or would overflow.
@@ -181,8 +182,8 @@ impl Refusal {
         }
     }
 
-    /// What the refusal says about the write. Where it says "this attempt", an earlier attempt with the same
-    /// sequence may have been applied and forgotten.
+    /// What the refusal says about the write. Where it says "this attempt", an earlier attempt with
+    /// the same sequence may have been applied and forgotten.
     pub fn outcome(&self) -> Outcome {
         match self {
             Refusal::SessionExpired { .. }
@@ -210,37 +211,40 @@ impl fmt::Display for Refusal {
             Refusal::WrongShard { detail } => write!(f, "{detail}; fetch the cluster map again"),
             Refusal::SessionExpired { log_time } => write!(
                 f,
-                "the session is past its time to live by the shard's log time, {log_time}; open a new one"
+                "the session is past its time to live by the shard's log time, {log_time}; open \
+                 a new one"
             ),
             Refusal::SessionFromFuture { log_time } => write!(
                 f,
-                "the session was born more than a second ahead of the shard's log time, {log_time}; the clock of \
+                "the session was born more than a second ahead of the shard's log time, \
+                 {log_time}; the clock of \
                  the node that opened it is fast, try again or open one at another node"
             ),
             Refusal::SequencePast { sequence, answered_below } => write!(
                 f,
-                "sequence {sequence} is not remembered: the client said that all below {answered_below} are answered"
+                "sequence {sequence} is not remembered: the client said that all below \
+                 {answered_below} are answered"
             ),
             Refusal::SessionEnded { sequence } => {
-                write!(f, "sequence {sequence} is not remembered: the session has ended with another write")
+                write!(f, "sequence {sequence} is past: the session has ended with another write")
             }
             Refusal::SequenceBarred { sequence } => {
                 write!(f, "sequence {sequence} was barred by Cancel and is never applied")
             }
             Refusal::SequenceReused { sequence } => {
-                write!(f, "sequence {sequence} of this session was used before for other operations")
+                write!(f, "sequence {sequence} was used before for other operations")
             }
             Refusal::SessionsFull { session: true } => f.write_str(
-                "the session has 1024 sequences that the client did not say are answered, which is the limit",
+                "the session has 1024 sequences that the client did not say are answered, the limit",
             ),
             Refusal::SessionsFull { session: false } => {
-                f.write_str("the shard's session table is full; sessions leave it when they are past their time to live")
+                f.write_str("the shard's session table is full; sessions leave it when they expire")
             }
             Refusal::NotANumber { operation, overflow: false } => {
-                write!(f, "the value at operations[{operation}].key is not a decimal signed 64-bit number")
+                write!(f, "operations[{operation}]: the value is not a decimal signed 64-bit number")
             }
             Refusal::NotANumber { operation, overflow: true } => {
-                write!(f, "the sum of operations[{operation}] is outside of the signed 64-bit range")
+                write!(f, "operations[{operation}]: the sum is beyond a signed 64-bit number")
             }
             Refusal::Malformed { detail } => write!(f, "the command is malformed: {detail}"),
             Refusal::BadMap { detail } => write!(f, "the cluster map breaks a rule: {detail}"),

@@ -1,7 +1,7 @@
 //! The stored form of an answer: one row of the session table.
 //!
-//! The key of the row is the session id (24 bytes) and the sequence (8 bytes, big-endian), so that rows
-//! lie in the order of birth, session and sequence. Format 1, forever (fixed-width integers
+//! The key of the row is the session id (24 bytes) and the sequence (8 bytes, big-endian), so that
+//! rows lie in the order of birth, session and sequence. Format 1, forever (fixed-width integers
 //! little-endian, *var* = LEB128):
 //!
 //! | bytes | field |
@@ -18,11 +18,14 @@
 //! | var | index of the entry |
 //! | 8 | log time of the entry |
 //! | var | number of operations, and then each of them: |
-//! | 1 | flags: 1 condition held · 2 found · 4 written here (revision and log time are the entry's) · 8 previous follows · 16 its value follows · 32 number follows · 64 a get that found its key |
+//! | 1 | flags: 1 condition held · 2 found · 4 written here · 8 previous · 16 its value · |
+//! | | 32 number · 64 a get |
+//! | | (4: revision and log time are the entry's; 64: of a get that found its key) |
 //! | var, 8 | revision, log time: unless written here |
 //! | var | create revision |
-//! | var, var, 8 | revision, create revision, log time of the previous value, and with flag 16 its length and bytes |
-//! | 8 | number |
+//! | var, var, 8 | with flag 8: revision, create revision, log time of the previous value |
+//! | var, n | with flag 16: its length and bytes |
+//! | 8 | with flag 32: the number |
 //!
 //! The values of gets are not stored, and the previous values of one answer only as far as they are
 //! together at most 1 KiB long.

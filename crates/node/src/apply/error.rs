@@ -18,12 +18,12 @@ impl Damaged {
     }
 }
 
-/// Why a replica cannot apply an entry. It stops there: it must not skip the entry, and nothing that the
-/// entry did may be committed.
+/// Why a replica cannot apply an entry. It stops there: it must not skip the entry, and nothing
+/// that the entry did may be committed.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// The entry was written by a version that knows more than this one. Nothing is wrong with the data:
-    /// a newer program applies it.
+    /// The entry was written by a version that knows more than this one. Nothing is wrong with the
+    /// data: a newer program applies it.
     #[error(
         "this version cannot apply the entry at index {index}: {detail}; a newer version is needed"
     )]

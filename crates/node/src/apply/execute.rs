@@ -27,8 +27,8 @@ pub struct EntryPlace {
     pub log_time: LogTime,
 }
 
-/// Checks what the program that proposed the write must have checked, as far as apply relies on it. What a
-/// newer version may have added is an error: this version cannot know what it leaves out.
+/// Checks what the program that proposed the write must have checked, as far as apply relies on it.
+/// What a newer version may have added is an error: this version cannot know what it leaves out.
 pub fn check(write: &Write, index: u64) -> Result<Result<(), Refusal>, ApplyError> {
     let unknown = |what: &str, at: usize| ApplyError::UnknownFeature {
         index,
@@ -63,8 +63,8 @@ pub fn check(write: &Write, index: u64) -> Result<Result<(), Refusal>, ApplyErro
     Ok(Ok(()))
 }
 
-/// Carries out a write that [`check`] has passed. Refused with [`Refusal::NotANumber`] it has changed
-/// nothing.
+/// Carries out a write that [`check`] has passed. Refused with [`Refusal::NotANumber`] it has
+/// changed nothing.
 pub fn execute(
     write: &Write,
     place: EntryPlace,
@@ -207,8 +207,8 @@ fn add_numbers(steps: &mut [Step<'_>]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Reads the one decimal form that an increment writes: no sign but a minus, no leading zeros, no spaces.
-/// So a number has one text, and comparing values compares numbers.
+/// Reads the one decimal form that an increment writes: no sign but a minus, no leading zeros, no
+/// spaces. So a number has one text, and comparing values compares numbers.
 pub fn parse_number(value: &[u8]) -> Option<i64> {
     let digits = value.strip_prefix(b"-").unwrap_or(value);
     let canonical = match digits {

@@ -48,7 +48,8 @@ impl Ownership {
         let Ownership { shard, shard_epoch, first, last } = self;
         Refusal::WrongShard {
             detail: format!(
-                "{what}; this is shard {shard} in epoch {shard_epoch}, hashes {first:#018x} to {last:#018x}"
+                "{what}; this is shard {shard} in epoch {shard_epoch}, with hashes \
+                 {first:#018x} to {last:#018x}"
             ),
         }
     }
@@ -65,11 +66,11 @@ pub enum Applied {
     Command(WriteAnswer),
 }
 
-/// The in-memory part of a group's state machine. The rows are the truth: after any entry the machine is what
-/// loading the rows would give.
+/// The in-memory part of a group's state machine. The rows are the truth: after any entry the
+/// machine is what loading the rows would give.
 ///
-/// After an [`ApplyError`] the machine and the transaction must be dropped: they may hold a part of the
-/// entry.
+/// After an [`ApplyError`] the machine and the transaction must be dropped: they may hold a part of
+/// the entry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateMachine {
     owned: Owned,
@@ -125,8 +126,8 @@ impl StateMachine {
         }
     }
 
-    /// Applies a committed entry. Entries must come in order, each once, `rows` being the state right after
-    /// the entry before.
+    /// Applies a committed entry. Entries must come in order, each once, `rows` being the state
+    /// right after the entry before.
     pub fn apply_entry(
         &mut self,
         entry: &Entry,

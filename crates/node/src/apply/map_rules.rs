@@ -1,7 +1,7 @@
 //! What a cluster map must be, and how one may follow another.
 //!
-//! Checked before a change is proposed, so that the proposer learns what is wrong, and again at apply, so
-//! that no map that breaks a rule can ever be committed, whoever proposed it.
+//! Checked before a change is proposed, so that the proposer learns what is wrong, and again at
+//! apply, so that no map that breaks a rule can ever be committed, whoever proposed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

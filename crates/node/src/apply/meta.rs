@@ -8,8 +8,8 @@
 //! | `n` ‖ node id, u64 big-endian | a `MapNode` |
 //! | `s` ‖ shard id, u64 big-endian | a `MapShard` |
 //!
-//! A change writes only the rows that differ. The order of nodes (by id) and shards (by range) is a rule of
-//! the map, so that it need not be stored.
+//! A change writes only the rows that differ. The order of nodes (by id) and shards (by range) is a
+//! rule of the map, so that it need not be stored.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -76,7 +76,8 @@ impl MapState {
         self.map.as_ref().map_or(0, |map| map.epoch)
     }
 
-    /// Replaces the map if its epoch is the one that the proposer saw and the rules allow the change.
+    /// Replaces the map if its epoch is the one that the proposer saw and the rules allow the
+    /// change.
     pub fn change(
         &mut self,
         change: ChangeMap,

@@ -1,9 +1,10 @@
 //! The replicated state machine: what a committed entry does to the rows of its group.
 //!
-//! Every replica of a group applies the same entries in the same order and must end with the same rows,
-//! byte for byte; the digest of the rows is compared between replicas. So nothing here reads a clock (the
-//! log time of the entry is the only time), draws a random number, iterates a hash map or computes with
-//! floats, and the in-memory session table and map are always what a reload of the rows would give.
+//! Every replica of a group applies the same entries in the same order and must end with the same
+//! rows, byte for byte; the digest of the rows is compared between replicas. So nothing here reads
+//! a clock (the log time of the entry is the only time), draws a random number, iterates a hash map
+//! or computes with floats, and the in-memory session table and map are always what a reload of the
+//! rows would give.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -18,8 +19,8 @@
 //! | [`stamp`] | log time |
 //! | [`rows`] | what apply needs of the storage |
 //!
-//! An error here stops the replica: it could not go on without differing from the others. Everything
-//! that depends on the client or on the state is an answer.
+//! An error here stops the replica: it could not go on without differing from the others.
+//! Everything that depends on the client or on the state is an answer.
 
 pub mod answer;
 pub mod answer_row;

@@ -1,7 +1,8 @@
 //! Reading the hand-laid binary rows of the state machine.
 //!
-//! Everything that apply stores is little: fixed-width integers are little-endian, counts and revisions
-//! are LEB128 variable-length integers, and byte strings are a length in that form and then the bytes.
+//! Everything that apply stores is little: fixed-width integers are little-endian, counts and
+//! revisions are LEB128 variable-length integers, and byte strings are a length in that form and
+//! then the bytes.
 
 use bytes::Bytes;
 
@@ -58,7 +59,8 @@ impl Reader {
         Ok(u64::from_le_bytes(word))
     }
 
-    /// A LEB128 integer in its shortest form; any other form is damage, so that one value has one row.
+    /// A LEB128 integer in its shortest form; any other form is damage, so that one value has one
+    /// row.
     pub(super) fn varint(&mut self) -> Result<u64, Damaged> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {

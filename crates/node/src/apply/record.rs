@@ -32,7 +32,8 @@ pub struct Record {
     pub revision: u64,
     /// The log time of the last write: Unix milliseconds << 16 | logical.
     pub log_time: u64,
-    /// The log time from which the key counts as absent; `None` = never. Reserved: nothing sets it yet.
+    /// The log time from which the key counts as absent; `None` = never. Reserved: nothing sets it
+    /// yet.
     pub expiry: Option<u64>,
     /// The value.
     pub value: Bytes,

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use quorate_storage::{RowKey, RowKind, StorageError, Transaction};
 
-/// The rows of one group, as the entry that is being applied sees and changes them. Its own changes are
-/// visible to it at once; others see all of them or none, when the storage commits the transaction.
+/// The rows of one group, as the entry that is being applied sees and changes them. Its own changes
+/// are visible to it at once; others see all of them or none, when the storage commits the
+/// transaction.
 pub trait Rows {
     /// The row's bytes; `None` = there is no such row.
     fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError>;

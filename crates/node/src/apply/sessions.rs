@@ -1,20 +1,22 @@
 //! The exactly-once table of a shard: which (session, sequence) was decided, and how.
 //!
-//! The rows are the truth and this table is their index: one row for each remembered sequence and no
-//! other, so that a write with a session costs one row more, and one removed for each row that is no
-//! longer needed. The answers themselves stay in the rows; in memory is what the next command must
-//! be checked against. [`SessionTable::load`] of the rows always gives the same table.
+//! The rows are the truth and this table is their index: one row for each remembered sequence and
+//! no other, so that a write with a session costs one row more, and one removed for each row that
+//! is no longer needed. The answers themselves stay in the rows; in memory is what the next command
+//! must be checked against. [`SessionTable::load`] of the rows always gives the same table.
 //!
-//! - *Which ids are taken.* A session lives for [`SessionLimits::ttl_ms`] from its birth, by the shard's
-//!   own log time. An unknown id within it is new; an older one is refused whether it is remembered or
-//!   not. So forgetting what has expired is always safe.
-//! - *What is remembered.* The answers of sequences from `answered_below` on. A write carries that number;
-//!   its row keeps it, and the greatest of the remaining rows is the session's: a row is only dropped when
-//!   another row says that its sequence is answered, so the greatest is never lost.
-//! - *The end.* A write that says it is the last leaves its own row alone, the tombstone; every other
-//!   sequence is then past.
+//! - *Which ids are taken.* A session lives for [`SessionLimits::ttl_ms`] from its birth, by the
+//!   shard's own log time. An unknown id within it is new; an older one is refused whether it is
+//!   remembered or not. So forgetting what has expired is always safe.
+//! - *What is remembered.* The answers of sequences from `answered_below` on. A write carries that
+//!   number; its row keeps it, and the greatest of the remaining rows is the session's: a row is
+//!   only dropped when another row says that its sequence is answered, so the greatest is never
+//!   lost.
+//! - *The end.* A write that says it is the last leaves its own row alone, the tombstone; every
+//!   other sequence is then past.
 //! - *Full.* At most [`SessionLimits::unanswered_max`] sequences a session and
-//!   [`SessionLimits::bytes_max`] for all: then new sequences are refused, and nothing that lives is evicted.
+//!   [`SessionLimits::bytes_max`] for all: then new sequences are refused, and nothing that lives
+//!   is evicted.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -31,11 +33,12 @@ use super::{
 };
 use crate::session_id::SessionId;
 
-/// What a row costs beside its key and value, in [`SessionTable::bytes`]: its place in memory and on disk.
+/// What a row costs beside its key and value, in [`SessionTable::bytes`]: its place in memory and
+/// on disk.
 const ROW_OVERHEAD_BYTES: u64 = 64;
 
-/// The bounds of a session table. All replicas of all versions must use the same ones, because they decide
-/// what is refused: they belong to the feature level and are no configuration.
+/// The bounds of a session table. All replicas of all versions must use the same ones, because they
+/// decide what is refused: they belong to the feature level and are no configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
     /// How long a session is valid from its birth, in milliseconds of log time.
@@ -44,11 +47,11 @@ pub struct SessionLimits {
     pub future_ms: u64,
     /// The most remembered sequences of a session.
     pub unanswered_max: usize,
-    /// Once the rows of the table together reach this many bytes (key, value and 64 each), new sequences are
-    /// refused. The last row accepted may exceed it by its own length.
+    /// Once the rows of the table together reach this many bytes (key, value and 64 each), new
+    /// sequences are refused. The last row accepted may exceed it by its own length.
     pub bytes_max: u64,
-    /// Forgetting stops once this many rows were removed for one entry. A session is forgotten whole, so
-    /// that at most `unanswered_max` more are.
+    /// Forgetting stops once this many rows were removed for one entry. A session is forgotten
+    /// whole, so that at most `unanswered_max` more are.
     pub expired_rows_per_entry: usize,
 }
 
@@ -70,7 +73,8 @@ pub struct SessionUse {
     pub id: SessionId,
     /// The write's number in the session.
     pub sequence: u64,
-    /// All sequences below this one are answered. What a client says beyond `sequence` counts as `sequence`.
+    /// All sequences below this one are answered. What a client says beyond `sequence` counts as
+    /// `sequence`.
     pub answered_below: u64,
     /// The session ends with this write.
     pub last: bool,
@@ -192,8 +196,8 @@ impl SessionTable {
         self.limits
     }
 
-    /// Forgets sessions past their time to live, oldest first and only some of them, so that one entry
-    /// never pays for many. What remains is refused all the same.
+    /// Forgets sessions past their time to live, oldest first and only some of them, so that one
+    /// entry never pays for many. What remains is refused all the same.
     pub fn expire(&mut self, now: LogTime, rows: &mut impl Rows) -> Result<(), ApplyError> {
         let mut removed = 0;
         while removed < self.limits.expired_rows_per_entry {
@@ -241,7 +245,8 @@ impl SessionTable {
         self.room(command)
     }
 
-    /// Whether there is room for one more row, after those that the command says are answered have gone.
+    /// Whether there is room for one more row, after those that the command says are answered have
+    /// gone.
     fn room(&self, command: &SessionUse) -> Admission {
         let (mut kept, mut freed) = (0, 0);
         if let Some(session) = self.sessions.get(&command.id) {
@@ -258,8 +263,8 @@ impl SessionTable {
         }
     }
 
-    /// Remembers the answer of a command that was [`Admission::New`] (`None` = it is barred), and forgets what
-    /// the command says is answered.
+    /// Remembers the answer of a command that was [`Admission::New`] (`None` = it is barred), and
+    /// forgets what the command says is answered.
     pub fn record(
         &mut self,
         command: &SessionUse,
@@ -289,8 +294,8 @@ impl SessionTable {
         Ok(())
     }
 
-    /// The remembered answer of a command that was [`Admission::Remembered`]. Nothing changes but that the
-    /// session forgets what the command says is answered since.
+    /// The remembered answer of a command that was [`Admission::Remembered`]. Nothing changes but
+    /// that the session forgets what the command says is answered since.
     pub fn replay(
         &mut self,
         command: &SessionUse,
@@ -302,7 +307,8 @@ impl SessionTable {
         let session = self.sessions.get_mut(&command.id).ok_or_else(missing)?;
         if command.floor() > session.floor {
             session.floor = command.floor();
-            // The row that carried the old number may be among those that go, so this one carries the new.
+            // The row that carried the old number may be among those that go, so this one carries
+            // the new.
             row.answered_below = session.floor;
             rows.put(&key, &row.encode())?;
             self.bytes -= trim(session, &command.id, rows)?;

@@ -13,7 +13,8 @@ pub const AHEAD_OF_MEDIAN_MAX_MS: u64 = 500;
 pub struct LogTime(pub u64);
 
 impl LogTime {
-    /// The first log time of a millisecond; milliseconds beyond 48 bits (the year 10889) stay at the last.
+    /// The first log time of a millisecond; milliseconds beyond 48 bits (the year 10889) stay at
+    /// the last.
     pub fn from_millis(unix_ms: u64) -> LogTime {
         LogTime(unix_ms.min((1 << 48) - 1) << 16)
     }
@@ -43,9 +44,9 @@ impl fmt::Display for LogTime {
 /// The stamp of the next entry: max(last + 1 logical, min(own clock, M + 500 ms)).
 ///
 /// `last` is the stamp of the newest entry of the leader's log, `own_ms` the leader's clock (Unix
-/// milliseconds), and `voter_clocks_ms` the last reported clock of each voter that has reported one, the
-/// leader's own among them; its order does not matter. M is their median, of an even number the smaller
-/// of the middle two. Without any report only the own clock counts.
+/// milliseconds), and `voter_clocks_ms` the last reported clock of each voter that has reported
+/// one, the leader's own among them; its order does not matter. M is their median, of an even
+/// number the smaller of the middle two. Without any report only the own clock counts.
 pub fn next_stamp(last: LogTime, own_ms: u64, voter_clocks_ms: &mut [u64]) -> LogTime {
     let now_ms = match median(voter_clocks_ms) {
         Some(median) => own_ms.min(median.saturating_add(AHEAD_OF_MEDIAN_MAX_MS)),
@@ -173,7 +174,9 @@ mod tests {
         }
 
         #[test]
-        fn the_median_is_the_lower_middle(mut clocks in proptest::collection::vec(any::<u64>(), 1..8)) {
+        fn the_median_is_the_lower_middle(
+            mut clocks in proptest::collection::vec(any::<u64>(), 1..8),
+        ) {
             let found = median(&mut clocks.clone()).unwrap();
             clocks.sort_unstable();
             prop_assert_eq!(found, clocks[(clocks.len() - 1) / 2]);

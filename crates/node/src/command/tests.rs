@@ -142,7 +142,8 @@ fn sessions_are_checked() {
     let sentence =
         "session.answered_below is 6, above the sequence 5 itself, which is not answered yet";
     refused(with(session(5, 6)), Reason::BadToken, field, NONE, sentence);
-    let sentence = "sequence 5000 is more than 1024 above session.answered_below, 3975: too many writes of one \
+    let sentence = "sequence 5000 is more than 1024 above session.answered_below, 3975: too \
+                    many writes of one \
                     session are unanswered";
     refused(with(session(5_000, 3_975)), Reason::BadToken, field, (1_024, ""), sentence);
     let sentence = "session.sequence is 0; sequences begin with 1";

@@ -124,8 +124,8 @@ pub fn entry(index: u64, at_ms: u64, command: &Command) -> Entry {
     }
 }
 
-/// A shard with its rows; each command takes the next index. After each one the machine is compared with
-/// a reload of its rows.
+/// A shard with its rows; each command takes the next index. After each one the machine is compared
+/// with a reload of its rows.
 pub struct Shard {
     pub machine: StateMachine,
     pub rows: MemoryRows,
@@ -210,7 +210,10 @@ fn random_command() -> impl Strategy<Value = Command> {
 
 fn random_write() -> impl Strategy<Value = Command> {
     let one = (random_operation(), 0..3usize).prop_map(|(operation, key)| (key, operation)).boxed();
-    let batch = prop_oneof![3 => prop::collection::vec(one.clone(), 1), 1 => prop::collection::vec(one, 2..4)];
+    let batch = prop_oneof![
+        3 => prop::collection::vec(one.clone(), 1),
+        1 => prop::collection::vec(one, 2..4),
+    ];
     batch.prop_map(|operations| {
         let mut keys = std::collections::BTreeSet::new();
         let operations = operations.into_iter().filter(|(key, _)| keys.insert(*key));

@@ -1,4 +1,5 @@
-//! The same log gives the same rows and answers, however it is cut and wherever the replica restarts.
+//! The same log gives the same rows and answers, however it is cut and wherever the replica
+//! restarts.
 
 use std::collections::BTreeMap;
 
@@ -49,8 +50,8 @@ fn load(rows: &MemoryRows) -> StateMachine {
     StateMachine::load_shard(OWNERSHIP, SMALL, rows.of_kind(RowKind::Session)).unwrap()
 }
 
-/// Applies the log in batches of these lengths, over and over; after a batch with `true` the replica
-/// restarts from its rows.
+/// Applies the log in batches of these lengths, over and over; after a batch with `true` the
+/// replica restarts from its rows.
 fn replay(steps: &[Step], batches: &[(usize, bool)]) -> (MemoryRows, Vec<Option<WriteAnswer>>) {
     let mut rows = Batched { base: MemoryRows::default(), pending: BTreeMap::new() };
     let mut machine = load(&rows.base);

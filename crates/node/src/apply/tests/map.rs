@@ -308,7 +308,8 @@ proptest! {
         prop_assert_eq!(meta.change(0, &map), WriteAnswer::MapChanged { epoch: 1 });
         for _ in 0..count {
             let next = split_map(&map);
-            prop_assert_eq!(meta.change(map.epoch, &next), WriteAnswer::MapChanged { epoch: next.epoch });
+            let changed = WriteAnswer::MapChanged { epoch: next.epoch };
+            prop_assert_eq!(meta.change(map.epoch, &next), changed);
             map = next;
         }
         prop_assert_eq!(meta.machine.map().unwrap().as_ref(), &map);

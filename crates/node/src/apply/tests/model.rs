@@ -1,4 +1,5 @@
-//! A naive twin of the state machine: it remembers everything for ever and looks rules up in plain lists.
+//! A naive twin of the state machine: it remembers everything for ever and looks rules up in plain
+//! lists.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! The machine on the real storage: checkpoints, and restarts that lose what no checkpoint holds and apply
-//! it again from the log.
+//! The machine on the real storage: checkpoints, and restarts that lose what no checkpoint holds
+//! and apply it again from the log.
 
 use std::{path::Path, sync::Arc};
 
