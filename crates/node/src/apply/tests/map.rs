@@ -219,7 +219,7 @@ fn every_rule_of_a_map_has_its_sentence() {
         }),
         ("the lineage of shard 4 stands after", |map| {
             let line = ShardLineage { child: 4, parent: 1, parent_index: 1, map_epoch: 1 };
-            map.lineage = vec![line.clone(), line];
+            map.lineage = vec![line; 2];
         }),
     ];
     map_rules::check(&first_map()).unwrap();
