@@ -41,6 +41,15 @@ pub fn parse_positive(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A duration for people who want its size, not its figures: `4 s`, `350 ms`, `2 min 30 s`.
+pub fn show_rough(duration: Duration) -> String {
+    match duration.as_millis() {
+        millis @ 0..1_000 => format!("{millis} ms"),
+        1_000..120_000 => format!("{} s", duration.as_secs()),
+        _ => show(duration),
+    }
+}
+
 /// A duration for people: at most three significant digits, and the unit that suits it.
 pub fn show(duration: Duration) -> String {
     let micros = duration.as_micros();
@@ -77,6 +86,13 @@ mod tests {
             assert!(parse(text).is_err(), "{text:?}");
         }
         assert_eq!(parse_positive("0s").unwrap_err(), "must be longer than 0");
+    }
+
+    #[test]
+    fn shows_the_size() {
+        assert_eq!(show_rough(Duration::from_millis(37)), "37 ms");
+        assert_eq!(show_rough(Duration::from_millis(4_900)), "4 s");
+        assert_eq!(show_rough(Duration::from_secs(150)), "2 min 30 s");
     }
 
     #[test]

@@ -4,7 +4,15 @@
 mod cli;
 mod duration;
 mod encoding;
+mod again;
+mod command;
 mod exit;
+mod failure;
+mod interrupt;
+mod token_file;
+mod output;
+mod view;
+mod wire;
 mod records;
 
 use clap::Parser as _;

@@ -1,0 +1,112 @@
+//! The command that asks a write of unknown outcome again, safely: the same words, and the session and
+//! sequence that it was sent with, by which the cluster knows it again.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+
+/// What a write is known by, however often it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteId {
+    /// The session, 24 opaque bytes.
+    pub session: bytes::Bytes,
+    /// Its number in the session.
+    pub sequence: u64,
+}
+
+/// The command line to type into a shell, made of the words that this process was started with.
+pub fn command_line(words: &[OsString], id: &WriteId) -> String {
+    let mut words = words.iter();
+    let program = words.next().map_or_else(|| OsStr::new("kvctl"), OsString::as_os_str);
+    let mut line = quote(program);
+    line.push_str(&format!(
+        " --session-id {} --sequence {}",
+        hex::encode(&id.session),
+        id.sequence
+    ));
+    let mut given_before = false;
+    for word in words {
+        let bytes = word.as_bytes();
+        if std::mem::take(&mut given_before) {
+            continue;
+        }
+        if bytes == b"--session-id" || bytes == b"--sequence" {
+            given_before = true;
+            continue;
+        }
+        if bytes.starts_with(b"--session-id=") || bytes.starts_with(b"--sequence=") {
+            continue;
+        }
+        line.push(' ');
+        line.push_str(&quote(word));
+    }
+    line
+}
+
+/// One word as a shell reads it back: plain where that is safe, in single quotes where it is text,
+/// and as `$'…'` with escapes (bash, zsh, ksh, POSIX 2024) where it is not.
+fn quote(word: &OsStr) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:=,@%+".contains(byte);
+    match word.to_str() {
+        Some(text) if !text.is_empty() && text.as_bytes().iter().all(plain) => text.to_owned(),
+        Some(text) if !text.chars().any(char::is_control) => {
+            format!("'{}'", text.replace('\'', r"'\''"))
+        }
+        _ => {
+            let mut quoted = String::from("$'");
+            for &byte in word.as_bytes() {
+                match byte {
+                    b'\'' | b'\\' => quoted.extend(['\\', char::from(byte)]),
+                    b' '..=b'~' => quoted.push(char::from(byte)),
+                    // Octal, because a hexadecimal escape would go on into digits that follow it.
+                    _ => quoted.push_str(&format!("\\{byte:03o}")),
+                }
+            }
+            quoted.push('\'');
+            quoted
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    fn id() -> WriteId {
+        WriteId { session: bytes::Bytes::from(vec![0xab; 24]), sequence: 7 }
+    }
+
+    fn again(words: &[&str]) -> String {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        command_line(&words, &id()).replace(&"ab".repeat(24), "ID")
+    }
+
+    #[test]
+    fn the_same_words_with_the_session() {
+        assert_eq!(
+            again(&["kvctl", "--endpoints", "h:1", "put", "k", "it's new"]),
+            r"kvctl --session-id ID --sequence 7 --endpoints h:1 put k 'it'\''s new'"
+        );
+        assert_eq!(
+            again(&["./kvctl", "put", "--session-id", "00", "--sequence=3", "k", ""]),
+            "./kvctl --session-id ID --sequence 7 put k ''"
+        );
+    }
+
+    #[test]
+    fn a_shell_reads_every_byte_back() {
+        let word = OsString::from_vec((1..=255).collect());
+        let quoted = quote(&word);
+        // `sh` need not know $'…'; bash does.
+        let Ok(output) = std::process::Command::new("bash")
+            .arg("-c")
+            .arg(format!("printf %s {quoted}"))
+            .output()
+        else {
+            assert!(quoted.starts_with("$'\\001"));
+            return;
+        };
+        assert_eq!(output.stdout, word.as_bytes());
+    }
+}

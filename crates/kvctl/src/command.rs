@@ -1,0 +1,3 @@
+//! The commands, one family per file.
+
+pub mod load;

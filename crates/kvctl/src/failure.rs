@@ -1,0 +1,225 @@
+//! What a command ends with when it does not succeed, and how that is told.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::again::WriteId;
+use crate::exit::Exit;
+use crate::output::json::Object;
+use crate::wire::{Outcome, Reason};
+
+/// Why a command, or one item of it, did not succeed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code that it gives.
+    pub exit: Exit,
+    /// A sentence for people.
+    pub message: String,
+    /// What the cluster says of it; absent where it was not asked.
+    pub answer: Option<AnswerOfCluster>,
+    /// Standard output is gone: there is nobody to tell anything.
+    pub reader_gone: bool,
+}
+
+/// The part of a failure that the cluster, or the client on its behalf, has said.
+#[derive(Clone, Debug, Default)]
+pub struct AnswerOfCluster {
+    /// The reason; `Unspecified` where none was given.
+    pub reason: Reason,
+    /// What is known of the effect.
+    pub outcome: Outcome,
+    /// When to ask again at the earliest.
+    pub retry_after: Option<Duration>,
+    /// By which the nodes' logs know the request; empty if unknown.
+    pub request_id: String,
+    /// The write, if asking again with this is safe.
+    pub write: Option<WriteId>,
+}
+
+/// The result of a command or of a part of it.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
+
+impl Failure {
+    /// The command line or its input is wrong.
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure::of(Exit::Usage, message)
+    }
+
+    /// With an exit code of its own.
+    pub fn of(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure { exit, message: message.into(), answer: None, reader_gone: false }
+    }
+
+    /// A file could not be read or written.
+    pub fn file(path: &std::path::Path, error: &io::Error) -> Failure {
+        Failure::usage(format!("{}: {}", path.display(), plain(error)))
+    }
+
+    /// One JSON object, for `-o json`.
+    pub fn json(&self, again: Option<&str>) -> Value {
+        let answer = self.answer.clone().unwrap_or_default();
+        let reason = match (&self.answer, self.exit) {
+            (Some(answer), _) if answer.reason != Reason::Unspecified => answer.reason.name(),
+            (_, Exit::Usage) => "USAGE",
+            (_, Exit::Interrupted) => "INTERRUPTED",
+            _ => "UNSPECIFIED",
+        };
+        Object::new()
+            .with("reason", reason)
+            .with("outcome", outcome(answer.outcome))
+            .with("message", self.message.as_str())
+            .with_some("retry_after_ms", answer.retry_after.map(millis))
+            .with_some(
+                "request_id",
+                Some(answer.request_id).filter(|request_id| !request_id.is_empty()),
+            )
+            .with_some("ask_again", again)
+            .into()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let Some(answer) = &self.answer else { return Ok(()) };
+        if let Some(after) = answer.retry_after.filter(|after| !after.is_zero()) {
+            write!(f, "; try again after {}", crate::duration::show_rough(after))?;
+        }
+        if !answer.request_id.is_empty() {
+            write!(f, " (request {})", answer.request_id)?;
+        }
+        Ok(())
+    }
+}
+
+/// Output that cannot be written ends the command; a reader that went away is no error.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        let reader_gone = error.kind() == io::ErrorKind::BrokenPipe;
+        let exit = if reader_gone { Exit::Done } else { Exit::Usage };
+        Failure { reader_gone, ..Failure::of(exit, format!("standard output: {}", plain(&error))) }
+    }
+}
+
+/// An error of the system without its number, which says nothing to people.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+/// The name of an outcome in JSON; null where the question does not arise.
+fn outcome(outcome: Outcome) -> Value {
+    match outcome {
+        Outcome::Unspecified => Value::Null,
+        Outcome::NotApplied => "not_applied".into(),
+        Outcome::Unknown => "unknown".into(),
+        Outcome::AttemptNotApplied => "attempt_not_applied".into(),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The exit code of what the cluster answered: by the gRPC code's number, after the outcome, which
+/// weighs more. A write whose outcome is unknown is 4 whatever else is said of it.
+pub fn exit_of(code: i32, reason: Reason, outcome: Outcome) -> Exit {
+    if outcome == Outcome::Unknown || reason == Reason::OutcomeUnknown {
+        return Exit::Unknown;
+    }
+    match code {
+        // INVALID_ARGUMENT; OUT_OF_RANGE is a message that the other side would not decode.
+        3 | 11 => Exit::Usage,
+        // CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNAVAILABLE.
+        1 | 4 | 8 | 10 | 14 => Exit::Unavailable,
+        // NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, FAILED_PRECONDITION, UNIMPLEMENTED,
+        // DATA_LOSS, UNAUTHENTICATED.
+        5 | 6 | 7 | 9 | 12 | 15 | 16 => Exit::Refused,
+        // UNKNOWN, INTERNAL, and what gRPC does not have.
+        _ => Exit::Bug,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every reason of the error table, with the exit code that the interface promises for it.
+    #[test]
+    fn every_reason_has_its_exit_code() {
+        use Reason::*;
+        let refused = [
+            TooStale, TokenAhead, WrongShard, TokenForeign, SessionExpired, SequencePast,
+            SessionFromFuture, NotANumber, NotOffered, ReplicaDamaged,
+        ];
+        let usage = [
+            SequenceReused, BadKey, BadValue, TooLarge, BadCondition, BadKeyspace, CrossShard,
+            BadToken, BadPageToken, BadLevel, BadRequest,
+        ];
+        let unavailable = [
+            NoLeader, NoQuorum, Starting, Draining, ReadTimeout, Overloaded, Quota, DiskFull,
+            SessionsFull,
+        ];
+        let expected = [
+            (Exit::Refused, &refused[..]),
+            (Exit::Usage, &usage),
+            (Exit::Unavailable, &unavailable),
+            (Exit::Unknown, &[OutcomeUnknown]),
+            (Exit::Bug, &[Internal]),
+        ];
+        let mut seen = 0;
+        for (exit, reasons) in expected {
+            for &reason in reasons {
+                let code = reason.code() as i32;
+                assert_eq!(exit_of(code, reason, reason.outcome()), exit, "{reason:?}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, quorate_proto::reason::REASONS.len(), "a reason is missing here");
+    }
+
+    #[test]
+    fn an_unknown_outcome_outweighs_every_code() {
+        for code in 0..=16 {
+            assert_eq!(exit_of(code, Reason::Unspecified, Outcome::Unknown), Exit::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_failure_is_one_json_object() {
+        let mut failure = Failure::of(Exit::Unavailable, "shard 3 has no leader");
+        failure.answer = Some(AnswerOfCluster {
+            reason: Reason::NoLeader,
+            outcome: Outcome::NotApplied,
+            retry_after: Some(Duration::from_millis(250)),
+            request_id: "r-1".into(),
+            write: None,
+        });
+        assert_eq!(
+            failure.json(None).to_string(),
+            r#"{"reason":"NO_LEADER","outcome":"not_applied","message":"shard 3 has no leader","retry_after_ms":250,"request_id":"r-1"}"#
+        );
+        assert_eq!(
+            failure.to_string(),
+            "shard 3 has no leader; try again after 250 ms (request r-1)"
+        );
+        assert_eq!(
+            Failure::usage("no").json(Some("kvctl put")).to_string(),
+            r#"{"reason":"USAGE","outcome":null,"message":"no","ask_again":"kvctl put"}"#
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let gone = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(gone.reader_gone && gone.exit == Exit::Done);
+        let full = Failure::from(io::Error::from(io::ErrorKind::StorageFull));
+        assert!(!full.reader_gone && full.exit == Exit::Usage);
+    }
+}

@@ -1,0 +1,113 @@
+//! The JSON of every result: names as in the proto, integers as numbers, ids in hexadecimal, bytes
+//! as text where they are UTF-8 and else in base64 under another name. These names are for ever.
+
+use serde_json::{Map, Value, json};
+
+use crate::encoding::to_base64;
+use crate::wire;
+
+/// An object whose fields keep the order in which they were put.
+#[derive(Default)]
+pub struct Object(Map<String, Value>);
+
+impl Object {
+    /// Without fields.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With one more field.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.0.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// With one more field if there is a value.
+    #[must_use]
+    pub fn with_some(self, name: &str, value: Option<impl Into<Value>>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+
+    /// With bytes: `name` if they are UTF-8, else `name_base64`.
+    #[must_use]
+    pub fn with_bytes(self, name: &str, bytes: &[u8]) -> Self {
+        match str::from_utf8(bytes) {
+            Ok(text) => self.with(name, text),
+            Err(_) => self.with(&format!("{name}_base64"), to_base64(bytes)),
+        }
+    }
+
+    /// With a revision, the one that created the key, and the log time: what every record has.
+    #[must_use]
+    pub fn with_version(self, revision: u64, create_revision: u64, log_time: u64) -> Self {
+        self.with("revision", revision)
+            .with("create_revision", create_revision)
+            .with_log_time(log_time)
+    }
+
+    /// With a log time, in its two parts.
+    #[must_use]
+    pub fn with_log_time(self, log_time: u64) -> Self {
+        self.with("log_time_ms", log_time >> 16).with("log_time_logical", log_time & 0xffff)
+    }
+
+    /// With the receipt of an answer.
+    #[must_use]
+    pub fn with_receipt(self, receipt: Option<&wire::Receipt>) -> Self {
+        self.with_some("receipt", receipt.map(crate::output::json::receipt))
+    }
+}
+
+impl From<Object> for Value {
+    fn from(object: Object) -> Value {
+        Value::Object(object.0)
+    }
+}
+
+/// A receipt, as in the proto; the age is `age_bound_ms`, rounded up so that it stays a bound.
+pub fn receipt(receipt: &wire::Receipt) -> Value {
+    Object::new()
+        .with("level", level(receipt.level))
+        .with("shard", receipt.shard)
+        .with("term", receipt.term)
+        .with("index", receipt.index)
+        .with("node_id", receipt.node_id)
+        .with("map_epoch", receipt.map_epoch)
+        .with("history", hex::encode(&receipt.history))
+        .with_some("age_bound_ms", receipt.age_bound.as_ref().map(millis_up))
+        .with("leader_node_id", receipt.leader_node_id)
+        .into()
+}
+
+/// What a key held before.
+pub fn stored_value(stored: &wire::StoredValue) -> Value {
+    let object = if stored.value_omitted {
+        Object::new().with("value_omitted", true)
+    } else {
+        Object::new().with_bytes("value", &stored.value)
+    };
+    object.with_version(stored.revision, stored.create_revision, stored.log_time).into()
+}
+
+/// A level's name, as `--consistency` has it.
+pub fn level(level: i32) -> &'static str {
+    match wire::ReadLevel::try_from(level) {
+        Ok(wire::ReadLevel::Linearizable) => "linearizable",
+        Ok(wire::ReadLevel::Lease) => "lease",
+        Ok(wire::ReadLevel::Session) => "session",
+        Ok(wire::ReadLevel::Bounded) => "bounded",
+        Ok(wire::ReadLevel::Stale) => "stale",
+        Ok(wire::ReadLevel::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// Milliseconds, rounded up.
+pub fn millis_up(duration: &prost_types::Duration) -> u64 {
+    let seconds = u64::try_from(duration.seconds).unwrap_or(0);
+    let nanos = u64::try_from(duration.nanos).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(nanos.div_ceil(1_000_000))
+}

@@ -1,0 +1,121 @@
+//! Tables for people: columns by display width, no lines, colour by row.
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table as Layout, presets};
+
+/// How a row stands out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tone {
+    /// Not at all.
+    #[default]
+    Plain,
+    /// Something is on its way to be well.
+    Warning,
+    /// Something is wrong.
+    Bad,
+}
+
+impl Tone {
+    fn paint(self, line: &str) -> String {
+        match self {
+            Tone::Plain => line.to_owned(),
+            Tone::Warning => format!("\x1b[33m{line}\x1b[0m"),
+            Tone::Bad => format!("\x1b[31m{line}\x1b[0m"),
+        }
+    }
+}
+
+/// A column: its heading, and whether it holds numbers (which stand to the right).
+pub struct Column(pub &'static str, pub Align);
+
+/// Where the text of a column stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows under headings.
+pub struct Table {
+    layout: Layout,
+    tones: Vec<Tone>,
+}
+
+impl Table {
+    /// Without rows.
+    pub fn new(columns: &[Column]) -> Table {
+        let mut layout = Layout::new();
+        layout.load_preset(presets::NOTHING);
+        layout.set_content_arrangement(ContentArrangement::Disabled);
+        layout.set_header(columns.iter().map(|column| column.0));
+        for (place, column) in columns.iter().enumerate() {
+            if let Some(layout) = layout.column_mut(place) {
+                layout.set_padding((0, 2));
+                layout.set_cell_alignment(match column.1 {
+                    Align::Left => CellAlignment::Left,
+                    Align::Right => CellAlignment::Right,
+                });
+            }
+        }
+        Table { layout, tones: Vec::new() }
+    }
+
+    /// One more row; cells must be free of line ends and control characters.
+    pub fn row(&mut self, tone: Tone, cells: Vec<String>) {
+        debug_assert!(!cells.iter().any(|cell| cell.contains(char::is_control)));
+        self.layout.add_row(cells.into_iter().map(Cell::new));
+        self.tones.push(tone);
+    }
+
+    /// Whether it has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.tones.is_empty()
+    }
+
+    /// The lines, painted if they may be.
+    pub fn lines(&self, color: bool) -> Vec<String> {
+        let mut lines: Vec<String> =
+            self.layout.lines().map(|line| line.trim_end().to_owned()).collect();
+        if color {
+            let tones = [None].into_iter().chain(self.tones.iter().copied().map(Some));
+            for (line, tone) in lines.iter_mut().zip(tones) {
+                *line = match tone {
+                    None => format!("\x1b[1m{line}\x1b[0m"),
+                    Some(tone) => tone.paint(line),
+                };
+            }
+        }
+        lines
+    }
+}
+
+/// A line for people, painted if it may be.
+pub fn painted(tone: Tone, line: &str, color: bool) -> String {
+    if color { tone.paint(line) } else { line.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Table {
+        let mut table = Table::new(&[Column("KEY", Align::Left), Column("BYTES", Align::Right)]);
+        table.row(Tone::Plain, vec!["世界".into(), "7".into()]);
+        table.row(Tone::Bad, vec!["longer".into(), "34924".into()]);
+        table
+    }
+
+    #[test]
+    fn columns_align_by_display_width() {
+        assert_eq!(sample().lines(false), ["KEY     BYTES", "世界        7", "longer  34924"]);
+    }
+
+    #[test]
+    fn colour_marks_the_row_and_nothing_else() {
+        let lines = sample().lines(true);
+        assert_eq!(lines[0], "\x1b[1mKEY     BYTES\x1b[0m");
+        assert_eq!(lines[1], "世界        7");
+        assert_eq!(lines[2], "\x1b[31mlonger  34924\x1b[0m");
+    }
+}

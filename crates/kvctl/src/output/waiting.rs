@@ -1,0 +1,34 @@
+//! After half a second of waiting, people on a terminal are told for what.
+
+use std::future::Future;
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How long nothing is said.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The answer of `future`; if it takes long, the line `waiting for …` stands on the terminal until then.
+pub async fn told<T>(what: impl FnOnce() -> String, future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    if !io::stderr().is_terminal() {
+        return future.await;
+    }
+    tokio::select! {
+        biased;
+        done = &mut future => return done,
+        () = tokio::time::sleep(PATIENCE) => {}
+    }
+    let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    // The template is a constant that parses; a plain spinner would do as well.
+    line.set_style(
+        ProgressStyle::with_template("waiting for {msg} … {elapsed}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    line.set_message(what());
+    line.enable_steady_tick(Duration::from_millis(200));
+    let done = future.await;
+    line.finish_and_clear();
+    done
+}

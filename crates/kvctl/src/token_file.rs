@@ -1,0 +1,172 @@
+//! The session token between calls: a small JSON file that anything may read.
+//!
+//! ```json
+//! {"cluster_id":"…","history":"…","map_epoch":3,"parts":[{"shard":1,"index":812}]}
+//! ```
+//!
+//! The file is locked while it is read, merged and written, so that calls which run at the same time
+//! lose nothing of one another.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Exit;
+use crate::failure::{Failure, Result};
+use crate::wire::{SessionToken, SessionTokenPart};
+
+/// The file of `--session`.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Stored {
+    cluster_id: String,
+    history: String,
+    map_epoch: u64,
+    parts: Vec<StoredPart>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct StoredPart {
+    shard: u64,
+    index: u64,
+}
+
+impl TokenFile {
+    /// The file need not exist; it is made when there is something to keep.
+    pub fn new(path: &Path) -> TokenFile {
+        TokenFile { path: path.to_owned() }
+    }
+
+    /// What earlier calls have seen; `None` for a file that is absent or empty.
+    pub fn read(&self) -> Result<Option<SessionToken>> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::file(&self.path, &error)),
+        };
+        flock(&file, FlockOperation::LockShared).map_err(|error| self.failed(error.into()))?;
+        self.parse(&mut file)
+    }
+
+    /// Adds what this call has seen.
+    pub fn merge(&self, seen: &SessionToken) -> Result<()> {
+        let failed = |error| self.failed(error);
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&self.path)
+            .map_err(failed)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        let mut token = self.parse(&mut file)?.unwrap_or_default();
+        token.merge(seen).map_err(|_| {
+            let path = self.path.display();
+            Failure::of(
+                Exit::Refused,
+                format!(
+                    "{path} holds the token of another cluster, or of this one before a restore; \
+                     remove the file to begin anew"
+                ),
+            )
+        })?;
+        let stored = Stored {
+            cluster_id: hex::encode(&token.cluster_id),
+            history: hex::encode(&token.history),
+            map_epoch: token.map_epoch,
+            parts: (token.parts.iter())
+                .map(|part| StoredPart { shard: part.shard, index: part.index })
+                .collect(),
+        };
+        let mut text = serde_json::to_vec(&stored).map_err(|error| failed(error.into()))?;
+        text.push(b'\n');
+        // In place, in one write that only ever grows in effect: the lock must stay on this very file.
+        file.rewind().map_err(failed)?;
+        file.write_all(&text).map_err(failed)?;
+        file.set_len(text.len() as u64).map_err(failed)
+    }
+
+    fn parse(&self, file: &mut File) -> Result<Option<SessionToken>> {
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(|error| self.failed(error))?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let wrong = |what: String| {
+            let path = self.path.display();
+            Failure::usage(format!("{path} does not hold a session token: {what}"))
+        };
+        let stored: Stored =
+            serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        let id = |name: &str, text: &str| match hex::decode(text) {
+            Ok(id) if id.len() == 16 => Ok(bytes::Bytes::from(id)),
+            _ => Err(wrong(format!("{name} is not 32 hexadecimal digits"))),
+        };
+        Ok(Some(SessionToken {
+            cluster_id: id("cluster_id", &stored.cluster_id)?,
+            history: id("history", &stored.history)?,
+            map_epoch: stored.map_epoch,
+            parts: (stored.parts.iter())
+                .map(|part| SessionTokenPart { shard: part.shard, index: part.index })
+                .collect(),
+        }))
+    }
+
+    fn failed(&self, error: std::io::Error) -> Failure {
+        Failure::file(&self.path, &error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(cluster: u8, parts: &[(u64, u64)]) -> SessionToken {
+        SessionToken {
+            cluster_id: vec![cluster; 16].into(),
+            history: vec![7; 16].into(),
+            map_epoch: 3,
+            parts: (parts.iter())
+                .map(|&(shard, index)| SessionTokenPart { shard, index })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn keeps_the_greatest_of_each_shard() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = TokenFile::new(&directory.path().join("token"));
+        assert_eq!(file.read().unwrap(), None);
+        file.merge(&token(1, &[(1, 1_000_000), (2, 5)])).unwrap();
+        file.merge(&token(1, &[(1, 9), (3, 4)])).unwrap();
+        let read = file.read().unwrap().unwrap();
+        assert_eq!([1, 2, 3].map(|shard| read.index_of(shard)), [1_000_000, 5, 4]);
+        assert_eq!(read.cluster_id, token(1, &[]).cluster_id);
+    }
+
+    #[test]
+    fn refuses_what_is_foreign_or_no_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        let file = TokenFile::new(&path);
+        file.merge(&token(1, &[(1, 1)])).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let foreign = file.merge(&token(2, &[(1, 2)])).unwrap_err();
+        assert_eq!(foreign.exit, Exit::Refused);
+        assert_eq!(std::fs::read(&path).unwrap(), before, "a refused merge left its mark");
+
+        std::fs::write(&path, "{\"cluster_id\":\"00\",\"history\":\"\",\"map_epoch\":1,\"parts\":[]}")
+            .unwrap();
+        let wrong = file.read().unwrap_err();
+        assert_eq!(wrong.exit, Exit::Usage);
+        assert!(wrong.message.ends_with("cluster_id is not 32 hexadecimal digits"), "{wrong}");
+    }
+}

@@ -1,0 +1,328 @@
+//! One picture of the cluster out of what its nodes say.
+//!
+//! Each node answers for itself and needs no quorum to do so; nothing here asks anything of the
+//! cluster as a whole. Where answers differ, the higher term and the higher epoch are believed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::wire::{ClusterMap, GetStatusResponse, NodePhase, ReplicaHealth, ReplicaRole};
+use crate::wire::{ReplicaStatus, std_duration};
+
+mod summary;
+
+pub use summary::node_names;
+
+/// The group that replicates the cluster map.
+pub const META: u64 = 0;
+
+/// What one address answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The address asked, as given or as the map has it.
+    pub address: String,
+    /// The status, or why there is none.
+    pub status: Result<GetStatusResponse, String>,
+    /// The map as that node holds it.
+    pub map: Option<ClusterMap>,
+}
+
+/// The cluster as far as it can be seen.
+#[derive(Debug)]
+pub struct View {
+    /// The nodes, those with problems first.
+    pub nodes: Vec<NodeView>,
+    /// The shards in order of their ids, the meta group first.
+    pub shards: Vec<ShardView>,
+    /// The newest map that was seen.
+    pub map: Option<ClusterMap>,
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct NodeView {
+    /// The node; `None` where an address did not answer and no map names it.
+    pub id: Option<u64>,
+    /// Where it was asked.
+    pub address: String,
+    /// What it answered, or why it did not.
+    pub status: Result<GetStatusResponse, String>,
+    /// What is wrong with it, in words that go on after its name.
+    pub problem: Option<String>,
+}
+
+/// One shard.
+#[derive(Debug)]
+pub struct ShardView {
+    /// The shard; 0 is the meta group.
+    pub id: u64,
+    /// The nodes that vote in it, in order.
+    pub voters: Vec<u64>,
+    /// Those of them whose replica answered.
+    pub present: Vec<u64>,
+    /// The node that leads it, if it says so itself, and its term.
+    pub leader: Option<u64>,
+    /// The highest term that was seen.
+    pub term: u64,
+    /// The highest commit index that was seen.
+    pub commit: u64,
+    /// How far the leader, else the furthest replica, has applied.
+    pub applied: u64,
+    /// Of the voters, by how many entries the last one is behind, and which one it is; `None` where a
+    /// voter's place is not known.
+    pub lag: Option<(u64, u64)>,
+    /// Live keys.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// The nodes whose replica of it is not in order, and how.
+    pub ailing: Vec<(u64, &'static str)>,
+    /// Why it does not serve; `None` = it does.
+    pub trouble: Option<Trouble>,
+    /// It has fewer replicas than the cluster wants.
+    pub under_replicated: bool,
+}
+
+/// Why a shard does not serve.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// No replica that answered leads, or knows who does.
+    NoLeader {
+        /// For how long, as far as one of them knows.
+        since: Option<Duration>,
+    },
+    /// It is said to be led by a node that does not answer.
+    LeaderSilent {
+        /// That node.
+        leader: u64,
+    },
+    /// Its leader hears fewer than a majority of its voters.
+    NoQuorum {
+        /// The leader.
+        leader: u64,
+    },
+    /// None of its replicas answered.
+    Unseen,
+}
+
+impl View {
+    /// The picture that these answers give.
+    pub fn of(answers: Vec<Answer>) -> View {
+        let map = answers.iter().filter_map(|answer| answer.map.clone()).max_by_key(|map| map.epoch);
+        let nodes = nodes(&answers, map.as_ref());
+        let replicas = replicas(&nodes);
+        let mut ids: BTreeSet<u64> = replicas.keys().copied().collect();
+        if let Some(map) = &map {
+            ids.insert(META);
+            ids.extend(map.shards.iter().map(|shard| shard.id));
+        }
+        let none = Vec::new();
+        let shards = ids
+            .into_iter()
+            .map(|id| shard(id, replicas.get(&id).unwrap_or(&none), map.as_ref()))
+            .collect();
+        View { nodes, shards, map }
+    }
+
+    /// Shards that hold keys, so without the meta group.
+    pub fn user_shards(&self) -> impl Iterator<Item = &ShardView> {
+        self.shards.iter().filter(|shard| shard.id != META)
+    }
+
+    /// How many of them serve.
+    pub fn serving(&self) -> usize {
+        self.user_shards().filter(|shard| shard.trouble.is_none()).count()
+    }
+
+    /// How many nodes answered.
+    pub fn answering(&self) -> usize {
+        self.nodes.iter().filter(|node| node.status.is_ok()).count()
+    }
+
+    /// Whether every shard serves and every node is in order.
+    pub fn healthy(&self) -> bool {
+        self.user_shards().next().is_some() && self.shards.iter().all(|shard| shard.trouble.is_none())
+    }
+}
+
+/// The nodes, by what they say of themselves; one that does not answer is named by the map.
+fn nodes(answers: &[Answer], map: Option<&ClusterMap>) -> Vec<NodeView> {
+    let named = |address: &str| {
+        let nodes = map.map(|map| &map.nodes[..]).unwrap_or_default();
+        nodes.iter().find(|node| node.client_address == address).map(|node| node.id)
+    };
+    let mut by_id: BTreeMap<u64, NodeView> = BTreeMap::new();
+    let mut unnamed = Vec::new();
+    for answer in answers {
+        let id = match &answer.status {
+            Ok(status) => Some(status.node_id),
+            Err(_) => named(&answer.address),
+        };
+        let node = NodeView {
+            id,
+            address: answer.address.clone(),
+            problem: problem(&answer.status),
+            status: answer.status.clone(),
+        };
+        match id {
+            None => unnamed.push(node),
+            // A node may be asked by two names; one answer is enough.
+            Some(id) if by_id.get(&id).is_none_or(|known| known.status.is_err()) => {
+                by_id.insert(id, node);
+            }
+            Some(_) => {}
+        }
+    }
+    // An address that did not answer is that of no further node when the map accounts for all of them.
+    let accounted = map.is_some_and(|map| map.nodes.iter().all(|node| by_id.contains_key(&node.id)));
+    let mut nodes: Vec<NodeView> = by_id.into_values().collect();
+    if !accounted {
+        nodes.extend(unnamed);
+    }
+    nodes.sort_by_key(|node| (node.problem.is_none(), node.id.unwrap_or(u64::MAX)));
+    nodes
+}
+
+fn problem(status: &Result<GetStatusResponse, String>) -> Option<String> {
+    let status = match status {
+        Ok(status) => status,
+        Err(why) => return Some(format!("does not answer: {why}")),
+    };
+    let with_detail = |what: &str| match status.detail.as_str() {
+        "" => what.to_owned(),
+        detail => format!("{what}: {detail}"),
+    };
+    if !status.live {
+        return Some(with_detail("does not move"));
+    }
+    match status.phase() {
+        NodePhase::Forming => return Some(with_detail("waits for the cluster to form")),
+        NodePhase::Starting => return Some(with_detail("is starting")),
+        NodePhase::Draining => return Some(with_detail("is going down")),
+        NodePhase::StorageFailed => return Some(with_detail("could not open its storage")),
+        NodePhase::Ready | NodePhase::Unspecified => {}
+    }
+    if status.disk.as_ref().is_some_and(|disk| disk.writes_refused) {
+        return Some("refuses writes: its disk is full up to the reserve".into());
+    }
+    (!status.ready).then(|| with_detail("is not ready"))
+}
+
+/// Every replica that answered, by shard.
+fn replicas(nodes: &[NodeView]) -> BTreeMap<u64, Vec<(u64, &ReplicaStatus)>> {
+    let mut replicas: BTreeMap<u64, Vec<_>> = BTreeMap::new();
+    for node in nodes {
+        let Ok(status) = &node.status else { continue };
+        for replica in &status.replicas {
+            replicas.entry(replica.shard).or_default().push((status.node_id, replica));
+        }
+    }
+    replicas
+}
+
+fn shard(id: u64, replicas: &[(u64, &ReplicaStatus)], map: Option<&ClusterMap>) -> ShardView {
+    let term = replicas.iter().map(|(_, replica)| replica.term).max().unwrap_or(0);
+    // A leader of an older term has been deposed and does not know it yet.
+    let leader = replicas
+        .iter()
+        .find(|(_, replica)| replica.role() == ReplicaRole::Leader && replica.term == term);
+    let voters = voters(id, leader.or_else(|| replicas.first()).map(|(_, replica)| *replica), map);
+    let mut present: Vec<u64> = replicas.iter().map(|(node, _)| *node).collect();
+    present.sort_unstable();
+    let furthest = leader.or_else(|| replicas.iter().max_by_key(|(_, replica)| replica.applied));
+    let commit = replicas.iter().map(|(_, replica)| replica.commit).max().unwrap_or(0);
+    let wanted = map.map_or(0, |map| map.replicas_wanted as usize);
+    ShardView {
+        id,
+        leader: leader.map(|(node, _)| *node),
+        term,
+        commit,
+        applied: furthest.map_or(0, |(_, replica)| replica.applied),
+        lag: lag(commit, &voters, replicas, leader.map(|(_, replica)| *replica)),
+        keys: furthest.map_or(0, |(_, replica)| replica.keys),
+        bytes: furthest.map_or(0, |(_, replica)| replica.bytes),
+        ailing: replicas
+            .iter()
+            .filter_map(|(node, replica)| Some((*node, ailment(replica.health())?)))
+            .collect(),
+        trouble: trouble(&voters, replicas, leader.copied()),
+        under_replicated: id != META && !voters.is_empty() && voters.len() < wanted,
+        voters,
+        present,
+    }
+}
+
+/// A group's own configuration is the truth about it; the map stands in where no replica answers.
+fn voters(id: u64, replica: Option<&ReplicaStatus>, map: Option<&ClusterMap>) -> Vec<u64> {
+    let of_map = || {
+        let map = map?;
+        if id == META {
+            return Some(&map.meta_replicas);
+        }
+        map.shards.iter().find(|shard| shard.id == id).map(|shard| &shard.replicas)
+    };
+    let own = replica.map(|replica| &replica.voters).filter(|voters| !voters.is_empty());
+    let mut voters: Vec<u64> = own
+        .or_else(of_map)
+        .map(|voters| voters.iter().map(|voter| voter.node_id).collect())
+        .unwrap_or_default();
+    voters.sort_unstable();
+    voters
+}
+
+/// The voter that is furthest behind, where the place of every voter is known: from its own answer,
+/// else from what the leader knows to be durable there.
+fn lag(
+    commit: u64,
+    voters: &[u64],
+    replicas: &[(u64, &ReplicaStatus)],
+    leader: Option<&ReplicaStatus>,
+) -> Option<(u64, u64)> {
+    let place = |voter: u64| {
+        let own = replicas.iter().find(|(node, _)| *node == voter);
+        own.map(|(_, replica)| replica.applied).or_else(|| {
+            let progress = leader?.progress.iter().find(|progress| progress.node_id == voter)?;
+            Some(progress.matched)
+        })
+    };
+    let lags = voters.iter().map(|voter| Some((commit.saturating_sub(place(*voter)?), *voter)));
+    lags.collect::<Option<Vec<_>>>()?.into_iter().max_by_key(|(lag, _)| *lag)
+}
+
+fn ailment(health: ReplicaHealth) -> Option<&'static str> {
+    match health {
+        ReplicaHealth::Ok | ReplicaHealth::Unspecified => None,
+        ReplicaHealth::Scrubbing => Some("is being checked"),
+        ReplicaHealth::Installing => Some("receives a snapshot"),
+        ReplicaHealth::Damaged => Some("is damaged"),
+    }
+}
+
+fn trouble(
+    voters: &[u64],
+    replicas: &[(u64, &ReplicaStatus)],
+    leader: Option<(u64, &ReplicaStatus)>,
+) -> Option<Trouble> {
+    if replicas.is_empty() {
+        return Some(Trouble::Unseen);
+    }
+    let Some((leader, status)) = leader else {
+        // Replicas that hear a leader which did not answer us: it may have died a moment ago.
+        let said = replicas.iter().map(|(_, replica)| replica.leader_node_id).find(|node| *node != 0);
+        if let Some(leader) = said
+            && !replicas.iter().any(|(node, _)| *node == leader)
+        {
+            return Some(Trouble::LeaderSilent { leader });
+        }
+        let since = replicas.iter().filter_map(|(_, replica)| replica.leaderless_for.as_ref());
+        return Some(Trouble::NoLeader { since: since.map(std_duration).max() });
+    };
+    let hears = |progress: &&crate::wire::ReplicaProgress| {
+        progress.active && voters.contains(&progress.node_id) && progress.node_id != leader
+    };
+    let heard = status.progress.iter().filter(hears).count() + 1;
+    (heard <= voters.len() / 2).then_some(Trouble::NoQuorum { leader })
+}
+
+#[cfg(test)]
+pub mod tests;

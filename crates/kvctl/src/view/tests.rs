@@ -1,0 +1,199 @@
+use super::*;
+use crate::wire::{MapNode, MapReplica, MapShard, ReplicaProgress};
+
+fn replica_ids(nodes: &[u64]) -> Vec<MapReplica> {
+    nodes.iter().map(|node| MapReplica { replica_id: *node, node_id: *node }).collect()
+}
+
+fn map(shards: u64) -> ClusterMap {
+    let nodes = (1..=3).map(|id| MapNode {
+        id,
+        client_address: format!("127.0.0.1:740{id}"),
+        ..Default::default()
+    });
+    let shards = (1..=shards).map(|id| MapShard {
+        id,
+        replicas: replica_ids(&[1, 2, 3]),
+        ..Default::default()
+    });
+    ClusterMap {
+        epoch: 1,
+        nodes: nodes.collect(),
+        shards: shards.collect(),
+        meta_replicas: replica_ids(&[1, 2, 3]),
+        replicas_wanted: 3,
+        ..Default::default()
+    }
+}
+
+fn follower(shard: u64, leader: u64) -> ReplicaStatus {
+    ReplicaStatus {
+        shard,
+        role: ReplicaRole::Follower.into(),
+        term: 4,
+        leader_node_id: leader,
+        commit: 100,
+        applied: 90,
+        voters: replica_ids(&[1, 2, 3]),
+        ..Default::default()
+    }
+}
+
+fn leader(shard: u64, node: u64, hears: &[u64]) -> ReplicaStatus {
+    let others = (1..=3).filter(|other| *other != node);
+    let progress = others.map(|other| ReplicaProgress {
+        replica_id: other,
+        node_id: other,
+        matched: 95,
+        active: hears.contains(&other),
+        snapshot: false,
+    });
+    ReplicaStatus {
+        role: ReplicaRole::Leader.into(),
+        applied: 100,
+        keys: 7,
+        bytes: 700,
+        progress: progress.collect(),
+        ..follower(shard, node)
+    }
+}
+
+fn answer(node: u64, shards: u64, replicas: Vec<ReplicaStatus>) -> Answer {
+    let status = GetStatusResponse {
+        node_id: node,
+        phase: NodePhase::Ready.into(),
+        ready: true,
+        live: true,
+        replicas,
+        ..Default::default()
+    };
+    Answer { address: format!("127.0.0.1:740{node}"), status: Ok(status), map: Some(map(shards)) }
+}
+
+pub fn silent(node: u64) -> Answer {
+    Answer {
+        address: format!("127.0.0.1:740{node}"),
+        status: Err("connection refused".into()),
+        map: None,
+    }
+}
+
+pub fn healthy_three() -> Vec<Answer> {
+    vec![
+        answer(1, 2, vec![leader(0, 1, &[2, 3]), leader(1, 1, &[2, 3]), follower(2, 2)]),
+        answer(2, 2, vec![follower(0, 1), follower(1, 1), leader(2, 2, &[1, 3])]),
+        answer(3, 2, vec![follower(0, 1), follower(1, 1), follower(2, 2)]),
+    ]
+}
+
+#[test]
+fn a_cluster_in_order() {
+    let view = View::of(healthy_three());
+    assert_eq!(view.sentence(), "2 of 2 shards serve; 3 of 3 nodes answer");
+    assert!(view.problems().is_empty(), "{:?}", view.problems());
+    assert!(view.healthy());
+    let shard = &view.shards[1];
+    assert_eq!((shard.id, shard.leader, shard.term), (1, Some(1), 4));
+    assert_eq!((shard.commit, shard.applied, shard.keys, shard.bytes), (100, 100, 7, 700));
+    assert_eq!(shard.lag.unwrap().0, 10);
+}
+
+#[test]
+fn a_shard_without_a_leader() {
+    let lonely = ReplicaStatus {
+        leaderless_for: Some(prost_types::Duration { seconds: 4, nanos: 0 }),
+        ..follower(3, 0)
+    };
+    let view = View::of(vec![
+        silent(1),
+        answer(2, 3, vec![leader(0, 2, &[3]), leader(1, 2, &[3]), leader(2, 2, &[3]), lonely]),
+        silent(3),
+    ]);
+    assert_eq!(
+        view.sentence(),
+        "2 of 3 shards serve; shard 3 has no leader for 4 s (needs 2 of n1 n2 n3; has n2); \
+         1 of 3 nodes answers"
+    );
+    assert_eq!(
+        view.problems()[1..],
+        [
+            "n1 (127.0.0.1:7401) does not answer: connection refused",
+            "n3 (127.0.0.1:7403) does not answer: connection refused"
+        ]
+    );
+    assert!(!view.healthy());
+    // Problems first.
+    assert_eq!(view.nodes.iter().map(|node| node.id).collect::<Vec<_>>(), [Some(1), Some(3), Some(2)]);
+    // n1 was last heard of by the leader of shard 1: its place is what the leader knows of it.
+    assert_eq!(view.shards[1].lag.unwrap().0, 5);
+}
+
+#[test]
+fn shards_in_the_same_trouble_are_named_together() {
+    let replicas = (0..=5).map(|shard| follower(shard, 0)).collect();
+    let view = View::of(vec![answer(1, 5, replicas), silent(2), silent(3)]);
+    assert_eq!(
+        view.sentence(),
+        "0 of 5 shards serve; the meta group has no leader (needs 2 of n1 n2 n3; has n1); shards \
+         1–5 have no leader (needs 2 of n1 n2 n3; has n1); 1 of 3 nodes answers"
+    );
+}
+
+#[test]
+fn a_leader_that_hears_no_quorum_does_not_serve() {
+    let mut answers = healthy_three();
+    let Ok(status) = &mut answers[0].status else { unreachable!() };
+    status.replicas[1] = leader(1, 1, &[]);
+    let view = View::of(answers);
+    assert_eq!(view.shards[1].trouble, Some(Trouble::NoQuorum { leader: 1 }));
+    assert!(view.sentence().contains("shard 1 is led by n1, which hears no quorum"));
+}
+
+#[test]
+fn a_deposed_leader_is_not_believed() {
+    let mut answers = healthy_three();
+    let Ok(status) = &mut answers[2].status else { unreachable!() };
+    let mut deposed = leader(1, 3, &[1, 2]);
+    deposed.term = 3;
+    status.replicas[1] = deposed;
+    assert_eq!(View::of(answers).shards[1].leader, Some(1));
+}
+
+#[test]
+fn a_leader_that_does_not_answer_is_named() {
+    let mut answers = healthy_three();
+    answers[1] = silent(2);
+    let view = View::of(answers);
+    assert_eq!(view.shards[2].trouble, Some(Trouble::LeaderSilent { leader: 2 }));
+    assert!(view.sentence().contains("shard 2 is led by n2, which does not answer"));
+}
+
+#[test]
+fn nodes_and_replicas_that_ail_are_problems_though_all_serve() {
+    let mut answers = healthy_three();
+    let Ok(status) = &mut answers[2].status else { unreachable!() };
+    status.phase = NodePhase::StorageFailed.into();
+    status.detail = "sled panicked".into();
+    status.replicas[2].health = ReplicaHealth::Damaged.into();
+    for answer in &mut answers {
+        answer.map.as_mut().unwrap().replicas_wanted = 5;
+    }
+    let view = View::of(answers);
+    assert!(view.healthy());
+    assert_eq!(
+        view.problems(),
+        [
+            "n3 (127.0.0.1:7403) could not open its storage: sled panicked",
+            "the replica of shard 2 on n3 is damaged",
+            "UNDER_REPLICATED: shards 1 2 have fewer than 5 replicas",
+        ]
+    );
+}
+
+#[test]
+fn nothing_answers() {
+    let view = View::of(vec![silent(1), silent(2)]);
+    assert_eq!(view.sentence(), "no node answers");
+    assert_eq!(view.problems().len(), 2);
+    assert!(!view.healthy());
+}
