@@ -11,7 +11,7 @@ use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Outcome, Reason
 use tonic::metadata::{Ascii, MetadataValue};
 
 use crate::client::Inner;
-use crate::error::{Detail, Effect, Error, Lost, Result, WriteId};
+use crate::error::{Detail, Effect, Error, IdentitySlot, Lost, Result, WriteId};
 use crate::pool::Connection;
 use crate::retry::{self, Backoff, Kind, Next};
 use crate::router::Want;
@@ -40,6 +40,8 @@ pub(crate) struct How {
     pub want: Want,
     pub kind: Kind,
     pub identity: Identity,
+    /// Where the identity of a write is left for its caller.
+    pub slot: Option<IdentitySlot>,
     pub deadline: Instant,
 }
 
@@ -109,7 +111,13 @@ impl Inner {
         not_before: u64,
         deadline: Instant,
     ) -> Pin<Box<dyn Future<Output = Result<OpenSessionResponse>> + Send + '_>> {
-        let how = How { want: Want::Any, kind: Kind::Read, identity: Identity::None, deadline };
+        let how = How {
+            want: Want::Any,
+            kind: Kind::Read,
+            identity: Identity::None,
+            slot: None,
+            deadline,
+        };
         Box::pin(self.execute(OpenSessionRequest { not_before }, how))
     }
 }
@@ -155,6 +163,9 @@ impl Call<'_> {
                 self.ticket.as_ref().map(|t| t.wire(last))
             }
         };
+        if let (Some(slot), Some(session)) = (&self.how.slot, &session) {
+            slot.set(WriteId { session: session.id.clone(), sequence: session.sequence });
+        }
         request.set_session(session);
         Ok(())
     }

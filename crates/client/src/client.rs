@@ -150,6 +150,7 @@ impl Client {
             want: Want::Leader,
             kind: Kind::Read,
             identity: Identity::None,
+            slot: None,
             deadline: self.deadline(None),
         };
         self.inner.execute(request, how).await

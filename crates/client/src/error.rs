@@ -2,9 +2,11 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quorate_proto::v1::{Failure, Outcome, Reason};
 use tonic::{Code, Status};
 
@@ -39,6 +41,22 @@ pub struct WriteId {
     pub session: Bytes,
     /// The write's number in the session, from 1 on.
     pub sequence: u64,
+}
+
+/// Where a write under way leaves its identity; empty until it is about to be sent.
+#[derive(Clone, Debug, Default)]
+pub struct IdentitySlot(Arc<Mutex<Option<WriteId>>>);
+
+impl IdentitySlot {
+    /// The identity that the write was last sent with; none while it was not sent.
+    #[must_use]
+    pub fn get(&self) -> Option<WriteId> {
+        self.0.lock().clone()
+    }
+
+    pub(crate) fn set(&self, write: WriteId) {
+        *self.0.lock() = Some(write);
+    }
 }
 
 impl fmt::Debug for WriteId {

@@ -81,9 +81,12 @@ mod token;
 pub use client::Client;
 pub use cluster::{Location, NodeStatus, ReplicaLocation};
 pub use config::{ClientConfig, Endpoint};
-pub use error::{Detail, Error, Result, WriteId};
+pub use error::{Detail, Error, IdentitySlot, Result, WriteId};
 pub use request::{Batch, CompareAndSet, Delete, Get, Increment, Put, Sending};
 pub use scan::{Rows, Scan};
 
 /// The messages of the API, as answers carry them.
 pub use quorate_proto::v1 as api;
+
+/// How keys are hashed and where hashes fall: the rules that clients and nodes share.
+pub use quorate_proto::hash;

@@ -17,7 +17,7 @@ use quorate_proto::v1::{
 
 use crate::call::{How, Identity};
 use crate::client::{Client, Inner};
-use crate::error::{Result, WriteId};
+use crate::error::{IdentitySlot, Result, WriteId};
 use crate::retry::Kind;
 use crate::router::Want;
 
@@ -134,6 +134,13 @@ macro_rules! every_write {
             self
         }
 
+        /// Puts the write's identity into `slot` before it is first sent, for a caller that may stop
+        /// waiting for the answer and ask again later.
+        pub fn note_identity(mut self, slot: &IdentitySlot) -> Self {
+            self.slot = Some(slot.clone());
+            self
+        }
+
         /// Sends the write without a session: once, and a lost answer is an unknown outcome for good.
         pub fn without_session(mut self) -> Self {
             self.identity = Identity::None;
@@ -181,7 +188,7 @@ macro_rules! send_write {
             type IntoFuture = Sending<'a, $answer>;
 
             fn into_future(self) -> Self::IntoFuture {
-                let how = write(self.client, self.identity, self.timeout);
+                let how = write(self.client, self.identity, self.slot, self.timeout);
                 Box::pin(self.client.inner.execute(self.request, how))
             }
         }
@@ -200,8 +207,14 @@ fn own(client: &Client) -> Identity {
     }
 }
 
-fn write(client: &Client, identity: Identity, timeout: Option<Duration>) -> How {
+fn write(
+    client: &Client,
+    identity: Identity,
+    slot: Option<IdentitySlot>,
+    timeout: Option<Duration>,
+) -> How {
     How {
+        slot,
         want: Want::Leader,
         kind: match identity {
             Identity::None => Kind::Bare,
@@ -213,7 +226,7 @@ fn write(client: &Client, identity: Identity, timeout: Option<Duration>) -> How 
 }
 
 pub(crate) fn read(want: Want, deadline: Instant) -> How {
-    How { want, kind: Kind::Read, identity: Identity::None, deadline }
+    How { want, kind: Kind::Read, identity: Identity::None, slot: None, deadline }
 }
 
 /// Reads a key; see [`Client::get`].
@@ -263,6 +276,7 @@ pub struct Put<'a> {
     client: &'a Client,
     request: PutRequest,
     identity: Identity,
+    slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
 }
 
@@ -277,6 +291,7 @@ impl<'a> Put<'a> {
                 ..PutRequest::default()
             },
             identity: own(client),
+            slot: None,
             timeout: None,
         }
     }
@@ -293,6 +308,7 @@ pub struct Delete<'a> {
     client: &'a Client,
     request: DeleteRequest,
     identity: Identity,
+    slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
 }
 
@@ -306,6 +322,7 @@ impl<'a> Delete<'a> {
                 ..DeleteRequest::default()
             },
             identity: own(client),
+            slot: None,
             timeout: None,
         }
     }
@@ -322,6 +339,7 @@ pub struct CompareAndSet<'a> {
     client: &'a Client,
     request: CompareAndSetRequest,
     identity: Identity,
+    slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
 }
 
@@ -336,6 +354,7 @@ impl<'a> CompareAndSet<'a> {
                 ..CompareAndSetRequest::default()
             },
             identity: own(client),
+            slot: None,
             timeout: None,
         }
     }
@@ -352,6 +371,7 @@ pub struct Increment<'a> {
     client: &'a Client,
     request: IncrementRequest,
     identity: Identity,
+    slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
 }
 
@@ -366,6 +386,7 @@ impl<'a> Increment<'a> {
                 ..IncrementRequest::default()
             },
             identity: own(client),
+            slot: None,
             timeout: None,
         }
     }
@@ -382,6 +403,7 @@ pub struct Batch<'a> {
     client: &'a Client,
     request: BatchRequest,
     identity: Identity,
+    slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
 }
 
@@ -394,6 +416,7 @@ impl<'a> Batch<'a> {
                 ..BatchRequest::default()
             },
             identity: own(client),
+            slot: None,
             timeout: None,
         }
     }

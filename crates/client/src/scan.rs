@@ -187,7 +187,8 @@ impl Rows {
         let how = read(Want::Any, self.deadline);
         let mut request = self.request.clone();
         request.limit = self.left.unwrap_or(0);
-        self.page = Some(self.client.inner.execute(request, how).await?);
+        // Boxed: it is large, rarely needed, and would make the future of every row as large.
+        self.page = Some(Box::pin(self.client.inner.execute(request, how)).await?);
         Ok(())
     }
 

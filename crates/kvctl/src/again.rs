@@ -4,14 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
-/// What a write is known by, however often it is sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WriteId {
-    /// The session, 24 opaque bytes.
-    pub session: bytes::Bytes,
-    /// Its number in the session.
-    pub sequence: u64,
-}
+use quorate_client::WriteId;
 
 /// The command line to type into a shell, made of the words that this process was started with.
 pub fn command_line(words: &[OsString], id: &WriteId) -> String {

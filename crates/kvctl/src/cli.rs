@@ -85,7 +85,7 @@ pub struct Global {
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
-    /// How long the whole command may take [default: 5s]; load, dump and bench take it for each
+    /// How long the whole command may take [default: 5s]; scan, load, dump and bench take it for each
     /// request [default: 30s]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse_positive)]
     pub timeout: Option<Duration>,

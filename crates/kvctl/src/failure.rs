@@ -4,12 +4,12 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use quorate_client::{Error, WriteId};
 use serde_json::Value;
 
-use crate::again::WriteId;
 use crate::exit::Exit;
 use crate::output::json::Object;
-use crate::wire::{Outcome, Reason};
+use crate::wire::Outcome;
 
 /// Why a command, or one item of it, did not succeed.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct Failure {
     /// A sentence for people.
     pub message: String,
     /// What the cluster says of it; absent where it was not asked.
-    pub answer: Option<AnswerOfCluster>,
+    pub answer: Option<Box<AnswerOfCluster>>,
     /// Standard output is gone: there is nobody to tell anything.
     pub reader_gone: bool,
 }
@@ -27,8 +27,8 @@ pub struct Failure {
 /// The part of a failure that the cluster, or the client on its behalf, has said.
 #[derive(Clone, Debug, Default)]
 pub struct AnswerOfCluster {
-    /// The reason; `Unspecified` where none was given.
-    pub reason: Reason,
+    /// The reason as in the error table, or the name of the gRPC code where no node gave one.
+    pub reason: &'static str,
     /// What is known of the effect.
     pub outcome: Outcome,
     /// When to ask again at the earliest.
@@ -53,6 +53,17 @@ impl Failure {
         Failure { exit, message: message.into(), answer: None, reader_gone: false }
     }
 
+    /// A write was sent and nobody waits for its answer any more.
+    pub fn unknown(message: impl Into<String>, write: Option<WriteId>) -> Failure {
+        let answer = AnswerOfCluster {
+            reason: "OUTCOME_UNKNOWN",
+            outcome: Outcome::Unknown,
+            write,
+            ..AnswerOfCluster::default()
+        };
+        Failure { answer: Some(Box::new(answer)), ..Failure::of(Exit::Unknown, message) }
+    }
+
     /// A file could not be read or written.
     pub fn file(path: &std::path::Path, error: &io::Error) -> Failure {
         Failure::usage(format!("{}: {}", path.display(), plain(error)))
@@ -62,7 +73,7 @@ impl Failure {
     pub fn json(&self, again: Option<&str>) -> Value {
         let answer = self.answer.clone().unwrap_or_default();
         let reason = match (&self.answer, self.exit) {
-            (Some(answer), _) if answer.reason != Reason::Unspecified => answer.reason.name(),
+            (Some(answer), _) => answer.reason,
             (_, Exit::Usage) => "USAGE",
             (_, Exit::Interrupted) => "INTERRUPTED",
             _ => "UNSPECIFIED",
@@ -127,20 +138,47 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The exit code of what the cluster answered: by the gRPC code's number, after the outcome, which
-/// weighs more. A write whose outcome is unknown is 4 whatever else is said of it.
-pub fn exit_of(code: i32, reason: Reason, outcome: Outcome) -> Exit {
-    if outcome == Outcome::Unknown || reason == Reason::OutcomeUnknown {
-        return Exit::Unknown;
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let write = match &error {
+            Error::Unknown { write, .. } => write.clone(),
+            _ => None,
+        };
+        let unknown = error.is_unknown();
+        let detail = error.detail();
+        Failure {
+            exit: if unknown { Exit::Unknown } else { exit_of(detail.code) },
+            message: match unknown {
+                true => format!("the outcome is unknown: {}", detail.message),
+                false => detail.message.clone(),
+            },
+            answer: Some(Box::new(AnswerOfCluster {
+                reason: detail.reason_name(),
+                outcome: if unknown { Outcome::Unknown } else { detail.outcome },
+                retry_after: detail.retry_after,
+                request_id: detail.request_id.clone(),
+                write,
+            })),
+            reader_gone: false,
+        }
     }
+}
+
+/// The exit code of what was certainly not applied, or was a read, by its gRPC code.
+fn exit_of(code: &str) -> Exit {
     match code {
-        // INVALID_ARGUMENT; OUT_OF_RANGE is a message that the other side would not decode.
-        3 | 11 => Exit::Usage,
-        // CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNAVAILABLE.
-        1 | 4 | 8 | 10 | 14 => Exit::Unavailable,
-        // NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, FAILED_PRECONDITION, UNIMPLEMENTED,
-        // DATA_LOSS, UNAUTHENTICATED.
-        5 | 6 | 7 | 9 | 12 | 15 | 16 => Exit::Refused,
+        // OUT_OF_RANGE is a message that the other side would not decode.
+        "INVALID_ARGUMENT" | "OUT_OF_RANGE" => Exit::Usage,
+        "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "RESOURCE_EXHAUSTED" | "CANCELLED" | "ABORTED" => {
+            Exit::Unavailable
+        }
+        "FAILED_PRECONDITION"
+        | "UNIMPLEMENTED"
+        | "DATA_LOSS"
+        | "PERMISSION_DENIED"
+        | "UNAUTHENTICATED"
+        | "NOT_FOUND"
+        | "ALREADY_EXISTS" => Exit::Refused,
         // UNKNOWN, INTERNAL, and what gRPC does not have.
         _ => Exit::Bug,
     }
@@ -148,59 +186,120 @@ pub fn exit_of(code: i32, reason: Reason, outcome: Outcome) -> Exit {
 
 #[cfg(test)]
 mod tests {
+    use quorate_client::Detail;
+
     use super::*;
+    use crate::wire::Reason;
+
+    fn detail(code: &'static str, reason: Reason) -> Box<Detail> {
+        Box::new(Detail {
+            code,
+            reason: Some(reason),
+            message: "no".into(),
+            outcome: reason.outcome(),
+            shard: 0,
+            leader_node_id: 0,
+            retry_after: None,
+            request_id: String::new(),
+            field: String::new(),
+            limit: 0,
+            knob: String::new(),
+            log_time: 0,
+        })
+    }
+
+    /// The name that a code has in the error table: `FailedPrecondition` is FAILED_PRECONDITION.
+    fn name_of(code: impl std::fmt::Debug) -> &'static str {
+        let mut name = String::new();
+        for character in format!("{code:?}").chars() {
+            if character.is_ascii_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.push(character.to_ascii_uppercase());
+        }
+        name.leak()
+    }
 
     /// Every reason of the error table, with the exit code that the interface promises for it.
     #[test]
     fn every_reason_has_its_exit_code() {
         use Reason::*;
         let refused = [
-            TooStale, TokenAhead, WrongShard, TokenForeign, SessionExpired, SequencePast,
-            SessionFromFuture, NotANumber, NotOffered, ReplicaDamaged,
+            TooStale,
+            TokenAhead,
+            WrongShard,
+            TokenForeign,
+            SessionExpired,
+            SequencePast,
+            SessionFromFuture,
+            NotANumber,
+            NotOffered,
+            ReplicaDamaged,
         ];
         let usage = [
-            SequenceReused, BadKey, BadValue, TooLarge, BadCondition, BadKeyspace, CrossShard,
-            BadToken, BadPageToken, BadLevel, BadRequest,
+            SequenceReused,
+            BadKey,
+            BadValue,
+            TooLarge,
+            BadCondition,
+            BadKeyspace,
+            CrossShard,
+            BadToken,
+            BadPageToken,
+            BadLevel,
+            BadRequest,
         ];
         let unavailable = [
-            NoLeader, NoQuorum, Starting, Draining, ReadTimeout, Overloaded, Quota, DiskFull,
+            NoLeader,
+            NoQuorum,
+            Starting,
+            Draining,
+            ReadTimeout,
+            Overloaded,
+            Quota,
+            DiskFull,
             SessionsFull,
         ];
         let expected = [
             (Exit::Refused, &refused[..]),
             (Exit::Usage, &usage),
             (Exit::Unavailable, &unavailable),
-            (Exit::Unknown, &[OutcomeUnknown]),
             (Exit::Bug, &[Internal]),
         ];
-        let mut seen = 0;
+        let mut seen = vec![OutcomeUnknown];
         for (exit, reasons) in expected {
             for &reason in reasons {
-                let code = reason.code() as i32;
-                assert_eq!(exit_of(code, reason, reason.outcome()), exit, "{reason:?}");
-                seen += 1;
+                let error = Error::NotApplied(detail(name_of(reason.code()), reason));
+                assert_eq!(Failure::from(error).exit, exit, "{reason:?}");
+                seen.push(reason);
             }
         }
-        assert_eq!(seen, quorate_proto::reason::REASONS.len(), "a reason is missing here");
+        let known = (1..).map_while(|number| Reason::try_from(number).ok()).count();
+        assert_eq!(seen.len(), known, "a reason is missing here");
     }
 
     #[test]
     fn an_unknown_outcome_outweighs_every_code() {
-        for code in 0..=16 {
-            assert_eq!(exit_of(code, Reason::Unspecified, Outcome::Unknown), Exit::Unknown);
+        let write = Some(WriteId { session: vec![1; 24].into(), sequence: 1 });
+        for code in ["UNAVAILABLE", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN"] {
+            let detail = detail(code, Reason::OutcomeUnknown);
+            let failure = Failure::from(Error::Unknown { detail, write: write.clone() });
+            assert_eq!(failure.exit, Exit::Unknown);
+            assert_eq!(failure.json(None)["outcome"], "unknown");
+            assert_eq!(failure.answer.unwrap().write, write);
         }
     }
 
     #[test]
     fn a_failure_is_one_json_object() {
         let mut failure = Failure::of(Exit::Unavailable, "shard 3 has no leader");
-        failure.answer = Some(AnswerOfCluster {
-            reason: Reason::NoLeader,
+        failure.answer = Some(Box::new(AnswerOfCluster {
+            reason: "NO_LEADER",
             outcome: Outcome::NotApplied,
             retry_after: Some(Duration::from_millis(250)),
             request_id: "r-1".into(),
             write: None,
-        });
+        }));
         assert_eq!(
             failure.json(None).to_string(),
             r#"{"reason":"NO_LEADER","outcome":"not_applied","message":"shard 3 has no leader","retry_after_ms":250,"request_id":"r-1"}"#

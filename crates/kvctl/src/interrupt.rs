@@ -1,11 +1,11 @@
 //! Ctrl-C, and what may be under way when it comes.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use quorate_client::{IdentitySlot, WriteId};
 use tokio::sync::watch;
 
-use crate::again::WriteId;
 use crate::exit::Exit;
 
 /// Listens for Ctrl-C and knows which writes are out. Clones share one state.
@@ -20,8 +20,8 @@ pub struct Interrupt {
 #[derive(Default)]
 struct Out {
     writes: AtomicUsize,
-    /// The identity of the only write of this command, so that it can be asked again.
-    single: Mutex<Option<WriteId>>,
+    /// Where the only write of this command leaves its identity, so that it can be asked again.
+    single: Mutex<Option<IdentitySlot>>,
 }
 
 impl Interrupt {
@@ -60,11 +60,17 @@ impl Interrupt {
         }
     }
 
-    /// A write is out until the guard is dropped.
-    pub fn write_out(&self, id: Option<WriteId>) -> WriteOut {
+    /// A write of many is out until the guard is dropped.
+    pub fn write_out(&self) -> WriteOut {
         self.out.writes.fetch_add(1, Ordering::Relaxed);
-        *self.out.single.lock().unwrap_or_else(PoisonError::into_inner) = id;
         WriteOut(Arc::clone(&self.out))
+    }
+
+    /// The only write of the command is out from when its identity is in `slot` until the guard is
+    /// dropped.
+    pub fn single_write_out(&self, slot: &IdentitySlot) -> WriteOut {
+        *self.single() = Some(slot.clone());
+        self.write_out()
     }
 
     /// How a command that is interrupted now ends, and the write that is out if it is the only one.
@@ -72,7 +78,17 @@ impl Interrupt {
         if self.out.writes.load(Ordering::Relaxed) == 0 {
             return (Exit::Interrupted, None);
         }
-        (Exit::Unknown, self.out.single.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        match &*self.single() {
+            None => (Exit::Unknown, None),
+            Some(slot) => match slot.get() {
+                None => (Exit::Interrupted, None),
+                sent => (Exit::Unknown, sent),
+            },
+        }
+    }
+
+    fn single(&self) -> MutexGuard<'_, Option<IdentitySlot>> {
+        self.out.single.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,10 +109,12 @@ mod tests {
     async fn a_write_that_is_out_is_an_unknown_outcome() {
         let interrupt = Interrupt::listen();
         assert_eq!(interrupt.exit(), (Exit::Interrupted, None));
-        let id = WriteId { session: vec![1; 24].into(), sequence: 1 };
-        let out = interrupt.write_out(Some(id.clone()));
-        assert_eq!(interrupt.exit(), (Exit::Unknown, Some(id)));
+        let out = interrupt.write_out();
+        assert_eq!(interrupt.exit(), (Exit::Unknown, None));
         drop(out);
         assert_eq!(interrupt.exit().0, Exit::Interrupted);
+        // A single write is not out before it has an identity.
+        let _out = interrupt.single_write_out(&IdentitySlot::default());
+        assert_eq!(interrupt.exit(), (Exit::Interrupted, None));
     }
 }

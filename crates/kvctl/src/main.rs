@@ -1,23 +1,130 @@
 //! `kvctl`, the command-line tool of Quorate.
-#![allow(dead_code, unused_imports)]
+//!
+//! Data goes to standard output, everything else to standard error, and the exit code says how it ended
+//! ([`exit`]). One command is one [`context::Context`] and one function in [`command`].
 
+mod again;
 mod cli;
+mod command;
+mod context;
 mod duration;
 mod encoding;
-mod again;
-mod command;
 mod exit;
 mod failure;
 mod interrupt;
-mod token_file;
 mod output;
+mod records;
+mod token_file;
 mod view;
 mod wire;
-mod records;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
+use quorate_client::WriteId;
 
-fn main() {
-    let cli = cli::Cli::parse();
-    println!("{cli:#?}");
+use crate::cli::{Cli, Format};
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::output::note;
+
+/// What the whole command may take beyond its time, so that the client's own and more exact error of the
+/// same moment is told instead.
+const GRACE: Duration = Duration::from_millis(250);
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output, which may be closed; both are no errors.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done });
+        }
+    };
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            note(format!("kvctl: no runtime: {error}"));
+            return Exit::Bug.into();
+        }
+    };
+    let format = cli.global.output;
+    let exit = match runtime.block_on(run(cli)) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            tell(&failure, format, &words);
+            failure.exit
+        }
+    };
+    // Tasks that wait for a node, or for standard input, must not hold up the end.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+/// Runs the command within its time, unless Ctrl-C ends it.
+async fn run(cli: Cli) -> Result<Exit> {
+    let interrupt = Interrupt::listen();
+    let mut context = Context::new(&cli.global, &cli.command, interrupt.clone())?;
+    let time = context.time_for_all;
+    let done = async {
+        let exit = command::run(&mut context, cli.command).await;
+        // What was printed before a failure is printed all the same.
+        context.output.flush()?;
+        context.keep_token()?;
+        exit
+    };
+    let out_of_time = async {
+        match time {
+            Some(time) => tokio::time::sleep(time + GRACE).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        exit = done => exit,
+        () = interrupt.last() => Err(ended(&interrupt, Exit::Interrupted, "interrupted")),
+        () = out_of_time => {
+            Err(ended(&interrupt, Exit::Unavailable, "the time of --timeout is over"))
+        }
+    }
+}
+
+/// The failure of a command that was ended from outside.
+fn ended(interrupt: &Interrupt, otherwise: Exit, what: &str) -> Failure {
+    let (exit, write) = interrupt.exit();
+    if exit != Exit::Unknown {
+        return Failure::of(otherwise, what);
+    }
+    let message = format!("{what} while a write was out; its outcome is unknown");
+    Failure::unknown(message, write)
+}
+
+/// Tells a failure on standard error, and how the write is asked again if its outcome is unknown.
+fn tell(failure: &Failure, format: Option<Format>, words: &[OsString]) {
+    if failure.reader_gone {
+        return;
+    }
+    let write: Option<&WriteId> = failure.answer.as_ref().and_then(|answer| answer.write.as_ref());
+    let again = write.map(|write| again::command_line(words, write));
+    if format == Some(Format::Json) {
+        note(failure.json(again.as_deref()).to_string());
+        return;
+    }
+    note(format!("kvctl: {failure}"));
+    if let Some(again) = again {
+        note("To ask again safely (it is applied once, however often it is asked):");
+        note(format!("  {again}"));
+    }
+}
+
+/// The client's own log, for those who set `KVCTL_LOG` (such as `debug`); nothing otherwise.
+fn log_to_stderr() {
+    let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("KVCTL_LOG") else { return };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

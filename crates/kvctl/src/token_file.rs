@@ -51,13 +51,13 @@ impl TokenFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Failure::file(&self.path, &error)),
         };
-        flock(&file, FlockOperation::LockShared).map_err(|error| self.failed(error.into()))?;
+        flock(&file, FlockOperation::LockShared).map_err(|error| self.failed(&error.into()))?;
         self.parse(&mut file)
     }
 
     /// Adds what this call has seen.
     pub fn merge(&self, seen: &SessionToken) -> Result<()> {
-        let failed = |error| self.failed(error);
+        let failed = |error| self.failed(&error);
         let mut options = OpenOptions::new();
         let mut file = options
             .read(true)
@@ -96,7 +96,7 @@ impl TokenFile {
 
     fn parse(&self, file: &mut File) -> Result<Option<SessionToken>> {
         let mut text = String::new();
-        file.read_to_string(&mut text).map_err(|error| self.failed(error))?;
+        file.read_to_string(&mut text).map_err(|error| self.failed(&error))?;
         if text.is_empty() {
             return Ok(None);
         }
@@ -120,8 +120,8 @@ impl TokenFile {
         }))
     }
 
-    fn failed(&self, error: std::io::Error) -> Failure {
-        Failure::file(&self.path, &error)
+    fn failed(&self, error: &std::io::Error) -> Failure {
+        Failure::file(&self.path, error)
     }
 }
 
@@ -163,8 +163,11 @@ mod tests {
         assert_eq!(foreign.exit, Exit::Refused);
         assert_eq!(std::fs::read(&path).unwrap(), before, "a refused merge left its mark");
 
-        std::fs::write(&path, "{\"cluster_id\":\"00\",\"history\":\"\",\"map_epoch\":1,\"parts\":[]}")
-            .unwrap();
+        std::fs::write(
+            &path,
+            "{\"cluster_id\":\"00\",\"history\":\"\",\"map_epoch\":1,\"parts\":[]}",
+        )
+        .unwrap();
         let wrong = file.read().unwrap_err();
         assert_eq!(wrong.exit, Exit::Usage);
         assert!(wrong.message.ends_with("cluster_id is not 32 hexadecimal digits"), "{wrong}");

@@ -19,12 +19,12 @@ pub const META: u64 = 0;
 /// What one address answered.
 #[derive(Clone, Debug)]
 pub struct Answer {
+    /// The node, if it is known.
+    pub id: Option<u64>,
     /// The address asked, as given or as the map has it.
     pub address: String,
     /// The status, or why there is none.
     pub status: Result<GetStatusResponse, String>,
-    /// The map as that node holds it.
-    pub map: Option<ClusterMap>,
 }
 
 /// The cluster as far as it can be seen.
@@ -34,7 +34,7 @@ pub struct View {
     pub nodes: Vec<NodeView>,
     /// The shards in order of their ids, the meta group first.
     pub shards: Vec<ShardView>,
-    /// The newest map that was seen.
+    /// The newest map that is known.
     pub map: Option<ClusterMap>,
 }
 
@@ -106,10 +106,9 @@ pub enum Trouble {
 }
 
 impl View {
-    /// The picture that these answers give.
-    pub fn of(answers: Vec<Answer>) -> View {
-        let map = answers.iter().filter_map(|answer| answer.map.clone()).max_by_key(|map| map.epoch);
-        let nodes = nodes(&answers, map.as_ref());
+    /// The picture that these answers give, beside the newest map that is known.
+    pub fn of(answers: Vec<Answer>, map: Option<ClusterMap>) -> View {
+        let nodes = nodes(answers);
         let replicas = replicas(&nodes);
         let mut ids: BTreeSet<u64> = replicas.keys().copied().collect();
         if let Some(map) = &map {
@@ -141,44 +140,22 @@ impl View {
 
     /// Whether every shard serves and every node is in order.
     pub fn healthy(&self) -> bool {
-        self.user_shards().next().is_some() && self.shards.iter().all(|shard| shard.trouble.is_none())
+        self.user_shards().next().is_some()
+            && self.shards.iter().all(|shard| shard.trouble.is_none())
     }
 }
 
-/// The nodes, by what they say of themselves; one that does not answer is named by the map.
-fn nodes(answers: &[Answer], map: Option<&ClusterMap>) -> Vec<NodeView> {
-    let named = |address: &str| {
-        let nodes = map.map(|map| &map.nodes[..]).unwrap_or_default();
-        nodes.iter().find(|node| node.client_address == address).map(|node| node.id)
-    };
-    let mut by_id: BTreeMap<u64, NodeView> = BTreeMap::new();
-    let mut unnamed = Vec::new();
-    for answer in answers {
-        let id = match &answer.status {
-            Ok(status) => Some(status.node_id),
-            Err(_) => named(&answer.address),
-        };
-        let node = NodeView {
+/// The nodes, those with problems first.
+fn nodes(answers: Vec<Answer>) -> Vec<NodeView> {
+    let mut nodes: Vec<NodeView> = answers
+        .into_iter()
+        .map(|Answer { id, address, status }| NodeView {
             id,
-            address: answer.address.clone(),
-            problem: problem(&answer.status),
-            status: answer.status.clone(),
-        };
-        match id {
-            None => unnamed.push(node),
-            // A node may be asked by two names; one answer is enough.
-            Some(id) if by_id.get(&id).is_none_or(|known| known.status.is_err()) => {
-                by_id.insert(id, node);
-            }
-            Some(_) => {}
-        }
-    }
-    // An address that did not answer is that of no further node when the map accounts for all of them.
-    let accounted = map.is_some_and(|map| map.nodes.iter().all(|node| by_id.contains_key(&node.id)));
-    let mut nodes: Vec<NodeView> = by_id.into_values().collect();
-    if !accounted {
-        nodes.extend(unnamed);
-    }
+            address,
+            problem: problem(&status),
+            status,
+        })
+        .collect();
     nodes.sort_by_key(|node| (node.problem.is_none(), node.id.unwrap_or(u64::MAX)));
     nodes
 }
@@ -308,7 +285,8 @@ fn trouble(
     }
     let Some((leader, status)) = leader else {
         // Replicas that hear a leader which did not answer us: it may have died a moment ago.
-        let said = replicas.iter().map(|(_, replica)| replica.leader_node_id).find(|node| *node != 0);
+        let said =
+            replicas.iter().map(|(_, replica)| replica.leader_node_id).find(|node| *node != 0);
         if let Some(leader) = said
             && !replicas.iter().any(|(node, _)| *node == leader)
         {

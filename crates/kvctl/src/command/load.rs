@@ -216,8 +216,11 @@ where
         self.busy.remove(&key);
         match stored {
             Ok(stored) => {
-                let count =
-                    if stored.unchanged { &mut self.counts.unchanged } else { &mut self.counts.put };
+                let count = if stored.unchanged {
+                    &mut self.counts.unchanged
+                } else {
+                    &mut self.counts.put
+                };
                 *count += 1;
                 if let Some(journal) = &mut self.journal
                     && let Err(error) = journal.acknowledged(&key, stored)

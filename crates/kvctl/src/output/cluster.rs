@@ -60,7 +60,9 @@ impl Output {
             Format::Raw => self.line(view.sentence()),
             Format::Tsv => {
                 self.fields(&["summary", &view.sentence()])?;
-                problems.iter().try_for_each(|problem| self.fields(&["problem", &escape(problem.as_bytes())]))
+                problems
+                    .iter()
+                    .try_for_each(|problem| self.fields(&["problem", &escape(problem.as_bytes())]))
             }
             Format::Table => {
                 let color = self.color;
@@ -79,10 +81,13 @@ impl Output {
     /// `shards`: one row or object each.
     pub fn shards(&mut self, view: &View) -> io::Result<()> {
         match self.format_or(Format::Table) {
-            Format::Json => view.shards.iter().try_for_each(|shard| self.json(&shard_json(view, shard))),
-            Format::Raw | Format::Tsv => {
-                view.shards.iter().try_for_each(|shard| self.cells(&shard_cells(shard, Figures::Exact)))
+            Format::Json => {
+                view.shards.iter().try_for_each(|shard| self.json(&shard_json(view, shard)))
             }
+            Format::Raw | Format::Tsv => view
+                .shards
+                .iter()
+                .try_for_each(|shard| self.cells(&shard_cells(shard, Figures::Exact))),
             Format::Table => {
                 let mut table = Table::new(&SHARDS);
                 for shard in &view.shards {
@@ -107,11 +112,6 @@ impl Output {
     /// A line of cells, separated by tabs.
     fn cells(&mut self, cells: &[String]) -> io::Result<()> {
         self.line(cells.join("\t"))
-    }
-
-    fn table(&mut self, table: &Table) -> io::Result<()> {
-        let color = self.color;
-        table.lines(color).iter().try_for_each(|line| self.line(line))
     }
 
     /// Clears the screen for the next picture of a watched table.

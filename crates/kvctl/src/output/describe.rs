@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::json;
 use crate::duration;
-use crate::wire::{ReadLevel, Receipt};
+use crate::wire::{ReadLevel, Receipt, std_duration};
 
 /// A receipt in one line: `stale · at most 37 ms old · shard 3 · term 4 · index 812 · n2`.
 pub fn receipt(receipt: &Receipt) -> String {
     let mut parts = vec![json::level(receipt.level).to_owned()];
     match &receipt.age_bound {
         Some(age) => {
-            let age = Duration::from_millis(json::millis_up(age));
+            let age = Duration::from_millis(json::millis_up(std_duration(age)));
             parts.push(format!("at most {} old", duration::show_rough(age)));
         }
         None if !is_current(receipt) => parts.push("of unknown age".to_owned()),
@@ -71,11 +71,8 @@ mod tests {
         it.level = ReadLevel::Stale.into();
         assert_eq!(receipt(&it), "stale · of unknown age · shard 3 · term 4 · index 812 · n2");
         // Rounded up: a bound must stay one.
-        it.age_bound = Some(prost_types::Duration { seconds: 0, nanos: 36_000_001 });
-        assert_eq!(
-            receipt(&it),
-            "stale · at most 37 ms old · shard 3 · term 4 · index 812 · n2"
-        );
+        it.age_bound = Duration::from_nanos(36_000_001).try_into().ok();
+        assert_eq!(receipt(&it), "stale · at most 37 ms old · shard 3 · term 4 · index 812 · n2");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The JSON of every result: names as in the proto, integers as numbers, ids in hexadecimal, bytes
 //! as text where they are UTF-8 and else in base64 under another name. These names are for ever.
 
-use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
 
 use crate::encoding::to_base64;
-use crate::wire;
+use crate::wire::{self, std_duration};
 
 /// An object whose fields keep the order in which they were put.
 #[derive(Default)]
@@ -78,7 +80,10 @@ pub fn receipt(receipt: &wire::Receipt) -> Value {
         .with("node_id", receipt.node_id)
         .with("map_epoch", receipt.map_epoch)
         .with("history", hex::encode(&receipt.history))
-        .with_some("age_bound_ms", receipt.age_bound.as_ref().map(millis_up))
+        .with_some(
+            "age_bound_ms",
+            receipt.age_bound.as_ref().map(|age| millis_up(std_duration(age))),
+        )
         .with("leader_node_id", receipt.leader_node_id)
         .into()
 }
@@ -106,8 +111,6 @@ pub fn level(level: i32) -> &'static str {
 }
 
 /// Milliseconds, rounded up.
-pub fn millis_up(duration: &prost_types::Duration) -> u64 {
-    let seconds = u64::try_from(duration.seconds).unwrap_or(0);
-    let nanos = u64::try_from(duration.nanos).unwrap_or(0);
-    seconds.saturating_mul(1000).saturating_add(nanos.div_ceil(1_000_000))
+pub fn millis_up(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

@@ -133,9 +133,7 @@ impl Output {
         match self.format_or(Format::Raw) {
             Format::Json => self.json(&it.json(key)),
             Format::Raw => self.line(number),
-            Format::Tsv | Format::Table => {
-                self.fields(&[&with.key_encoding.field(key), &number])
-            }
+            Format::Tsv | Format::Table => self.fields(&[&with.key_encoding.field(key), &number]),
         }
     }
 
@@ -175,9 +173,11 @@ impl Output {
 fn got_json(key: &[u8], got: &GetResponse) -> Value {
     let object = Object::new().with_bytes("key", key).with("found", got.found);
     let object = match got.found {
-        true => object
-            .with_bytes("value", &got.value)
-            .with_version(got.revision, got.create_revision, got.log_time),
+        true => object.with_bytes("value", &got.value).with_version(
+            got.revision,
+            got.create_revision,
+            got.log_time,
+        ),
         false => object,
     };
     object.with_receipt(got.receipt.as_ref()).into()
@@ -210,7 +210,7 @@ mod tests {
             node_id: 2,
             map_epoch: 1,
             history: vec![0xab; 16].into(),
-            age_bound: Some(prost_types::Duration { seconds: 0, nanos: 36_500_000 }),
+            age_bound: std::time::Duration::from_micros(36_500).try_into().ok(),
             leader_node_id: 1,
         }
     }
@@ -334,10 +334,15 @@ mod tests {
 
     #[test]
     fn incr_and_del() {
-        let sum: Written = IncrementResponse { applied: true, number: -5, ..Default::default() }.into();
+        let sum: Written =
+            IncrementResponse { applied: true, number: -5, ..Default::default() }.into();
         let text = printed(|output| output.summed(b"k", &sum, &TEXT));
         assert_eq!(text[..3], ["-5\n", "-5\n", "k\t-5\n"]);
-        assert!(text[4].contains(r#""log_time_logical":0,"number":-5,"replayed":false"#), "{}", text[4]);
+        assert!(
+            text[4].contains(r#""log_time_logical":0,"number":-5,"replayed":false"#),
+            "{}",
+            text[4]
+        );
         let text = printed(|output| output.removed(b"k", &written(), &TEXT));
         assert_eq!(text[..3], ["", "", "k\t812\n"]);
     }

@@ -1,6 +1,10 @@
 //! Tables for people: columns by display width, no lines, colour by row.
 
+use std::io;
+
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table as Layout, presets};
+
+use super::Output;
 
 /// How a row stands out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,11 +72,6 @@ impl Table {
         self.tones.push(tone);
     }
 
-    /// Whether it has no rows.
-    pub fn is_empty(&self) -> bool {
-        self.tones.is_empty()
-    }
-
     /// The lines, painted if they may be.
     pub fn lines(&self, color: bool) -> Vec<String> {
         let mut lines: Vec<String> =
@@ -87,6 +86,14 @@ impl Table {
             }
         }
         lines
+    }
+}
+
+impl Output {
+    /// A table, painted if it may be.
+    pub fn table(&mut self, table: &Table) -> io::Result<()> {
+        let color = self.color;
+        table.lines(color).iter().try_for_each(|line| self.line(line))
     }
 }
 

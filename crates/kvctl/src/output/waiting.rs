@@ -2,9 +2,13 @@
 
 use std::future::Future;
 use std::io::{self, IsTerminal as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use quorate_bench::Progress;
+
+use super::describe;
+use crate::duration;
 
 /// How long nothing is said.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -31,4 +35,40 @@ pub async fn told<T>(what: impl FnOnce() -> String, future: impl Future<Output =
     let done = future.await;
     line.finish_and_clear();
     done
+}
+
+/// The outcome of a benchmark, with a line on the terminal that says how far it is.
+pub async fn counted<T>(
+    progress: &Progress,
+    measured: Duration,
+    future: impl Future<Output = T>,
+) -> T {
+    let mut future = std::pin::pin!(future);
+    if !io::stderr().is_terminal() {
+        return future.await;
+    }
+    let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{msg}") {
+        line.set_style(style);
+    }
+    let mut begun: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut future => {
+                line.finish_and_clear();
+                return done;
+            }
+            () = tokio::time::sleep(Duration::from_millis(250)) => {}
+        }
+        line.set_message(match progress.measuring() {
+            false => format!("storing the keys: {}", describe::count(progress.prepared())),
+            true => {
+                let left =
+                    measured.saturating_sub(begun.get_or_insert_with(Instant::now).elapsed());
+                let done = describe::count(progress.done());
+                format!("{done} operations, {} left", duration::show_rough(left))
+            }
+        });
+    }
 }

@@ -82,7 +82,8 @@ impl View {
                 Trouble::LeaderSilent { leader } | Trouble::NoQuorum { leader } => Some(*leader),
                 Trouble::NoLeader { .. } | Trouble::Unseen => None,
             };
-            let kind = (std::mem::discriminant(trouble), &shard.voters[..], &shard.present[..], leader);
+            let kind =
+                (std::mem::discriminant(trouble), &shard.voters[..], &shard.present[..], leader);
             match groups.iter_mut().find(|(known, members)| {
                 *known == kind && members[0].id != META && shard.id != META
             }) {

@@ -5,7 +5,7 @@ fn replica_ids(nodes: &[u64]) -> Vec<MapReplica> {
     nodes.iter().map(|node| MapReplica { replica_id: *node, node_id: *node }).collect()
 }
 
-fn map(shards: u64) -> ClusterMap {
+pub fn map(shards: u64) -> ClusterMap {
     let nodes = (1..=3).map(|id| MapNode {
         id,
         client_address: format!("127.0.0.1:740{id}"),
@@ -58,7 +58,7 @@ fn leader(shard: u64, node: u64, hears: &[u64]) -> ReplicaStatus {
     }
 }
 
-fn answer(node: u64, shards: u64, replicas: Vec<ReplicaStatus>) -> Answer {
+fn answer(node: u64, replicas: Vec<ReplicaStatus>) -> Answer {
     let status = GetStatusResponse {
         node_id: node,
         phase: NodePhase::Ready.into(),
@@ -67,28 +67,28 @@ fn answer(node: u64, shards: u64, replicas: Vec<ReplicaStatus>) -> Answer {
         replicas,
         ..Default::default()
     };
-    Answer { address: format!("127.0.0.1:740{node}"), status: Ok(status), map: Some(map(shards)) }
+    Answer { id: Some(node), address: format!("127.0.0.1:740{node}"), status: Ok(status) }
 }
 
 pub fn silent(node: u64) -> Answer {
     Answer {
+        id: Some(node),
         address: format!("127.0.0.1:740{node}"),
         status: Err("connection refused".into()),
-        map: None,
     }
 }
 
 pub fn healthy_three() -> Vec<Answer> {
     vec![
-        answer(1, 2, vec![leader(0, 1, &[2, 3]), leader(1, 1, &[2, 3]), follower(2, 2)]),
-        answer(2, 2, vec![follower(0, 1), follower(1, 1), leader(2, 2, &[1, 3])]),
-        answer(3, 2, vec![follower(0, 1), follower(1, 1), follower(2, 2)]),
+        answer(1, vec![leader(0, 1, &[2, 3]), leader(1, 1, &[2, 3]), follower(2, 2)]),
+        answer(2, vec![follower(0, 1), follower(1, 1), leader(2, 2, &[1, 3])]),
+        answer(3, vec![follower(0, 1), follower(1, 1), follower(2, 2)]),
     ]
 }
 
 #[test]
 fn a_cluster_in_order() {
-    let view = View::of(healthy_three());
+    let view = View::of(healthy_three(), Some(map(2)));
     assert_eq!(view.sentence(), "2 of 2 shards serve; 3 of 3 nodes answer");
     assert!(view.problems().is_empty(), "{:?}", view.problems());
     assert!(view.healthy());
@@ -100,15 +100,16 @@ fn a_cluster_in_order() {
 
 #[test]
 fn a_shard_without_a_leader() {
-    let lonely = ReplicaStatus {
-        leaderless_for: Some(prost_types::Duration { seconds: 4, nanos: 0 }),
-        ..follower(3, 0)
-    };
-    let view = View::of(vec![
-        silent(1),
-        answer(2, 3, vec![leader(0, 2, &[3]), leader(1, 2, &[3]), leader(2, 2, &[3]), lonely]),
-        silent(3),
-    ]);
+    let lonely =
+        ReplicaStatus { leaderless_for: Duration::from_secs(4).try_into().ok(), ..follower(3, 0) };
+    let view = View::of(
+        vec![
+            silent(1),
+            answer(2, vec![leader(0, 2, &[3]), leader(1, 2, &[3]), leader(2, 2, &[3]), lonely]),
+            silent(3),
+        ],
+        Some(map(3)),
+    );
     assert_eq!(
         view.sentence(),
         "2 of 3 shards serve; shard 3 has no leader for 4 s (needs 2 of n1 n2 n3; has n2); \
@@ -123,7 +124,10 @@ fn a_shard_without_a_leader() {
     );
     assert!(!view.healthy());
     // Problems first.
-    assert_eq!(view.nodes.iter().map(|node| node.id).collect::<Vec<_>>(), [Some(1), Some(3), Some(2)]);
+    assert_eq!(
+        view.nodes.iter().map(|node| node.id).collect::<Vec<_>>(),
+        [Some(1), Some(3), Some(2)]
+    );
     // n1 was last heard of by the leader of shard 1: its place is what the leader knows of it.
     assert_eq!(view.shards[1].lag.unwrap().0, 5);
 }
@@ -131,7 +135,7 @@ fn a_shard_without_a_leader() {
 #[test]
 fn shards_in_the_same_trouble_are_named_together() {
     let replicas = (0..=5).map(|shard| follower(shard, 0)).collect();
-    let view = View::of(vec![answer(1, 5, replicas), silent(2), silent(3)]);
+    let view = View::of(vec![answer(1, replicas), silent(2), silent(3)], Some(map(5)));
     assert_eq!(
         view.sentence(),
         "0 of 5 shards serve; the meta group has no leader (needs 2 of n1 n2 n3; has n1); shards \
@@ -144,7 +148,7 @@ fn a_leader_that_hears_no_quorum_does_not_serve() {
     let mut answers = healthy_three();
     let Ok(status) = &mut answers[0].status else { unreachable!() };
     status.replicas[1] = leader(1, 1, &[]);
-    let view = View::of(answers);
+    let view = View::of(answers, Some(map(2)));
     assert_eq!(view.shards[1].trouble, Some(Trouble::NoQuorum { leader: 1 }));
     assert!(view.sentence().contains("shard 1 is led by n1, which hears no quorum"));
 }
@@ -156,14 +160,14 @@ fn a_deposed_leader_is_not_believed() {
     let mut deposed = leader(1, 3, &[1, 2]);
     deposed.term = 3;
     status.replicas[1] = deposed;
-    assert_eq!(View::of(answers).shards[1].leader, Some(1));
+    assert_eq!(View::of(answers, Some(map(2))).shards[1].leader, Some(1));
 }
 
 #[test]
 fn a_leader_that_does_not_answer_is_named() {
     let mut answers = healthy_three();
     answers[1] = silent(2);
-    let view = View::of(answers);
+    let view = View::of(answers, Some(map(2)));
     assert_eq!(view.shards[2].trouble, Some(Trouble::LeaderSilent { leader: 2 }));
     assert!(view.sentence().contains("shard 2 is led by n2, which does not answer"));
 }
@@ -175,10 +179,7 @@ fn nodes_and_replicas_that_ail_are_problems_though_all_serve() {
     status.phase = NodePhase::StorageFailed.into();
     status.detail = "sled panicked".into();
     status.replicas[2].health = ReplicaHealth::Damaged.into();
-    for answer in &mut answers {
-        answer.map.as_mut().unwrap().replicas_wanted = 5;
-    }
-    let view = View::of(answers);
+    let view = View::of(answers, Some(ClusterMap { replicas_wanted: 5, ..map(2) }));
     assert!(view.healthy());
     assert_eq!(
         view.problems(),
@@ -192,7 +193,7 @@ fn nodes_and_replicas_that_ail_are_problems_though_all_serve() {
 
 #[test]
 fn nothing_answers() {
-    let view = View::of(vec![silent(1), silent(2)]);
+    let view = View::of(vec![silent(1), silent(2)], None);
     assert_eq!(view.sentence(), "no node answers");
     assert_eq!(view.problems().len(), 2);
     assert!(!view.healthy());

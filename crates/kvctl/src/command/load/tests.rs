@@ -118,12 +118,15 @@ async fn the_journal_has_a_line_for_each_acknowledgement() {
     let path = directory.path().join("journal");
     let journal = Journal::create(&path).unwrap();
     let limits = Limits { in_flight: 1, ..limits() };
-    let loaded = load("a\\t\t1\nb\t2\nc\t3\n", limits, Some(journal), |key: Bytes, value: Bytes| {
-        async move {
+    let loaded = load(
+        "a\\t\t1\nb\t2\nc\t3\n",
+        limits,
+        Some(journal),
+        |key: Bytes, value: Bytes| async move {
             let revision = str::from_utf8(&value).unwrap().parse().unwrap();
             if key == "b" { Err(Failure::of(Exit::Unknown, "lost")) } else { Ok(put(revision)) }
-        }
-    })
+        },
+    )
     .await;
     assert_eq!(loaded.counts.unknown, 1);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "a\\t\t1\t1\nc\t3\t1\n");

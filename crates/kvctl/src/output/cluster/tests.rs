@@ -1,5 +1,5 @@
 use super::*;
-use crate::view::tests::{healthy_three, silent};
+use crate::view::tests::{healthy_three, map, silent};
 
 fn printed(format: Option<Format>, print: impl Fn(&mut Output) -> io::Result<()>) -> String {
     let (mut output, written) = Output::captured(format);
@@ -10,7 +10,7 @@ fn printed(format: Option<Format>, print: impl Fn(&mut Output) -> io::Result<()>
 fn view() -> View {
     let mut answers = healthy_three();
     answers[1] = silent(2);
-    View::of(answers)
+    View::of(answers, Some(map(2)))
 }
 
 #[test]
@@ -46,13 +46,12 @@ fn status_begins_with_what_is_wrong() {
     let mut lines = text.lines();
     assert_eq!(
         lines.next(),
-        Some("1 of 2 shards serve; shard 2 is led by n2, which does not answer; 2 of 3 nodes answer")
+        Some(
+            "1 of 2 shards serve; shard 2 is led by n2, which does not answer; 2 of 3 nodes answer"
+        )
     );
     assert_eq!(lines.next(), Some("  • shard 2 is led by n2, which does not answer"));
-    assert_eq!(
-        lines.next(),
-        Some("  • n2 (127.0.0.1:7402) does not answer: connection refused")
-    );
+    assert_eq!(lines.next(), Some("  • n2 (127.0.0.1:7402) does not answer: connection refused"));
     assert_eq!(lines.next(), Some(""));
     assert!(lines.next().unwrap().starts_with("NODE  ADDRESS         STATE   LEADS"));
     assert!(lines.next().unwrap().starts_with("n2    127.0.0.1:7402  silent      -"));

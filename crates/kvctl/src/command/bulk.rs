@@ -1,0 +1,171 @@
+//! `load` and `dump`: many records from and to files.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use bytes::Bytes;
+use quorate_client::{Client, Rows};
+use serde_json::json;
+
+use super::kv::decode;
+use super::load::{self, Journal, Limits, Loading, Progress, Stored};
+use crate::cli::{DumpArgs, Format, LoadArgs, RecordFormat};
+use crate::context::Context;
+use crate::encoding::Encoding;
+use crate::exit::Exit;
+use crate::failure::{Failure, Result};
+use crate::output::{describe, note};
+use crate::records::{Layout, write_pair};
+use crate::wire::{PutResponse, Receipt};
+
+pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
+    let layout = Layout {
+        format: args.format.unwrap_or_else(|| format_of(&args.file)),
+        delimiter: args.delimiter,
+        key_field: args.key_field.map(|number| number as usize),
+        key_prefix: decode(Encoding::Utf8, &args.key_prefix)?,
+    };
+    if layout.format == RecordFormat::Jsonl
+        && (args.delimiter.is_some() || args.key_field.is_some())
+    {
+        return Err(Failure::usage("--delimiter and --key-field do not go with jsonl"));
+    }
+    let (input, size) = load::open(&args.file)?;
+    let journal = args.journal.as_deref().map(Journal::create).transpose()?;
+    let limits = Limits {
+        in_flight: args.in_flight as usize,
+        rate: args.rate,
+        max_failures: args.max_failures,
+    };
+    context.interrupt.take_first();
+    let interrupt = context.interrupt.clone();
+    let client = context.client.clone();
+    let store = |key, value| {
+        let out = interrupt.write_out();
+        let stored = store(client.clone(), key, value);
+        async move {
+            let stored = stored.await;
+            drop(out);
+            stored
+        }
+    };
+    let begun = Instant::now();
+    let loading = Loading::new(store, limits, journal, Progress::begin(size));
+    let loaded = loading.run(load::read_records(input, layout), &interrupt).await;
+    let took = begun.elapsed();
+
+    let counts = loaded.counts;
+    match context.output.format_or(Format::Raw) {
+        Format::Json => context.output.json(&json!({
+            "put": counts.put,
+            "unchanged": counts.unchanged,
+            "failed": counts.failed,
+            "unknown": counts.unknown,
+            "elapsed_ms": took.as_millis() as u64,
+        }))?,
+        Format::Tsv => {
+            let counts = [counts.put, counts.unchanged, counts.failed, counts.unknown];
+            context
+                .output
+                .fields(&counts.map(|count| count.to_string()).each_ref().map(|c| &**c))?;
+        }
+        Format::Raw | Format::Table => context.output.line(format!(
+            "{} put, {} unchanged, {} failed, {} unknown",
+            counts.put, counts.unchanged, counts.failed, counts.unknown
+        ))?,
+    }
+    let rate = counts.stored() as f64 / took.as_secs_f64().max(0.001);
+    note(format!(
+        "{} records stored in {}, {} per second",
+        describe::count(counts.stored()),
+        crate::duration::show(took),
+        describe::count(rate as u64)
+    ));
+    match loaded.stopped {
+        Some(failure) => Err(Failure { exit: loaded.exit, ..failure }),
+        None => Ok(loaded.exit),
+    }
+}
+
+/// Stores a record unless its value is there already. A new key takes one write; a changed one takes a
+/// second, which is unconditional: the file says what the value shall be.
+async fn store(client: Client, key: Bytes, value: Bytes) -> Result<Stored> {
+    let first = client.put(key.clone(), value.clone()).if_absent().return_previous().await?;
+    if first.applied {
+        return Ok(stored(&first, false));
+    }
+    let there = first.previous.as_ref().filter(|previous| !previous.value_omitted);
+    if there.is_some_and(|previous| previous.value == value) {
+        return Ok(stored(&first, true));
+    }
+    Ok(stored(&client.put(key, value).await?, false))
+}
+
+fn stored(answer: &PutResponse, unchanged: bool) -> Stored {
+    let shard = answer.receipt.as_ref().map_or(0, |receipt| receipt.shard);
+    Stored { unchanged, revision: answer.revision, shard }
+}
+
+pub async fn dump(context: &mut Context, args: DumpArgs) -> Result<Exit> {
+    let by_name = args.file.as_deref().map(format_of);
+    let format = args.format.or(by_name).unwrap_or(RecordFormat::Tsv);
+    let mut scan = context.client.scan().level(context.level());
+    if let Some(staleness) = context.global.max_staleness {
+        scan = scan.max_staleness(staleness);
+    }
+    if let Some(prefix) = &args.prefix {
+        scan = scan.prefix(decode(args.key_encoding, prefix)?);
+    }
+    let mut rows = scan.rows();
+    let dumped = match &args.file {
+        None => {
+            let dumped = copy(context, &mut rows, format, None).await;
+            context.output.flush()?;
+            dumped?
+        }
+        Some(path) => {
+            let file = File::create_new(path).map_err(|error| Failure::file(path, &error))?;
+            let mut file = BufWriter::with_capacity(256 << 10, file);
+            let dumped = copy(context, &mut rows, format, Some((&mut file, path))).await?;
+            // A dump is kept for bad days: it is on the disk when the command ends well.
+            let failed = |error| Failure::file(path, &error);
+            file.flush().map_err(failed)?;
+            file.get_ref().sync_all().map_err(failed)?;
+            dumped
+        }
+    };
+    let receipts: Vec<Receipt> = rows.receipts().to_vec();
+    context.tell_receipts(&receipts);
+    note(format!("{} records", describe::count(dumped)));
+    Ok(Exit::Done)
+}
+
+/// Writes every row to the file, or to standard output; how many there were.
+async fn copy(
+    context: &mut Context,
+    rows: &mut Rows,
+    format: RecordFormat,
+    mut file: Option<(&mut BufWriter<File>, &Path)>,
+) -> Result<u64> {
+    let mut count = 0;
+    while let Some(row) = context.told("the next rows", rows.next()).await? {
+        match &mut file {
+            None => write_pair(&mut context.output.writer(), format, &row.key, &row.value)?,
+            Some((file, path)) => write_pair(*file, format, &row.key, &row.value)
+                .map_err(|error| Failure::file(path, &error))?,
+        }
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The form that the name of a file says, else tsv.
+fn format_of(path: &Path) -> RecordFormat {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("csv") => RecordFormat::Csv,
+        Some("jsonl" | "ndjson" | "json") => RecordFormat::Jsonl,
+        _ => RecordFormat::Tsv,
+    }
+}

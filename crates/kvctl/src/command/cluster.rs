@@ -1,0 +1,202 @@
+//! `status`, `shards`, `nodes`, `health`, `locate`, `limits`, `version`: what is known of the cluster.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_client::hash;
+use serde_json::{Value, json};
+
+use super::kv::decode;
+use crate::cli::{Format, LocateArgs, WatchArgs};
+use crate::context::Context;
+use crate::duration;
+use crate::exit::Exit;
+use crate::failure::{Failure, Result};
+use crate::output::Output;
+use crate::output::cluster::{Location, Place};
+use crate::output::json::Object;
+use crate::view::{Answer, View};
+use crate::wire::{Limits, std_duration};
+
+/// How long a node may take to say how it stands.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub async fn status(context: &mut Context, args: WatchArgs) -> Result<Exit> {
+    show(context, &args, Output::status).await
+}
+
+pub async fn shards(context: &mut Context, args: WatchArgs) -> Result<Exit> {
+    show(context, &args, Output::shards).await
+}
+
+pub async fn nodes(context: &mut Context, args: WatchArgs) -> Result<Exit> {
+    show(context, &args, Output::nodes).await
+}
+
+/// Shows the cluster once, or again and again.
+async fn show(
+    context: &mut Context,
+    args: &WatchArgs,
+    print: fn(&mut Output, &View) -> io::Result<()>,
+) -> Result<Exit> {
+    let Some(pause) = args.watch else {
+        let view = look(context).await;
+        print(&mut context.output, &view)?;
+        return Ok(if view.answering() == 0 { unanswered(context, &view) } else { Exit::Done });
+    };
+    loop {
+        let view = look(context).await;
+        context.output.begin_picture()?;
+        print(&mut context.output, &view)?;
+        context.output.flush()?;
+        tokio::time::sleep(pause).await;
+    }
+}
+
+pub async fn health(context: &mut Context) -> Result<Exit> {
+    let view = look(context).await;
+    let sentence = view.sentence();
+    match context.output.format_or(Format::Raw) {
+        Format::Json => context.output.json(
+            &Object::new().with("healthy", view.healthy()).with("summary", sentence).into(),
+        )?,
+        _ => context.output.line(sentence)?,
+    }
+    Ok(match (view.answering(), view.healthy()) {
+        (0, _) => unanswered(context, &view),
+        (_, true) => Exit::Done,
+        (_, false) => Exit::No,
+    })
+}
+
+/// Asks every node how it stands, all at once.
+async fn look(context: &Context) -> View {
+    let asked = context.told("the nodes' status", context.client.status(PATIENCE)).await;
+    let answers = asked.into_iter().map(|node| Answer {
+        id: node.node_id,
+        address: node.address,
+        status: node.status.map_err(|error| error.detail().message.clone()),
+    });
+    View::of(answers.collect(), context.client.known_map())
+}
+
+/// Nobody answered: what that means is said once more, because the data may go to a file.
+fn unanswered(context: &Context, view: &View) -> Exit {
+    if context.global.output == Some(Format::Json) {
+        return Exit::Unavailable;
+    }
+    for problem in view.problems() {
+        crate::output::note(problem);
+    }
+    Exit::Unavailable
+}
+
+pub async fn locate(context: &mut Context, args: LocateArgs) -> Result<Exit> {
+    let key = decode(args.key_encoding, &args.key)?;
+    if key.is_empty() {
+        return Err(Failure::usage("a key has at least one byte"));
+    }
+    let tag = Bytes::copy_from_slice(hash::hash_tag(&key));
+    let found = context.told("the cluster map", context.client.locate(key.clone())).await;
+    let place = found.as_ref().ok().map(|at| Place {
+        shard: at.shard,
+        range: (at.first, at.last),
+        shard_epoch: at.shard_epoch,
+        map_epoch: at.map_epoch,
+        replicas: at.replicas.iter().map(|replica| replica.node_id).collect(),
+        leader: Some(at.leader_node_id).filter(|node| *node != 0),
+    });
+    // Tag and hash are the key's own, and told even when no node answers.
+    let at = Location { key: &key, tag: &tag, hash: hash::key_hash(&key), place };
+    context.output.location(&at)?;
+    found?;
+    Ok(Exit::Done)
+}
+
+pub async fn limits(context: &mut Context) -> Result<Exit> {
+    let info = context.told("the limits", context.client.info()).await?;
+    let limits = info.limits.unwrap_or_default();
+    let defaults = info.defaults.unwrap_or_default();
+    let mut facts = limit_facts(&limits);
+    let times = [
+        ("scan_time_max_ms", limits.scan_time_max),
+        ("timeout_ms", defaults.timeout),
+        ("timeout_max_ms", defaults.timeout_max),
+        ("session_ttl_ms", defaults.session_ttl),
+    ];
+    for (name, time) in times {
+        let time = time.as_ref().map(std_duration).unwrap_or_default();
+        facts.push((name, time.as_millis() as u64));
+    }
+    match context.output.format_or(Format::Table) {
+        Format::Json => {
+            let object =
+                facts.iter().fold(Object::new(), |object, (name, value)| object.with(name, *value));
+            context.output.json(&object.into())?;
+        }
+        Format::Table => {
+            for (name, value) in facts {
+                let shown = match name.strip_suffix("_ms") {
+                    Some(_) => duration::show_rough(Duration::from_millis(value)),
+                    None => value.to_string(),
+                };
+                context.output.line(format!("{:<24}{shown}", name.trim_end_matches("_ms")))?;
+            }
+        }
+        Format::Raw | Format::Tsv => {
+            for (name, value) in facts {
+                context.output.fields(&[name, &value.to_string()])?;
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn limit_facts(limits: &Limits) -> Vec<(&'static str, u64)> {
+    vec![
+        ("key_bytes_max", limits.key_bytes_max),
+        ("value_bytes_max", limits.value_bytes_max),
+        ("request_bytes_max", limits.request_bytes_max),
+        ("message_bytes_max", limits.message_bytes_max),
+        ("token_parts_max", limits.token_parts_max),
+        ("session_unanswered_max", limits.session_unanswered_max),
+        ("scan_rows_max", limits.scan_rows_max),
+        ("scan_bytes_max", limits.scan_bytes_max),
+        ("batch_operations_max", limits.batch_operations_max),
+    ]
+}
+
+/// The versions; that no node answers is no failure of asking for kvctl's own.
+pub async fn version(context: &mut Context) -> Result<Exit> {
+    let own = env!("CARGO_PKG_VERSION");
+    let view = look(context).await;
+    let mut nodes: Vec<(u64, String)> = Vec::new();
+    for node in &view.nodes {
+        if let Ok(status) = &node.status {
+            nodes.push((status.node_id, status.version.clone()));
+        }
+    }
+    nodes.sort_unstable();
+    match context.output.format_or(Format::Table) {
+        Format::Json => {
+            let nodes: Vec<Value> = nodes
+                .iter()
+                .map(|(node_id, version)| json!({ "node_id": node_id, "version": version }))
+                .collect();
+            context.output.json(&json!({ "kvctl": own, "nodes": nodes }))?;
+        }
+        format => {
+            let plain = format != Format::Table;
+            let mut line = |name: &str, version: &str| match plain {
+                true => context.output.fields(&[name, version]),
+                false => context.output.line(format!("{name:<8}{version}")),
+            };
+            line("kvctl", own)?;
+            for (node, version) in nodes {
+                line(&format!("n{node}"), &crate::encoding::escape(version.as_bytes()))?;
+            }
+        }
+    }
+    Ok(Exit::Done)
+}

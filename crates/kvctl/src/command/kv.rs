@@ -1,0 +1,333 @@
+//! `put`, `get`, `del`, `cas`, `incr`: the commands on single keys.
+
+use std::ffi::OsStr;
+use std::future::IntoFuture as _;
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+use quorate_client::Client;
+
+use crate::cli::{CasArgs, DelArgs, Encodings, Format, GetArgs, IncrArgs, PutArgs};
+use crate::context::Context;
+use crate::encoding::Encoding;
+use crate::exit::Exit;
+use crate::failure::{Failure, Result};
+use crate::output::note;
+use crate::output::shapes::Written;
+use crate::wire::{Condition, GetResponse, condition::Expect};
+
+/// How many keys of one command are asked for at once.
+const AT_ONCE: usize = 64;
+
+/// More than a value may have, so that one over the limit is refused by the cluster's own sentence.
+const INPUT_BYTES_MAX: u64 = 8 << 20;
+
+/// Sends the only write of a command, under the identity that was given or in a session of its own, and
+/// knows it to be out meanwhile.
+macro_rules! single_write {
+    ($context:expr, $what:expr, $call:expr) => {{
+        let context: &Context = $context;
+        let again = context.write_again()?;
+        let slot = quorate_client::IdentitySlot::default();
+        let out = context.interrupt.single_write_out(&slot);
+        let call = match again {
+            Some(id) => $call.identity(id),
+            None => $call.one_shot(),
+        };
+        let answer = context.told($what, call.note_identity(&slot).into_future()).await;
+        drop(out);
+        answer
+    }};
+}
+pub(super) use single_write;
+
+pub async fn put(context: &mut Context, args: PutArgs) -> Result<Exit> {
+    let with = args.encodings;
+    let key = with.key(&args.key).map_err(Failure::usage)?;
+    let value = match (&args.value, &args.file) {
+        (Some(value), _) => with.value(value.as_bytes()),
+        (None, Some(file)) => with.value(&input(file, &with)?),
+        (None, None) => with.value(&input(Path::new("-"), &with)?),
+    };
+    let value = value.map_err(Failure::usage)?;
+    let mut call = context.client.put(key.clone(), value);
+    if let Some(condition) = condition(args.if_absent, args.if_revision) {
+        call = call.condition(condition).return_previous();
+    }
+    let written: Written = single_write!(context, "an answer to the write", call)?.into();
+    context.output.stored(&key, &written, &with)?;
+    Ok(told_of_write(context, &written))
+}
+
+pub async fn cas(context: &mut Context, args: CasArgs) -> Result<Exit> {
+    let with = args.encodings;
+    let key = with.key(&args.key).map_err(Failure::usage)?;
+    let value = with.value(args.value.as_bytes()).map_err(Failure::usage)?;
+    let call = context.client.compare_and_set(key.clone(), value).return_previous();
+    let call = match (&args.expect, args.expect_revision) {
+        (Some(expect), _) => call.if_value(with.value(expect.as_bytes()).map_err(Failure::usage)?),
+        (None, Some(revision)) => call.if_revision(revision),
+        (None, None) => call.if_absent(),
+    };
+    let written: Written = single_write!(context, "an answer to the write", call)?.into();
+    context.output.stored(&key, &written, &with)?;
+    Ok(told_of_write(context, &written))
+}
+
+pub async fn incr(context: &mut Context, args: IncrArgs) -> Result<Exit> {
+    let key = args.encodings.key(&args.key).map_err(Failure::usage)?;
+    let call = context.client.increment(key.clone(), args.by);
+    let written: Written = single_write!(context, "an answer to the write", call)?.into();
+    context.output.summed(&key, &written, &args.encodings)?;
+    Ok(told_of_write(context, &written))
+}
+
+pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
+    let with = args.encodings;
+    let keys: Vec<Bytes> =
+        args.keys.iter().map(|key| with.key(key).map_err(Failure::usage)).collect::<Result<_>>()?;
+    if let [key] = &keys[..] {
+        let got = context.told("an answer to the read", read(context, key.clone())).await?;
+        context.tell_receipts(&got.receipt);
+        context.output.got(key, &got, &with)?;
+        return Ok(told_if_absent(key, got.found));
+    }
+    let client = context.client.clone();
+    let (level, staleness) = (context.level(), context.global.max_staleness);
+    let mut answers = stream::iter(keys.iter().cloned())
+        .map(|key| read_of(&client, level, staleness, key))
+        .buffered(AT_ONCE);
+    let mut exit = Exit::Done;
+    for key in &keys {
+        let Some(answer) = context.told("an answer to the read", answers.next()).await else {
+            break;
+        };
+        match answer {
+            Ok(got) => {
+                context.tell_receipts(&got.receipt);
+                context.output.got_one(key, &got, &with)?;
+                exit = exit.and(told_if_absent(key, got.found));
+            }
+            Err(failure) => {
+                exit = exit.and(failure.exit);
+                tell_item(context, key, &failure);
+            }
+        }
+    }
+    Ok(exit)
+}
+
+/// Reads a key as the flags ask.
+async fn read(context: &Context, key: Bytes) -> Result<GetResponse> {
+    read_of(&context.client, context.level(), context.global.max_staleness, key).await
+}
+
+async fn read_of(
+    client: &Client,
+    level: crate::wire::ReadLevel,
+    staleness: Option<std::time::Duration>,
+    key: Bytes,
+) -> Result<GetResponse> {
+    let mut get = client.get(key).level(level);
+    if let Some(staleness) = staleness {
+        get = get.max_staleness(staleness);
+    }
+    Ok(get.await?)
+}
+
+fn told_if_absent(key: &[u8], found: bool) -> Exit {
+    if found {
+        return Exit::Done;
+    }
+    note(format!("there is no key {}", Encoding::Utf8.field(key)));
+    Exit::No
+}
+
+pub async fn del(context: &mut Context, args: DelArgs) -> Result<Exit> {
+    let with = args.encodings;
+    if let Some(prefix) = &args.prefix {
+        let prefix = with.key(prefix).map_err(Failure::usage)?;
+        return del_prefix(context, prefix, args.yes, &with).await;
+    }
+    let keys: Vec<Bytes> =
+        args.keys.iter().map(|key| with.key(key).map_err(Failure::usage)).collect::<Result<_>>()?;
+    let condition = condition(args.if_absent, args.if_revision);
+    if let [key] = &keys[..] {
+        let mut call = context.client.delete(key.clone());
+        if let Some(condition) = condition {
+            call = call.condition(condition).return_previous();
+        }
+        let written: Written = single_write!(context, "an answer to the delete", call)?.into();
+        context.output.removed(key, &written, &with)?;
+        if written.applied {
+            say_removed(context, u64::from(written.found))?;
+        }
+        return Ok(told_of_write(context, &written));
+    }
+    let (removed, exit) = remove(context, stream::iter(keys), condition, &with).await?;
+    say_removed(context, removed)?;
+    Ok(exit)
+}
+
+/// Removes all keys that begin with a prefix, after their number was said and, on a terminal, agreed to.
+async fn del_prefix(
+    context: &mut Context,
+    prefix: Bytes,
+    agreed: bool,
+    with: &Encodings,
+) -> Result<Exit> {
+    let scan = context.client.scan().prefix(prefix.clone());
+    let count = context.told("the number of keys", scan.count()).await?;
+    let plural = if count == 1 { "" } else { "s" };
+    let what = format!("{count} key{plural} that begin with {}", with.key_encoding.field(&prefix));
+    if count > 0 && !agreed && io::stdin().is_terminal() && io::stderr().is_terminal() {
+        let asked =
+            tokio::task::spawn_blocking(move || ask(&format!("Remove {what}? [y/N] "))).await;
+        if !asked.unwrap_or(false) {
+            note("nothing was removed");
+            return Ok(Exit::No);
+        }
+    } else {
+        note(format!("removing {what}"));
+    }
+    let rows = context.client.scan().prefix(prefix).keys_only().rows();
+    let failed = std::sync::Mutex::new(None);
+    let keys = rows.into_stream().filter_map(|row| {
+        let key = match row {
+            Ok(row) => Some(row.key),
+            Err(error) => {
+                // The stream ends here; what it met is told after the keys that came before.
+                *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                None
+            }
+        };
+        std::future::ready(key)
+    });
+    let (removed, exit) = remove(context, keys, None, with).await?;
+    say_removed(context, removed)?;
+    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(error) => {
+            let failure = Failure::from(error);
+            let exit = exit.and(failure.exit);
+            Err(Failure { exit, ..failure })
+        }
+        None => Ok(exit),
+    }
+}
+
+/// Removes keys, many at a time; how many were there, and the weightiest exit code.
+async fn remove(
+    context: &mut Context,
+    keys: impl stream::Stream<Item = Bytes>,
+    condition: Option<Condition>,
+    with: &Encodings,
+) -> Result<(u64, Exit)> {
+    let client = context.client.clone();
+    let interrupt = context.interrupt.clone();
+    let answers = keys.map(|key| {
+        let mut call = client.delete(key.clone());
+        if let Some(condition) = &condition {
+            call = call.condition(condition.clone()).return_previous();
+        }
+        let out = interrupt.write_out();
+        async move {
+            let answer = call.await;
+            drop(out);
+            (key, answer)
+        }
+    });
+    let mut answers = std::pin::pin!(answers.buffered(AT_ONCE));
+    let (mut removed, mut exit) = (0, Exit::Done);
+    while let Some((key, answer)) = context.told("an answer to the delete", answers.next()).await {
+        match answer {
+            Ok(answer) => {
+                let written = Written::from(answer);
+                removed += u64::from(written.applied && written.found);
+                context.output.removed(&key, &written, with)?;
+                exit = exit.and(told_of_write(context, &written));
+            }
+            Err(error) => {
+                let failure = Failure::from(error);
+                exit = exit.and(failure.exit);
+                tell_item(context, &key, &failure);
+            }
+        }
+    }
+    Ok((removed, exit))
+}
+
+/// How many keys were there, in the format that has no line for each.
+fn say_removed(context: &mut Context, removed: u64) -> Result<()> {
+    if context.output.format_or(Format::Raw) == Format::Raw {
+        context.output.line(removed.to_string())?;
+    }
+    Ok(())
+}
+
+fn ask(question: &str) -> bool {
+    let _ = write!(io::stderr(), "{question}");
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
+/// Tells the failure of one of several items.
+fn tell_item(context: &Context, key: &[u8], failure: &Failure) {
+    note(match context.global.output {
+        Some(Format::Json) => failure.json(None).to_string(),
+        _ => format!("{}: {failure}", Encoding::Utf8.field(key)),
+    });
+}
+
+/// Tells the receipt of a write and why it was not applied, and gives the exit code.
+pub(super) fn told_of_write(context: &Context, written: &Written) -> Exit {
+    context.tell_receipts(&written.receipt);
+    if written.replayed && context.global.verbose {
+        note("this is the remembered answer of an earlier attempt");
+    }
+    if written.applied {
+        return Exit::Done;
+    }
+    note(match written.found {
+        true => format!("not applied: the key is at revision {}", written.revision),
+        false => "not applied: the key is absent".into(),
+    });
+    Exit::No
+}
+
+fn condition(if_absent: bool, if_revision: Option<u64>) -> Option<Condition> {
+    let expect = match (if_absent, if_revision) {
+        (true, _) => Expect::Absent(true),
+        (false, Some(revision)) => Expect::Revision(revision),
+        (false, None) => return None,
+    };
+    Some(Condition { expect: Some(expect) })
+}
+
+/// The bytes that an argument stands for.
+pub(super) fn decode(encoding: Encoding, argument: &OsStr) -> Result<Bytes> {
+    let decoded = encoding.decode(argument.as_bytes());
+    decoded.map_err(|error| Failure::usage(format!("{} {error}", argument.display())))
+}
+
+/// The whole of a file, or of standard input; without the line end where the encoding has no use for one.
+fn input(path: &Path, with: &Encodings) -> Result<Vec<u8>> {
+    let failed = |error| Failure::file(path, &error);
+    let mut bytes = Vec::new();
+    if path.as_os_str() == "-" {
+        io::stdin().lock().take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    if bytes.len() as u64 > INPUT_BYTES_MAX {
+        return Err(Failure::usage(format!("the value is longer than {INPUT_BYTES_MAX} bytes")));
+    }
+    if with.value_encoding != Encoding::Utf8 {
+        bytes.truncate(bytes.trim_ascii_end().len());
+    }
+    Ok(bytes)
+}
