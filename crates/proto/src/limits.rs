@@ -48,7 +48,7 @@ pub const SESSION_TTL: Duration = Duration::from_secs(600);
 /// The most sequences of one session that are not known to be answered.
 pub const SESSION_UNANSWERED_MAX: u64 = 1_024;
 
-/// The largest previous value that a stored answer keeps, in bytes.
+/// The bytes of previous values that one stored answer keeps, all together.
 pub const STORED_PREVIOUS_BYTES_MAX: usize = 1 << 10;
 
 /// How far ahead of a shard's log time a session may be born.

@@ -12,7 +12,7 @@ pub struct Damaged {
 }
 
 impl Damaged {
-    /// `what` names the thing, `detail` says what is wrong with it: "<what> is damaged: <detail>".
+    /// `what` names the thing, `detail` says what is wrong with it.
     pub fn new(what: &'static str, detail: impl Into<String>) -> Damaged {
         Damaged { what, detail: detail.into() }
     }
