@@ -308,13 +308,15 @@ impl Transport {
                 Some(peer) => peer.put(envelope),
                 None => false,
             };
-            if bulk && !taken && !dropped.contains(&to) {
+            if bulk && !taken {
                 dropped.push(to);
             }
         }
         for peer in peers.values() {
             peer.wake();
         }
+        dropped.sort_unstable();
+        dropped.dedup();
         for (group, to) in dropped {
             self.shared.inbound.bulk_dropped(group, to);
         }
