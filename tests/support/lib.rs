@@ -1,1 +1,12 @@
-//! support
+//! What the whole-system tests share: real release binaries, clusters of real processes, ports,
+//! links that can be cut, and what a test needs beyond a plain user.
+
+pub mod binaries;
+pub mod cluster;
+pub mod needs;
+pub mod ports;
+pub mod proxy;
+pub mod wait;
+
+pub use cluster::{Cluster, ClusterOptions, Exit};
+pub use wait::{until, until_async};

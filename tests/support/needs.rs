@@ -1,0 +1,82 @@
+//! What a test needs beyond a plain user, named in one place.
+//!
+//! Where a need is absent the test says so and ends: one line per need is left in a file that
+//! `.ci/run` prints at the end. With `QUORATE_REQUIRE=all` an absent need is a failure.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// A container engine that this user may use, and docker-compose.
+    Docker,
+    /// Debian's package `unicode-data`: the real input of the load tests.
+    UnicodeData,
+    /// Python 3 with grpcio and the generated code's runtime.
+    PythonGrpc,
+    /// grpcurl.
+    Grpcurl,
+}
+
+/// Where `UnicodeData.txt` lies.
+pub const UNICODE_DATA: &str = "/usr/share/unicode/UnicodeData.txt";
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Docker => "docker and docker-compose",
+            Self::UnicodeData => "UnicodeData.txt (Debian's package unicode-data)",
+            Self::PythonGrpc => "Python 3 with grpcio",
+            Self::Grpcurl => "grpcurl",
+        })
+    }
+}
+
+impl Need {
+    /// Whether this machine has it.
+    #[must_use]
+    pub fn is_met(self) -> bool {
+        match self {
+            Self::Docker => {
+                succeeds("docker", &["version"]) && succeeds("docker-compose", &["version"])
+            }
+            Self::UnicodeData => std::path::Path::new(UNICODE_DATA).is_file(),
+            Self::PythonGrpc => succeeds("python3", &["-c", "import grpc"]),
+            Self::Grpcurl => succeeds("grpcurl", &["-version"]),
+        }
+    }
+}
+
+/// True if the need is met. Otherwise the test must return: the absence is noted, or, with
+/// `QUORATE_REQUIRE=all`, fails it here.
+///
+/// # Panics
+/// If the need is required and absent.
+#[must_use]
+pub fn met(test: &str, need: Need) -> bool {
+    if need.is_met() {
+        return true;
+    }
+    let required = std::env::var("QUORATE_REQUIRE").is_ok_and(|require| require == "all");
+    assert!(!required, "{test} needs {need}, and QUORATE_REQUIRE=all");
+    let line = format!("skipped: {test}: needs {need}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("QUORATE_SKIPPED") {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the note is written");
+    }
+    false
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
