@@ -1,6 +1,6 @@
 //! The first minute of a cluster: it forms, takes writes, answers reads, survives a kill.
 
-use quorate_client::ReadLevel;
+use quorate_proto::v1::ReadLevel;
 use quorate_tests::{Cluster, ClusterOptions, Exit};
 
 #[tokio::test(flavor = "multi_thread")]
