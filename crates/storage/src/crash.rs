@@ -2,7 +2,7 @@
 //!
 //! A *crash point* stands before and after each write that storage makes. Without the feature
 //! `testing` it is nothing at all; with it, the process kills itself with SIGKILL at the point
-//! whose number [`arm`] was given, as an operator's `kill -9` would, at exactly that instruction.
+//! whose number `arm` was given, as an operator's `kill -9` would, at exactly that instruction.
 
 #[cfg(feature = "testing")]
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -112,7 +112,7 @@ impl Engine {
         let created = prepare_dir(dir)?;
         // Before the engine is asked as well: it removes a blob that no page names any more.
         find_blob(dir)?;
-        let db = open_guarded(dir, options.cache_bytes)?;
+        let db = open_waiting(dir, options.cache_bytes)?;
         let file_path = dir.join("db");
         let file = File::options()
             .read(true)
@@ -516,6 +516,24 @@ thread_local! {
 #[must_use]
 pub fn opening_on_this_thread() -> bool {
     OPENING.get()
+}
+
+/// How long a lock on the directory is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// Opens, and waits a moment for a lock to go: threads of the engine hold on to its file for a
+/// little while after the last handle was dropped, so an engine that was just closed in this
+/// process looks as if another had it.
+fn open_waiting(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
+    let since = Instant::now();
+    loop {
+        match open_guarded(dir, cache_bytes) {
+            Err(StorageError::InUse { .. }) if since.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn open_guarded(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {

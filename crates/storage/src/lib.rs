@@ -1,4 +1,45 @@
-//! Storage of a Quorate node: the rules that make sled safe, and the record log.
+//! Storage of a Quorate node: what makes sled safe, the record log, and the state of shards.
+//!
+//! # Layers
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `engine` | the only file that names sled: open, barrier, caps, poison |
+//! | [`codec`] | the frame of every record on disk: format, CRC32C, length, bincode body |
+//! | [`pieces`] | records over 6,000 bytes as several values |
+//! | `log` | the record log of all groups: entries, hard states, resets |
+//! | `mark` | the file `MARK`: how far the log must reach |
+//! | `node_records` | named records of the node itself |
+//! | [`keys`], [`state`], [`snapshot`] | one shard's rows, checkpoints, snapshots |
+//! | `space` | free space and the reserve |
+//! | [`crash`], `testing` | crash points, the log's twin and its contract (feature `testing`) |
+//!
+//! # What is on the disk
+//!
+//! | place in the data directory | content |
+//! |---|---|
+//! | `sled/`, tree `log` | records of the log: sequence (8) ‖ piece (2), big endian |
+//! | `log/<first sequence>.log` | the same records, with `--log-store file` |
+//! | `sled/`, tree `node` | records of the node: see [`NodeRecords`] |
+//! | `sled/`, other trees | rows and headers of shards: see [`state`] |
+//! | `MARK` | two slots with the last durable sequence of the log |
+//!
+//! # What survives
+//!
+//! A *barrier* is the engine's `flush` and an `fdatasync` of our own after it. What was written
+//! before a barrier began survives the loss of power once it has completed; what was not may be
+//! there, in part or not at all, and every reader of records copes with that:
+//!
+//! - Nothing is removed or overwritten before what replaces it is behind a completed barrier.
+//! - Every record carries a checksum; those of the log are chained and tell how far the log was
+//!   durable. Broken bytes are an error that names the record, never a shorter log.
+//! - A failed write or fsync closes the engine. Nothing is tried again in the same process.
+//!
+//! # Versions
+//!
+//! Each record begins with the version of its format. A build reads the formats it knows, and calls
+//! a higher one newer ([`StorageError::NewerFormat`]), which is not damage. The bincode
+//! configuration is part of the format and cannot change.
 
 pub mod codec;
 pub mod crash;
