@@ -72,8 +72,8 @@ fn is_damaged<T>(result: Result<T, StorageError>) -> bool {
 fn assert_seen_by_all(store: &ShardStore) {
     assert!(is_damaged(store.reader().scrub(|_| {})), "scrub");
     let mut source = store.pin_snapshot().unwrap();
-    let sent = std::iter::from_fn(|| source.next_chunk().transpose());
-    assert!(sent.map(is_damaged).any(|damaged| damaged), "snapshot");
+    let mut sent = std::iter::from_fn(|| source.next_chunk().transpose());
+    assert!(sent.any(is_damaged), "snapshot");
 }
 
 #[test]

@@ -7,14 +7,15 @@
 //!
 //! So the end is searched from the front: a range that is too long to read is entered in its
 //! middle, and where nothing follows, further ahead. Halving byte strings halves the keys between
-//! them as long as these are spread evenly; where they are not, it takes more steps, never more
-//! than the keys have bits.
+//! them as long as these are spread evenly; where they are not, it falls back to reading on.
 
 use crate::engine::Tree;
 use crate::error::Result;
 
 /// Keys that are read at a time.
 const KEYS: usize = 256;
+/// Reads without a key after which the search goes on from the last key that it knows.
+const MISSES: u32 = 16;
 
 /// The last keys of a range, in order.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub(crate) fn read(tree: &Tree, low: &[u8], high: &[u8]) -> Result<Tail> {
     // There are too many keys from `below` on, and none from `above` on.
     let (mut below, mut above) = (low.to_vec(), high.to_vec());
     let mut from = low.to_vec();
+    let mut misses = 0;
     loop {
         if from.as_slice() >= high {
             return Ok(Tail { keys: Vec::new(), whole: true });
@@ -37,16 +39,34 @@ pub(crate) fn read(tree: &Tree, low: &[u8], high: &[u8]) -> Result<Tail> {
         let mut keys = range.map(|e| Ok(e?.0.to_vec())).collect::<Result<Vec<Vec<u8>>>>()?;
         let whole = from == low;
         match keys.pop() {
-            Some(last) if keys.len() + 1 == KEYS => below = last,
+            Some(last) if keys.len() + 1 == KEYS => {
+                below = last;
+                misses = 0;
+                // A checkpoint may have written keys where there were none a moment ago, ...
+                if below >= above {
+                    above = high.to_vec();
+                }
+            }
             Some(last) => {
                 keys.push(last);
                 return Ok(Tail { keys, whole });
             }
             None if whole => return Ok(Tail { keys, whole }),
-            None => above = from,
+            // ... and a cleaning may have removed the very key that was read.
+            None if from == below => {
+                (below, above) = (low.to_vec(), high.to_vec());
+                from.clone_from(&below);
+                continue;
+            }
+            None => {
+                above = from;
+                misses += 1;
+            }
         }
-        // With nothing between them, `below` is the last key there is.
-        from = between(&below, &above).unwrap_or_else(|| below.clone());
+        // With nothing between them, `below` is the last key there is. After some misses the keys
+        // are likely to lie close behind `below`.
+        let middle = if misses % MISSES == MISSES - 1 { None } else { between(&below, &above) };
+        from = middle.unwrap_or_else(|| below.clone());
     }
 }
 
