@@ -36,7 +36,32 @@ pub enum ApplyError {
     /// The entry or a row that it needs does not decode.
     #[error(transparent)]
     Damaged(#[from] Damaged),
-    /// The storage failed.
+    /// The storage failed, which concerns the whole node.
     #[error(transparent)]
-    Storage(#[from] StorageError),
+    Storage(StorageError),
+}
+
+impl From<StorageError> for ApplyError {
+    /// Damage that the storage found in this replica's own records costs the replica alone, and is
+    /// told apart here from a storage that failed.
+    fn from(error: StorageError) -> ApplyError {
+        if error.is_damage() && !error.is_fatal() {
+            Damaged::new("the state of the replica", error.to_string()).into()
+        } else {
+            ApplyError::Storage(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_found_by_the_storage_is_damage_of_the_replica() {
+        let damage = ApplyError::from(StorageError::damaged("row 7"));
+        assert!(matches!(damage, ApplyError::Damaged(_)), "{damage:?}");
+        let failed = StorageError::Engine { action: "read", message: "gone".to_owned() };
+        assert!(matches!(ApplyError::from(failed), ApplyError::Storage(_)));
+    }
 }
