@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quorate_proto::limits::{SESSION_TTL, SESSION_UNANSWERED_MAX};
+use quorate_proto::limits::{
+    DECODE_BYTES_MAX, REQUEST_BYTES_MAX, SESSION_TTL, SESSION_UNANSWERED_MAX,
+};
 use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Outcome, Reason, WriteSession};
 use tonic::metadata::{Ascii, MetadataValue};
 
@@ -20,6 +22,10 @@ use crate::session::{Session, Ticket};
 
 /// The least time that is left for a repeated attempt.
 const REPEAT_MIN: Duration = Duration::from_millis(20);
+
+/// A request above this never reaches a node's handlers. Less than what nodes decode, for the route and
+/// the session that are added; what is above the limit of requests but below this, the node refuses.
+const SENDABLE_BYTES_MAX: usize = DECODE_BYTES_MAX - (1 << 10);
 
 /// How a write is made exactly-once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +71,13 @@ impl Inner {
     /// Sends a request until it is answered, refused, or out of time.
     pub(crate) async fn execute<R: Rpc>(&self, mut request: R, how: How) -> Result<R::Answer> {
         let (request_id, header) = self.request_ids.next();
+        let bytes = request.encoded_len();
+        if bytes > SENDABLE_BYTES_MAX {
+            let message = format!(
+                "the request is {bytes} bytes long; the limit is {REQUEST_BYTES_MAX} bytes"
+            );
+            return Err(Lost::local(Reason::TooLarge, message).into_error(&request_id));
+        }
         let mut call = Call {
             inner: self,
             how,

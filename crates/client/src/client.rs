@@ -186,9 +186,7 @@ impl Client {
 
 /// The cluster client of one connection with this crate's limits.
 pub(crate) fn cluster(channel: Channel) -> ClusterClient<Channel> {
-    ClusterClient::new(channel)
-        .max_decoding_message_size(DECODE_BYTES_MAX)
-        .max_encoding_message_size(DECODE_BYTES_MAX)
+    ClusterClient::new(channel).max_decoding_message_size(DECODE_BYTES_MAX)
 }
 
 impl Inner {

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 /// A request of the `Kv` service that is sent until it is answered.
-pub(crate) trait Rpc: Clone + Send + Sync {
+pub(crate) trait Rpc: prost::Message + Clone {
     type Answer: Answer;
 
     /// The answer begins at once and goes on for longer than one attempt.
@@ -48,9 +48,9 @@ pub(crate) trait Answer: Send {
 
 /// The client of one connection with this crate's limits.
 pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
-    KvClient::new(channel)
-        .max_decoding_message_size(DECODE_BYTES_MAX)
-        .max_encoding_message_size(DECODE_BYTES_MAX)
+    // What is too large to be sent is found before a call begins: found while it is sent, it breaks the
+    // stream and looks like a lost answer.
+    KvClient::new(channel).max_decoding_message_size(DECODE_BYTES_MAX)
 }
 
 macro_rules! rpc {

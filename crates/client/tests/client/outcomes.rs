@@ -233,3 +233,15 @@ async fn the_node_says_when_to_try_again() {
     let error = put(&client, true).await.unwrap_err();
     assert_eq!(error.detail().retry_after, Some(Duration::from_millis(150)));
 }
+
+#[tokio::test]
+async fn what_no_node_takes_in_is_refused_here() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let error = client.put("k", vec![0; 5 << 20]).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+    assert_eq!(error.reason(), Some(Reason::TooLarge));
+    assert!(fake.writes().is_empty());
+    // Above the limit of requests, but decoded: that is the node's to say.
+    client.put("k", vec![0; 3 << 20]).await.unwrap();
+}
