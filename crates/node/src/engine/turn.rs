@@ -108,7 +108,7 @@ pub(super) struct State {
     groups: BTreeMap<GroupId, Group>,
     deadlines: BTreeSet<(Ticks, GroupId)>,
     /// Elections to be started at once, because the leader's process is gone.
-    early_elections: BTreeSet<(Ticks, GroupId)>,
+    early_elections: BTreeMap<(Ticks, GroupId), NodeId>,
     touched: Vec<GroupId>,
     send: Vec<(NodeId, Envelope)>,
     writes: Vec<Write>,
@@ -136,8 +136,9 @@ impl Loop {
     }
 
     fn patience(&self) -> Duration {
-        let first = |set: &BTreeSet<(Ticks, GroupId)>| set.first().map(|(due, _)| *due);
-        let due = [first(&self.state.deadlines), first(&self.state.early_elections)];
+        let timer = self.state.deadlines.first().map(|(due, _)| *due);
+        let election = self.state.early_elections.first_key_value().map(|((due, _), _)| *due);
+        let due = [timer, election];
         let Some(due) = due.into_iter().flatten().min() else { return IDLE };
         let ticks = due.0.saturating_sub(self.clock.now().0);
         if ticks == 0 { Duration::ZERO } else { (TICK * ticks.min(100) as u32).min(IDLE) }
@@ -256,7 +257,7 @@ impl Loop {
             .map(|group| {
                 let id = group.shard.group;
                 let mixed = (id.0 ^ (self.node.0 << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                (Ticks(now.0 + (mixed >> 32) % SPREAD_TICKS), id)
+                ((Ticks(now.0 + (mixed >> 32) % SPREAD_TICKS), id), node)
             })
             .collect();
         if !elections.is_empty() {
@@ -274,12 +275,17 @@ impl Loop {
     }
 
     fn fire_due(&mut self, now: Ticks) {
-        while let Some((due, id)) = self.state.early_elections.first().copied() {
+        while let Some((&(due, id), &gone)) = self.state.early_elections.first_key_value() {
             if due > now {
                 break;
             }
             self.state.early_elections.remove(&(due, id));
-            self.with(id, |group| group.raft.election_timeout(now));
+            self.with(id, |group| {
+                // Unless another one leads by now.
+                if group.raft.leader().is_some_and(|leader| leader.node == gone) {
+                    group.raft.election_timeout(now);
+                }
+            });
         }
         let due = self.state.deadlines.range(..=(now, GroupId(u64::MAX)));
         let due: Vec<GroupId> = due.map(|(_, id)| *id).collect();

@@ -13,9 +13,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::context::{Context, read_timeout};
-use super::forward::Forwarded;
 use super::route::{self, Place};
-use super::write::{LEADER_PATIENCE, no_leader, pass, wait_for_change};
+use super::write::{LEADER_PATIENCE, no_leader, wait_for_change};
 use crate::apply::Record;
 use crate::command::{check_key, keyspace_id};
 use crate::core::{Core, retry_after};
@@ -90,8 +89,8 @@ fn check_token(core: &Core, token: &SessionToken) -> Result<(), Failure> {
 pub enum Ready {
     /// It may: what it has applied now includes what the level asks for.
     Here(Receipt),
-    /// It may not, and the leader should.
-    AskLeader(String),
+    /// It is behind what the level asks for: the leader should answer.
+    AskLeader,
 }
 
 /// Answers a Get, here or by another node.
@@ -122,17 +121,10 @@ pub async fn get(
             let row = row(core, &shard, key).await?;
             respond(core, &shard, receipt, row)
         }
-        Ready::AskLeader(why) => {
-            let leadership = shard.leadership();
-            let Place::At(node) = route::leader_of(&shard, leadership) else {
-                return Err(no_leader(core, &shard, &why));
-            };
-            match pass(core, context, node, &request).await {
-                Forwarded::Answered(answer) => Ok(answer),
-                Forwarded::Failed(failure) | Forwarded::NotSent(failure) => {
-                    Err(core.complete(failure))
-                }
-            }
+        // This replica is behind. Whoever leads is not; a node that hears more of the group than
+        // this one passes the call on, should the leader be unknown here.
+        Ready::AskLeader => {
+            route::pass_to_replicas(core, context, owner, &request, context.deadline).await
         }
     }
 }
@@ -182,8 +174,8 @@ pub async fn ready(
         }
         Level::Session(token) => {
             let wanted = Index(token.index_of(shard.group.0));
-            if let Some(why) = wait_for_token(core, context, shard, wanted).await? {
-                return Ok(Ready::AskLeader(why));
+            if !wait_for_token(core, context, shard, wanted).await? {
+                return Ok(Ready::AskLeader);
             }
         }
     }
@@ -234,16 +226,16 @@ async fn wait_applied(
     })
 }
 
-/// Waits up to half of the time for the token's index; `Some` = this replica is behind, and the
+/// Waits up to half of the time for the token's index; false = this replica is behind, and the
 /// leader should be asked.
 async fn wait_for_token(
     core: &Core,
     context: &Context,
     shard: &Shard,
     wanted: Index,
-) -> Result<Option<String>, Failure> {
+) -> Result<bool, Failure> {
     if shard.gate.applied() >= wanted {
-        return Ok(None);
+        return Ok(true);
     }
     if shard.leadership().is_leader {
         let committed = read_index(core, context, shard).await?;
@@ -257,16 +249,10 @@ async fn wait_for_token(
             return Err(core.complete(failure));
         }
         wait_applied(core, context, shard, wanted).await?;
-        return Ok(None);
+        return Ok(true);
     }
     let half = Instant::now() + context.left() / 2;
-    match timeout_at(half, shard.gate.wait(wanted)).await {
-        Ok(()) => Ok(None),
-        Err(_) => Ok(Some(format!(
-            "this replica has applied {}, and the token names {wanted}",
-            shard.gate.applied()
-        ))),
-    }
+    Ok(timeout_at(half, shard.gate.wait(wanted)).await.is_ok())
 }
 
 /// The newest row: from memory at once, else from the tree on the reader pool.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quorate_proto::v1::{Failure, MapShard, Reason, RouteHint};
-use quorate_raft::NodeId;
+use quorate_raft::{GroupId, NodeId};
 use tokio::time::Instant;
 
 use super::context::Context;
@@ -67,8 +67,19 @@ pub fn check_hint(core: &Core, hint: Option<&RouteHint>, owner: &MapShard) -> Re
     Ok(())
 }
 
-/// Passes a call to a node that holds a replica, for a shard that has none here. Nodes are tried in
-/// the order of the map, which begins with the preferred leader, until one is reached.
+/// The other nodes with a replica of a shard: the leader first where it is known, then in the order
+/// of the map, which begins with the preferred leader.
+#[must_use]
+pub fn other_replicas(core: &Core, owner: &MapShard) -> Vec<NodeId> {
+    let shard = core.engine.shards().get(GroupId(owner.id));
+    let leader = shard.and_then(|shard| shard.leadership().leader);
+    let mut nodes: Vec<NodeId> = owner.replicas.iter().map(|r| NodeId(r.node_id)).collect();
+    nodes.retain(|node| *node != core.node);
+    nodes.sort_by_key(|node| Some(*node) != leader);
+    nodes
+}
+
+/// Passes a call to another node with a replica of the shard, trying them until one is reached.
 ///
 /// # Errors
 ///
@@ -80,9 +91,9 @@ pub async fn pass_to_replicas<R: Forward>(
     request: &R,
     give_up: Instant,
 ) -> Result<R::Response, Failure> {
-    let mut last = String::from("no node holds a replica");
-    for replica in &owner.replicas {
-        match pass(core, context, NodeId(replica.node_id), request).await {
+    let mut last = String::from("no other node holds a replica");
+    for node in other_replicas(core, owner) {
+        match pass(core, context, node, request).await {
             Forwarded::Answered(answer) => return Ok(answer),
             Forwarded::Failed(failure) => return Err(core.complete(failure)),
             Forwarded::NotSent(failure) => last = failure.message,

@@ -22,7 +22,7 @@ use tonic::{Request, Status};
 use super::context::Context;
 use super::page_token::PageToken;
 use super::read::{Level, Ready, ready, storage_failure};
-use super::route::{self, Place};
+use super::route;
 use crate::apply::Record;
 use crate::command::{Invalid, keyspace_id};
 use crate::core::{Core, retry_after};
@@ -171,16 +171,14 @@ async fn open(
 ) -> Result<Source, Failure> {
     let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| !shard.is_damaged());
     let Some(shard) = shard else {
-        let nodes = owner.replicas.iter().map(|replica| NodeId(replica.node_id));
-        return open_there(core, context, request, plan, owner, nodes).await;
+        let nodes = route::other_replicas(core, owner);
+        return open_there(core, context, request, plan, owner, nodes.into_iter()).await;
     };
     let receipt = match ready(core, context, &shard, level).await? {
         Ready::Here(receipt) => receipt,
-        Ready::AskLeader(why) => {
-            let Place::At(leader) = route::leader_of(&shard, shard.leadership()) else {
-                return Err(super::write::no_leader(core, &shard, &why));
-            };
-            return open_there(core, context, request, plan, owner, std::iter::once(leader)).await;
+        Ready::AskLeader => {
+            let nodes = route::other_replicas(core, owner);
+            return open_there(core, context, request, plan, owner, nodes.into_iter()).await;
         }
     };
     let pin = shard.reader.pin().map_err(|error| match error {
