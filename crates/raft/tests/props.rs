@@ -20,7 +20,7 @@ fn memberships() -> impl Strategy<Value = Membership> {
             let leaving = u8::from(outgoing.contains(&id));
             (replica(id), voter | leaving << 1)
         });
-        Membership::from_parts(roles, false).unwrap()
+        Membership::from_parts(roles, false).expect("sound roles")
     })
 }
 

@@ -58,7 +58,8 @@ impl Bench {
             entries: log.iter().zip(1..).map(|(&term, index)| entry(index, term)).collect(),
         };
         let durable = restored.hard_state;
-        let raft = Raft::new(config, GROUP, replica(id), id, restored, Ticks(1_000)).unwrap();
+        let raft = Raft::new(config, GROUP, replica(id), id, restored, Ticks(1_000));
+        let raft = raft.expect("the log fits together");
         Bench { raft, now: 1_000, applied: Vec::new(), durable }
     }
 
@@ -116,7 +117,7 @@ impl Bench {
     }
 
     pub fn propose(&mut self, payload: &'static str) -> Vec<Envelope> {
-        self.raft.propose(Ticks(self.now), Bytes::from(payload), 0).unwrap();
+        self.raft.propose(Ticks(self.now), Bytes::from(payload), 0).expect("the leader takes it");
         self.drain()
     }
 
@@ -157,6 +158,10 @@ impl Bench {
     /// The terms of the log, by index from 1.
     pub fn terms(&self) -> Vec<u64> {
         let last = self.raft.last_index().0;
-        (1..=last).map(|index| self.raft.entry_id(Index(index)).unwrap().term.0).collect()
+        (1..=last).map(|index| self.term_at(index)).collect()
+    }
+
+    fn term_at(&self, index: u64) -> u64 {
+        self.raft.entry_id(Index(index)).expect("nothing is compacted here").term.0
     }
 }
