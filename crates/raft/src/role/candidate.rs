@@ -45,7 +45,9 @@ impl Raft {
     }
 
     pub(crate) fn on_vote_reply(&mut self, from: Replica, granted: bool) {
-        if let Role::Candidate(ballot) = &mut self.role {
+        if let Role::Candidate(ballot) = &mut self.role
+            && self.members.current().is_voter(from.id)
+        {
             ballot.votes.entry(from.id).or_insert(granted);
             self.count_votes();
         }

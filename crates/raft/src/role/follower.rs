@@ -153,7 +153,9 @@ impl Raft {
         session: SessionId,
         meta: SnapshotMeta,
     ) {
-        if meta.last.term > self.term || !self.follow(from) || self.installing.is_some() {
+        // A position that leaves no room for entries after it can only be damage.
+        let sound = meta.last.term <= self.term && meta.last.index.0 <= u64::MAX / 2;
+        if !sound || !self.follow(from) || self.installing.is_some() {
             return;
         }
         if meta.last.index <= self.commit || self.log.matches(meta.last) {

@@ -32,6 +32,7 @@ impl Raft {
         let asked = self.term.next();
         if let Role::PreCandidate(ballot) = &mut self.role
             && proposed == asked
+            && self.members.current().is_voter(from.id)
         {
             ballot.votes.entry(from.id).or_insert(granted);
             self.count_pre_votes();

@@ -163,10 +163,16 @@ impl Cluster {
         self.trace.finish()
     }
 
-    pub fn leader(&self) -> Option<usize> {
+    /// All that believe to lead.
+    pub fn leaders(&self) -> Vec<usize> {
         let leads = |node: &usize| self.rafts[*node].as_ref().is_some_and(Raft::is_leader);
+        (0..self.size()).filter(leads).collect()
+    }
+
+    /// The one of them with the highest term.
+    pub fn leader(&self) -> Option<usize> {
         let term = |node: &usize| self.rafts[*node].as_ref().map(Raft::term);
-        (0..self.size()).filter(leads).max_by_key(term)
+        self.leaders().into_iter().max_by_key(term)
     }
 
     pub fn position(&self, node: usize) -> Index {

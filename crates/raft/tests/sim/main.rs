@@ -71,24 +71,25 @@ fn trouble(cluster: &mut Cluster) {
     let size = cluster.size() as u64;
     let node = cluster.rng.below(size) as usize;
     let other = cluster.rng.below(size) as usize;
-    match cluster.rng.below(13) {
-        0 | 1 => cluster.crash(node),
-        2..=4 => cluster.start(node),
-        5 => {
+    let leader = cluster.leader().unwrap_or(node);
+    match cluster.rng.below(20) {
+        0 => cluster.crash(node),
+        1 => cluster.crash(leader),
+        2..=5 => (0..cluster.size()).for_each(|node| cluster.start(node)),
+        6 => {
             let ticks = cluster.rng.between(1, 500);
             cluster.pause(node, ticks);
         }
-        6 if node != other => cluster.cut(node, other),
-        7 => {
+        7 if node != other => cluster.cut(node, other),
+        8 => {
             let sides = cluster.rng.next();
             cluster.split(|node| sides >> node & 1 == 1);
         }
-        8 | 9 => cluster.reconnect(),
-        10 => {
-            let leader = cluster.leader().unwrap_or(node);
-            cluster.transfer(leader, other);
-        }
-        11 => cluster.election_timeout(node),
+        // A leader that goes on alone: what it takes now must give way later.
+        9 | 10 => cluster.split(|node| node == leader),
+        11..=14 => cluster.reconnect(),
+        15 | 16 => cluster.transfer(leader, other),
+        17 => cluster.election_timeout(node),
         _ => {
             let mut rng = cluster.rng.clone();
             cluster.weather = weather(&mut rng);
@@ -96,16 +97,15 @@ fn trouble(cluster: &mut Cluster) {
     }
 }
 
-fn work(cluster: &mut Cluster, leader_only: bool) {
+fn work(cluster: &mut Cluster) {
     let size = cluster.size() as u64;
     let node = cluster.rng.below(size) as usize;
     if cluster.rng.chance(300) {
-        let at = match cluster.leader() {
-            Some(leader) if leader_only || cluster.rng.chance(900) => leader,
-            _ => node,
-        };
-        let bytes = cluster.rng.below(60) as usize;
-        cluster.propose(at, bytes);
+        // At all that believe to lead, the deposed ones included.
+        for leader in cluster.leaders() {
+            let bytes = cluster.rng.below(60) as usize;
+            cluster.propose(leader, bytes);
+        }
     }
     if cluster.rng.chance(200) {
         cluster.read(node);
@@ -120,12 +120,12 @@ fn run(seed: u64) -> (u64, Coverage) {
     let mut rng = Rng::new(seed.wrapping_mul(31));
     let (membership, config, weather) = (membership(&mut rng), config(&mut rng), weather(&mut rng));
     let mut cluster = Cluster::new(seed, config.clone(), &membership, weather);
-    let trouble_per_mille = [5, 20, 60][rng.below(3) as usize];
+    let trouble_per_mille = [5, 20, 60, 150][rng.below(4) as usize];
     for _ in 0..CHAOS {
         if cluster.rng.chance(trouble_per_mille) {
             trouble(&mut cluster);
         }
-        work(&mut cluster, false);
+        work(&mut cluster);
         cluster.tick();
     }
     cluster.heal();

@@ -1,10 +1,12 @@
 //! One replica and what it says: the bench on which single rules are tried.
+#![allow(dead_code, reason = "each test target uses its part")]
 
 use bytes::Bytes;
 use quorate_raft::invariants::check_state;
 use quorate_raft::{
-    AppendResult, Config, Entry, EntryKind, Envelope, GroupId, HardState, Index, LogId, Membership,
-    Message, NodeId, Raft, Replica, ReplicaId, Restored, SessionId, Term, Ticks, Timing,
+    AppendResult, Config, Entry, EntryKind, Envelope, GroupId, HardState, Index, Install, LogId,
+    Membership, Message, NodeId, Raft, Replica, ReplicaId, Restored, SessionId, Term, Ticks,
+    Timing,
 };
 
 pub const GROUP: GroupId = GroupId(1);
@@ -40,6 +42,8 @@ pub struct Bench {
     pub applied: Vec<LogId>,
     /// The hard state on its disk.
     pub durable: HardState,
+    /// A snapshot that arrived.
+    pub install: Option<Install>,
 }
 
 impl Bench {
@@ -60,7 +64,7 @@ impl Bench {
         let durable = restored.hard_state;
         let raft = Raft::new(config, GROUP, replica(id), id, restored, Ticks(1_000));
         let raft = raft.expect("the log fits together");
-        Bench { raft, now: 1_000, applied: Vec::new(), durable }
+        Bench { raft, now: 1_000, applied: Vec::new(), durable, install: None }
     }
 
     /// Carries out all output; returns what was sent.
@@ -70,6 +74,7 @@ impl Bench {
             let output = self.raft.take_output();
             check_state(&self.raft);
             sent.extend(output.send);
+            self.install = output.install.or(self.install.take());
             if let Some(persist) = output.persist {
                 self.durable = persist.hard_state.unwrap_or(self.durable);
                 sent.extend(persist.send_after);
@@ -88,6 +93,17 @@ impl Bench {
         let (from, to, term) = (replica(from), self.raft.me(), Term(term));
         let envelope = Envelope { group: GROUP, from, to, term, message };
         self.raft.step(Ticks(self.now), envelope);
+        self.drain()
+    }
+
+    /// Ends the installation that is under way, if one is.
+    pub fn end_install(&mut self, ok: bool) -> Vec<Envelope> {
+        if let Some(install) = self.install.take() {
+            match ok {
+                true => self.raft.on_installed(Ticks(self.now), install.meta),
+                false => self.raft.on_install_failed(Ticks(self.now)),
+            }
+        }
         self.drain()
     }
 
