@@ -11,7 +11,7 @@ use crate::config::{self, ConfigArgs, ConfigError, Environment, Layers, Resolved
 use crate::dev::{self, DevArgs};
 use crate::exit::Fatal;
 use crate::health_probe::{self, Question};
-use crate::{limits, node, telemetry};
+use crate::{node, telemetry};
 
 /// The Quorate server: a sharded, Raft-replicated key-value store
 #[derive(Debug, Parser)]
@@ -103,7 +103,6 @@ fn start(args: StartArgs) -> Result<(), Fatal> {
     for warning in environment.warnings() {
         tracing::warn!("{warning}");
     }
-    limits::raise_open_files(&resolved.config)?;
     if args.exit_with_parent {
         dev::exit_with_parent();
     }
