@@ -104,6 +104,7 @@ impl Checkpointer {
         let (reply, frozen) = oneshot::channel();
         self.apply.push(group, ApplyInput::Freeze { group, reply });
         let Ok(Some(job)) = frozen.blocking_recv() else { return };
+        debug!(shard = group.0, "checkpoint: begun");
         let finished = match job.run() {
             Ok(finished) => finished,
             Err(error) => end_with(&error),
