@@ -34,6 +34,8 @@ pub const LOCK_FILE: &str = "LOCK";
 /// The newest format of the data directory that this version reads and writes.
 pub const FORMAT: u32 = 1;
 
+/// What only a node that had an identity puts into its directory.
+const DATA_NAMES: [&str; 5] = ["sled", "log", "MARK", "snapshots", "aside"];
 const README_FILE: &str = "README";
 const README_TEXT: &str = include_str!("identity/README.txt");
 
@@ -240,7 +242,7 @@ impl DataDir {
         {
             let entry = entry.map_err(IdentityError::io("read the directory", &self.path))?;
             let name = entry.file_name();
-            if name == "sled" || name == "snapshots" || name == "aside" || name == "raft-log" {
+            if DATA_NAMES.iter().any(|data| name == *data) {
                 return Ok(true);
             }
         }
@@ -293,7 +295,8 @@ pub struct Identity {
     node_id: NodeId,
     incarnation: Incarnation,
     boot_counter: u64,
-    formed: RwLock<Option<Formed>>,
+    /// What the file holds.
+    record: RwLock<Record>,
     /// Serialises writers of the file.
     writing: Mutex<()>,
 }
@@ -327,14 +330,15 @@ impl Identity {
                 node_id,
                 incarnation: Incarnation(rand::random()),
                 boot_counter: 1,
+                storage_created: false,
                 formed: None,
             },
         };
         replace(dir.path(), README_FILE, README_TEXT.as_bytes())?;
         replace(dir.path(), IDENTITY_FILE, record.to_text().as_bytes())?;
-        let Record { node_id, incarnation, boot_counter, formed } = record;
-        let (formed, writing) = (RwLock::new(formed), Mutex::new(()));
-        Ok(Self { dir, node_id, incarnation, boot_counter, formed, writing })
+        let Record { node_id, incarnation, boot_counter, .. } = record;
+        let record = RwLock::new(record);
+        Ok(Self { dir, node_id, incarnation, boot_counter, record, writing: Mutex::new(()) })
     }
 
     /// The data directory.
@@ -359,17 +363,17 @@ impl Identity {
 
     /// What the cluster agreed on; `None` until this node has formed or joined.
     pub fn formed(&self) -> Option<Formed> {
-        self.formed.read().clone()
+        self.record.read().formed.clone()
     }
 
     /// The cluster's id; `None` until this node has formed or joined.
     pub fn cluster_id(&self) -> Option<ClusterId> {
-        self.formed.read().as_ref().map(|formed| formed.cluster_id)
+        self.record.read().formed.as_ref().map(|formed| formed.cluster_id)
     }
 
     /// The first members; empty until this node has formed or joined.
     pub fn members(&self) -> BTreeMap<NodeId, Incarnation> {
-        self.formed.read().as_ref().map(|formed| formed.members.clone()).unwrap_or_default()
+        self.record.read().formed.as_ref().map(|formed| formed.members.clone()).unwrap_or_default()
     }
 
     /// Records the agreement. When this returns it is durable, and the node may vote.
@@ -393,14 +397,35 @@ impl Identity {
             "node {} forms only a cluster that knows it: {agreed:?}",
             self.node_id
         );
-        let record = Record {
-            node_id: self.node_id,
-            incarnation: self.incarnation,
-            boot_counter: self.boot_counter,
-            formed: Some(agreed.clone()),
-        };
+        let mut record = self.record.read().clone();
+        record.formed = Some(agreed);
+        self.write(record)
+    }
+
+    /// Whether the storage was created here. If it was and is gone, the votes in it are gone too, and
+    /// making it anew under the same replica ids could vote twice.
+    pub fn storage_created(&self) -> bool {
+        self.record.read().storage_created
+    }
+
+    /// Records that the storage exists, once it is durable and before there is a replica in it.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn set_storage_created(&self) -> Result<(), IdentityError> {
+        let _writing = self.writing.lock();
+        if self.storage_created() {
+            return Ok(());
+        }
+        let mut record = self.record.read().clone();
+        record.storage_created = true;
+        self.write(record)
+    }
+
+    /// Replaces the file, then what is remembered. The caller holds `writing`.
+    fn write(&self, record: Record) -> Result<(), IdentityError> {
         replace(self.dir.path(), IDENTITY_FILE, record.to_text().as_bytes())?;
-        *self.formed.write() = Some(agreed);
+        *self.record.write() = record;
         Ok(())
     }
 }

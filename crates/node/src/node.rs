@@ -403,6 +403,13 @@ fn open_storage(
     formed: &Formed,
 ) -> Result<Storage, OpenFailed> {
     let dir = identity.dir();
+    if identity.storage_created() && !dir.sled_dir().join("db").exists() {
+        return Err(OpenFailed::Stays(format!(
+            "{} is gone, and with it votes and entries that this node has promised to keep; put back \
+             what was moved away, for an older copy could vote a second time",
+            dir.sled_dir().display()
+        )));
+    }
     let options = EngineOptions {
         cache_bytes: config.memory.engine_cache,
         on_fatal: Arc::new(|error: &StorageError| fatal_of(error).end_process()),
@@ -415,6 +422,8 @@ fn open_storage(
         LogStore::File => LogBackend::File,
     };
     let (log, recovered) = RecordLog::open(backend, &sled, dir.path())?;
+    // No replica speaks before this is written, so none can be forgotten without a trace.
+    identity.set_storage_created().map_err(|error| OpenFailed::Ends(error.into()))?;
     let records = Arc::new(NodeRecords::open(&sled)?);
     let map = match records.get(MAP_RECORD)? {
         Some(bytes) => Some(ClusterMap::decode(bytes.as_slice()).map_err(|error| {

@@ -13,6 +13,7 @@ pub(super) struct Record {
     pub node_id: NodeId,
     pub incarnation: Incarnation,
     pub boot_counter: u64,
+    pub storage_created: bool,
     pub formed: Option<Formed>,
 }
 
@@ -34,6 +35,7 @@ impl Record {
             format!("node_id={}", self.node_id.0),
             format!("incarnation={}", self.incarnation),
             format!("boot_counter={}", self.boot_counter),
+            format!("storage_created={}", self.storage_created),
             format!("formed={}", self.formed.is_some()),
         ];
         if let Some(formed) = &self.formed {
@@ -72,16 +74,16 @@ impl Record {
         let node_id = NodeId(fields.number("node_id")?);
         let incarnation = Incarnation(fields.id("incarnation")?);
         let boot_counter = fields.number("boot_counter")?;
-        let formed = match fields.take("formed")?.as_str() {
-            "false" => None,
-            "true" => Some(Formed {
+        let storage_created = fields.flag("storage_created")?;
+        let formed = match fields.flag("formed")? {
+            false => None,
+            true => Some(Formed {
                 cluster_id: ClusterId(fields.id("cluster_id")?),
                 cluster_name: unescape(&fields.take("cluster_name")?)?,
                 members: parse_members(&fields.take("members")?)?,
                 shards: fields.small("shards")?,
                 replicas: fields.small("replicas")?,
             }),
-            other => return Err(damaged(format!("formed is {other:?}"))),
         };
         fields.finish()?;
         if let Some(formed) = &formed
@@ -89,7 +91,7 @@ impl Record {
         {
             return Err(damaged("its members do not name this node"));
         }
-        Ok(Self { node_id, incarnation, boot_counter, formed })
+        Ok(Self { node_id, incarnation, boot_counter, storage_created, formed })
     }
 }
 
@@ -136,6 +138,11 @@ impl Fields {
     fn small(&mut self, key: &str) -> Result<u32, RecordError> {
         let value = self.take(key)?;
         value.parse().map_err(|_| damaged(format!("{key} is {value:?}, not a number")))
+    }
+
+    fn flag(&mut self, key: &str) -> Result<bool, RecordError> {
+        let value = self.take(key)?;
+        value.parse().map_err(|_| damaged(format!("{key} is {value:?}, not true or false")))
     }
 
     fn id(&mut self, key: &str) -> Result<u128, RecordError> {

@@ -39,11 +39,14 @@ fn a_first_start_draws_an_incarnation_and_later_ones_keep_it() {
         assert_ne!(incarnation, Incarnation(0));
         agreed = formed(&first);
         first.set_formed(agreed.clone()).unwrap();
+        assert!(!first.storage_created());
+        first.set_storage_created().unwrap();
         assert_eq!(first.cluster_id(), Some(agreed.cluster_id));
     }
     let second = open(&dir, 1).unwrap();
     assert_eq!((second.boot_counter(), second.incarnation()), (2, incarnation));
     assert_eq!(second.formed(), Some(agreed));
+    assert!(second.storage_created());
 
     let other = open(&temp.path().join("d2"), 1).unwrap();
     assert_ne!(other.incarnation(), incarnation);
@@ -125,12 +128,14 @@ fn every_damaged_byte_is_found_and_the_file_is_left_alone() {
 
 #[test]
 fn data_without_an_identity_is_refused() {
-    let temp = TempDir::new().unwrap();
-    fs::create_dir(temp.path().join("sled")).unwrap();
-    let error = open(temp.path(), 1).unwrap_err();
-    assert!(error.to_string().contains("no file IDENTITY"), "{error}");
-    assert_eq!(code(error), 10);
-    assert!(!temp.path().join(IDENTITY_FILE).exists());
+    for name in ["sled", "log", "MARK", "snapshots", "aside"] {
+        let temp = TempDir::new().unwrap();
+        fs::create_dir(temp.path().join(name)).unwrap();
+        let error = open(temp.path(), 1).unwrap_err();
+        assert!(error.to_string().contains("no file IDENTITY"), "{name}: {error}");
+        assert_eq!(code(error), 10);
+        assert!(!temp.path().join(IDENTITY_FILE).exists());
+    }
 }
 
 #[test]
@@ -181,6 +186,7 @@ fn the_text_is_what_a_person_can_read() {
         node_id: NodeId(1),
         incarnation: Incarnation(0xab),
         boot_counter: 3,
+        storage_created: false,
         formed: None,
     };
     let text = record.to_text();
@@ -188,7 +194,7 @@ fn the_text_is_what_a_person_can_read() {
     assert_eq!(
         body,
         "format=1\nnode_id=1\nincarnation=000000000000000000000000000000ab\nboot_counter=3\n\
-         formed=false\n"
+         storage_created=false\nformed=false\n"
     );
     assert!(checksum.starts_with("crc32c="));
 }
@@ -199,6 +205,7 @@ fn a_record_that_does_not_name_its_own_node_is_damaged() {
         node_id: NodeId(1),
         incarnation: Incarnation(1),
         boot_counter: 1,
+        storage_created: true,
         formed: Some(Formed::new("q", BTreeMap::from([(NodeId(2), Incarnation(1))]), 1, 1)),
     };
     let read = Record::from_bytes(record.to_text().as_bytes());
@@ -210,7 +217,7 @@ proptest! {
     fn what_is_written_is_read(
         node in any::<u64>(), incarnation in any::<u128>(), boot_counter in any::<u64>(),
         name in any::<String>(), others in proptest::collection::btree_map(any::<u64>(), any::<u128>(), 0..5),
-        shards in any::<u32>(), replicas in any::<u32>(), is_formed in any::<bool>(),
+        shards in any::<u32>(), replicas in any::<u32>(), is_formed in any::<bool>(), storage_created in any::<bool>(),
     ) {
         let mut members: BTreeMap<_, _> =
             others.into_iter().map(|(node, id)| (NodeId(node), Incarnation(id))).collect();
@@ -219,6 +226,7 @@ proptest! {
             node_id: NodeId(node),
             incarnation: Incarnation(incarnation),
             boot_counter,
+            storage_created,
             formed: is_formed.then(|| Formed::new(&name, members, shards, replicas)),
         };
         prop_assert_eq!(Record::from_bytes(record.to_text().as_bytes()), Ok(record));
