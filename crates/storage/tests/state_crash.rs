@@ -11,12 +11,14 @@
 
 mod model;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use model::*;
@@ -25,8 +27,9 @@ use quorate_storage::{DeltaBudget, Engine, RowKey, RowKind, ShardStore, crash};
 
 /// Says to a child in which directory it works, and at which point it dies.
 const CHILD: &str = "QUORATE_STATE_CRASH_CHILD";
-/// The index at which the snapshot is installed, and the ones before which there are checkpoints.
+/// The index at which the snapshot is installed.
 const INSTALLED: u64 = 14;
+/// The last entry there is.
 const LAST: u64 = 20;
 
 /// Entries with puts, deletes and comparisons over few rows, one of them long.
@@ -58,15 +61,11 @@ fn workload() -> Model {
     model
 }
 
-fn advance(store: &mut ShardStore, model: &Model, through: u64) {
-    replay(store, model, through);
-}
-
 /// A snapshot of the state at [`INSTALLED`], as another replica makes it.
 fn snapshot(dir: &Path, model: &Model) -> (SnapshotMeta, Vec<Bytes>) {
     let engine = open_engine(dir);
     let mut donor = create(&engine, 2, &Arc::new(DeltaBudget::default()));
-    advance(&mut donor, model, INSTALLED);
+    replay(&mut donor, model, INSTALLED);
     checkpoint(&mut donor).unwrap();
     let mut source = donor.pin_snapshot().unwrap();
     let chunks = std::iter::from_fn(|| source.next_chunk().unwrap()).collect();
@@ -79,7 +78,7 @@ fn run(engine: &Engine, model: &Model, meta: &SnapshotMeta, chunks: &[Bytes], no
     let mut store = create(engine, 1, &budget);
     note(0);
     for through in [3, 6, 8, 9] {
-        advance(&mut store, model, through);
+        replay(&mut store, model, through);
         checkpoint(&mut store).unwrap();
         note(through);
     }
@@ -90,7 +89,7 @@ fn run(engine: &Engine, model: &Model, meta: &SnapshotMeta, chunks: &[Bytes], no
     installer.write(&chunks[1]).unwrap();
     drop(installer);
     // A checkpoint that is written, and finished only after the install.
-    advance(&mut store, model, 11);
+    replay(&mut store, model, 11);
     let job = store.freeze().unwrap();
     let mut installer = store.begin_install(meta.clone()).unwrap();
     let (first, rest) = chunks.split_at(2);
@@ -103,7 +102,7 @@ fn run(engine: &Engine, model: &Model, meta: &SnapshotMeta, chunks: &[Bytes], no
     store.adopt(installed);
     assert_eq!(store.finish(finished).index.0, INSTALLED);
     for through in [17, 19] {
-        advance(&mut store, model, through);
+        replay(&mut store, model, through);
         checkpoint(&mut store).unwrap();
         note(through);
     }
@@ -169,7 +168,7 @@ fn inspect(dir: &Path, model: &Model) -> Option<u64> {
     assert!(versions.iter().all(|(_, number)| *number <= header.number), "{versions:?}");
     // Entries applied again meet the rows they met before; so do those after another opening.
     let half = applied + (LAST - applied) / 2;
-    advance(&mut store, model, half);
+    replay(&mut store, model, half);
     checkpoint(&mut store);
     assert_state(&store, half, model.at(half));
     drop(store);
@@ -177,7 +176,7 @@ fn inspect(dir: &Path, model: &Model) -> Option<u64> {
     let engine = open_engine(&dir.join("shard"));
     let mut store = open(&engine, &budget);
     assert_state(&store, half, model.at(half));
-    advance(&mut store, model, LAST);
+    replay(&mut store, model, LAST);
     checkpoint(&mut store);
     if let Some(job) = store.clean() {
         job.run().unwrap();
@@ -202,14 +201,27 @@ fn a_kill_at_any_write_leaves_one_of_the_states() {
     let passed = fs::read_to_string(whole.path().join("passed")).unwrap();
     let points: u64 = passed.parse().unwrap();
     assert_eq!(inspect(whole.path(), &model), Some(19));
-    let mut seen = std::collections::BTreeSet::new();
-    for fatal in 1..=points {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(start(dir.path(), fatal), "the child passed point {fatal} of {points}");
-        seen.insert(inspect(dir.path(), &model));
-    }
+    let seen = Mutex::new(BTreeSet::new());
+    let next = AtomicU64::new(1);
+    // Children mostly wait for the disk.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let fatal = next.fetch_add(1, Ordering::Relaxed);
+                    if fatal > points {
+                        return;
+                    }
+                    let dir = tempfile::tempdir().unwrap();
+                    assert!(start(dir.path(), fatal), "passed point {fatal} of {points}");
+                    let left = inspect(dir.path(), &model);
+                    seen.lock().unwrap().insert(left);
+                }
+            });
+        }
+    });
     // Every state that can be left was left by some kill.
     let expected = [None, Some(0), Some(3), Some(6), Some(8), Some(9), Some(11)];
     let expected = expected.into_iter().chain([INSTALLED, 17, 19].map(Some)).collect();
-    assert_eq!(seen, expected);
+    assert_eq!(seen.into_inner().unwrap(), expected);
 }

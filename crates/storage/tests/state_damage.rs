@@ -302,3 +302,24 @@ fn an_install_left_by_a_crash_is_removed() {
     assert_eq!(transfer.to.engine.tree_names().len(), 2);
     assert_state(&store, transfer.to.model.applied(), transfer.to.model.newest());
 }
+
+#[test]
+fn a_checkpoint_that_comes_after_an_install_changes_nothing() {
+    let mut transfer = transfer();
+    let index = transfer.to.model.applied() + 1;
+    transfer.to.model.apply(vec![Write::Delete(user([b'k', 0]))]);
+    replay(&mut transfer.store, &transfer.to.model, index);
+    let job = transfer.store.freeze().unwrap();
+    let mut installer = transfer.store.begin_install(transfer.meta.clone()).unwrap();
+    transfer.chunks.iter().for_each(|chunk| installer.write(chunk).unwrap());
+    let installed = installer.finish().unwrap();
+    let finished = job.run().unwrap();
+    // What is durable is the snapshot, with or without the process going on.
+    let Transfer { from, to, mut store, .. } = transfer;
+    let last = from.model.applied();
+    store.adopt(installed);
+    assert_eq!(store.finish(finished).index.0, last);
+    assert_state(&store, last, from.model.newest());
+    drop(store);
+    assert_state(&to.open(), last, from.model.newest());
+}

@@ -22,11 +22,20 @@ const ENTRIES: u64 = 3_000;
 /// Rows that every entry writes, all with its index.
 const ROWS: u64 = 40;
 
-/// Entry `index` writes its number to every row, and the row `odd` exists after odd entries only.
+/// Rows that take turns: each entry writes one of them. They spend most of their time in the tree.
+const TURNS: u64 = 700;
+
+fn turn(n: u64) -> RowKey {
+    user(format!("turn {:03}", n % TURNS))
+}
+
+/// Entry `index` writes its number to every row and to the one whose turn it is, and the row `odd`
+/// exists after odd entries only.
 fn entry(index: u64) -> Vec<Write> {
     let record = Bytes::copy_from_slice(&index.to_le_bytes());
     let mut writes: Vec<Write> =
         (0..ROWS).map(|n| Write::Put(user(format!("row {n}")), record.clone())).collect();
+    writes.push(Write::Put(turn(index), record.clone()));
     let odd = user("odd");
     writes.push(if index % 2 == 1 { Write::Put(odd, record) } else { Write::Delete(odd) });
     writes
@@ -42,10 +51,13 @@ fn all() -> ScanRange {
 
 /// The rows are exactly those that entry `index` has left.
 fn assert_one_entry(rows: &[(RowKey, Bytes)], index: u64) {
-    let expected = if index == 0 { 0 } else { ROWS + index % 2 };
+    let expected = if index == 0 { 0 } else { ROWS + index % 2 + index.min(TURNS) };
     assert_eq!(rows.len() as u64, expected, "rows at {index}");
     for (key, record) in rows {
-        assert_eq!(number(record), index, "{key:?}");
+        let number = number(record);
+        let newest = number == index;
+        let in_turn = *key == turn(number) && number <= index && number + TURNS > index;
+        assert!(newest || in_turn, "{key:?} of entry {number} at {index}");
     }
 }
 
@@ -67,8 +79,10 @@ fn scan_until(reader: &ShardReader, stop: &AtomicBool, reverse: bool) -> usize {
 }
 
 /// Reads rows one after the other: all writes of an entry come at once, and none goes away.
+/// Returns the last number read.
 fn get_until(reader: &ShardReader, stop: &AtomicBool) -> u64 {
     let mut last = 0;
+    let mut next = 0;
     let keys = [user("row 0"), user("row 39"), user("row 7")];
     while !stop.load(Ordering::Relaxed) {
         for key in &keys {
@@ -81,6 +95,16 @@ fn get_until(reader: &ShardReader, stop: &AtomicBool) -> u64 {
             let now = record.map_or(0, |record| number(&record));
             assert!(now >= applied && now >= last, "{now} after {last}, applied {applied}");
             last = now;
+        }
+        for _ in 0..50 {
+            next += 1;
+            let applied = reader.applied().0;
+            // The last entry at or before `applied` that wrote this row.
+            let back = (applied % TURNS + TURNS - next % TURNS) % TURNS;
+            let at_least = applied.saturating_sub(back);
+            let record = reader.get(&turn(next)).unwrap();
+            let now = record.map_or(0, |record| number(&record));
+            assert!(now >= at_least || applied < back, "turn {next}: {now}, applied {applied}");
         }
     }
     last
@@ -102,10 +126,20 @@ fn send_until(reader: &ShardReader, snapshots: &mpsc::Receiver<quorate_storage::
 
 #[test]
 fn readers_see_one_state_each_while_entries_and_checkpoints_go_on() {
+    // Room for some of the rows, so that they come and go.
+    run_beside_readers(128 << 10);
+}
+
+#[test]
+fn readers_see_one_state_each_without_a_cache() {
+    // The tree is read under the cleaning's hands.
+    run_beside_readers(0);
+}
+
+fn run_beside_readers(cache_bytes: u64) {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_engine(dir.path());
-    // No room in the cache, so that the tree is read under the cleaning's hands.
-    let budget = Arc::new(DeltaBudget::with_cache(64 << 20, 0));
+    let budget = Arc::new(DeltaBudget::with_cache(64 << 20, cache_bytes));
     let mut store = create(&engine, 1, &budget);
     let reader = store.reader();
     let (stop, checkpoints) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -117,7 +151,7 @@ fn readers_see_one_state_each_while_entries_and_checkpoints_go_on() {
             let (reader, stop) = (reader.clone(), &stop);
             scope.spawn(move || scan_until(&reader, stop, reverse))
         });
-        let getter = scope.spawn(|| get_until(&reader, &stop));
+        let getters = [0; 2].map(|_| scope.spawn(|| get_until(&reader, &stop)));
         let sender = reader.clone();
         scope.spawn(move || send_until(&sender, &source_queue));
         scope.spawn(move || {
@@ -146,7 +180,7 @@ fn readers_see_one_state_each_while_entries_and_checkpoints_go_on() {
         for scanner in scanners {
             assert!(scanner.join().unwrap() > 1, "a scanner met one state only");
         }
-        assert!(getter.join().unwrap() > 0);
+        assert!(getters.map(|getter| getter.join().unwrap()).iter().all(|last| *last > 0));
     });
     assert!(checkpoints.load(Ordering::Relaxed) > 2);
     checkpoint(&mut store);
@@ -154,7 +188,7 @@ fn readers_see_one_state_each_while_entries_and_checkpoints_go_on() {
         job.run().unwrap();
     }
     let generation = store.header().generation;
-    assert_eq!(versions_in(&engine, generation).len() as u64, ROWS);
+    assert_eq!(versions_in(&engine, generation).len() as u64, ROWS + TURNS);
 }
 
 /// A shard with one row, written by each of some entries.

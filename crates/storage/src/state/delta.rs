@@ -4,6 +4,7 @@
 //! to the tree. A frozen layer never changes; readers that still need it hold it by its `Arc`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -60,6 +61,10 @@ impl Chain {
         let before = self.bytes();
         let top = next.index;
         assert!(top > self.newest.index, "version {top} written on top of {}", self.newest.index);
+        if pins.is_empty() {
+            *self = Chain { newest: next, older: Vec::new() };
+            return self.bytes() as i64 - before as i64;
+        }
         self.older.push(std::mem::replace(&mut self.newest, next));
         let mut until = top;
         for at in (0..self.older.len()).rev() {
@@ -159,11 +164,13 @@ impl Rows {
         let mut grown = 0i64;
         for (key, record) in writes {
             let version = Version { index, record };
-            if let Some(chain) = self.map.get_mut(&key) {
-                grown += chain.push(version, pins);
-            } else {
-                grown += (key.as_bytes().len() as u64 + version.bytes() + ROW_OVERHEAD) as i64;
-                self.map.insert(key, Chain { newest: version, older: Vec::new() });
+            match self.map.entry(key) {
+                Entry::Occupied(mut chain) => grown += chain.get_mut().push(version, pins),
+                Entry::Vacant(row) => {
+                    let bytes = row.key().as_bytes().len() as u64 + version.bytes();
+                    grown += (bytes + ROW_OVERHEAD) as i64;
+                    row.insert(Chain { newest: version, older: Vec::new() });
+                }
             }
         }
         self.frontier = frontier;

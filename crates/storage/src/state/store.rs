@@ -13,6 +13,7 @@ use super::budget::DeltaBudget;
 use super::checkpoint::{Attempt, CheckpointJob, Finished, attempt_key, header_key};
 use super::clean::{CleanJob, Garbage};
 use super::delta::Layer;
+use super::digest::Digest;
 use super::header::{Frontier, HashRange, ShardHeader};
 use super::pins::{PinKind, Pins};
 use super::reader::{ScanPin, ShardReader};
@@ -54,6 +55,8 @@ pub struct ShardStore {
     /// The published view; only this store replaces it.
     view: Arc<View>,
     frontier: Frontier,
+    /// The digest of `frontier`, running; it keeps its buffer from entry to entry.
+    digest: Digest,
     membership: Membership,
 }
 
@@ -195,7 +198,8 @@ impl ShardStore {
                 installing: false,
             }),
         });
-        ShardStore { shared, view, frontier, membership }
+        let digest = Digest::from_sum(frontier.digest);
+        ShardStore { shared, view, frontier, digest, membership }
     }
 
     /// The header of the last finished checkpoint.
@@ -281,6 +285,11 @@ impl ShardStore {
 
     pub(super) fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
         self.shared.get(key)
+    }
+
+    /// The running digest, to be led on to the next frontier.
+    pub(super) fn digest_mut(&mut self) -> &mut Digest {
+        &mut self.digest
     }
 
     pub(super) fn apply(
@@ -386,6 +395,7 @@ impl ShardStore {
         let active = Arc::new(Layer::new(frontier, Arc::clone(&self.shared.budget)));
         self.membership = header.membership.clone();
         self.frontier = frontier;
+        self.digest = Digest::from_sum(frontier.digest);
         self.replace(View { generation, header, frozen: None, active });
         self.shared.applied.store(frontier.applied.index.0, Ordering::Release);
         let mut garbage = self.shared.garbage.lock();

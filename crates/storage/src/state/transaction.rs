@@ -6,7 +6,6 @@ use std::collections::btree_map;
 use bytes::Bytes;
 use quorate_raft::{LogId, Membership};
 
-use super::digest::Digest;
 use super::header::Frontier;
 use super::store::ShardStore;
 use crate::error::{Result, StorageError};
@@ -95,9 +94,8 @@ impl<'a> Transaction<'a> {
     /// Makes the writes visible to readers, all at once, and the entry applied.
     pub fn commit(self) {
         let Transaction { store, at, log_time, slots, membership } = self;
-        let before = store.frontier();
-        let mut counts = before.counts;
-        let mut digest = Digest::from_sum(before.digest);
+        let mut counts = store.frontier().counts;
+        let digest = store.digest_mut();
         for (key, slot) in &slots {
             let Some(new) = &slot.new else { continue };
             if let Some(old) = &slot.old {
