@@ -76,6 +76,11 @@ impl Persistence {
         for pending in &mut self.pending {
             pending.last = pending.last.min(keep);
         }
+        // What was about to be acknowledged will never be written.
+        self.send_after.retain(|envelope| {
+            !matches!(&envelope.message,
+                Message::AppendReply { result: AppendResult::Accepted { last }, .. } if *last >= from)
+        });
     }
 
     /// The log starts anew after `base`, which the state machine holds durably.
@@ -177,7 +182,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::types::{Entry, EntryKind, Term};
+    use crate::message::Timing;
+    use crate::types::{Entry, EntryKind, GroupId, Replica, SessionId, Term};
 
     fn push(log: &mut Log, term: u64) {
         log.push(Entry {
@@ -218,6 +224,38 @@ mod tests {
         assert_eq!(persistence.durable(), Index(1));
         assert!(persistence.complete(third.token));
         assert_eq!(persistence.durable(), Index(2));
+    }
+
+    #[test]
+    fn an_acknowledgement_goes_with_its_entries() {
+        let acknowledge = |last| Envelope {
+            group: GroupId(1),
+            from: Replica::default(),
+            to: Replica::default(),
+            term: Term(1),
+            message: Message::AppendReply {
+                session: SessionId::default(),
+                result: AppendResult::Accepted { last: Index(last) },
+                timing: Timing::default(),
+            },
+        };
+        let mut log = Log::new(LogId::ZERO, 0);
+        let mut persistence = Persistence::new(Index(0));
+        push(&mut log, 1);
+        push(&mut log, 1);
+        persistence.send_after(acknowledge(1));
+        persistence.send_after(acknowledge(2));
+        assert_eq!(
+            take(&mut persistence, &log).send_after,
+            [acknowledge(2)],
+            "the last covers all"
+        );
+        push(&mut log, 1);
+        persistence.send_after(acknowledge(3));
+        log.truncate_from(Index(3));
+        persistence.truncate_from(Index(3));
+        push(&mut log, 2);
+        assert_eq!(take(&mut persistence, &log).send_after, []);
     }
 
     #[test]

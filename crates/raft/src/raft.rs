@@ -94,7 +94,7 @@ impl Raft {
     ) -> Result<Raft, RestoreError> {
         config.validate()?;
         let Restored { hard_state, base, applied, stamp, membership, entries } = restored;
-        let stamp_at_base = if entries.is_empty() { stamp } else { 0 };
+        let stamp_at_base = if applied == base { stamp } else { 0 };
         let mut log = Log::new(base, stamp_at_base);
         let mut members = Members::new(applied.index, membership);
         for entry in entries {

@@ -35,7 +35,7 @@ fn quorum(membership: &Membership, yes: impl Fn(ReplicaId) -> bool) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// What is reached: the largest value that a quorum has, found by trying each.
     #[test]

@@ -36,6 +36,10 @@ impl Raft {
                 self.vote = Some(from.id);
                 self.persistence.touch_hard_state();
             }
+            if let Role::PreCandidate(_) = self.role {
+                // Its own attempt would only compete with the one it supports.
+                self.become_follower(self.term, None);
+            }
             let deadline = self.draw_deadline();
             if let Role::Follower(follower) = &mut self.role {
                 follower.deadline = deadline;
