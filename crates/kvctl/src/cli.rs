@@ -49,8 +49,11 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Nodes to ask, as host:port, [v6]:port or http://host:port; repeated or separated by commas.
-    /// They are asked in parallel, and one that answers is enough
+    // Not a doc comment: there the brackets would be a link.
+    #[arg(
+        help = "Nodes to ask, as host:port, [v6]:port or http://host:port; repeated or separated \
+        by commas. They are asked in parallel, and one that answers is enough"
+    )]
     #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
     #[arg(env = "KVCTL_ENDPOINTS", hide_env_values = true, default_value = DEFAULT_ENDPOINTS)]
     pub endpoints: Vec<String>,

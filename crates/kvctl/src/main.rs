@@ -73,29 +73,36 @@ async fn run(cli: Cli) -> Result<Exit> {
     let mut context = Context::new(&cli.global, &cli.command, interrupt.clone())?;
     let time = context.time_for_all;
     let done = async {
-        let exit = command::run(&mut context, cli.command).await;
-        // What was printed before a failure is printed all the same.
-        context.output.flush()?;
-        context.keep_token()?;
-        exit
+        let done = command::run(&mut context, cli.command).await;
+        // What was printed and seen before a failure counts all the same; but the failure is told first.
+        let flushed = context.output.flush();
+        let kept = context.keep_token();
+        let exit = done?;
+        flushed?;
+        kept?;
+        Ok(exit)
+    };
+    // What is out is asked within these branches: the command is dropped before a handler runs.
+    let interrupted = async {
+        interrupt.last().await;
+        ended(&interrupt, Exit::Interrupted, "interrupted")
     };
     let out_of_time = async {
         match time {
             Some(time) => tokio::time::sleep(time + GRACE).await,
             None => std::future::pending().await,
         }
+        ended(&interrupt, Exit::Unavailable, "the time of --timeout is over")
     };
     tokio::select! {
         biased;
         exit = done => exit,
-        () = interrupt.last() => Err(ended(&interrupt, Exit::Interrupted, "interrupted")),
-        () = out_of_time => {
-            Err(ended(&interrupt, Exit::Unavailable, "the time of --timeout is over"))
-        }
+        failure = interrupted => Err(failure),
+        failure = out_of_time => Err(failure),
     }
 }
 
-/// The failure of a command that was ended from outside.
+/// The failure of a command that is ended from outside.
 fn ended(interrupt: &Interrupt, otherwise: Exit, what: &str) -> Failure {
     let (exit, write) = interrupt.exit();
     if exit != Exit::Unknown {

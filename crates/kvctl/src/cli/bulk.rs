@@ -83,7 +83,7 @@ pub struct LoadArgs {
     pub key_field: Option<u32>,
 
     /// Put PREFIX before each key
-    #[arg(long, value_name = "PREFIX", default_value = "")]
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
     pub key_prefix: OsString,
 
     /// At most N records per second

@@ -23,15 +23,16 @@ use crate::wire::{Limits, std_duration};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub async fn status(context: &mut Context, args: WatchArgs) -> Result<Exit> {
-    show(context, &args, Output::status).await
+    // Its own output names the problems already.
+    show(context, &args, Output::status, false).await
 }
 
 pub async fn shards(context: &mut Context, args: WatchArgs) -> Result<Exit> {
-    show(context, &args, Output::shards).await
+    show(context, &args, Output::shards, true).await
 }
 
 pub async fn nodes(context: &mut Context, args: WatchArgs) -> Result<Exit> {
-    show(context, &args, Output::nodes).await
+    show(context, &args, Output::nodes, true).await
 }
 
 /// Shows the cluster once, or again and again.
@@ -39,11 +40,16 @@ async fn show(
     context: &mut Context,
     args: &WatchArgs,
     print: fn(&mut Output, &View) -> io::Result<()>,
+    names_problems: bool,
 ) -> Result<Exit> {
     let Some(pause) = args.watch else {
         let view = look(context).await;
         print(&mut context.output, &view)?;
-        return Ok(if view.answering() == 0 { unanswered(context, &view) } else { Exit::Done });
+        return Ok(match view.answering() {
+            0 if names_problems => unanswered(context, &view),
+            0 => Exit::Unavailable,
+            _ => Exit::Done,
+        });
     };
     loop {
         let view = look(context).await;
@@ -75,10 +81,17 @@ async fn look(context: &Context) -> View {
     let asked = context.told("the nodes' status", context.client.status(PATIENCE)).await;
     let answers = asked.into_iter().map(|node| Answer {
         id: node.node_id,
+        status: node.status.map_err(|error| why_silent(&error.detail().message, &node.address)),
         address: node.address,
-        status: node.status.map_err(|error| error.detail().message.clone()),
     });
     View::of(answers.collect(), context.client.known_map())
+}
+
+/// Why a node does not answer, without what its row says already and without the system's number.
+fn why_silent(message: &str, address: &str) -> String {
+    let own = message.strip_prefix(address).map_or(message, str::trim_start);
+    let own = own.strip_prefix("cannot be reached: ").unwrap_or(own);
+    own.split(" (os error").next().unwrap_or(own).to_owned()
 }
 
 /// Nobody answered: what that means is said once more, because the data may go to a file.
@@ -199,4 +212,20 @@ pub async fn version(context: &mut Context) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_explained_once() {
+        let why = |message| why_silent(message, "h:1");
+        assert_eq!(
+            why("h:1 cannot be reached: Connection refused (os error 111)"),
+            "Connection refused"
+        );
+        assert_eq!(why("h:1 did not answer within 1.0s"), "did not answer within 1.0s");
+        assert_eq!(why("something else"), "something else");
+    }
 }

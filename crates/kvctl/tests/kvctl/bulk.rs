@@ -1,0 +1,145 @@
+//! `load`, `dump` and `bench`.
+
+use bytes::Bytes;
+
+use crate::fake::{Fake, Row};
+use crate::{call, call_with};
+
+#[test]
+fn dump_then_load_is_the_identity_on_binary_data() {
+    let source = Fake::start();
+    let all: Vec<u8> = (0..=255).collect();
+    for byte in 0..=255u8 {
+        let value = match byte {
+            0 => Bytes::new(),
+            _ => Bytes::from([&all[..usize::from(byte)], b"\r\n\"\\\t,"].concat()),
+        };
+        let row = Row { value, revision: 1, create_revision: 1 };
+        source.state().rows.insert(Bytes::from(vec![byte, b'\n', byte]), row);
+    }
+    for format in ["tsv", "csv", "jsonl"] {
+        let dumped = call(&source, &["dump", "--format", format]);
+        assert_eq!(dumped.stderr, "256 records\n");
+        assert_eq!(dumped.code, Some(0));
+        let target = Fake::start();
+        let loaded = call_with(&target, &["load", "-", "--format", format], &dumped.stdout);
+        assert_eq!(loaded.ends(0), "256 put, 0 unchanged, 0 failed, 0 unknown\n", "{format}");
+        let values = |fake: &Fake| {
+            let state = fake.state();
+            state.rows.iter().map(|(k, row)| (k.clone(), row.value.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(values(&target), values(&source), "{format}");
+        // Loaded again, nothing is written.
+        let again = call_with(&target, &["load", "-", "--format", format], &dumped.stdout);
+        assert_eq!(again.ends(0), "0 put, 256 unchanged, 0 failed, 0 unknown\n", "{format}");
+    }
+}
+
+#[test]
+fn a_delimited_file_is_loaded_line_by_line_with_a_journal() {
+    let fake = Fake::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("UnicodeData.txt");
+    let journal = directory.path().join("journal");
+    let lines: String = (0..500).map(|i| format!("{i:04X};NAME {i};Lu;0\n")).collect();
+    std::fs::write(&file, &lines).unwrap();
+    let words = [
+        "load",
+        file.to_str().unwrap(),
+        "--delimiter",
+        ";",
+        "--key-field",
+        "1",
+        "--key-prefix",
+        "u/",
+        "--rate",
+        "2000",
+        "-o",
+        "json",
+        "--journal",
+        journal.to_str().unwrap(),
+    ];
+    let begun = std::time::Instant::now();
+    let loaded = call(&fake, &words);
+    assert!(begun.elapsed().as_millis() >= 249, "500 records at 2000/s took {:?}", begun.elapsed());
+    let told: serde_json::Value = serde_json::from_str(&loaded.ends(0)).unwrap();
+    assert_eq!((&told["put"], &told["failed"]), (&500.into(), &0.into()));
+    let rows = fake.state().rows.clone();
+    assert_eq!(&rows[&b"u/01F3"[..]].value[..], b"01F3;NAME 499;Lu;0");
+    let acknowledged = std::fs::read_to_string(&journal).unwrap();
+    assert_eq!(acknowledged.lines().count(), 500);
+    for line in acknowledged.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let row = &rows[fields[0].as_bytes()];
+        assert_eq!(fields[1..], [row.revision.to_string(), "1".into()], "{line}");
+    }
+}
+
+#[test]
+fn an_error_names_the_line() {
+    let fake = Fake::start();
+    let loaded = call_with(&fake, &["load", "-"], b"a\t1\nb\n");
+    assert!(loaded.stderr.contains("kvctl: line 2: a key and a value are expected"), "{loaded:?}");
+    assert_eq!(loaded.ends(2), "1 put, 0 unchanged, 0 failed, 0 unknown\n");
+}
+
+#[test]
+fn a_record_that_the_cluster_refuses_is_named_and_the_rest_is_stored() {
+    let fake = Fake::start();
+    fake.state().failures.push_back(quorate_client::api::Reason::BadValue);
+    let loaded = call_with(&fake, &["load", "-", "--in-flight", "1"], b"a\t1\nb\t2\n");
+    assert!(loaded.stderr.starts_with("line 1: as the test says"), "{loaded:?}");
+    assert_eq!(loaded.ends(2), "1 put, 0 unchanged, 1 failed, 0 unknown\n");
+}
+
+#[test]
+fn bench_measures_for_the_time_it_was_given() {
+    let fake = Fake::start();
+    let words = [
+        "bench",
+        "mixed",
+        "--reads",
+        "50",
+        "--clients",
+        "4",
+        "--duration",
+        "500ms",
+        "--keys",
+        "20",
+        "--value-size",
+        "16",
+        "-o",
+        "json",
+    ];
+    let begun = std::time::Instant::now();
+    let told = call(&fake, &words);
+    assert!(begun.elapsed().as_secs() < 15, "it took {:?}", begun.elapsed());
+    let told = told.ends(0);
+    let lines: Vec<serde_json::Value> =
+        told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{told}");
+    for (line, name) in lines.iter().zip(["put", "get"]) {
+        assert_eq!(line["operation"], name);
+        assert!(line["count"].as_u64().unwrap() > 0);
+        assert_eq!(line["failed"], 0);
+        assert_eq!(line["elapsed_ms"], 500);
+        let latency = &line["latency_us"];
+        let at = |name: &str| latency[name].as_u64().unwrap();
+        assert!(at("p50") > 0 && at("p50") <= at("p99") && at("p99") <= at("max"), "{line}");
+    }
+    let state = fake.state();
+    assert_eq!(state.rows.len(), 20);
+    // Every value differs from every other one.
+    let values: std::collections::BTreeSet<_> = state.rows.values().map(|row| &row.value).collect();
+    assert_eq!(values.len(), 20);
+}
+
+#[test]
+fn bench_ends_with_its_count() {
+    let fake = Fake::start();
+    let words =
+        ["bench", "put", "--clients", "3", "--count", "50", "--duration", "60s", "-o", "tsv"];
+    let told = call(&fake, &words).ends(0);
+    assert!(told.starts_with("put\t50\t"), "{told}");
+    assert_eq!(fake.state().writes, 50);
+}

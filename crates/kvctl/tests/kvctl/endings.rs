@@ -1,0 +1,181 @@
+//! How calls end that do not go well: exit codes, what is said, and what can be done about it.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use quorate_client::api::Reason;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::fake::Fake;
+use crate::{call, program, run};
+
+#[test]
+fn a_wrong_command_line_is_2() {
+    let fake = Fake::start();
+    for words in [
+        &["nonsense"][..],
+        &["get"],
+        &["put", "k"],
+        &["put", "k", "v", "--if-absent", "--if-revision", "1"],
+        &["put", "", "v"],
+        &["put", "zz", "v", "--key-encoding", "hex"],
+        &["get", "k", "--consistency", "bounded"],
+        &["get", "k", "--session-id", "00", "--sequence", "1"],
+        &["put", "k", "v", "--session-id", "00", "--sequence", "1"],
+        &["get", "k", "--timeout", "5"],
+        &["load", "/no/such/file"],
+        &["--endpoints", "nonsense", "get", "k"],
+    ] {
+        let called = call(&fake, words);
+        assert!(!called.stderr.is_empty(), "{words:?} said nothing");
+        assert_eq!(called.ends(2), "", "{words:?}");
+    }
+    assert_eq!(fake.state().writes, 0);
+}
+
+#[test]
+fn what_is_not_offered_is_5() {
+    let fake = Fake::start();
+    let tls = call(&fake, &["get", "k", "--cacert", "ca.pem"]);
+    assert_eq!(tls.stderr, "kvctl: TLS is not offered yet\n");
+    tls.ends(5);
+    fake.state().failures.push_back(Reason::NotOffered);
+    let refused = call(&fake, &["get", "k", "-o", "json"]);
+    assert_eq!(
+        refused.stderr,
+        "{\"reason\":\"NOT_OFFERED\",\"outcome\":\"not_applied\",\"message\":\"as the test says\",\
+         \"request_id\":\"request-1\"}\n"
+    );
+    refused.ends(5);
+}
+
+#[test]
+fn nobody_there_is_3() {
+    // A port that was free a moment ago, and that nobody else is given while it is in use here.
+    let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = reserved.local_addr().unwrap().to_string();
+    drop(reserved);
+    for words in [&["get", "k"][..], &["put", "k", "v"], &["status"], &["health"]] {
+        let mut command = program();
+        command.args(["--timeout", "400ms", "--endpoints", &address]).args(words);
+        let called = run(command, b"");
+        assert!(!called.stderr.is_empty(), "{words:?} said nothing");
+        assert_eq!(called.code, Some(3), "{words:?} {called:?}");
+    }
+}
+
+#[test]
+fn one_endpoint_that_answers_is_enough() {
+    let fake = Fake::start();
+    let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // This one takes connections and never says a word.
+    let silent = reserved.local_addr().unwrap().to_string();
+    let mut command = program();
+    command.args(["--endpoints", &format!("{silent},{}", fake.address), "put", "k", "v"]);
+    run(command, b"").ends(0);
+}
+
+#[test]
+fn a_refusal_of_the_cluster_has_its_code() {
+    let fake = Fake::start();
+    for (reason, code) in [(Reason::BadKey, 2), (Reason::TokenForeign, 5), (Reason::Internal, 70)] {
+        // As often as the client would ask again in the time it has.
+        fake.state().failures = std::iter::repeat_n(reason, 100).collect();
+        let called = call(&fake, &["--timeout", "300ms", "get", "k"]);
+        assert_eq!(called.code, Some(code), "{reason:?} {called:?}");
+    }
+}
+
+/// The command line that a failed call printed to ask again.
+fn again(stderr: &str) -> String {
+    let line = stderr.lines().find(|line| line.contains("--session-id")).expect(stderr);
+    line.trim().to_owned()
+}
+
+#[test]
+fn a_lost_answer_is_4_and_the_printed_command_settles_it() {
+    let fake = Fake::start();
+    fake.state().hang_writes = true;
+    let lost = call(&fake, &["--timeout", "600ms", "incr", "n", "5"]);
+    assert_eq!(lost.code, Some(4), "{lost:?}");
+    let again = again(&lost.stderr);
+    fake.state().hang_writes = false;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &again]);
+    shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    assert_eq!(run(shell, b"").ends(0), "5\n");
+    // It came at least twice and was applied once.
+    assert!(fake.state().writes >= 2);
+    assert_eq!(&fake.state().rows[&b"n"[..]].value[..], b"5");
+}
+
+fn wait(child: &mut Child) -> Option<i32> {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        assert!(Instant::now() < until, "the program does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn interrupt(child: &Child) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+}
+
+#[test]
+fn ctrl_c_is_130_but_4_when_a_write_is_out() {
+    let fake = Fake::start();
+    fake.state().hang_reads = true;
+    fake.state().hang_writes = true;
+    let start = |words: &[&str]| {
+        let mut command = program();
+        command.args(["--endpoints", &fake.address, "--timeout", "20s"]).args(words);
+        command.spawn().unwrap()
+    };
+    let until = |came: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !came() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the request never came");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let mut read = start(&["get", "k"]);
+    until(&|| !fake.state().reads.is_empty());
+    interrupt(&read);
+    assert_eq!(wait(&mut read), Some(130));
+
+    let mut write = start(&["put", "k", "v"]);
+    until(&|| fake.state().writes > 0);
+    interrupt(&write);
+    assert_eq!(wait(&mut write), Some(4));
+    let mut told = String::new();
+    write.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert!(told.starts_with("kvctl: interrupted while a write was out"), "{told}");
+    assert!(again(&told).contains("put k v"), "{told}");
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let fake = Fake::start();
+    let value = bytes::Bytes::from(vec![b'v'; 1_000]);
+    for number in 0..2_000u64 {
+        let row = crate::fake::Row { value: value.clone(), revision: 1, create_revision: 1 };
+        fake.state().rows.insert(format!("k{number:05}").into(), row);
+    }
+    let mut command = program();
+    command.args(["--endpoints", &fake.address, "scan"]);
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    lines.read_line(&mut first).unwrap();
+    assert!(first.starts_with("k00000\tvvv"));
+    drop(lines);
+    assert_eq!(wait(&mut child), Some(0));
+    let mut told = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert_eq!(told, "");
+}

@@ -1,0 +1,85 @@
+//! The help of every command is golden: a change of it is a change of the interface.
+//!
+//! After an intended change, `KVCTL_BLESS=1 cargo test -p quorate-kvctl` writes the files anew.
+
+use std::path::Path;
+
+use crate::{program, run};
+
+const COMMANDS: [&str; 22] = [
+    "",
+    "put",
+    "get",
+    "del",
+    "cas",
+    "incr",
+    "batch",
+    "scan",
+    "load",
+    "dump",
+    "locate",
+    "status",
+    "shards",
+    "nodes",
+    "health",
+    "limits",
+    "bench",
+    "bench put",
+    "bench get",
+    "bench mixed",
+    "version",
+    "completion",
+];
+
+fn help(command: &str, flag: &str) -> String {
+    let mut program = program();
+    program.args(command.split_whitespace()).arg(flag);
+    let called = run(program, b"");
+    assert_eq!(called.stderr, "");
+    called.ends(0)
+}
+
+#[test]
+fn help_is_golden() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kvctl/help");
+    let bless = std::env::var_os("KVCTL_BLESS").is_some();
+    for command in COMMANDS {
+        let name = if command.is_empty() { "kvctl".into() } else { command.replace(' ', "-") };
+        let path = golden.join(format!("{name}.txt"));
+        // The whole text once; of the commands what is their own, without the global options.
+        let shown = match command {
+            "" => help(command, "--help"),
+            _ => {
+                let text = help(command, "-h");
+                let (own, global) = text.split_once("\nGlobal options:").unwrap();
+                let after = global.split_once("\n\n").map_or("", |(_, after)| after);
+                format!("{own}\n{after}").trim_end().to_owned() + "\n"
+            }
+        };
+        if bless {
+            std::fs::write(&path, &shown).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(shown, expected, "the help of `kvctl {command}` is not {}", path.display());
+    }
+    let files = std::fs::read_dir(&golden).unwrap().count();
+    assert_eq!(files, COMMANDS.len(), "a golden file belongs to no command");
+}
+
+#[test]
+fn every_command_is_here() {
+    let text = help("", "-h");
+    let listed = text.lines().skip_while(|line| *line != "Commands:").skip(1);
+    for line in listed.take_while(|line| !line.is_empty()) {
+        let name = line.split_whitespace().next().unwrap();
+        assert!(COMMANDS.contains(&name), "{name} has no golden help");
+    }
+}
+
+#[test]
+fn a_completion_script_names_the_commands() {
+    let mut program = program();
+    program.args(["completion", "bash"]);
+    let script = run(program, b"").ends(0);
+    assert!(script.contains("kvctl__subcmd__locate") || script.contains("locate"), "{script}");
+}

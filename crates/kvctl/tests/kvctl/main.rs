@@ -1,0 +1,75 @@
+//! The program from outside: what it prints where, and the code it ends with.
+
+// Helpers of tests are tests too, but the lint knows only functions marked so.
+#![allow(clippy::unwrap_used)]
+
+mod bulk;
+mod cluster;
+mod endings;
+mod fake;
+mod help;
+mod keys;
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use fake::Fake;
+
+/// What one call printed, and how it ended.
+#[derive(Debug)]
+struct Called {
+    code: Option<i32>,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Called {
+    fn text(&self) -> String {
+        String::from_utf8(self.stdout.clone()).unwrap()
+    }
+
+    /// Standard output of a call that ended with this code.
+    #[track_caller]
+    fn ends(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self.text()
+    }
+}
+
+/// The program, with nothing of this process's surroundings that it would look at.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
+    for name in ["KVCTL_ENDPOINTS", "KVCTL_LOG", "COLUMNS"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn call(fake: &Fake, words: &[&str]) -> Called {
+    call_with(fake, words, b"")
+}
+
+fn call_with(fake: &Fake, words: &[impl AsRef<OsStr>], input: &[u8]) -> Called {
+    let mut command = program();
+    command.arg("--endpoints").arg(&fake.address).args(words);
+    run(command, input)
+}
+
+fn run(mut command: Command, input: &[u8]) -> Called {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || {
+        // A program that does not read its input closes it; that is for the test to judge.
+        let _ = stdin.write_all(&input);
+    });
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    Called {
+        code: output.status.code(),
+        stdout: output.stdout,
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
