@@ -187,6 +187,22 @@ fn a_plan_names_this_node_and_every_address_once() {
     assert!(error.contains("gives a:1 to node 1 and to node 2"), "{error}");
 }
 
+/// Nodes compare this number; every version must compute the same one.
+#[test]
+fn the_hash_of_a_plan_is_fixed_and_depends_on_all_of_it() {
+    let addresses = fake_addresses(3);
+    let mine = plan(1, &addresses);
+    assert_eq!(mine.hash(), 7_117_318_383_373_542_113);
+    assert_eq!(mine.hash(), plan(3, &addresses).hash(), "it does not depend on who computes it");
+    let listed = || mine.initial_cluster().clone();
+    let replicas = Plan::new(NodeId(1), "quorate", listed(), 8, 5).unwrap();
+    let other_name = plan_with(1, &addresses, "other", 8);
+    let other_shards = plan_with(1, &addresses, "quorate", 9);
+    for other in [replicas, other_name, other_shards, plan(1, &addresses[..2])] {
+        assert_ne!(mine.hash(), other.hash(), "{}", other.describe());
+    }
+}
+
 /// A node's place: its directory and its address, which outlive its processes.
 struct Site {
     node: u64,

@@ -211,3 +211,69 @@ fn each_missing_part_is_named() {
     let rejected = Some(wire::append_reply::Result::Rejected(rejected));
     assert_eq!(reply(rejected), "AppendReply has no hint");
 }
+
+/// Nodes of neighbouring versions talk to each other: what stands here never changes.
+#[test]
+fn the_wire_form_is_fixed() {
+    let last = LogId::new(Term(1), Index(2));
+    let session = SessionId { term: Term(3), counter: 4 };
+    let timing = Timing {
+        probe_time: Ticks(5),
+        echo_time: Ticks(6),
+        echo_commit: Index(7),
+        round: 8,
+        clock: 9,
+    };
+    let entry = |kind| Entry {
+        term: Term(1),
+        index: Index(3),
+        kind,
+        stamp: 10,
+        payload: Bytes::from_static(b"p"),
+    };
+    let entries =
+        vec![entry(EntryKind::Noop), entry(EntryKind::Command), entry(EntryKind::Membership)];
+    let membership = Membership::of_voters([Replica::new(ReplicaId(1), NodeId(2))]);
+    let meta = SnapshotMeta { last, stamp: 11, membership };
+    let request = ReadRequest { boot: 12, counter: 13 };
+    let rejected = AppendResult::Rejected { prev: Index(15), hint: last };
+    let installed = SnapshotResult::Installed { last: Index(16) };
+    let messages = [
+        Message::PreVote { last },
+        Message::PreVoteReply { proposed: Term(14), granted: true },
+        Message::Vote { last, transfer: true },
+        Message::VoteReply { granted: true },
+        Message::Append { session, prev: last, commit: Index(15), entries, timing },
+        Message::AppendReply {
+            session,
+            result: AppendResult::Accepted { last: Index(15) },
+            timing,
+        },
+        Message::AppendReply { session, result: rejected, timing },
+        Message::Heartbeat { session, commit: Index(15), timing },
+        Message::HeartbeatReply { session, installing: true, timing },
+        Message::InstallSnapshot { session, meta },
+        Message::SnapshotReply { session, result: installed },
+        Message::SnapshotReply { session, result: SnapshotResult::Failed },
+        Message::ReadIndex { request },
+        Message::ReadIndexReply { request, index: Some(Index(17)) },
+        Message::TimeoutNow { last },
+        Message::ReplicaGone,
+    ];
+    let got: Vec<String> = messages
+        .into_iter()
+        .map(|message| {
+            let name = message.name();
+            let envelope = Envelope {
+                group: GroupId(1),
+                from: Replica::new(ReplicaId(2), NodeId(3)),
+                to: Replica::new(ReplicaId(4), NodeId(5)),
+                term: Term(6),
+                message,
+            };
+            format!("{name} {}", hex::encode(to_wire(envelope).encode_to_vec()))
+        })
+        .collect();
+    let golden: Vec<&str> = include_str!("golden.txt").lines().collect();
+    assert_eq!(got, golden, "\n{}", got.join("\n"));
+}
