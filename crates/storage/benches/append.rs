@@ -1,10 +1,10 @@
-//! How fast entries become durable: the log in the engine and in files, beside a plain file that
-//! gets the same bytes and `fdatasync`.
+//! How fast entries become durable: the log in the engine and in files, alone and with the state
+//! that they are applied to, beside a plain file that gets the same bytes and `fdatasync`.
 //!
 //! `cargo bench -p quorate-storage --bench append`
 //!
 //! The values change with every entry (the engine skips writing what is there already), entries
-//! are purged and the head moves as in a running node. The three take turns of a fraction of a
+//! are purged and the head moves as in a running node. They take turns of a fraction of a
 //! second, so that they share the disk's good and bad moments; only their ratio means anything.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot write has nothing to say")]
@@ -12,17 +12,27 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quorate_raft::{Entry, EntryKind, GroupId, Index, ReplicaId, Term};
-use quorate_storage::{Engine, EngineOptions, LogBackend, RecordLog, Section, SectionKind};
+use quorate_raft::{
+    Entry, EntryKind, GroupId, Index, Membership, NodeId, Replica, ReplicaId, Term,
+};
+use quorate_storage::{
+    DeltaBudget, Engine, EngineOptions, HashRange, LogBackend, RecordLog, RowKey, RowKind, Section,
+    SectionKind, ShardInit, ShardStore,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 const VALUE_BYTES: usize = 256;
 const GROUPS: u64 = 8;
 /// Entries of a group that are kept when the others are purged.
 const KEEP: u64 = 2_000;
+/// Different keys that are written, over all groups.
+const KEYS: u64 = 100_000;
+/// Rows between two checkpoints of all groups.
+const CHECKPOINT_EVERY: u64 = 50_000;
 const ENTRIES_PER_BARRIER: [usize; 3] = [1, 32, 128];
 
 /// Makes a batch of entries durable.
@@ -47,6 +57,7 @@ impl Appender for PlainFile {
 
 struct Log {
     name: &'static str,
+    engine: Engine,
     log: RecordLog,
     last: [u64; GROUPS as usize],
     next: u64,
@@ -56,18 +67,13 @@ impl Log {
     fn open(backend: LogBackend, dir: &Path) -> Self {
         let engine = Engine::open(&dir.join("sled"), EngineOptions::default()).unwrap();
         let (log, _) = RecordLog::open(backend, &engine, dir).unwrap();
-        Self { name: backend.name(), log, last: [0; GROUPS as usize], next: 0 }
-    }
-}
-
-impl Appender for Log {
-    fn name(&self) -> &'static str {
-        self.name
+        Self { name: backend.name(), engine, log, last: [0; GROUPS as usize], next: 0 }
     }
 
-    fn append(&mut self, values: &[Bytes]) {
+    /// Appends the values as entries of the next groups; each group with the entries it got.
+    fn append(&mut self, values: &[Bytes]) -> Vec<(GroupId, Vec<Entry>)> {
         let per_group = values.len().div_ceil(GROUPS as usize);
-        let mut sections = Vec::with_capacity(GROUPS as usize);
+        let mut appended = Vec::with_capacity(GROUPS as usize);
         for values in values.chunks(per_group) {
             let group = self.next % GROUPS;
             self.next += 1;
@@ -79,17 +85,102 @@ impl Appender for Log {
                 stamp: (1 << 56) + index,
                 payload: value.clone(),
             });
-            let kind = SectionKind::Append(entries.collect());
+            appended.push((GroupId(group), entries.collect::<Vec<_>>()));
             *last += values.len() as u64;
-            let (group, replica) = (GroupId(group), ReplicaId(group + 100));
-            sections.push(Section { group, replica, kind });
         }
-        self.log.append(&sections).unwrap();
-        for Section { group, replica, .. } in sections {
+        let sections = appended.iter().map(|(group, entries)| Section {
+            group: *group,
+            replica: replica(*group),
+            kind: SectionKind::Append(entries.clone()),
+        });
+        self.log.append(&sections.collect::<Vec<_>>()).unwrap();
+        appended
+    }
+}
+
+fn replica(group: GroupId) -> ReplicaId {
+    ReplicaId(group.0 + 100)
+}
+
+impl Appender for Log {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn append(&mut self, values: &[Bytes]) {
+        for (group, _) in Log::append(self, values) {
             let through = self.last[group.0 as usize].saturating_sub(KEEP);
-            self.log.purge(group, replica, Index(through));
+            self.log.purge(group, replica(group), Index(through));
         }
         self.log.maintain().unwrap();
+    }
+}
+
+/// The log, and the state of every group with its checkpoints: all that a node writes.
+struct LogAndState {
+    name: &'static str,
+    log: Log,
+    stores: Vec<ShardStore>,
+    keys: Vec<RowKey>,
+    written: u64,
+    /// Rows written before the last checkpoint.
+    checkpointed: u64,
+}
+
+impl LogAndState {
+    fn open(backend: LogBackend, dir: &Path) -> Self {
+        let log = Log::open(backend, dir);
+        let budget = Arc::new(DeltaBudget::default());
+        let store = |group| {
+            let init = ShardInit {
+                group: GroupId(group),
+                replica: replica(GroupId(group)),
+                membership: Membership::of_voters([Replica::new(ReplicaId(1), NodeId(1))]),
+                range: HashRange::ALL,
+                shard_epoch: 1,
+            };
+            ShardStore::create(&log.engine, init, Arc::clone(&budget)).unwrap()
+        };
+        let stores = (0..GROUPS).map(store).collect();
+        let key = |n| RowKey::new(RowKind::User, 0, format!("key-{n:08}").as_bytes());
+        let keys = (0..KEYS).map(key).collect();
+        let name = if backend == LogBackend::Sled { "sled + state" } else { "file + state" };
+        Self { name, log, stores, keys, written: 0, checkpointed: 0 }
+    }
+
+    fn checkpoint(&mut self) {
+        for store in &mut self.stores {
+            let Some(job) = store.freeze() else { continue };
+            let finished = job.run().unwrap();
+            let through = store.finish(finished);
+            let group = store.header().group;
+            self.log.log.purge(group, replica(group), through.index);
+        }
+        self.log.log.maintain().unwrap();
+    }
+}
+
+impl Appender for LogAndState {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn append(&mut self, values: &[Bytes]) {
+        for (group, entries) in self.log.append(values) {
+            let store = &mut self.stores[group.0 as usize];
+            for entry in entries {
+                // The keys jump about, as those of many clients do.
+                let key = self.written.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS;
+                self.written += 1;
+                let mut transaction = store.begin(entry.id(), entry.stamp);
+                transaction.put(&self.keys[key as usize], &entry.payload).unwrap();
+                transaction.commit();
+            }
+        }
+        if self.written - self.checkpointed >= CHECKPOINT_EVERY {
+            self.checkpointed = self.written;
+            self.checkpoint();
+        }
     }
 }
 
@@ -146,14 +237,17 @@ fn main() {
         "entries/barrier", "kept in", "barriers/s", "entries/s", "cpu us/entry", "ratio"
     );
     for count in ENTRIES_PER_BARRIER {
-        let (sled, file) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dirs = [(); 4].map(|()| tempfile::tempdir().unwrap());
+        let [sled, file, sled_and_state, file_and_state] = dirs.each_ref().map(|dir| dir.path());
         let plain = tempfile::tempfile().unwrap();
-        let mut appenders: [Box<dyn Appender>; 3] = [
+        let mut appenders: [Box<dyn Appender>; 5] = [
             Box::new(PlainFile(plain)),
-            Box::new(Log::open(LogBackend::Sled, sled.path())),
-            Box::new(Log::open(LogBackend::File, file.path())),
+            Box::new(Log::open(LogBackend::Sled, sled)),
+            Box::new(Log::open(LogBackend::File, file)),
+            Box::new(LogAndState::open(LogBackend::Sled, sled_and_state)),
+            Box::new(LogAndState::open(LogBackend::File, file_and_state)),
         ];
-        let mut sums = [Spent::default(); 3];
+        let mut sums = [Spent::default(); 5];
         for _ in 0..rounds {
             for (appender, sum) in appenders.iter_mut().zip(&mut sums) {
                 let spent = turn(&mut **appender, count, length, &mut state);

@@ -283,6 +283,11 @@ impl ShardStore {
         Transaction::new(self, at, log_time)
     }
 
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     pub(super) fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
         self.shared.get(key)
     }

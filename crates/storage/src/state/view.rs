@@ -144,19 +144,27 @@ impl Shared {
                 Lookup::Absent => return Ok(None),
                 Lookup::Tree => {}
             }
-            let read = versions::read(&view.generation.tree, key, view.header.number);
-            if !view.same_checkpoint(&self.view.load()) {
-                // What was read may have been removed under our hands.
-                continue;
+            if let Some(record) = self.read_tree(&view, key)? {
+                return Ok(record);
             }
-            let record = read?.flatten();
-            self.budget.cache().put(view.generation.cache_id, key, record.as_ref(), || {
-                let now = self.view.load();
-                view.same_checkpoint(&now)
-                    && !now.frozen.as_ref().is_some_and(|layer| layer.read().contains(key))
-            });
-            return Ok(record);
         }
+    }
+
+    /// Reads a row that is in none of a view's layers from its tree, and keeps it in the cache.
+    /// None if the view's checkpoint is no longer the published one: what was read may have been
+    /// removed under our hands.
+    fn read_tree(&self, view: &View, key: &RowKey) -> Result<Option<Option<Bytes>>> {
+        let read = versions::read(&view.generation.tree, key, view.header.number);
+        if !view.same_checkpoint(&self.view.load()) {
+            return Ok(None);
+        }
+        let record = read?.flatten();
+        self.budget.cache().put(view.generation.cache_id, key, record.as_ref(), || {
+            let now = self.view.load();
+            view.same_checkpoint(&now)
+                && !now.frozen.as_ref().is_some_and(|layer| layer.read().contains(key))
+        });
+        Ok(Some(record))
     }
 
     /// Pins the state at the last applied index.
@@ -192,5 +200,81 @@ impl Shared {
     pub(crate) fn publish(&self, view: Arc<View>) {
         let _pins = self.pins.lock();
         self.view.store(view);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_raft::{Index, LogId, Membership, ReplicaId, Term};
+
+    use super::*;
+    use crate::engine::EngineOptions;
+    use crate::keys::RowKind;
+    use crate::state::{HashRange, ShardInit, ShardStore};
+
+    fn put(store: &mut ShardStore, key: &RowKey, record: &[u8]) {
+        let index = Index(store.applied().index.0 + 1);
+        let mut transaction = store.begin(LogId::new(Term(1), index), index.0);
+        transaction.put(key, record).unwrap();
+        transaction.commit();
+    }
+
+    /// A store whose tree has a row; its view; and the row's key.
+    fn stored(dir: &std::path::Path) -> (ShardStore, Arc<View>, RowKey) {
+        let engine = Engine::open(dir, EngineOptions::default()).unwrap();
+        let init = ShardInit {
+            group: GroupId(1),
+            replica: ReplicaId(1),
+            membership: Membership::default(),
+            range: HashRange::ALL,
+            shard_epoch: 1,
+        };
+        let mut store = ShardStore::create(&engine, init, Arc::default()).unwrap();
+        let key = RowKey::new(RowKind::User, 0, b"key");
+        put(&mut store, &key, b"old");
+        checkpoint(&mut store);
+        let view = store.shared().view.load_full();
+        (store, view, key)
+    }
+
+    fn checkpoint(store: &mut ShardStore) {
+        let finished = store.freeze().unwrap().run().unwrap();
+        store.finish(finished);
+    }
+
+    #[test]
+    fn a_read_starts_anew_when_its_checkpoint_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, view, key) = stored(dir.path());
+        assert_eq!(store.shared().read_tree(&view, &key).unwrap(), Some(Some("old".into())));
+        put(&mut store, &key, b"new");
+        checkpoint(&mut store);
+        store.clean().unwrap().run().unwrap();
+        // The version that the old view names has been removed; it is not "absent".
+        assert_eq!(store.shared().read_tree(&view, &key).unwrap(), None);
+        assert_eq!(store.shared().get(&key).unwrap(), Some("new".into()));
+    }
+
+    #[test]
+    fn a_late_read_does_not_put_the_past_into_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, view, key) = stored(dir.path());
+        put(&mut store, &key, b"new");
+        let finished = store.freeze().unwrap().run().unwrap();
+        // The checkpoint has put the new record into the cache, and is not finished.
+        let late = store.shared().read_tree(&view, &key).unwrap();
+        assert_eq!(late, Some(Some("old".into())), "as of the view that it began with");
+        store.finish(finished);
+        assert_eq!(store.shared().get(&key).unwrap(), Some("new".into()));
+    }
+
+    #[test]
+    fn tree_names_are_read_as_they_are_written() {
+        let name = Generation::tree_name(GroupId(12), 34);
+        assert_eq!(name, b"s12/34");
+        assert_eq!(Generation::parse_name(&name), Some((GroupId(12), 34)));
+        for other in ["shards", "s1", "s1/", "s/1", "s01/1", "s1/1/1", "x1/1", "s1/-1"] {
+            assert_eq!(Generation::parse_name(other.as_bytes()), None, "{other}");
+        }
     }
 }
