@@ -4,8 +4,8 @@ use thiserror::Error;
 
 use crate::types::Ticks;
 
-/// The settings of a [`crate::Raft`]. They are not persisted, and replicas of one group should agree
-/// on the times.
+/// The settings of a [`crate::Raft`]. They are not persisted, and replicas of one group should
+/// agree on the times.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// Between two heartbeats of a leader. Heartbeats fall on multiples of it, so that all groups
@@ -18,8 +18,8 @@ pub struct Config {
     /// before it steps down. Default 1,200 ms. Width helps against split votes: with the default
     /// spread of 60 ticks two of three replicas draw the same tick once in 60 elections.
     pub election_max: Ticks,
-    /// Ask for votes before raising the term (Raft thesis §9.6), so that a replica which was cut off
-    /// does not depose a working leader on its return. Default on.
+    /// Ask for votes before raising the term (Raft thesis §9.6), so that a replica which was cut
+    /// off does not depose a working leader on its return. Default on.
     pub pre_vote: bool,
     /// A leader without a quorum steps down, and replicas that hear a leader refuse votes (Raft
     /// thesis §6.2). Default on.

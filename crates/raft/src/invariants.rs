@@ -1,5 +1,5 @@
-//! What must be true of a replica at any time, and from one moment to the next. Tests call these after
-//! every step; the cheap part runs always, in release builds too.
+//! What must be true of a replica at any time, and from one moment to the next. Tests call these
+//! after every step; the cheap part runs always, in release builds too.
 
 use crate::output::RoleKind;
 use crate::progress::Stage;

@@ -11,9 +11,10 @@ use crate::types::{NodeId, Replica, ReplicaId};
 /// The members of a group. A joint configuration (Raft paper §6) has outgoing voters too: while it
 /// is in force every decision needs a majority of both sets.
 ///
-/// Relations that always hold: every replica named anywhere has a node; `learners` and `voters` share
-/// no replica, nor do `learners` and `voters_outgoing`; `learners_next` is a part of
-/// `voters_outgoing` and shares none with `voters`; `auto_leave` only where there are outgoing voters.
+/// Relations that always hold: every replica named anywhere has a node; `learners` and `voters`
+/// share no replica, nor do `learners` and `voters_outgoing`; `learners_next` is a part of
+/// `voters_outgoing` and shares none with `voters`; `auto_leave` only where there are outgoing
+/// voters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Membership {
     voters: BTreeSet<ReplicaId>,
@@ -104,7 +105,8 @@ impl Membership {
         Ok(membership)
     }
 
-    /// The same members with these learners added. A replica that is a member already keeps its role.
+    /// The same members with these learners added. A replica that is a member already keeps its
+    /// role.
     pub fn with_learners(mut self, replicas: impl IntoIterator<Item = Replica>) -> Membership {
         for replica in replicas {
             if !self.contains(replica.id) {

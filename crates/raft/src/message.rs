@@ -100,8 +100,8 @@ pub struct ReadRequest {
 /// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
-    /// "Would you vote for me in the term after mine?" (Raft thesis §9.6). Sent by a pre-candidate to
-    /// all voters; changes nothing at the receiver. Lost: asked again after an election timeout.
+    /// "Would you vote for me in the term after mine?" (Raft thesis §9.6). Sent by a pre-candidate
+    /// to all voters; changes nothing at the receiver. Lost: asked again after an election timeout.
     PreVote {
         /// The asker's last entry.
         last: LogId,
@@ -169,7 +169,8 @@ pub enum Message {
         timing: Timing,
     },
     /// InstallSnapshot (Raft paper §7), stepped into the follower when all its bytes have arrived.
-    /// Lost: the leader is told that the transfer failed, or finds out after a while, and sends again.
+    /// Lost: the leader is told that the transfer failed, or finds out after a while, and sends
+    /// again.
     InstallSnapshot {
         /// The session in which the leader asked for the transfer.
         session: SessionId,
@@ -188,7 +189,8 @@ pub enum Message {
         /// The request's identity.
         request: ReadRequest,
     },
-    /// Answers [`Message::ReadIndex`] when a quorum round that began after its arrival is confirmed.
+    /// Answers [`Message::ReadIndex`] when a quorum round that began after its arrival is
+    /// confirmed.
     ReadIndexReply {
         /// The identity of the request.
         request: ReadRequest,
@@ -206,14 +208,15 @@ pub enum Message {
 }
 
 impl Message {
-    /// Whether it travels on the bulk connection, where it may wait behind other large messages. All
-    /// other kinds are small and travel on the control connection.
+    /// Whether it travels on the bulk connection, where it may wait behind other large messages.
+    /// All other kinds are small and travel on the control connection.
     pub fn is_bulk(&self) -> bool {
         matches!(self, Message::Append { .. } | Message::InstallSnapshot { .. })
     }
 
-    /// A stable number for the kind. On the control connection a newer message of a kind may replace
-    /// an older one of the same group, sender and receiver: the protocol tolerates it for each kind.
+    /// A stable number for the kind. On the control connection a newer message of a kind may
+    /// replace an older one of the same group, sender and receiver: the protocol tolerates it for
+    /// each kind.
     pub fn kind(&self) -> u8 {
         match self {
             Message::PreVote { .. } => 1,

@@ -6,8 +6,8 @@ use crate::types::{Entry, HardState, Index, LogId, Replica, ReplicaId, SessionId
 
 /// Names one [`Persist`]. The driver hands it back with [`crate::Raft::on_persisted`].
 ///
-/// It says (sequence, last entry). The sequence makes it unique: an entry that was written, replaced
-/// and written again is acknowledged only by the last of the three writes.
+/// It says (sequence, last entry). The sequence makes it unique: an entry that was written,
+/// replaced and written again is acknowledged only by the last of the three writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PersistToken {
     pub(crate) sequence: u64,
@@ -28,8 +28,8 @@ impl PersistToken {
 
 /// A write to the durable log.
 ///
-/// Writes of one replica take effect in the order of their tokens: what survives a crash is a prefix
-/// of them. They may overlap, and their completions may be reported in any order.
+/// Writes of one replica take effect in the order of their tokens: what survives a crash is a
+/// prefix of them. They may overlap, and their completions may be reported in any order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Persist {
     /// To be handed to [`crate::Raft::on_persisted`] when this write is durable.

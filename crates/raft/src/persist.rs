@@ -9,8 +9,8 @@ use crate::types::{HardState, Index, LogId};
 
 /// Bookkeeping of asynchronous writes.
 ///
-/// Relations that always hold: `durable ≤ handed ≤` the log's last index; the sequences of `pending`
-/// are consecutive and end at `sequence`.
+/// Relations that always hold: `durable ≤ handed ≤` the log's last index; the sequences of
+/// `pending` are consecutive and end at `sequence`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Persistence {
     /// The sequence of the last token issued.
@@ -77,9 +77,9 @@ impl Persistence {
             pending.last = pending.last.min(keep);
         }
         // What was about to be acknowledged will never be written.
-        self.send_after.retain(|envelope| {
-            !matches!(&envelope.message,
-                Message::AppendReply { result: AppendResult::Accepted { last }, .. } if *last >= from)
+        self.send_after.retain(|envelope| match &envelope.message {
+            Message::AppendReply { result: AppendResult::Accepted { last }, .. } => *last < from,
+            _ => true,
         });
     }
 
@@ -95,7 +95,8 @@ impl Persistence {
 
     /// Queues a message that must wait for everything written so far.
     pub(crate) fn send_after(&mut self, envelope: Envelope) {
-        // An acknowledgement covers all earlier ones of its session, so only the last of them goes out.
+        // An acknowledgement covers all earlier ones of its session, so only the last of them goes
+        // out.
         if let (Some(previous), Message::AppendReply { session, result, .. }) =
             (self.send_after.last_mut(), &envelope.message)
             && let Message::AppendReply { session: earlier, result: before, .. } = &previous.message
@@ -147,7 +148,8 @@ impl Persistence {
 
     /// The write is durable. Returns whether anything became durable by it.
     ///
-    /// A write counts only when all earlier ones are done too: an entry after a hole is not durable.
+    /// A write counts only when all earlier ones are done too: an entry after a hole is not
+    /// durable.
     pub(crate) fn complete(&mut self, token: PersistToken) -> bool {
         let Some(front) = self.pending.front().map(|pending| pending.sequence) else {
             return false;

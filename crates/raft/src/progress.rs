@@ -78,8 +78,8 @@ pub(crate) struct Progress {
     pub(crate) told_commit: Index,
     /// An append is due even if it is empty: the last ones may be lost.
     pub(crate) ping: bool,
-    /// When the newest of our messages that it has answered was sent. Sending, not receiving, is what
-    /// proves that it still followed then.
+    /// When the newest of our messages that it has answered was sent. Sending, not receiving, is
+    /// what proves that it still followed then.
     pub(crate) acked: Ticks,
     /// The newest quorum round it has answered.
     pub(crate) round: u64,
@@ -254,8 +254,14 @@ mod tests {
     proptest! {
         /// The window against a twin that keeps every message and counts anew each time.
         #[test]
-        fn the_window_counts_what_is_out(steps in prop::collection::vec((0u64..3, 1u64..40), 1..80)) {
-            let config = Config { max_inflight_messages: 5, max_inflight_bytes: 100, ..Config::default() };
+        fn the_window_counts_what_is_out(
+            steps in prop::collection::vec((0u64..3, 1u64..40), 1..80),
+        ) {
+            let config = Config {
+                max_inflight_messages: 5,
+                max_inflight_bytes: 100,
+                ..Config::default()
+            };
             let mut inflight = Inflight::default();
             let mut twin: Vec<(u64, u64)> = Vec::new();
             let (mut sent, mut freed) = (0, 0);

@@ -45,9 +45,11 @@ pub(crate) struct Applying {
     pub(crate) bytes: u64,
 }
 
-/// One replica of one group: a deterministic state machine. See the crate's page for how to drive it.
+/// One replica of one group: a deterministic state machine. See the crate's page for how to drive
+/// it.
 ///
-/// Two replicas that compare as equal behave alike, except for the election timeouts they will draw.
+/// Two replicas that compare as equal behave alike, except for the election timeouts they will
+/// draw.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Raft {
     pub(crate) config: Config,
@@ -78,8 +80,8 @@ impl Raft {
     /// Starts a replica as a follower. All of `restored` counts as durable.
     ///
     /// `seed` should differ between replicas and between starts, for instance a hash of the node's
-    /// incarnation, the group and a boot counter: election timeouts and the identity of read requests
-    /// come from it.
+    /// incarnation, the group and a boot counter: election timeouts and the identity of read
+    /// requests come from it.
     ///
     /// # Errors
     /// A configuration that cannot work, or a log that does not fit together: damage, which is
@@ -203,8 +205,8 @@ impl Raft {
         }
     }
 
-    /// Behaves as if the election timeout had passed just now, because the driver has another reason
-    /// to believe that the leader is gone. At a leader it does nothing.
+    /// Behaves as if the election timeout had passed just now, because the driver has another
+    /// reason to believe that the leader is gone. At a leader it does nothing.
     pub fn election_timeout(&mut self, now: Ticks) {
         self.observe(now);
         self.start_election();
@@ -259,9 +261,9 @@ impl Raft {
         }
     }
 
-    /// Hands leadership to a voter (Raft thesis §3.10): no proposals and no reads from now on, until
-    /// it has taken over or the shortest election timeout has passed. Asking again for the same target
-    /// changes nothing; another target replaces the first.
+    /// Hands leadership to a voter (Raft thesis §3.10): no proposals and no reads from now on,
+    /// until it has taken over or the shortest election timeout has passed. Asking again for the
+    /// same target changes nothing; another target replaces the first.
     ///
     /// # Errors
     /// This is not the leader, or the target cannot become it.
@@ -322,13 +324,14 @@ impl Raft {
         self.check();
     }
 
-    /// The snapshot of [`Output::install`] is durably installed: it is the state machine now. Without
-    /// such an installation under way it is ignored.
+    /// The snapshot of [`Output::install`] is durably installed: it is the state machine now.
+    /// Without such an installation under way it is ignored.
     pub fn on_installed(&mut self, now: Ticks, meta: SnapshotMeta) {
         self.observe(now);
         let Some(install) = self.installing.take_if(|install| install.meta == meta) else { return };
         let SnapshotMeta { last, stamp, membership } = meta;
-        // No election is held while installing and no append taken, so the log cannot have got there.
+        // No election is held while installing and no append taken, so the log cannot have got
+        // there.
         assert!(!self.log.matches(last), "{last} was installed but is in the log already");
         self.log = Log::new(last, stamp);
         self.persistence.reset(last);
@@ -360,9 +363,9 @@ impl Raft {
         }
     }
 
-    /// Drops the log through `through`, which a checkpoint holds, from memory; returns the new base,
-    /// through which it may be purged from disk. Never beyond what is applied. A leader keeps what
-    /// its living followers still need, within the margin of the configuration.
+    /// Drops the log through `through`, which a checkpoint holds, from memory; returns the new
+    /// base, through which it may be purged from disk. Never beyond what is applied. A leader keeps
+    /// what its living followers still need, within the margin of the configuration.
     pub fn compact(&mut self, through: Index) -> LogId {
         let through = self.purgeable(through.min(self.applying.applied));
         self.log.compact(through);
@@ -430,8 +433,8 @@ impl Raft {
 
     // --- Shared by the roles -----------------------------------------------------------------
 
-    /// Takes note of the time before anything else: a leader that was stopped finds out here that it
-    /// no longer is one.
+    /// Takes note of the time before anything else: a leader that was stopped finds out here that
+    /// it no longer is one.
     fn observe(&mut self, now: Ticks) {
         self.now = self.now.max(now);
         if let Role::Leader(_) = self.role {
@@ -543,8 +546,8 @@ impl Raft {
         }
     }
 
-    /// An election is due. Learners and strangers hold none; nor does a replica whose log is about to
-    /// be replaced.
+    /// An election is due. Learners and strangers hold none; nor does a replica whose log is about
+    /// to be replaced.
     fn start_election(&mut self) {
         if self.is_leader() {
             return;
@@ -563,7 +566,8 @@ impl Raft {
         }
     }
 
-    /// Follows in `term`. A timer that runs goes on: only a leader's words and a vote given restart it.
+    /// Follows in `term`. A timer that runs goes on: only a leader's words and a vote given restart
+    /// it.
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<Replica>) {
         assert!(term >= self.term, "the term cannot go from {} back to {term}", self.term);
         if term > self.term {
@@ -599,8 +603,8 @@ impl Raft {
         self.out.events.push(Event::Role { term, role, leader });
     }
 
-    /// Whether votes are refused because a leader is heard (Raft thesis §6.2): a leader hears itself
-    /// as long as it has a quorum.
+    /// Whether votes are refused because a leader is heard (Raft thesis §6.2): a leader hears
+    /// itself as long as it has a quorum.
     pub(crate) fn hears_leader(&self) -> bool {
         self.config.check_quorum
             && match &self.role {

@@ -1,5 +1,5 @@
-//! Linearizable reads without a log write (ReadIndex, Raft thesis §6.4): batched rounds at the leader,
-//! forwarded requests at followers.
+//! Linearizable reads without a log write (ReadIndex, Raft thesis §6.4): batched rounds at the
+//! leader, forwarded requests at followers.
 
 use crate::message::ReadRequest;
 use crate::output::ReadId;
@@ -38,8 +38,8 @@ impl ReadRounds {
         self.waiting.len() + self.running.as_ref().map_or(0, |running| running.readers.len())
     }
 
-    /// A reader arrived. A follower has one request out at a time: a newer one replaces its older one,
-    /// so what remote readers can make us keep is bounded by the number of members.
+    /// A reader arrived. A follower has one request out at a time: a newer one replaces its older
+    /// one, so what remote readers can make us keep is bounded by the number of members.
     pub(crate) fn add(&mut self, reader: Reader) {
         if let Reader::Remote(replica, _) = reader {
             self.waiting
@@ -113,7 +113,8 @@ impl ForwardedReads {
         self.asked.as_ref().map(|asked| asked.retry_at)
     }
 
-    /// A request with this never-used counter goes out: the one that is out once more, or a new one.
+    /// A request with this never-used counter goes out: the one that is out once more, or a new
+    /// one.
     pub(crate) fn ask(&mut self, counter: u64, retry_at: Ticks) {
         match &mut self.asked {
             Some(asked) => {

@@ -88,7 +88,8 @@ impl Shipment<'_> {
         (through, bytes)
     }
 
-    /// The entries it needs are purged. A follower that does not answer is left alone until it does.
+    /// The entries it needs are purged. A follower that does not answer is left alone until it
+    /// does.
     fn ask_for_snapshot(&mut self, progress: &mut Progress) {
         if !progress.is_active(self.now, self.config.election_max) {
             return;
@@ -217,8 +218,8 @@ impl Raft {
     }
 
     /// The last index that may be purged: no more than `through`, and less where a living follower
-    /// still needs what is left and keeping it stays within the margin. A follower that lags further
-    /// behind gets a snapshot.
+    /// still needs what is left and keeping it stays within the margin. A follower that lags
+    /// further behind gets a snapshot.
     pub(crate) fn purgeable(&self, through: Index) -> Index {
         let Role::Leader(leader) = &self.role else { return through };
         let mut needed: Vec<_> = leader

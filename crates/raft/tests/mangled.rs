@@ -1,5 +1,5 @@
-//! Messages that no sound peer would send, at a replica in any role: they may be answered or ignored, but
-//! never break it.
+//! Messages that no sound peer would send, at a replica in any role: they may be answered or
+//! ignored, but never break it.
 
 mod support;
 
@@ -157,8 +157,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn no_message_breaks_a_replica(

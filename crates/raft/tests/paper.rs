@@ -1,5 +1,5 @@
-//! The rules of "In Search of an Understandable Consensus Algorithm" (extended version), section 5, one
-//! test each.
+//! The rules of "In Search of an Understandable Consensus Algorithm" (extended version), section 5,
+//! one test each.
 
 mod support;
 
@@ -53,9 +53,9 @@ fn in_role(role: RoleKind) -> Bench {
 const ROLES: [RoleKind; 4] =
     [RoleKind::Follower, RoleKind::PreCandidate, RoleKind::Candidate, RoleKind::Leader];
 
-/// §5.1: "If one server's current term is smaller than the other's, then it updates its current term to
-/// the larger value. If a candidate or leader discovers that its term is out of date, it immediately
-/// reverts to follower state."
+/// §5.1: "If one server's current term is smaller than the other's, then it updates its current
+/// term to the larger value. If a candidate or leader discovers that its term is out of date, it
+/// immediately reverts to follower state."
 #[test]
 fn s5_1_a_larger_term_is_adopted_from_any_message_in_any_role() {
     for role in ROLES {
@@ -89,7 +89,8 @@ fn s5_2_servers_start_as_followers() {
     assert_eq!((bench.raft.role(), bench.raft.leader()), (RoleKind::Follower, None));
 }
 
-/// §5.2: "Leaders send periodic heartbeats … to all followers in order to maintain their authority."
+/// §5.2: "Leaders send periodic heartbeats … to all followers in order to maintain their
+/// authority."
 #[test]
 fn s5_2_leaders_beat_at_every_interval() {
     let mut bench = Bench::new(1, 3, 0, &[]);
@@ -104,9 +105,10 @@ fn s5_2_leaders_beat_at_every_interval() {
     }
 }
 
-/// §5.2: "If a follower receives no communication over a period of time called the election timeout, then
-/// it … begins an election. … a follower increments its current term and transitions to candidate state.
-/// It then votes for itself and issues RequestVote RPCs in parallel to each of the other servers."
+/// §5.2: "If a follower receives no communication over a period of time called the election
+/// timeout, then it … begins an election. … a follower increments its current term and transitions
+/// to candidate state. It then votes for itself and issues RequestVote RPCs in parallel to each of
+/// the other servers."
 #[test]
 fn s5_2_a_follower_without_a_leader_begins_an_election() {
     let mut bench = Bench::new(1, 3, 1, &[]);
@@ -140,8 +142,8 @@ fn s5_2_a_candidate_tries_again_in_a_new_term() {
     }
 }
 
-/// §5.2: "A candidate wins an election if it receives votes from a majority of the servers in the full
-/// cluster for the same term." One to seven voters, every number of votes for and against.
+/// §5.2: "A candidate wins an election if it receives votes from a majority of the servers in the
+/// full cluster for the same term." One to seven voters, every number of votes for and against.
 #[test]
 fn s5_2_a_majority_of_votes_wins() {
     for size in 1..=7_u64 {
@@ -171,8 +173,8 @@ fn s5_2_a_majority_of_votes_wins() {
     }
 }
 
-/// §5.2: "Each server will vote for at most one candidate in a given term, on a first-come-first-served
-/// basis."
+/// §5.2: "Each server will vote for at most one candidate in a given term, on a
+/// first-come-first-served basis."
 #[test]
 fn s5_2_one_vote_per_term_first_come_first_served() {
     let granted = |bench: &mut Bench, from, term| {
@@ -188,8 +190,9 @@ fn s5_2_one_vote_per_term_first_come_first_served() {
     assert!(granted(&mut bench, 3, 2), "a new term, a new vote");
 }
 
-/// §5.2: "If the leader's term (included in its RPC) is at least as large as the candidate's current term,
-/// then the candidate recognizes the leader as legitimate and returns to follower state."
+/// §5.2: "If the leader's term (included in its RPC) is at least as large as the candidate's
+/// current term, then the candidate recognizes the leader as legitimate and returns to follower
+/// state."
 #[test]
 fn s5_2_a_candidate_recognizes_the_leader_of_its_term() {
     for term in [1, 2] {
@@ -217,7 +220,8 @@ fn s5_2_timeouts_are_random_over_the_whole_range() {
     assert_eq!(drawn, (config.election_min.0..config.election_max.0).collect());
 }
 
-/// §5.2: of three replicas whose timers start together, the first two draw the same tick in few elections.
+/// §5.2: of three replicas whose timers start together, the first two draw the same tick in few
+/// elections.
 #[test]
 fn s5_2_timeouts_of_several_servers_rarely_coincide() {
     let mut conflicts = 0;
@@ -237,8 +241,8 @@ fn s5_2_timeouts_of_several_servers_rarely_coincide() {
     assert!(conflicts * 100 < rounds * 10, "{conflicts} of {rounds} elections are contested");
 }
 
-/// §5.3: "The leader appends the command to its log as a new entry, then issues AppendEntries RPCs in
-/// parallel to each of the other servers to replicate the entry."
+/// §5.3: "The leader appends the command to its log as a new entry, then issues AppendEntries RPCs
+/// in parallel to each of the other servers to replicate the entry."
 #[test]
 fn s5_3_a_command_is_appended_and_sent_to_all() {
     let mut bench = Bench::new(1, 3, 0, &[]);
@@ -264,8 +268,8 @@ fn s5_1_followers_refer_to_the_leader() {
     assert_eq!(refused, ProposeError::NotLeader { hint: Some(support::replica(2)) });
 }
 
-/// §5.3: "A log entry is committed once the leader that created the entry has replicated it on a majority
-/// of the servers." One to seven voters, every number of acknowledgements.
+/// §5.3: "A log entry is committed once the leader that created the entry has replicated it on a
+/// majority of the servers." One to seven voters, every number of acknowledgements.
 #[test]
 fn s5_3_an_entry_on_a_majority_is_committed() {
     for size in 1..=7_u64 {
@@ -299,8 +303,8 @@ fn s5_3_a_commit_covers_all_preceding_entries() {
     }
 }
 
-/// §5.3: "Once a follower learns that a log entry is committed, it applies the entry to its local state
-/// machine (in log order)."
+/// §5.3: "Once a follower learns that a log entry is committed, it applies the entry to its local
+/// state machine (in log order)."
 #[test]
 fn s5_3_a_follower_applies_what_is_committed_in_order() {
     for commit in 0..=3 {
@@ -312,8 +316,8 @@ fn s5_3_a_follower_applies_what_is_committed_in_order() {
     }
 }
 
-/// §5.3: "The leader keeps track of the highest index it knows to be committed, and it includes that index
-/// in future AppendEntries RPCs (including heartbeats)."
+/// §5.3: "The leader keeps track of the highest index it knows to be committed, and it includes
+/// that index in future AppendEntries RPCs (including heartbeats)."
 #[test]
 fn s5_3_the_commit_index_travels_with_every_append() {
     let mut bench = Bench::new(1, 3, 0, &[]);
@@ -332,8 +336,8 @@ fn s5_3_the_commit_index_travels_with_every_append() {
     assert_eq!(commits, [Index(1)]);
 }
 
-/// §5.3: "If the follower does not find an entry in its log with the same index and term, then it refuses
-/// the new entries."
+/// §5.3: "If the follower does not find an entry in its log with the same index and term, then it
+/// refuses the new entries."
 #[test]
 fn s5_3_the_consistency_check() {
     // The log is 1@1 2@2; (prev, accepted).
@@ -359,9 +363,10 @@ fn s5_3_the_consistency_check() {
     }
 }
 
-/// §5.3: "conflicting entries in follower logs will be overwritten with entries from the leader's log", and
-/// figure 2: "If an existing entry conflicts with a new one (same index but different terms), delete the
-/// existing entry and all that follow it. Append any new entries not already in the log."
+/// §5.3: "conflicting entries in follower logs will be overwritten with entries from the leader's
+/// log", and figure 2: "If an existing entry conflicts with a new one (same index but different
+/// terms), delete the existing entry and all that follow it. Append any new entries not already in
+/// the log."
 #[test]
 fn s5_3_only_a_conflict_truncates() {
     // (prev, terms of the new entries, terms of the log afterwards); the log is 1@1 2@2 3@2.
@@ -383,8 +388,8 @@ fn s5_3_only_a_conflict_truncates() {
     }
 }
 
-/// Carries messages between a leader and one follower until neither has more to say; returns how many
-/// appends it took.
+/// Carries messages between a leader and one follower until neither has more to say; returns how
+/// many appends it took.
 fn pump(leader: &mut Bench, follower: &mut Bench, mut queue: Vec<quorate_raft::Envelope>) -> usize {
     let mut appends = 0;
     let to = follower.raft.me();
@@ -421,8 +426,8 @@ fn s5_3_figure_7_every_follower_is_repaired() {
     }
 }
 
-/// §5.3: "with this approach, one AppendEntries RPC will be required for each term with conflicting entries,
-/// rather than one RPC per entry."
+/// §5.3: "with this approach, one AppendEntries RPC will be required for each term with conflicting
+/// entries, rather than one RPC per entry."
 #[test]
 fn s5_3_one_append_for_each_conflicting_term() {
     // Ten entries in each of the terms, odd ones at one side and even ones at the other.
@@ -451,8 +456,8 @@ fn s5_3_a_leader_never_shortens_its_own_log() {
     assert!(bench.raft.is_leader());
 }
 
-/// §5.4.1: "the RPC includes information about the candidate's log, and the voter denies its vote if its own
-/// log is more up-to-date": the later last term, or the longer log of equal last terms.
+/// §5.4.1: "the RPC includes information about the candidate's log, and the voter denies its vote
+/// if its own log is more up-to-date": the later last term, or the longer log of equal last terms.
 #[test]
 fn s5_4_1_the_election_restriction() {
     for (mine, last, granted) in [
@@ -487,8 +492,8 @@ fn s5_4_1_the_request_tells_the_last_entry() {
     }
 }
 
-/// §5.4.2, figure 8: "Raft never commits log entries from previous terms by counting replicas. Only log
-/// entries from the leader's current term are committed by counting replicas."
+/// §5.4.2, figure 8: "Raft never commits log entries from previous terms by counting replicas. Only
+/// log entries from the leader's current term are committed by counting replicas."
 #[test]
 fn s5_4_2_entries_of_earlier_terms_are_not_counted() {
     for (acknowledged, commit) in [(1, 0), (2, 0), (3, 3)] {
@@ -501,8 +506,8 @@ fn s5_4_2_entries_of_earlier_terms_are_not_counted() {
     }
 }
 
-/// §5.4.3: a leader that a majority could elect holds every committed entry, because one of the majority
-/// refuses all others.
+/// §5.4.3: a leader that a majority could elect holds every committed entry, because one of the
+/// majority refuses all others.
 #[test]
 fn s5_4_3_who_lacks_a_committed_entry_finds_no_majority() {
     // 2@1 is committed: on replicas 1 and 2 of three.
@@ -551,8 +556,8 @@ fn s5_5_a_follower_that_was_down_catches_up() {
     assert_eq!(follower.terms(), leader.terms());
 }
 
-/// Figure 2, "persistent state … updated on stable storage before responding to RPCs": nothing that promises
-/// something leaves before the write is done.
+/// Figure 2, "persistent state … updated on stable storage before responding to RPCs": nothing that
+/// promises something leaves before the write is done.
 #[test]
 fn figure_2_answers_wait_for_stable_storage() {
     let requests = [

@@ -34,8 +34,12 @@ fn quorum(membership: &Membership, yes: impl Fn(ReplicaId) -> bool) -> bool {
         && (!membership.is_joint() || most(membership.outgoing(), &yes))
 }
 
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(2_000))]
 
     /// What is reached: the largest value that a quorum has, found by trying each.
     #[test]

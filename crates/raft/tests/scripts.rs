@@ -1,9 +1,9 @@
 //! Golden scripts: one behaviour per file under `scripts/`, read from the top like a story.
 //!
-//! A line `> …` is a command, the lines after it are what the replicas did about it, and `#` lines say
-//! why. `~ …` is a command whose effects are not shown. The commands are listed in
-//! `scripted/mod.rs`. `QUORATE_UPDATE_SCRIPTS=1 cargo test -p quorate-raft --test scripts` writes what
-//! happens now into the files; read the difference before you believe it.
+//! A line `> …` is a command, the lines after it are what the replicas did about it, and `#` lines
+//! say why. `~ …` is a command whose effects are not shown. The commands are listed in
+//! `scripted/mod.rs`. `QUORATE_UPDATE_SCRIPTS=1 cargo test -p quorate-raft --test scripts` writes
+//! what happens now into the files; read the difference before you believe it.
 
 #[path = "sim/disk.rs"]
 #[allow(dead_code, reason = "the simulator uses the rest of it")]

@@ -72,8 +72,8 @@ impl Raft {
         self.note_echo(&timing);
         let last = Index(prev.index.0.saturating_add(entries.len() as u64));
         if prev.index < self.commit {
-            // Through our commit index the logs are equal (Leader Completeness, §5.4), and some of it
-            // may be purged here.
+            // Through our commit index the logs are equal (Leader Completeness, §5.4), and some of
+            // it may be purged here.
             let known = (self.commit.0 - prev.index.0).min(entries.len() as u64) as usize;
             entries.drain(..known);
             prev = self.commit_id();
@@ -226,8 +226,8 @@ impl Raft {
         }
     }
 
-    /// The leader hands over to us (Raft thesis §3.10). Whoever does not hold the leader's whole log
-    /// durably could not win, and stays quiet.
+    /// The leader hands over to us (Raft thesis §3.10). Whoever does not hold the leader's whole
+    /// log durably could not win, and stays quiet.
     pub(crate) fn on_timeout_now(&mut self, from: Replica, last: LogId) {
         let follows = self.leader().is_some_and(|leader| leader.id == from.id);
         let complete = self.log.matches(last) && self.persistence.durable() >= last.index;

@@ -40,8 +40,8 @@ pub(crate) struct Leader {
 
 impl Raft {
     pub(crate) fn become_leader(&mut self) {
-        // Term and vote are durable, even if that was not reported yet: the requests that were answered
-        // left after them.
+        // Term and vote are durable, even if that was not reported yet: the requests that were
+        // answered left after them.
         let last = self.log.last().index;
         let others: Vec<_> =
             self.members.current().replicas().filter(|replica| replica.id != self.me.id).collect();
@@ -107,8 +107,9 @@ impl Raft {
         id
     }
 
-    /// Commits what a quorum holds durably, ourselves counted only with what is durable here. Entries
-    /// of earlier terms are committed only by one of our own after them (Raft paper §5.4.2, figure 8).
+    /// Commits what a quorum holds durably, ourselves counted only with what is durable here.
+    /// Entries of earlier terms are committed only by one of our own after them (Raft paper §5.4.2,
+    /// figure 8).
     pub(crate) fn count_commit(&mut self) {
         let Role::Leader(leader) = &self.role else { return };
         let durable = self.persistence.durable();
@@ -232,8 +233,9 @@ impl Raft {
         }
     }
 
-    /// Begins a round for the reads that arrived since the last one, unless it is still running. Until
-    /// an entry of our term is committed our commit index may be behind that of our predecessor.
+    /// Begins a round for the reads that arrived since the last one, unless it is still running.
+    /// Until an entry of our term is committed our commit index may be behind that of our
+    /// predecessor.
     pub(crate) fn begin_reads(&mut self) {
         let commit = self.commit;
         let Role::Leader(leader) = &mut self.role else { return };

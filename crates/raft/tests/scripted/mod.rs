@@ -1,22 +1,23 @@
-//! The cluster behind the golden scripts. Nothing happens by itself: time passes with `tick`, messages
-//! arrive with `deliver` or `run`, and writes are done at once unless a node is `manual`.
+//! The cluster behind the golden scripts. Nothing happens by itself: time passes with `tick`,
+//! messages arrive with `deliver` or `run`, and writes are done at once unless a node is `manual`.
 //!
-//! | command | effect |
-//! |---|---|
-//! | `cluster voters=1,2,3 …` | new replicas; also outgoing=, learners=, next=, and names of settings |
-//! | `replica 2 term=3 vote=1 commit=1 base=1@1 log=2@1,3@2` | replaces one replica's disk and starts it |
-//! | `elect 1` | replica 1 wins an election, everything settles |
-//! | `tick 10 [1 2]` | time passes, at all or the named replicas |
-//! | `timeout 1` | the election timeout as an input |
-//! | `propose 1 a b`, `read 2 7`, `transfer 1 2`, `clock 1 99` | calls at a replica |
-//! | `deliver [filter]`, `drop [filter]`, `repeat [filter]` | queued messages that match, such as `1->2 Append` |
-//! | `run` | delivers until nothing is under way |
-//! | `step 2 1@3 Heartbeat commit=1` | a message out of nowhere, from replica 1 in term 3 |
-//! | `manual 1`, `persist 1 [n]`, `write 1 [n]`, `report 1 sequence` | writes done by hand |
-//! | `lazy 1`, `apply 1 4` | applying by hand |
-//! | `compact 1 5`, `snapshot 1 2`, `snapshot-fails 1 2`, `delivered 1 2`, `installed 2`, `install-fails 2` | logs and snapshots |
-//! | `unreachable 1 2`, `crash 1`, `start 1` | faults |
-//! | `status 1`, `log 1`, `progress 1`, `deadline 1`, `queue` | shows something |
+//! - `cluster voters=1,2,3 …`: new replicas; also `outgoing=`, `learners=`, `next=`, and settings.
+//! - `replica 2 term=3 vote=1 commit=1 base=1@1 log=2@1,3@2`: replaces a replica's disk, starts it.
+//! - `elect 1`: replica 1 wins an election, everything settles.
+//! - `tick 10 [1 2]`: time passes, for all, and the replicas, or those named, notice.
+//! - `timeout 1`: the election timeout as an input.
+//! - `propose 1 a b`, `read 2 7`, `transfer 1 2`, `clock 1 99`: calls at a replica.
+//! - `deliver [filter]`, `drop [filter]`, `repeat [filter]`: queued messages that match, such as
+//!   `1->2 Append`.
+//! - `run`: delivers until nothing is under way.
+//! - `step 2 1@3 Heartbeat commit=1`: a message out of nowhere, from replica 1 in term 3.
+//! - `manual 1`, `persist 1 [n]`, `write 1 [n]`, `report 1 sequence`: writes done by hand.
+//! - `lazy 1`, `apply 1 4`: applying by hand.
+//! - `compact 1 5`, `snapshot 1`, `snapshot-fails 1`, `delivered 1`, `installed 2`,
+//!   `install-fails 2`: logs and snapshots.
+//! - `unreachable 1 2`, `crash 1`, `start 1`: faults.
+//! - `status 1`, `log 1`, `progress 1`, `deadline 1`, `clocks 1`, `freshness 1`, `queue`: show
+//!   something.
 
 mod parse;
 
@@ -154,14 +155,11 @@ impl Script {
             "status" => {
                 let leader = status.leader.map_or("none".to_owned(), |leader| leader.to_string());
                 let vote = self.raft(id).vote().map_or("none".to_owned(), |vote| vote.to_string());
+                let (commit, durable) = (status.commit, status.persisted);
                 format!(
-                    "{} term={} vote={vote} leader={leader} commit={} durable={} applied={} last={}",
-                    status.role,
-                    status.term,
-                    status.commit,
-                    status.persisted,
-                    status.applied,
-                    status.last
+                    "{} term={} vote={vote} leader={leader} commit={commit} durable={durable} \
+                     applied={} last={}",
+                    status.role, status.term, status.applied, status.last
                 )
             }
             "log" => {

@@ -15,8 +15,8 @@ use crate::rng::Rng;
 
 const GROUP: GroupId = GroupId(7);
 
-/// Something that happens to a node later on. What belongs to a process carries its boot number, and
-/// dies with it.
+/// Something that happens to a node later on. What belongs to a process carries its boot number,
+/// and dies with it.
 enum Event {
     Deliver(Envelope),
     /// A barrier of the disk is done, and with it this many writes.
@@ -393,7 +393,8 @@ impl Cluster {
         }
     }
 
-    /// One barrier for all writes that have been issued; those that come meanwhile wait for the next.
+    /// One barrier for all writes that have been issued; those that come meanwhile wait for the
+    /// next.
     fn begin_write(&mut self, node: usize) {
         let (boot, writes) = (self.nodes[node].boot, self.disks[node].writes.len());
         let at = self.now + self.rng.below(self.weather.disk + 1);

@@ -1,8 +1,8 @@
-//! A seeded simulation of whole clusters: chaos first, with every safety property checked after every
-//! step; then all faults end, and the cluster has ten election timeouts to serve again.
+//! A seeded simulation of whole clusters: chaos first, with every safety property checked after
+//! every step; then all faults end, and the cluster has ten election timeouts to serve again.
 //!
-//! A failure prints its seed; `QUORATE_SIM_SEED=n cargo test -p quorate-raft --test sim one_seed` runs
-//! that seed alone, `QUORATE_SIM_SEEDS=n` runs that many.
+//! A failure prints its seed; `QUORATE_SIM_SEED=n cargo test -p quorate-raft --test sim one_seed`
+//! runs that seed alone, `QUORATE_SIM_SEEDS=n` runs that many.
 
 mod cluster;
 mod disk;

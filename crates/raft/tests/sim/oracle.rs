@@ -34,8 +34,8 @@ impl Oracle {
         }
         if after.commit() > before.commit() {
             self.committed_through(after, before.commit().next(), disks);
-            // A leader counts only entries of its own term (§5.4.2); whatever it finds committed when it is
-            // elected it has from its time as a follower.
+            // A leader counts only entries of its own term (§5.4.2); whatever it finds committed
+            // when it is elected it has from its time as a follower.
             if before.is_leader() && after.is_leader() {
                 let term = after.entry_id(after.commit()).map(|id| id.term);
                 assert_eq!(term, Some(after.term()), "an entry of an earlier term is counted");
