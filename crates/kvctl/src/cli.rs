@@ -177,7 +177,7 @@ pub enum Command {
     Status(WatchArgs),
     /// List the shards: leader, term, indexes, lag, keys, bytes
     Shards(WatchArgs),
-    /// List the nodes: address, version, shards led, keys, bytes
+    /// List the nodes: address, state, shards led, keys, bytes, disk, memory
     Nodes(WatchArgs),
     /// Exit code 0 if every shard serves, 1 if not
     Health,
@@ -185,6 +185,14 @@ pub enum Command {
     Limits,
     /// Measure throughput and latency
     Bench(BenchArgs),
+    /// Hand the leadership of a shard to a node
+    Transfer {
+        /// Shard to hand over
+        shard: u64,
+        /// Node that shall lead it, as n2 or 2
+        #[arg(value_parser = node_id)]
+        node: u64,
+    },
     /// Print the version of kvctl and of the nodes that answer
     Version,
     /// Print a completion script for a shell
@@ -215,6 +223,7 @@ impl Command {
             Command::Health => "health",
             Command::Limits => "limits",
             Command::Bench(_) => "bench",
+            Command::Transfer { .. } => "transfer",
             Command::Version => "version",
             Command::Completion { .. } => "completion",
         }
@@ -228,6 +237,11 @@ impl Command {
             _ => false,
         }
     }
+}
+
+fn node_id(text: &str) -> Result<u64, String> {
+    let number = text.strip_prefix('n').unwrap_or(text).parse();
+    number.ok().filter(|id| *id != 0).ok_or_else(|| "must be a node, as n2 or 2".into())
 }
 
 /// For the tables that can be watched.

@@ -32,6 +32,7 @@ pub async fn run(context: &mut Context, command: Command) -> Result<Exit> {
         Command::Health => cluster::health(context).await,
         Command::Limits => cluster::limits(context).await,
         Command::Version => cluster::version(context).await,
+        Command::Transfer { shard, node } => cluster::transfer(context, shard, node).await,
         Command::Bench(args) => bench::bench(context, args).await,
         Command::Completion { shell } => completion(context, shell),
     }

@@ -166,6 +166,20 @@ pub async fn limits(context: &mut Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Hands a shard over; prints who leads it now.
+pub async fn transfer(context: &mut Context, shard: u64, node: u64) -> Result<Exit> {
+    let asked = context.client.transfer_leader(shard, node);
+    let answer = context.told("the new leader", asked).await?;
+    let leader = answer.leader_node_id;
+    match context.output.format_or(Format::Raw) {
+        Format::Json => context
+            .output
+            .json(&json!({ "shard": shard, "leader_node_id": leader, "term": answer.term }))?,
+        _ => context.output.line(format!("n{leader}"))?,
+    }
+    Ok(if leader == node { Exit::Done } else { Exit::No })
+}
+
 fn limit_facts(limits: &Limits) -> Vec<(&'static str, u64)> {
     vec![
         ("key_bytes_max", limits.key_bytes_max),

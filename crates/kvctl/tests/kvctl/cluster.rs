@@ -54,3 +54,12 @@ fn version_and_limits() {
     let limits = call(&fake, &["limits", "-o", "tsv"]).ends(0);
     assert!(limits.starts_with("key_bytes_max\t4096\n"), "{limits}");
 }
+
+#[test]
+fn transfer_names_the_leader() {
+    let fake = Fake::start();
+    assert_eq!(call(&fake, &["transfer", "1", "n1"]).ends(0), "n1\n");
+    // The node of the test leads whatever it is asked.
+    assert_eq!(call(&fake, &["transfer", "1", "2"]).ends(1), "n1\n");
+    call(&fake, &["transfer", "1", "nobody"]).ends(2);
+}

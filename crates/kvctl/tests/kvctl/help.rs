@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::{program, run};
 
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 23] = [
     "",
     "put",
     "get",
@@ -27,6 +27,7 @@ const COMMANDS: [&str; 22] = [
     "bench put",
     "bench get",
     "bench mixed",
+    "transfer",
     "version",
     "completion",
 ];
