@@ -230,6 +230,24 @@ impl Twin {
         }
     }
 
+    /// Says how the entries that a log counts as live differ from those that are. A log that takes
+    /// live entries for dead loses them when its head moves.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn compare_live(&self, log: &RecordLog) -> Result<(), String> {
+        for (key, group) in &self.groups {
+            let entries = &group.recovered.entries;
+            let run = entries.first().zip(entries.last());
+            let expected: Vec<_> = run.into_iter().map(|(a, b)| (a.index, b.index)).collect();
+            let live = log.live_runs(*key);
+            if live != expected {
+                return Err(format!("of {key:?} {live:?} is live instead of {expected:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Tells `log` again what this one knows to be purged and forgotten, as a node does after a
     /// restart.
     pub fn remind(&self, log: &mut dyn Log) {

@@ -160,6 +160,7 @@ mod random {
                     twin.remind(&mut *log);
                 }
             }
+            twin.compare_live(log.real().unwrap()).map_err(TestCaseError::fail)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use quorate_raft::Index;
 use quorate_storage::testing::{Groups, append, entries, entry, hard_state, key};
 use quorate_storage::{Engine, EngineOptions, LogBackend, LogTuning, RecordLog, StorageError};
 
@@ -258,6 +259,32 @@ fn a_lost_piece_is_the_tail_only_in_the_last_record() {
     assert_eq!(tree.range(piece(3, 0)..).count(), 0, "the tail is removed");
     log.append(&[append(1, entries(2, 3, 3))]).unwrap();
     assert_eq!(last_index(&dir.open(LogBackend::Sled).unwrap().1), 3);
+}
+
+/// What is below the head leaves the disk too, and only once a durable record says so.
+#[test]
+fn dead_records_leave_the_disk() {
+    for backend in [LogBackend::Sled, LogBackend::File] {
+        let dir = Dir::new();
+        let mut log = dir.fill(backend, 100);
+        log.purge(key(1).0, key(1).1, Index(100));
+        for _ in 0..3 {
+            log.maintain().unwrap();
+        }
+        let size = |dir: &Dir| match backend {
+            LogBackend::Sled => dir.engine.tree(b"log").unwrap().range::<&[u8]>(..).count(),
+            LogBackend::File => dir.files().len(),
+        };
+        let full = size(&dir);
+        assert_eq!(log.head(), 100, "the newest hard state is there");
+        log.append(&[hard_state(1, 2, 100)]).unwrap();
+        assert_eq!(size(&dir), full + usize::from(backend == LogBackend::Sled));
+        log.maintain().unwrap();
+        assert_eq!(size(&dir), if backend == LogBackend::Sled { 2 } else { 1 });
+        log.close().unwrap();
+        let groups = dir.open(backend).unwrap().1;
+        assert_eq!(groups[&key(1)].hard_state.commit, Index(100));
+    }
 }
 
 /// A record of a later format is told from damage.

@@ -178,12 +178,9 @@ impl Book {
                 let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
                 let span = Span { first: first.index.0, last: last.index.0, place };
                 let through = if *moved { span.last } else { u64::MAX };
-                let mut at = replica.drop_entries(span.first, through, &mut freed);
-                // A gap below an append means that everything before it had been purged.
-                if !moved && replica.spans.back().is_some_and(|back| back.last + 1 < span.first) {
-                    freed.extend(replica.spans.drain(..).map(|span| span.place));
-                    at = 0;
-                }
+                // A gap below an append stays open: while a log is read back, the entries in it may
+                // follow in a record that moved them.
+                let at = replica.drop_entries(span.first, through, &mut freed);
                 replica.spans.insert(at, span);
             }
         }
@@ -258,6 +255,19 @@ impl Book {
             .collect()
     }
 
+    /// The live entries of a replica, as runs of indexes.
+    #[cfg(feature = "testing")]
+    pub fn live_runs(&self, key: ReplicaKey) -> Vec<(Index, Index)> {
+        let mut runs: Vec<(Index, Index)> = Vec::new();
+        for span in self.replicas.get(&key).into_iter().flat_map(|replica| &replica.spans) {
+            match runs.last_mut() {
+                Some((_, last)) if last.next().0 == span.first => *last = Index(span.last),
+                _ => runs.push((Index(span.first), Index(span.last))),
+            }
+        }
+        runs
+    }
+
     /// True if the section is the replica's newest hard state.
     pub fn is_hard_state(&self, key: ReplicaKey, section: SectionId) -> bool {
         let replica = self.replicas.get(&key);
@@ -306,5 +316,59 @@ impl Book {
         if let Some(replica) = self.replicas.get_mut(&key) {
             replica.bytes -= sum;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_raft::{GroupId, ReplicaId};
+
+    use super::*;
+    use crate::testing::entries;
+
+    const KEY: ReplicaKey = (GroupId(1), ReplicaId(1));
+
+    fn note(book: &mut Book, moved: bool, first: u64, last: u64) {
+        book.add_record(600);
+        let entries = entries(1, first, last);
+        let change = Change::Entries { moved, entries: &entries };
+        book.note(KEY, &change, 5 * (last - first + 1));
+    }
+
+    fn runs(book: &Book) -> Vec<(u64, u64)> {
+        book.live_runs(KEY).iter().map(|(first, last)| (first.0, last.0)).collect()
+    }
+
+    /// Read back from a head above their first copies, entries come in any order.
+    #[test]
+    fn a_gap_below_an_append_may_be_filled_by_what_was_moved() {
+        let mut book = Book::new(15);
+        note(&mut book, true, 6, 15);
+        note(&mut book, false, 18, 18);
+        assert_eq!(runs(&book), [(6, 15), (18, 18)]);
+        note(&mut book, true, 16, 17);
+        assert_eq!(runs(&book), [(6, 18)]);
+        note(&mut book, true, 7, 9);
+        note(&mut book, false, 12, 12);
+        assert_eq!(runs(&book), [(6, 12)]);
+        book.purge(KEY, Index(8));
+        assert_eq!(runs(&book), [(9, 12)]);
+        assert_eq!(book.live_bytes(), book.replica_bytes(KEY));
+    }
+
+    /// However often a section is cut, what is left of it keeps its record at the head.
+    #[test]
+    fn a_live_entry_always_counts() {
+        let mut book = Book::new(1);
+        note(&mut book, false, 1, 500);
+        for through in 1..500 {
+            book.purge(KEY, Index(through));
+            book.advance_head();
+            assert_eq!((book.head(), book.live_in(1) >= 500 - through), (1, true), "{through}");
+        }
+        book.purge(KEY, Index(500));
+        assert_eq!((book.live_bytes(), book.live_in(1)), (0, 0));
+        book.advance_head();
+        assert_eq!((book.head(), book.bytes()), (2, 0));
     }
 }

@@ -321,6 +321,13 @@ impl RecordLog {
         self.book.replica_bytes((group, replica))
     }
 
+    /// The live entries of a replica, as runs of indexes: one run, unless something is wrong.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn live_runs(&self, key: ReplicaKey) -> Vec<(Index, Index)> {
+        self.book.live_runs(key)
+    }
+
     /// The sequence of the last record; 0 if there is none.
     #[must_use]
     pub fn last_sequence(&self) -> u64 {

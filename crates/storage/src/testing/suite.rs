@@ -45,6 +45,9 @@ fn check(home: &mut dyn Home, log: Box<dyn Log>, twin: &Twin) -> Box<dyn Log> {
     let (mut log, groups) = home.open().unwrap();
     twin.compare(&groups).unwrap();
     twin.remind(&mut *log);
+    if let Some(real) = log.real() {
+        twin.compare_live(real).unwrap();
+    }
     log
 }
 
