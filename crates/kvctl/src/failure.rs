@@ -71,6 +71,15 @@ impl Failure {
 
     /// One JSON object, for `-o json`.
     pub fn json(&self, again: Option<&str>) -> Value {
+        self.object(Object::new()).with_some("ask_again", again).into()
+    }
+
+    /// As [`Failure::json`], after the fields that say which item it belongs to.
+    pub fn json_of(&self, item: Object) -> Value {
+        self.object(item).into()
+    }
+
+    fn object(&self, item: Object) -> Object {
         let answer = self.answer.clone().unwrap_or_default();
         let reason = match (&self.answer, self.exit) {
             (Some(answer), _) => answer.reason,
@@ -78,8 +87,7 @@ impl Failure {
             (_, Exit::Interrupted) => "INTERRUPTED",
             _ => "UNSPECIFIED",
         };
-        Object::new()
-            .with("reason", reason)
+        item.with("reason", reason)
             .with("outcome", outcome(answer.outcome))
             .with("message", self.message.as_str())
             .with_some("retry_after_ms", answer.retry_after.map(millis))
@@ -87,8 +95,6 @@ impl Failure {
                 "request_id",
                 Some(answer.request_id).filter(|request_id| !request_id.is_empty()),
             )
-            .with_some("ask_again", again)
-            .into()
     }
 }
 

@@ -52,7 +52,9 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
         }
     };
     let begun = Instant::now();
-    let loading = Loading::new(store, limits, journal, Progress::begin(size));
+    let json = context.global.output == Some(Format::Json);
+    let progress = Progress::begin(size, json);
+    let loading = Loading::new(store, limits, journal, progress);
     let loaded = loading.run(load::read_records(input, layout), &interrupt).await;
     let took = begun.elapsed();
 

@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
+use crate::output::json::Object;
 use crate::output::note;
 use crate::output::shapes::Written;
 use crate::wire::{Condition, GetResponse, condition::Expect};
@@ -277,7 +278,7 @@ fn ask(question: &str) -> bool {
 /// Tells the failure of one of several items.
 fn tell_item(context: &Context, key: &[u8], failure: &Failure) {
     note(match context.global.output {
-        Some(Format::Json) => failure.json(None).to_string(),
+        Some(Format::Json) => failure.json_of(Object::new().with_bytes("key", key)).to_string(),
         _ => format!("{}: {failure}", Encoding::Utf8.field(key)),
     });
 }

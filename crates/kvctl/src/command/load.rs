@@ -235,7 +235,7 @@ where
                 };
                 *count += 1;
                 self.exit = self.exit.and(failure.exit);
-                self.progress.note(&format!("line {line}: {failure}"));
+                self.progress.failed(line, &failure);
                 let failures = self.counts.failed + self.counts.unknown;
                 if failures == self.limits.max_failures {
                     self.stop(Failure::of(

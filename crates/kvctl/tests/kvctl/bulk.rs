@@ -90,6 +90,11 @@ fn a_record_that_the_cluster_refuses_is_named_and_the_rest_is_stored() {
     let loaded = call_with(&fake, &["load", "-", "--in-flight", "1"], b"a\t1\nb\t2\n");
     assert!(loaded.stderr.starts_with("line 1: as the test says"), "{loaded:?}");
     assert_eq!(loaded.ends(2), "1 put, 0 unchanged, 1 failed, 0 unknown\n");
+
+    fake.state().failures.push_back(quorate_client::api::Reason::BadValue);
+    let loaded = call_with(&fake, &["load", "-", "-o", "json"], b"c\t1\n");
+    let told = "{\"line\":1,\"reason\":\"BAD_VALUE\",\"outcome\":\"not_applied\",";
+    assert!(loaded.stderr.starts_with(told), "{loaded:?}");
 }
 
 #[test]

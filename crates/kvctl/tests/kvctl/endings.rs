@@ -1,6 +1,6 @@
 //! How calls end that do not go well: exit codes, what is said, and what can be done about it.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -158,6 +158,32 @@ fn ctrl_c_is_130_but_4_when_a_write_is_out() {
     write.stderr.take().unwrap().read_to_string(&mut told).unwrap();
     assert!(told.starts_with("kvctl: interrupted while a write was out"), "{told}");
     assert!(again(&told).contains("put k v"), "{told}");
+}
+
+#[test]
+fn an_interrupted_load_waits_for_what_is_out_and_counts() {
+    let fake = Fake::start();
+    let mut command = program();
+    // Slow enough that it cannot end by itself while the test waits.
+    command.args(["--endpoints", &fake.address, "load", "-", "--rate", "20"]);
+    command.stdin(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines: String = (0..2_000).map(|number| format!("{number}\tv\n")).collect();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(lines.as_bytes()).unwrap();
+    drop(input);
+    let begun = Instant::now();
+    while fake.state().writes < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing was loaded");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    interrupt(&child);
+    assert_eq!(wait(&mut child), Some(130));
+    let mut told = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    let stored = fake.state().rows.len();
+    assert_eq!(told, format!("{stored} put, 0 unchanged, 0 failed, 0 unknown\n"));
+    assert!((3..2_000).contains(&stored), "{stored}");
 }
 
 #[test]

@@ -4,17 +4,21 @@ use std::io::{self, IsTerminal as _};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::failure::Failure;
+use crate::output::json::Object;
 use crate::output::{describe, note};
 
 /// The line, where there is one.
 pub struct Progress {
     bar: Option<ProgressBar>,
     begun: std::time::Instant,
+    /// Failures are told as JSON.
+    json: bool,
 }
 
 impl Progress {
     /// For a file of `size` bytes, or of unknown size.
-    pub fn begin(size: Option<u64>) -> Progress {
+    pub fn begin(size: Option<u64>, json: bool) -> Progress {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr());
             let template = match size {
@@ -27,13 +31,13 @@ impl Progress {
             }
             bar
         });
-        Progress { bar, begun: std::time::Instant::now() }
+        Progress { bar, begun: std::time::Instant::now(), json }
     }
 
     /// Without a line.
     #[cfg(test)]
     pub fn silent() -> Progress {
-        Progress { bar: None, begun: std::time::Instant::now() }
+        Progress { bar: None, begun: std::time::Instant::now(), json: false }
     }
 
     /// The file was read up to here.
@@ -52,11 +56,15 @@ impl Progress {
         }
     }
 
-    /// A line for people above the progress.
-    pub fn note(&self, line: &str) {
+    /// Tells the failure of the record on a line, above the progress.
+    pub fn failed(&self, line: u64, failure: &Failure) {
+        let told = match self.json {
+            true => failure.json_of(Object::new().with("line", line)).to_string(),
+            false => format!("line {line}: {failure}"),
+        };
         match &self.bar {
-            Some(bar) => bar.suspend(|| note(line)),
-            None => note(line),
+            Some(bar) => bar.suspend(|| note(told)),
+            None => note(told),
         }
     }
 
