@@ -5,7 +5,8 @@
 //!
 //! The values change with every entry (the engine skips writing what is there already), entries
 //! are purged and the head moves as in a running node. They take turns of a fraction of a
-//! second, so that they share the disk's good and bad moments; only their ratio means anything.
+//! second, so that they share the disk's good and bad moments; only their ratio means anything,
+//! and it is one of medians, since a busy neighbour shows in the slowest barriers first.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot write has nothing to say")]
 
@@ -185,11 +186,23 @@ impl Appender for LogAndState {
 }
 
 /// Time and processor time spent by one appender.
-#[derive(Default, Clone, Copy)]
+#[derive(Default, Clone)]
 struct Spent {
-    barriers: u64,
-    wall: Duration,
+    /// How long each barrier took.
+    barriers: Vec<Duration>,
     cpu: Duration,
+}
+
+impl Spent {
+    fn median(&self) -> f64 {
+        let mut sorted = self.barriers.clone();
+        sorted.sort();
+        sorted.get(sorted.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
+    }
+
+    fn rate(&self) -> f64 {
+        self.barriers.len() as f64 / self.barriers.iter().sum::<Duration>().as_secs_f64()
+    }
 }
 
 fn cpu_time() -> Duration {
@@ -216,10 +229,10 @@ fn turn(appender: &mut dyn Appender, count: usize, length: Duration, state: &mut
     let mut spent = Spent::default();
     let (wall, cpu) = (Instant::now(), cpu_time());
     while wall.elapsed() < length {
-        appender.append(&batches[spent.barriers as usize % batches.len()]);
-        spent.barriers += 1;
+        let before = Instant::now();
+        appender.append(&batches[spent.barriers.len() % batches.len()]);
+        spent.barriers.push(before.elapsed());
     }
-    spent.wall = wall.elapsed();
     spent.cpu = cpu_time() - cpu;
     spent
 }
@@ -233,8 +246,14 @@ fn main() {
     let length = Duration::from_millis(length);
     let mut state = 1;
     println!(
-        "{:>18} {:>12} {:>12} {:>14} {:>16} {:>9}",
-        "entries/barrier", "kept in", "barriers/s", "entries/s", "cpu us/entry", "ratio"
+        "{:>16} {:>11} {:>11} {:>11} {:>13} {:>13} {:>8}",
+        "entries/barrier",
+        "kept in",
+        "barriers/s",
+        "entries/s",
+        "median us",
+        "cpu us/entry",
+        "ratio"
     );
     for count in ENTRIES_PER_BARRIER {
         let dirs = [(); 4].map(|()| tempfile::tempdir().unwrap());
@@ -247,25 +266,24 @@ fn main() {
             Box::new(LogAndState::open(LogBackend::Sled, sled_and_state)),
             Box::new(LogAndState::open(LogBackend::File, file_and_state)),
         ];
-        let mut sums = [Spent::default(); 5];
+        let mut sums = [(); 3].map(|()| Spent::default());
         for _ in 0..rounds {
             for (appender, sum) in appenders.iter_mut().zip(&mut sums) {
                 let spent = turn(&mut **appender, count, length, &mut state);
-                sum.barriers += spent.barriers;
-                sum.wall += spent.wall;
+                sum.barriers.extend(spent.barriers);
                 sum.cpu += spent.cpu;
             }
         }
-        let rate = |sum: &Spent| sum.barriers as f64 / sum.wall.as_secs_f64();
         for (appender, sum) in appenders.iter().zip(&sums) {
-            let entries = (sum.barriers * count as u64) as f64;
+            let entries = (sum.barriers.len() * count) as f64;
             println!(
-                "{count:>18} {:>12} {:>12.0} {:>14.0} {:>16.2} {:>8.2}x",
+                "{count:>16} {:>11} {:>11.0} {:>11.0} {:>13.0} {:>13.2} {:>7.2}x",
                 appender.name(),
-                rate(sum),
-                rate(sum) * count as f64,
+                sum.rate(),
+                sum.rate() * count as f64,
+                sum.median() * 1e6,
                 sum.cpu.as_secs_f64() * 1e6 / entries,
-                rate(sum) / rate(&sums[0]),
+                sums[0].median() / sum.median(),
             );
         }
     }
