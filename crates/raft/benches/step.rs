@@ -3,6 +3,8 @@
 //!
 //! `cargo bench -p quorate-raft` prints entries per second by batch size.
 
+#![allow(clippy::disallowed_types, reason = "a bench measures time")]
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

@@ -77,6 +77,10 @@ impl Raft {
             let known = (self.commit.0 - prev.index.0).min(entries.len() as u64) as usize;
             entries.drain(..known);
             prev = self.commit_id();
+            if entries.first().is_some_and(|entry| entry.term < prev.term) {
+                // It contradicts what is committed: no sound leader's append does.
+                return;
+            }
         }
         let timing = self.reply_timing(&timing);
         if !self.log.matches(prev) {

@@ -191,20 +191,30 @@ impl Raft {
         let last = self.log.last().index;
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&from) else { return };
-        match &mut progress.stage {
-            Stage::Probe { paused } => *paused = false,
+        let due = match &mut progress.stage {
+            Stage::Probe { paused } => {
+                *paused = false;
+                true
+            }
             // Whatever is missing may be lost: an append, even an empty one, will show it.
-            Stage::Replicate(_) => progress.ping = progress.matched < last,
+            Stage::Replicate(_) => {
+                progress.ping = progress.matched < last;
+                progress.ping
+            }
+            Stage::Snapshot { delivered: Some(delivered), .. } if installing => {
+                *delivered = now;
+                false
+            }
             Stage::Snapshot { delivered: Some(delivered), .. } => {
-                if installing {
-                    *delivered = now;
-                } else if now.since(*delivered) >= patience {
+                let overdue = now.since(*delivered) >= patience;
+                if overdue {
                     progress.restart(false);
                 }
+                overdue
             }
-            Stage::Snapshot { delivered: None, .. } => {}
-        }
-        leader.dirty = true;
+            Stage::Snapshot { delivered: None, .. } => false,
+        };
+        leader.dirty |= due;
     }
 
     /// A node says that this member is not there. What it held is as unknown as before.
