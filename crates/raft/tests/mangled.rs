@@ -131,7 +131,14 @@ fn message() -> impl Strategy<Value = Message> {
 /// What happens beside the messages.
 #[derive(Clone, Debug)]
 enum Step {
-    Message { from: u64, term: u64, message: Message },
+    /// With `current`, its term and session are those in force, so that it gets past the first
+    /// checks.
+    Message {
+        from: u64,
+        term: u64,
+        current: bool,
+        message: Message,
+    },
     Timeout,
     Elect,
     Propose,
@@ -143,9 +150,11 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let message = (2_u64..5, number(), message());
+    let message = (2_u64..5, number(), any::<bool>(), message());
     prop_oneof![
-        12 => message.prop_map(|(from, term, message)| Step::Message { from, term, message }),
+        12 => message.prop_map(|(from, term, current, message)| {
+            Step::Message { from, term, current, message }
+        }),
         1 => Just(Step::Timeout),
         2 => Just(Step::Elect),
         1 => Just(Step::Propose),
@@ -174,8 +183,18 @@ proptest! {
         for step in steps {
             let now = Ticks(bench.now);
             match step {
-                Step::Message { from, term, message } => {
+                Step::Message { from, term, current: false, message } => {
                     bench.step(from, term, message);
+                }
+                Step::Message { from, current: true, mut message, .. } => {
+                    if let Message::AppendReply { session, .. }
+                    | Message::HeartbeatReply { session, .. }
+                    | Message::SnapshotReply { session, .. } = &mut message
+                    {
+                        // Of three replicas, so that 4 stays a stranger.
+                        *session = bench.session(from);
+                    }
+                    bench.step(from, bench.raft.term().0, message);
                 }
                 Step::Timeout => {
                     bench.timeout();
