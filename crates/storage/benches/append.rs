@@ -246,7 +246,7 @@ fn main() {
     let length = Duration::from_millis(length);
     let mut state = 1;
     println!(
-        "{:>16} {:>11} {:>11} {:>11} {:>13} {:>13} {:>8}",
+        "{:>16} {:>12} {:>11} {:>11} {:>13} {:>13} {:>8}",
         "entries/barrier",
         "kept in",
         "barriers/s",
@@ -266,7 +266,7 @@ fn main() {
             Box::new(LogAndState::open(LogBackend::Sled, sled_and_state)),
             Box::new(LogAndState::open(LogBackend::File, file_and_state)),
         ];
-        let mut sums = [(); 3].map(|()| Spent::default());
+        let mut sums = appenders.each_ref().map(|_| Spent::default());
         for _ in 0..rounds {
             for (appender, sum) in appenders.iter_mut().zip(&mut sums) {
                 let spent = turn(&mut **appender, count, length, &mut state);
@@ -277,7 +277,7 @@ fn main() {
         for (appender, sum) in appenders.iter().zip(&sums) {
             let entries = (sum.barriers.len() * count) as f64;
             println!(
-                "{count:>16} {:>11} {:>11.0} {:>11.0} {:>13.0} {:>13.2} {:>7.2}x",
+                "{count:>16} {:>12} {:>11.0} {:>11.0} {:>13.0} {:>13.2} {:>7.2}x",
                 appender.name(),
                 sum.rate(),
                 sum.rate() * count as f64,
