@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::binaries;
+use crate::logs::LogWatch;
 use crate::ports::{Port, lease};
 use crate::proxy::{self, Guard, Links};
 use crate::wait::until_async;
@@ -195,6 +196,27 @@ impl Cluster {
         self.wait_end(id)
     }
 
+    /// Kills all running nodes at the same moment, as a power cut would their processes.
+    pub fn kill_all(&mut self) {
+        let running: Vec<u64> = self.ids().into_iter().filter(|id| self.runs(*id)).collect();
+        for id in &running {
+            self.signal(*id, Signal::KILL);
+        }
+        for id in running {
+            assert_eq!(self.wait_end(id), Exit::Signal(9), "node {id} was killed");
+        }
+    }
+
+    /// Starts all nodes that do not run, and waits until every shard is served everywhere.
+    pub async fn start_all(&mut self) {
+        for id in self.ids() {
+            if !self.runs(id) {
+                self.start_node(id);
+            }
+        }
+        self.wait_ready().await;
+    }
+
     /// Asks a node to end (SIGTERM) and waits for it.
     pub fn stop(&mut self, id: u64) -> Exit {
         self.signal(id, Signal::TERM);
@@ -263,6 +285,12 @@ impl Cluster {
     #[must_use]
     pub fn log(&self, id: u64) -> String {
         fs::read_to_string(&self.node(id).log).unwrap_or_default()
+    }
+
+    /// Follows what a node logs from now on.
+    #[must_use]
+    pub fn watch_log(&self, id: u64) -> LogWatch {
+        LogWatch::from_now(&self.node(id).log)
     }
 
     /// The client addresses of all nodes, separated by commas.

@@ -3,9 +3,12 @@
 
 pub mod binaries;
 pub mod cluster;
+pub mod history;
+pub mod logs;
 pub mod needs;
 pub mod ports;
 pub mod proxy;
+pub mod registers;
 pub mod wait;
 
 pub use cluster::{Cluster, ClusterOptions, Exit};

@@ -1,12 +1,13 @@
 //! One node: what `kvnode start` runs, from the lock on its directory to the clean end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use prost::Message;
 use quorate_proto::v1::{ClusterMap, NodePhase};
-use quorate_raft::Config as RaftConfig;
+use quorate_raft::{Config as RaftConfig, GroupId};
 use quorate_storage::{
     DeltaBudget, DiskLevel, Engine as Sled, EngineOptions, HashRange, LogBackend, NodeRecords,
     RecordLog, ShardStore, StorageError,
@@ -229,7 +230,7 @@ impl Node {
         self.health.set_transport(transport.clone());
         let core = self.core(&engine, &map_cell, &budget, &formed);
         self.cell.set(core.clone());
-        open_replicas(&core, &sled, &formed, stores, recovered)?;
+        let damaged = open_replicas(&core, &sled, &formed, stores, recovered)?;
         tokio::spawn(send_snapshots(engine.clone(), transport.clone(), self.metrics.clone(), owed));
         let keeper = Keeper {
             config: Config::clone(config),
@@ -242,6 +243,7 @@ impl Node {
             sled: sled.clone(),
             budget,
             records,
+            damaged,
         };
         tokio::spawn(keeper.run());
         tokio::spawn(leadership::keep(core.clone(), peers));
@@ -452,7 +454,8 @@ fn open_storage(
     Ok(Storage { sled, budget, records, log, recovered, stores, map })
 }
 
-/// Opens what the storage held, and group 0 on a founder's first start.
+/// Opens what the storage held, and group 0 on a founder's first start. Returns the groups whose
+/// replicas are damaged: they stay as they are.
 fn open_replicas(
     core: &Core,
     sled: &Sled,
@@ -462,13 +465,15 @@ fn open_replicas(
         quorate_storage::ReplicaKey,
         quorate_storage::RecoveredGroup,
     >,
-) -> Result<(), Fatal> {
+) -> Result<BTreeSet<GroupId>, Fatal> {
     let mut has_meta = false;
+    let mut damaged = BTreeSet::new();
     for store in stores {
         let (group, replica) = (store.header().group, store.header().replica);
         has_meta |= group == META;
         if let Err(error) = core.engine.add(store, recovered.remove(&(group, replica))) {
             error!(shard = group.0, %error, "replica: not opened, it is damaged");
+            damaged.insert(group);
         }
     }
     let founders = formed.members.keys().map(|node| node.0);
@@ -478,7 +483,7 @@ fn open_replicas(
         create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
             .map_err(|error| fatal_of(&error))?;
     }
-    Ok(())
+    Ok(damaged)
 }
 
 /// Looks after the disk: refuses writes below the reserve, and tells how much is used.
@@ -550,7 +555,7 @@ async fn caught_up(core: &Core) -> (usize, usize) {
     let (mut have, mut all) = (0, 0);
     for shard in mine {
         all += 1;
-        let group = quorate_raft::GroupId(shard.id);
+        let group = GroupId(shard.id);
         let known = here.get(&group).zip(status.get(&group));
         have += usize::from(known.is_some_and(|(shard, raft)| {
             shard.leadership().leader.is_some() && shard.gate.applied() >= raft.commit

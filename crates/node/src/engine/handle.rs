@@ -129,7 +129,6 @@ impl Engine {
                 apply: self.apply.clone(),
                 outbox: parts.outbox.clone(),
                 snapshots: parts.snapshots.clone(),
-                shards: self.shards.clone(),
                 last_turn: self.last_turns[number].clone(),
                 state: State::default(),
             };
@@ -204,6 +203,9 @@ impl Engine {
         };
         self.apply.push(group, ApplyInput::Add(Box::new(applier)));
         engine_loop.complete(Input::Add(Box::new(Group::new(raft, shard.clone()))));
+        // Here and not in the loop: who calls this next must find the replica, lest it be made again.
+        // What is asked of it from now on comes to its loop behind the replica itself.
+        self.shards.insert(&shard);
         info!(shard = group.0, replica = replica.id.0, "replica: opened");
         Ok(shard)
     }

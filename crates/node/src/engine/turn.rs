@@ -20,7 +20,6 @@ use super::group::Group;
 use super::inbox::{Inbox, Weigh};
 use super::log_writer::{LogInput, Write};
 use super::request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
-use super::shard::Shards;
 use super::snapshots::SnapshotOrder;
 use crate::boottime::Clock;
 
@@ -96,7 +95,6 @@ pub(super) struct Loop {
     pub(super) apply: Arc<ApplyPool>,
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) snapshots: mpsc::Sender<SnapshotOrder>,
-    pub(super) shards: Arc<Shards>,
     /// The last turn, in ticks: liveness reads it.
     pub(super) last_turn: Arc<AtomicU64>,
     pub(super) state: State,
@@ -237,7 +235,6 @@ impl Loop {
 
     fn add(&mut self, group: Group) {
         let id = group.shard.group;
-        self.shards.insert(&group.shard);
         self.state.deadlines.insert((group.deadline, id));
         let before = self.state.groups.insert(id, group);
         assert!(before.is_none(), "group {id} was added twice");

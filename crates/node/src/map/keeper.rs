@@ -4,7 +4,7 @@
 //! Every node creates the replicas that the map gives it, tells the transport who its peers are, and
 //! remembers the newest map, so that it can serve its shards without group 0.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,8 @@ pub struct Keeper {
     pub budget: Arc<quorate_storage::DeltaBudget>,
     /// Where the map is remembered.
     pub records: Arc<NodeRecords>,
+    /// Replicas whose state is there and could not be opened: they are not made again.
+    pub damaged: BTreeSet<GroupId>,
 }
 
 impl Keeper {
@@ -118,6 +120,7 @@ impl Keeper {
         let here = self.engine.shards().all();
         let mine = map.shards().iter().filter(|shard| {
             !here.contains_key(&GroupId(shard.id))
+                && !self.damaged.contains(&GroupId(shard.id))
                 && shard.replicas.iter().any(|replica| replica.node_id == me)
         });
         mine.filter_map(|shard| {

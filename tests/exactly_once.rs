@@ -1,0 +1,184 @@
+//! Each write happens once, however often it has to be sent; and what is unknown can be settled.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use quorate_client::api::{CancelResult, Reason};
+use quorate_client::{Client, ClientConfig, Error, WriteId};
+use quorate_tests::cluster::PATIENCE;
+use quorate_tests::{Cluster, ClusterOptions, until_async};
+use tokio::sync::Semaphore;
+
+/// Increments in all.
+const INCREMENTS: u64 = 10_000;
+
+/// Counters that share them.
+const COUNTERS: u64 = 8;
+
+/// Tasks that increment at the same time; each client is shared by several.
+const TASKS: u64 = 32;
+
+/// Leaders killed meanwhile.
+const KILLS: u64 = 6;
+
+/// Increments that may be begun when a leader is killed, so that some are certainly under way.
+const LEFT_AT_KILL: u64 = 600;
+
+/// Long enough for an election on a machine that does much else besides.
+const LONG: Duration = Duration::from_secs(30);
+
+fn counter(number: u64) -> String {
+    format!("counter-{}", number % COUNTERS)
+}
+
+fn patient(cluster: &Cluster) -> Client {
+    let config =
+        ClientConfig::new(cluster.endpoints().split(',')).expect("addresses are endpoints");
+    Client::new(config.timeout(LONG))
+}
+
+/// Which shard a key belongs to, which node leads it.
+async fn leader_of(cluster: &Cluster, client: &Client, key: &str) -> u64 {
+    let location = client.locate(key.to_owned()).await.expect("the map is known");
+    cluster.leader(location.shard).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_increments_through_killed_leaders_add_up() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let clients: Vec<Client> = (0..4).map(|_| patient(&cluster)).collect();
+    let begun = Instant::now();
+    // Increments are handed out in portions, one before each kill, so that no kill comes too late.
+    let portion = INCREMENTS / (KILLS + 1);
+    let allowed = Arc::new(Semaphore::new(portion as usize));
+    let answered = Arc::new(AtomicU64::new(0));
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let (allowed, answered) = (allowed.clone(), answered.clone());
+            let client = clients[(task % 4) as usize].clone();
+            tokio::spawn(async move {
+                let mut sums = Vec::new();
+                for number in (task..INCREMENTS).step_by(TASKS as usize) {
+                    allowed.acquire().await.expect("it is never closed").forget();
+                    let key = counter(number);
+                    let added = client.increment(key.clone(), 1).await;
+                    let added = added.unwrap_or_else(|error| panic!("{key}: {error}"));
+                    assert!(added.applied);
+                    sums.push((key, added.number));
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+                sums
+            })
+        })
+        .collect();
+
+    for kill in 0..KILLS {
+        let enough = (kill + 1) * portion - LEFT_AT_KILL;
+        until_async("increments are answered", PATIENCE, || async {
+            (answered.load(Ordering::SeqCst) >= enough).then_some(())
+        })
+        .await;
+        let victim = leader_of(&cluster, &clients[0], &counter(kill)).await;
+        cluster.kill(victim);
+        let before = answered.load(Ordering::SeqCst);
+        assert!(before < (kill + 1) * portion, "kill {kill}: no increment was under way");
+        cluster.start_node(victim);
+        cluster.wait_ready().await;
+        allowed.add_permits(portion as usize);
+    }
+    allowed.add_permits((INCREMENTS % (KILLS + 1)) as usize);
+
+    let mut sums: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for task in tasks {
+        for (key, sum) in task.await.expect("every increment is answered") {
+            sums.entry(key).or_default().push(sum);
+        }
+    }
+    eprintln!("{INCREMENTS} increments, {KILLS} killed leaders, {:?}", begun.elapsed());
+    let mut total = 0;
+    for (key, mut sums) in sums {
+        let got = clients[0].get(key.clone()).await.expect("the cluster is whole");
+        assert_eq!(got.value, sums.len().to_string(), "{key} was incremented so often");
+        total += sums.len() as u64;
+        // Each answer is a sum that no other increment was given: nothing happened twice or not.
+        sums.sort_unstable();
+        assert!(sums.iter().copied().eq(1..=sums.len() as i64), "{key}: {sums:?}");
+    }
+    assert_eq!(total, INCREMENTS);
+    cluster.wait_equal().await;
+}
+
+/// A write that the leader takes and cannot answer.
+async fn unknown_write(client: &Client, key: &str, value: &str) -> WriteId {
+    // Shorter than it takes the others to elect another leader.
+    let write = client.put(key.to_owned(), value.to_owned()).timeout(Duration::from_millis(300));
+    match write.await {
+        Err(Error::Unknown { write: Some(id), .. }) => id,
+        other => panic!("{key}: the outcome should be unknown: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_settles_what_is_unknown() {
+    let options = ClusterOptions { with_links: true, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options).await;
+    let client = patient(&cluster);
+    a_write_that_nobody_else_has_is_barred(&mut cluster, &client).await;
+    a_write_that_the_others_have_is_answered(&cluster, &client).await;
+    cluster.wait_ready().await;
+    cluster.wait_equal().await;
+}
+
+async fn a_write_that_nobody_else_has_is_barred(cluster: &mut Cluster, client: &Client) {
+    let key = "barred";
+    let before = client.put(key, "before").await.expect("a put");
+    let leader = leader_of(cluster, client, key).await;
+    cluster.cut_off(leader);
+    let id = unknown_write(client, key, "lost").await;
+    cluster.kill(leader);
+    cluster.reconnect(leader);
+
+    let settled = client.cancel(key, &id).await.expect("two of three nodes settle it");
+    assert_eq!(settled.result(), CancelResult::Barred, "{settled:?}");
+    // The node that had taken it comes back and has to forget it.
+    cluster.start_node(leader);
+    cluster.wait_ready().await;
+    cluster.wait_equal().await;
+    let got = client.get(key).await.expect("a get");
+    assert_eq!((&got.value[..], got.revision), (&b"before"[..], before.revision));
+    // Whoever sends it again is told that it is over.
+    match client.put(key, "lost").identity(id.clone()).await {
+        Err(Error::Refused(detail)) => {
+            assert_eq!(detail.reason, Some(Reason::SequencePast), "{detail:?}");
+        }
+        other => panic!("a barred write was sent again: {other:?}"),
+    }
+    let again = client.cancel(key, &id).await.expect("asking twice does no harm");
+    assert_eq!(again.result(), CancelResult::Barred);
+    let got = client.get(key).await.expect("a get");
+    assert_eq!((&got.value[..], got.revision), (&b"before"[..], before.revision));
+}
+
+async fn a_write_that_the_others_have_is_answered(cluster: &Cluster, client: &Client) {
+    let key = "answered";
+    let before = client.put(key, "before").await.expect("a put");
+    let leader = leader_of(cluster, client, key).await;
+    // What the leader sends arrives; that it arrived, the leader does not learn.
+    cluster.hold_back(leader);
+    let id = unknown_write(client, key, "kept").await;
+    cluster.reconnect(leader);
+
+    let settled = client.cancel(key, &id).await.expect("it can be settled");
+    assert_eq!(settled.result(), CancelResult::Answered, "{settled:?}");
+    assert!(settled.applied && settled.found && settled.revision > before.revision);
+    let got = client.get(key).await.expect("a get");
+    assert_eq!((&got.value[..], got.revision), (&b"kept"[..], settled.revision));
+    // Sent again it is not applied again: the remembered answer comes back.
+    let again = client.put(key, "kept").identity(id.clone()).await.expect("a replay");
+    assert!(again.applied && again.replayed, "{again:?}");
+    assert_eq!(again.revision, settled.revision);
+    let twice = client.cancel(key, &id).await.expect("asking twice does no harm");
+    assert_eq!((twice.result(), twice.revision), (CancelResult::Answered, settled.revision));
+}
