@@ -16,11 +16,11 @@ use quorate_tests::{Cluster, ClusterOptions, Exit, binaries, until, until_async}
 /// Leaders killed while the file is loaded.
 const KILLS: u64 = 10;
 
-/// Records per second: the load lasts longer than ten kills and restarts in a row need.
-const RATE: &str = "500";
+/// Records per second: the load lasts longer than ten kills and restarts in a row.
+const RATE: &str = "1500";
 
 /// Records acknowledged between two kills, at least: the cluster has taken writes with all nodes.
-const BETWEEN: usize = 300;
+const BETWEEN: usize = 2500;
 
 /// The keys of this test.
 const PREFIX: &str = "unicode/";
