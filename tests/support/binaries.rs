@@ -45,7 +45,7 @@ fn build() -> PathBuf {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message.get("executable")?.as_str().map(PathBuf::from)
     });
-    let kvnode = executables.filter(|path| path.ends_with("kvnode")).last();
+    let kvnode = executables.filter(|path| path.ends_with("kvnode")).next_back();
     let kvnode = kvnode.expect("cargo names the executables that it built");
     kvnode.parent().expect("an executable lies in a directory").to_owned()
 }
