@@ -57,6 +57,8 @@ pub struct Life {
     detail: Mutex<String>,
     /// Client calls being served.
     calls: AtomicUsize,
+    /// Set when a node that goes down takes nothing new any more.
+    refusing: AtomicBool,
     /// When the process began.
     pub started: Instant,
 }
@@ -67,6 +69,7 @@ impl Default for Life {
             phase: AtomicU8::new(NodePhase::Forming as u8),
             detail: Mutex::default(),
             calls: AtomicUsize::new(0),
+            refusing: AtomicBool::new(false),
             started: Instant::now(),
         }
     }
@@ -84,6 +87,17 @@ impl Life {
     pub fn enter(&self, phase: NodePhase, detail: impl Into<String>) {
         *self.detail.lock() = detail.into();
         self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// From now on nothing new is taken. Until then a node that drains goes on to serve.
+    pub fn refuse(&self) {
+        self.refusing.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing new is taken.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        self.refusing.load(Ordering::Acquire)
     }
 
     /// What the phase waits for or failed at.
@@ -157,6 +171,7 @@ impl Core {
     pub fn check_serving(&self) -> Result<(), Failure> {
         match self.life.phase() {
             NodePhase::Ready => Ok(()),
+            NodePhase::Draining if !self.life.refuses() => Ok(()),
             NodePhase::Draining => {
                 Err(self.failure(Reason::Draining, "the node is going down; ask another one"))
             }

@@ -53,6 +53,7 @@ pub mod map;
 pub mod metrics;
 pub mod node;
 pub mod reply;
+pub mod scrub;
 pub mod service;
 pub mod session_id;
 pub mod telemetry;

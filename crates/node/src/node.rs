@@ -23,7 +23,7 @@ use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
 use crate::command::RequestLimits;
 use crate::config::{Config, LogStore};
 use crate::core::{Core, CoreCell};
-use crate::engine::{Engine, Parts, fatal_of};
+use crate::engine::{Engine, Parts, Shard, fatal_of};
 use crate::exit::{Fatal, guarded_open};
 use crate::health::Health;
 use crate::identity::{DataDir, Formed, Identity};
@@ -32,6 +32,7 @@ use crate::map::MapCell;
 use crate::map::first::meta_replicas;
 use crate::map::keeper::{self, Keeper, MAP_RECORD, META, create_replicas};
 use crate::metrics::{self, Metrics};
+use crate::scrub::{self, LastRun};
 use crate::service::cluster::{ClusterService, disk_status};
 use crate::service::forward::Forwarder;
 use crate::service::kv::KvService;
@@ -191,7 +192,8 @@ impl Node {
 
     async fn serve(&self, formed: Formed, storage: Storage) -> Result<Serving, Fatal> {
         let config = &self.config;
-        let Storage { sled, budget, records, log, recovered, stores, map } = storage;
+        let Storage { sled, budget, records, log, recovered, stores, mut damaged, map, last_run } =
+            storage;
         let map_cell = MapCell::default();
         let peers = Arc::new(Peers::default());
         let outgoing = Arc::new(Outgoing::default());
@@ -230,7 +232,13 @@ impl Node {
         self.health.set_transport(transport.clone());
         let core = self.core(&engine, &map_cell, &budget, &formed);
         self.cell.set(core.clone());
-        let damaged = open_replicas(&core, &sled, &formed, stores, recovered)?;
+        let waiting =
+            open_replicas(&core, &sled, &formed, stores, recovered, last_run, &mut damaged)?;
+        if !waiting.is_empty() {
+            let engine = engine.clone();
+            tokio::task::spawn_blocking(move || scrub::scrub_before_service(&engine, &waiting));
+        }
+        tokio::spawn(scrub::keep(engine.clone(), last_run));
         tokio::spawn(send_snapshots(engine.clone(), transport.clone(), self.metrics.clone(), owed));
         let keeper = Keeper {
             config: Config::clone(config),
@@ -242,14 +250,14 @@ impl Node {
             map: map_cell,
             sled: sled.clone(),
             budget,
-            records,
+            records: records.clone(),
             damaged,
         };
         tokio::spawn(keeper.run());
         tokio::spawn(leadership::keep(core.clone(), peers));
         tokio::spawn(watch_disk(core.clone(), self.health.clone(), sled));
         tokio::spawn(become_ready(core.clone()));
-        Ok(Serving { core, transport })
+        Ok(Serving { core, transport, records })
     }
 
     fn core(
@@ -278,19 +286,28 @@ impl Node {
 
     /// Not ready, leaderships away, nothing new, calls finished, everything checkpointed.
     async fn drain(&self, serving: Serving) -> Result<(), Fatal> {
-        let Serving { core, transport } = serving;
-        // Leaderships go first, while calls are still taken and forwarded: none is refused for it.
-        leadership::drain(&core).await;
+        let Serving { core, transport, records } = serving;
         core.life.enter(NodePhase::Draining, "the node is going down");
+        // Leaderships go while calls are still taken and passed on: none is refused for it.
+        leadership::drain(&core).await;
+        core.life.refuse();
         let started = Instant::now();
         while core.life.calls() > 0 && started.elapsed() < FINISH_PATIENCE {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.stop.cancel();
         let engine = core.engine.clone();
-        // The threads end; a replica here may be the one a quorum needs until the very end.
-        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        // A replica here may be the one a quorum needs until the very end.
+        let ended = tokio::task::spawn_blocking(move || {
+            engine.stop();
+            scrub::end_run(&records)
+        });
         transport.stop();
+        match ended.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(fatal_of(&error)),
+            Err(_) => return Err(Fatal::Bug("the engine could not be stopped".to_owned())),
+        }
         info!(took = ?started.elapsed(), "node: stopped");
         Ok(())
     }
@@ -300,6 +317,7 @@ impl Node {
 struct Serving {
     core: Arc<Core>,
     transport: Transport,
+    records: Arc<NodeRecords>,
 }
 
 fn served<E: std::fmt::Display>(ended: Result<(), E>) {
@@ -376,7 +394,10 @@ struct Storage {
     recovered:
         std::collections::BTreeMap<quorate_storage::ReplicaKey, quorate_storage::RecoveredGroup>,
     stores: Vec<ShardStore>,
+    /// Replicas whose state does not open.
+    damaged: BTreeSet<GroupId>,
     map: Option<ClusterMap>,
+    last_run: LastRun,
 }
 
 /// Why the storage is not open.
@@ -443,19 +464,26 @@ fn open_storage(
     }
     let plan = config.memory;
     let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
-    let mut stores = Vec::new();
+    let (mut stores, mut damaged) = (Vec::new(), BTreeSet::new());
     for (group, store) in ShardStore::open_all(&sled, &budget)? {
         match store {
             Ok(store) => stores.push(store),
             // It costs that replica, not the node; it is not here, and its peers serve the shard.
-            Err(error) => error!(shard = group.0, %error, "replica: not opened, it is damaged"),
+            Err(error) => {
+                error!(shard = group.0, %error, "replica: not opened, it is damaged");
+                damaged.insert(group);
+            }
         }
     }
-    Ok(Storage { sled, budget, records, log, recovered, stores, map })
+    let last_run = scrub::begin_run(&records)?;
+    if last_run != LastRun::Clean {
+        info!(?last_run, "storage: the last run did not end in order");
+    }
+    Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, last_run })
 }
 
-/// Opens what the storage held, and group 0 on a founder's first start. Returns the groups whose
-/// replicas are damaged: they stay as they are.
+/// Opens what the storage held, and group 0 on a founder's first start. Returns the replicas that
+/// wait for a scrub, and adds the damaged ones to those that stay as they are.
 fn open_replicas(
     core: &Core,
     sled: &Sled,
@@ -465,17 +493,25 @@ fn open_replicas(
         quorate_storage::ReplicaKey,
         quorate_storage::RecoveredGroup,
     >,
-) -> Result<BTreeSet<GroupId>, Fatal> {
+    last_run: LastRun,
+    damaged: &mut BTreeSet<GroupId>,
+) -> Result<Vec<Arc<Shard>>, Fatal> {
+    let scrub_first = last_run == LastRun::MayHaveLost;
+    let mut waiting = Vec::new();
     let mut has_meta = false;
-    let mut damaged = BTreeSet::new();
     for store in stores {
         let (group, replica) = (store.header().group, store.header().replica);
         has_meta |= group == META;
-        if let Err(error) = core.engine.add(store, recovered.remove(&(group, replica))) {
-            error!(shard = group.0, %error, "replica: not opened, it is damaged");
-            damaged.insert(group);
+        match core.engine.add(store, recovered.remove(&(group, replica)), scrub_first) {
+            Ok(shard) if scrub_first => waiting.push(shard),
+            Ok(_) => {}
+            Err(error) => {
+                error!(shard = group.0, %error, "replica: not opened, it is damaged");
+                damaged.insert(group);
+            }
         }
     }
+    has_meta |= damaged.contains(&META);
     let founders = formed.members.keys().map(|node| node.0);
     let wanted = keeper::init(META, &meta_replicas(founders), core.node.0, HashRange::ALL, 1);
     // A map says that the cluster is past its first start: group 0 is then not made anew.
@@ -483,7 +519,7 @@ fn open_replicas(
         create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
             .map_err(|error| fatal_of(&error))?;
     }
-    Ok(damaged)
+    Ok(waiting)
 }
 
 /// Looks after the disk: refuses writes below the reserve, and tells how much is used.

@@ -40,6 +40,8 @@ pub(super) enum ApplyInput {
     Entries { group: GroupId, entries: Vec<Committed> },
     /// A snapshot takes the place of the state.
     Install { group: GroupId, install: Install },
+    /// The state was compared with its header: it is sound, or why not.
+    Scrubbed { group: GroupId, outcome: Result<(), String> },
     /// Begin a checkpoint; the sender hears `None` when there is nothing to write.
     Freeze { group: GroupId, reply: oneshot::Sender<Option<CheckpointJob>> },
     /// A checkpoint is durable; the sender hears through where it covers the log.
@@ -72,6 +74,8 @@ pub(super) struct Applier {
     pub(super) engine_loop: Arc<Inbox<Input>>,
     /// Set when the replica can apply no more; what comes is dropped.
     pub(super) stopped: bool,
+    /// What was committed while the state is being scrubbed; `None` once it may be applied.
+    pub(super) held: Option<Vec<Committed>>,
 }
 
 /// The handle of all apply threads.
@@ -143,6 +147,7 @@ impl ApplyThread {
             ApplyInput::Add(applier) => self.add(*applier),
             ApplyInput::Entries { group, entries } => self.apply(group, entries),
             ApplyInput::Install { group, install } => self.install(group, &install),
+            ApplyInput::Scrubbed { group, outcome } => self.scrubbed(group, outcome),
             ApplyInput::Freeze { group, reply } => {
                 let job = self.appliers.get_mut(&group).and_then(|applier| applier.freeze());
                 // A node that ends in the middle drops the job, and the next start applies again.
@@ -161,7 +166,7 @@ impl ApplyThread {
                 }
             }
             ApplyInput::Pin { group, reply } => {
-                if let Some(applier) = self.appliers.get(&group) {
+                if let Some(applier) = self.appliers.get(&group).filter(|a| a.held.is_none()) {
                     let _ = reply.send(applier.store.pin_snapshot());
                 }
             }
@@ -189,6 +194,10 @@ impl ApplyThread {
             // Dropping the entries drops the handlers' channels: their outcome is unknown here.
             return;
         }
+        if let Some(held) = &mut applier.held {
+            held.extend(entries);
+            return;
+        }
         let started = Instant::now();
         let count = entries.len();
         // A panic in apply means bytes that this replica cannot take; the others may have taken
@@ -207,6 +216,19 @@ impl ApplyThread {
         }
         self.metrics.apply_seconds.observe_duration(started.elapsed());
         self.metrics.apply_batch_entries.observe(count as u64);
+    }
+
+    fn scrubbed(&mut self, group: GroupId, outcome: Result<(), String>) {
+        let Some(applier) = self.appliers.get_mut(&group) else { return };
+        // An install in the meantime has replaced the state that was looked at.
+        let Some(held) = applier.held.take() else { return };
+        match outcome {
+            Ok(()) => {
+                applier.shard.set_scrubbing(false);
+                self.apply(group, held);
+            }
+            Err(why) => applier.stop(&why),
+        }
     }
 
     fn install(&mut self, group: GroupId, install: &Install) {
@@ -276,6 +298,8 @@ impl Applier {
             Err(error) => return Err(error.to_string()),
         };
         self.store.adopt(installed);
+        self.held = None;
+        self.shard.set_scrubbing(false);
         self.machine = match load_machine(&self.store) {
             Ok(machine) => machine,
             Err(ApplyError::Storage(error)) => end_with(&error),
@@ -297,7 +321,7 @@ impl Applier {
     }
 
     fn freeze(&mut self) -> Option<CheckpointJob> {
-        if self.stopped { None } else { self.store.freeze() }
+        if self.stopped || self.held.is_some() { None } else { self.store.freeze() }
     }
 
     fn stop(&mut self, why: &str) {

@@ -64,8 +64,9 @@ impl Checkpointer {
         let mut last_all = Instant::now();
         while !self.control.stopped() {
             match self.most_urgent() {
-                Some(group) => self.checkpoint(group),
-                None => self.control.pause(),
+                // A shard that cannot be checkpointed now will not be able to at once.
+                Some(group) if self.checkpoint(group) => {}
+                _ => self.control.pause(),
             }
             if last_all.elapsed() >= OLDEST {
                 self.checkpoint_all();
@@ -86,8 +87,13 @@ impl Checkpointer {
         let shards = self.shards.all();
         let delta = |shard: &Arc<Shard>| shard.stats.delta_bytes.load(Ordering::Relaxed);
         // Half of the budget: the other half is what arrives while the checkpoint is written.
-        if self.budget.used() > self.budget.limit() / 2 {
-            let fullest = shards.values().filter(|shard| delta(shard) > 0).max_by_key(|s| delta(s));
+        let (used, limit) = (self.budget.used(), self.budget.limit());
+        if used > limit / 2 {
+            // What readers still hold of earlier layers counts as used as well: a checkpoint of
+            // next to nothing would not help.
+            let least = if used >= limit { 1 } else { limit / 256 };
+            let worth = shards.values().filter(|shard| delta(shard) >= least);
+            let fullest = worth.max_by_key(|shard| delta(shard));
             if let Some(shard) = fullest {
                 return Some(shard.group);
             }
@@ -99,11 +105,12 @@ impl Checkpointer {
         over.then_some(longest.group)
     }
 
-    fn checkpoint(&self, group: GroupId) {
+    /// Whether there was something to write.
+    fn checkpoint(&self, group: GroupId) -> bool {
         let started = Instant::now();
         let (reply, frozen) = oneshot::channel();
         self.apply.push(group, ApplyInput::Freeze { group, reply });
-        let Ok(Some(job)) = frozen.blocking_recv() else { return };
+        let Ok(Some(job)) = frozen.blocking_recv() else { return false };
         debug!(shard = group.0, "checkpoint: begun");
         let finished = match job.run() {
             Ok(finished) => finished,
@@ -111,10 +118,11 @@ impl Checkpointer {
         };
         let (reply, through) = oneshot::channel();
         self.apply.push(group, ApplyInput::Finish { group, finished, reply });
-        let Ok(through) = through.blocking_recv() else { return };
+        let Ok(through) = through.blocking_recv() else { return false };
         let number = group.0 as usize % self.loops.len();
         self.loops[number].complete(Input::Compact(group, through.index));
         self.metrics.checkpoint_seconds.observe_duration(started.elapsed());
         debug!(shard = group.0, index = through.index.0, took = ?started.elapsed(), "checkpoint: done");
+        true
     }
 }

@@ -172,7 +172,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Adds a replica: its state, and what the log held of it.
+    /// Adds a replica: its state, and what the log held of it. With `scrub` it votes and appends,
+    /// but applies and serves only once it hears of [`Engine::scrubbed`].
     ///
     /// # Errors
     ///
@@ -181,6 +182,7 @@ impl Engine {
         &self,
         store: ShardStore,
         recovered: Option<RecoveredGroup>,
+        scrub: bool,
     ) -> Result<Arc<Shard>, OpenReplicaError> {
         let machine = load_machine(&store)?;
         let header = store.header();
@@ -200,7 +202,11 @@ impl Engine {
             machine,
             engine_loop: engine_loop.clone(),
             stopped: false,
+            held: scrub.then(Vec::new),
         };
+        shard.set_scrubbing(scrub);
+        // Known from here on: the map's keeper must not believe that it has to be created.
+        self.shards.insert(&shard);
         self.apply.push(group, ApplyInput::Add(Box::new(applier)));
         engine_loop.complete(Input::Add(Box::new(Group::new(raft, shard.clone()))));
         // Here and not in the loop: who calls this next must find the replica, lest it be made again.
@@ -273,6 +279,11 @@ impl Engine {
     pub fn snapshot_received(&self, envelope: Envelope) {
         debug_assert!(matches!(envelope.message, Message::InstallSnapshot { .. }));
         self.engine_loop(envelope.group).complete(Input::Messages(vec![envelope]));
+    }
+
+    /// The scrub that a replica waited for has ended.
+    pub fn scrubbed(&self, group: GroupId, outcome: Result<(), String>) {
+        self.apply.push(group, ApplyInput::Scrubbed { group, outcome });
     }
 
     /// Begins to receive a snapshot of a group.

@@ -1,7 +1,7 @@
 //! What the rest of the node sees of a replica: one handle for each, shared by all threads.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,8 @@ pub struct Shard {
     leaderless_since: Mutex<Option<Instant>>,
     /// Why this replica can serve nothing; set once.
     damaged: OnceLock<String>,
+    /// The state is being compared with its header, and nothing is read from it before that.
+    scrubbing: AtomicBool,
 }
 
 impl Shard {
@@ -84,6 +86,7 @@ impl Shard {
             leadership,
             leaderless_since: Mutex::new(Some(Instant::now())),
             damaged: OnceLock::new(),
+            scrubbing: AtomicBool::new(false),
         }
     }
 
@@ -130,6 +133,22 @@ impl Shard {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.damaged.get().is_some()
+    }
+
+    pub(super) fn set_scrubbing(&self, scrubbing: bool) {
+        self.scrubbing.store(scrubbing, Ordering::Release);
+    }
+
+    /// Whether the state is being checked before anything is read from it.
+    #[must_use]
+    pub fn is_scrubbing(&self) -> bool {
+        self.scrubbing.load(Ordering::Acquire)
+    }
+
+    /// Whether reads may be answered from this replica's state.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        !self.is_damaged() && !self.is_scrubbing()
     }
 
     /// Sessions that the shard remembers.

@@ -313,7 +313,7 @@ pub fn create_replicas(
         let group = init.group;
         let preferred = init.membership.voters().next().map(|first| first.node) == Some(me);
         let store = ShardStore::create(sled, init, budget.clone())?;
-        if let Err(error) = engine.add(store, None) {
+        if let Err(error) = engine.add(store, None, false) {
             // A state that was just created is empty, so this is a bug and not damage.
             return Err(StorageError::Invalid {
                 what: format!("{group} cannot be opened: {error}"),

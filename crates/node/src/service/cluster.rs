@@ -194,6 +194,8 @@ fn replica(shard: &Shard, raft: &RaftStatus) -> ReplicaStatus {
     };
     let health = if shard.is_damaged() {
         ReplicaHealth::Damaged
+    } else if shard.is_scrubbing() {
+        ReplicaHealth::Scrubbing
     } else if raft.installing {
         ReplicaHealth::Installing
     } else {

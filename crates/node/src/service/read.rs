@@ -111,7 +111,7 @@ pub async fn get(
     let owner = map.shard_of(quorate_proto::hash::key_hash(&request.key));
     route::check_hint(core, request.route.as_ref(), owner)?;
     let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
-    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| !shard.is_damaged());
+    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
     let Some(shard) = shard else {
         return route::pass_to_replicas(core, context, owner, &request, give_up).await;
     };

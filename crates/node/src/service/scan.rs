@@ -169,7 +169,7 @@ async fn open(
     plan: &Plan,
     owner: &MapShard,
 ) -> Result<Source, Failure> {
-    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| !shard.is_damaged());
+    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
     let Some(shard) = shard else {
         let nodes = route::other_replicas(core, owner);
         return open_there(core, context, request, plan, owner, nodes.into_iter()).await;
