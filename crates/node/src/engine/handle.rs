@@ -189,6 +189,10 @@ impl Engine {
         let group = header.group;
         let replica = Replica { id: header.replica, node: self.node };
         let restored = restore(&header, recovered)?;
+        // What the checkpoint covers, and what an install made void, is dead in the log. It hears so
+        // before the first append, which may leave a gap behind what is dead.
+        let through = restored.base.index;
+        self.log.complete(LogInput::Purge { group, replica: replica.id, through });
         let now = self.clock.now();
         // Groups of one node must not all draw the same timeouts.
         let seed = self.seed ^ group.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -1,6 +1,6 @@
 //! Opening a replica: what the log and the checkpoint hold together becomes a Raft core.
 
-use quorate_raft::{Entry, LogId, RestoreError, Restored};
+use quorate_raft::{Entry, Index, LogId, RestoreError, Restored};
 use quorate_storage::{RecoveredGroup, ShardHeader};
 
 use crate::apply::ApplyError;
@@ -21,9 +21,11 @@ pub enum OpenReplicaError {
 
 /// What the core starts from, given the shard's header and what the log held of the replica.
 ///
-/// The checkpoint is the truth about the state. Log entries before `log_valid_from` are void: an
-/// install replaced the state they belong to. Entries that the checkpoint covers are kept where the
-/// log still has them, because followers may need them.
+/// The checkpoint is the truth about the state. Entries that it covers are kept where the log still
+/// has them, because followers may need them. After an install the log may hold entries of before:
+/// nothing is appended between the flip of the header and the log's RESET, so without a RESET the
+/// header's position is the snapshot's. Where the log has another entry there, all of it belongs to
+/// another history (Log Matching, Raft paper §5.3) and is dropped.
 ///
 /// # Errors
 ///
@@ -33,18 +35,17 @@ pub fn restore(
     recovered: Option<RecoveredGroup>,
 ) -> Result<Restored, OpenReplicaError> {
     let applied = header.applied();
-    let RecoveredGroup { hard_state, reset: _, entries } = recovered.unwrap_or_default();
-    let mut entries: Vec<Entry> =
-        entries.into_iter().skip_while(|entry| entry.index < header.log_valid_from).collect();
+    let RecoveredGroup { hard_state, reset: _, mut entries } = recovered.unwrap_or_default();
     let position = |entry: &Entry| LogId { term: entry.term, index: entry.index };
+    let after_applied = Index(applied.index.0 + 1);
     let base = match entries.first().map(position) {
         None => applied,
-        Some(first) if first.index.0 > applied.index.0 + 1 => {
+        Some(first) if first.index > after_applied => {
             return Err(OpenReplicaError::Mismatch(format!(
                 "the state has applied {applied}, but the log begins with {first}"
             )));
         }
-        Some(first) if first.index.0 == applied.index.0 + 1 => applied,
+        Some(first) if first.index == after_applied => applied,
         Some(first) => {
             let offset = (applied.index.0 - first.index.0) as usize;
             match entries.get(offset).map(position) {
@@ -53,34 +54,29 @@ pub fn restore(
                     entries.remove(0);
                     first
                 }
-                Some(at) => {
+                Some(at) if header.log_valid_from != after_applied => {
                     return Err(OpenReplicaError::Mismatch(format!(
                         "the state has applied {applied}, but the log holds {at} there"
                     )));
                 }
-                None => {
-                    // All that is left of the log lies before the checkpoint.
+                // The log is of before an install, or all that is left of it lies before the
+                // checkpoint.
+                Some(_) | None => {
                     entries.clear();
                     applied
                 }
             }
         }
     };
-    Ok(Restored {
-        hard_state,
-        base,
-        applied,
-        stamp: header.frontier.log_time,
-        membership: header.membership.clone(),
-        entries,
-    })
+    let (stamp, membership) = (header.frontier.log_time, header.membership.clone());
+    Ok(Restored { hard_state, base, applied, stamp, membership, entries })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use quorate_raft::{EntryKind, GroupId, HardState, Index, Membership, ReplicaId, Term};
+    use quorate_raft::{EntryKind, GroupId, HardState, Membership, ReplicaId, Term};
     use quorate_storage::{Frontier, HashRange};
 
     fn header(applied: u64, term: u64, valid_from: u64) -> ShardHeader {
@@ -132,12 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_an_install_made_void_are_dropped() {
-        let restored =
-            restore(&header(9, 4, 10), log(3, &[1, 1, 1, 1, 1, 1, 1, 1, 1])).expect("fits");
-        assert_eq!(indexes(&restored), (9, vec![10, 11]));
-        let restored = restore(&header(9, 4, 10), log(3, &[1, 1])).expect("fits");
-        assert_eq!((indexes(&restored), restored.hard_state.term), ((9, vec![]), Term(9)));
+    fn a_log_of_before_an_install_is_kept_only_if_it_agrees_with_the_snapshot() {
+        let at = |header, log| indexes(&restore(&header, log).expect("they fit"));
+        let agrees = log(7, &[3, 4, 4, 4, 4]);
+        assert_eq!(at(header(9, 4, 10), agrees), (7, vec![8, 9, 10, 11]));
+        let other_history = log(7, &[3, 3, 3, 4, 4]);
+        assert_eq!(at(header(9, 4, 10), other_history), (9, vec![]));
+        assert_eq!(at(header(9, 4, 10), log(3, &[1, 1])), (9, vec![]), "it ends before");
     }
 
     #[test]
