@@ -78,7 +78,9 @@ fn contains_word(line: &str, word: &str) -> bool {
         let after = line[at + word.len()..].chars().next();
         let begins = word.starts_with(is_name);
         let ends = word.ends_with(is_name);
-        !(begins && before.is_some_and(is_name)) && !(ends && after.is_some_and(is_name))
+        let inside =
+            (begins && before.is_some_and(is_name)) || (ends && after.is_some_and(is_name));
+        !inside
     })
 }
 

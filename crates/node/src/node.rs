@@ -436,7 +436,6 @@ fn open_storage(
     let options = EngineOptions {
         cache_bytes: config.memory.engine_cache,
         on_fatal: Arc::new(|error: &StorageError| fatal_of(error).end_process()),
-        ..EngineOptions::default()
     };
     let sled = guarded_open(|| Sled::open(&dir.sled_dir(), options))
         .map_err(|panicked| OpenFailed::Stays(format!("the storage engine {panicked}")))??;

@@ -27,7 +27,7 @@ use super::replica::{OpenReplicaError, restore};
 use super::request::{Proposal, ReadRequest};
 use super::shard::{Shard, Shards};
 use super::snapshots::{SnapshotOrder, Staged};
-use super::turn::{Input, Loop, State};
+use super::turn::{Input, Loop, Outlet, State};
 use crate::boottime::Clock;
 use crate::config::MemoryPlan;
 use crate::exit::Fatal;
@@ -121,14 +121,12 @@ impl Engine {
         let mut threads = self.threads.lock();
         for (number, inbox) in self.loops.iter().enumerate() {
             let engine_loop = Loop {
-                number,
                 node: self.node,
                 inbox: inbox.clone(),
                 clock: self.clock,
                 log: self.log.clone(),
-                apply: self.apply.clone(),
                 outbox: parts.outbox.clone(),
-                snapshots: parts.snapshots.clone(),
+                out: Outlet::new(number, self.apply.clone(), parts.snapshots.clone()),
                 last_turn: self.last_turns[number].clone(),
                 state: State::default(),
             };
@@ -188,7 +186,7 @@ impl Engine {
         let header = store.header();
         let group = header.group;
         let replica = Replica { id: header.replica, node: self.node };
-        let restored = restore(&header, recovered)?;
+        let restored = restore(header, recovered)?;
         // What the checkpoint covers, and what an install made void, is dead in the log. It hears so
         // before the first append, which may leave a gap behind what is dead.
         let through = restored.base.index;

@@ -87,14 +87,12 @@ fn envelope_bytes(envelope: &Envelope) -> usize {
 }
 
 pub(super) struct Loop {
-    pub(super) number: usize,
     pub(super) node: NodeId,
     pub(super) inbox: Arc<Inbox<Input>>,
     pub(super) clock: Clock,
     pub(super) log: Arc<Inbox<LogInput>>,
-    pub(super) apply: Arc<ApplyPool>,
     pub(super) outbox: Arc<dyn Outbox>,
-    pub(super) snapshots: mpsc::Sender<SnapshotOrder>,
+    pub(super) out: Outlet,
     /// The last turn, in ticks: liveness reads it.
     pub(super) last_turn: Arc<AtomicU64>,
     pub(super) state: State,
@@ -108,8 +106,25 @@ pub(super) struct State {
     /// Elections to be started at once, because the leader's process is gone.
     early_elections: BTreeMap<(Ticks, GroupId), NodeId>,
     touched: Vec<GroupId>,
+}
+
+/// Where the output of a loop's groups goes; messages and writes are gathered over a turn.
+pub(super) struct Outlet {
+    number: usize,
+    apply: Arc<ApplyPool>,
+    snapshots: mpsc::Sender<SnapshotOrder>,
     send: Vec<(NodeId, Envelope)>,
     writes: Vec<Write>,
+}
+
+impl Outlet {
+    pub(super) fn new(
+        number: usize,
+        apply: Arc<ApplyPool>,
+        snapshots: mpsc::Sender<SnapshotOrder>,
+    ) -> Self {
+        Self { number, apply, snapshots, send: Vec::new(), writes: Vec::new() }
+    }
 }
 
 impl Loop {
@@ -303,11 +318,11 @@ impl Loop {
         }
         self.state.touched = touched;
         self.state.touched.clear();
-        if !self.state.writes.is_empty() {
-            self.log.complete(LogInput::Write(std::mem::take(&mut self.state.writes)));
+        if !self.out.writes.is_empty() {
+            self.log.complete(LogInput::Write(std::mem::take(&mut self.out.writes)));
         }
-        self.outbox.send_all(&mut self.state.send);
-        self.state.send.clear();
+        self.outbox.send_all(&mut self.out.send);
+        self.out.send.clear();
     }
 
     fn collect_group(&mut self, now: Ticks, id: GroupId) {
@@ -316,16 +331,7 @@ impl Loop {
         group.begin_reads(now);
         while group.raft.has_output() {
             let output = group.raft.take_output();
-            Self::hand_on(
-                &mut self.state.send,
-                &mut self.state.writes,
-                &self.apply,
-                &self.snapshots,
-                self.number,
-                now,
-                group,
-                output,
-            );
+            self.out.hand_on(now, group, output);
         }
         let deadline = group.raft.next_deadline();
         if deadline != group.deadline {
@@ -334,26 +340,19 @@ impl Loop {
             group.deadline = deadline;
         }
     }
+}
 
-    fn hand_on(
-        send: &mut Vec<(NodeId, Envelope)>,
-        writes: &mut Vec<Write>,
-        apply: &ApplyPool,
-        snapshots: &mpsc::Sender<SnapshotOrder>,
-        number: usize,
-        now: Ticks,
-        group: &mut Group,
-        output: Output,
-    ) {
+impl Outlet {
+    fn hand_on(&mut self, now: Ticks, group: &mut Group, output: Output) {
         let Replica { id: replica, .. } = group.shard.replica;
         let id = group.shard.group;
-        send.extend(output.send.into_iter().map(|envelope| (envelope.to.node, envelope)));
+        self.send.extend(output.send.into_iter().map(|envelope| (envelope.to.node, envelope)));
         if let Some(persist) = output.persist {
-            writes.push(Write { group: id, replica, engine_loop: number, persist });
+            self.writes.push(Write { group: id, replica, engine_loop: self.number, persist });
         }
         if !output.committed.is_empty() {
             let entries = group.match_waiters(output.committed);
-            apply.push(id, ApplyInput::Entries { group: id, entries });
+            self.apply.push(id, ApplyInput::Entries { group: id, entries });
         }
         for (read, outcome) in output.reads {
             group.finish_read(read, outcome);
@@ -361,13 +360,13 @@ impl Loop {
         for order in output.snapshots {
             let (to, session) = (order.to.id, order.session);
             let owed = SnapshotOrder { group: id, from: group.shard.replica, order };
-            if snapshots.try_send(owed).is_err() {
+            if self.snapshots.try_send(owed).is_err() {
                 // Too many are owed: the core asks for it again later.
                 group.raft.snapshot_sent(now, to, session, false);
             }
         }
         if let Some(install) = output.install {
-            apply.push(id, ApplyInput::Install { group: id, install });
+            self.apply.push(id, ApplyInput::Install { group: id, install });
         }
         group.note_events(&output.events);
     }

@@ -33,7 +33,7 @@ pub fn meta_replicas(node_ids: impl IntoIterator<Item = u64>) -> Vec<MapReplica>
     nodes.dedup();
     nodes.truncate(META_VOTERS_MAX);
     // An even number of voters tolerates no more failures than one fewer, so it is made odd.
-    if nodes.len() % 2 == 0 && nodes.len() > 2 {
+    if nodes.len().is_multiple_of(2) && nodes.len() > 2 {
         nodes.pop();
     }
     (1..).zip(nodes).map(|(replica_id, node_id)| MapReplica { replica_id, node_id }).collect()

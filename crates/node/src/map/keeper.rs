@@ -224,12 +224,12 @@ impl Keeper {
         for node in &mut next.nodes {
             if node.id == self.config.node_id.0 {
                 *node = self.me(self.identity.incarnation());
-            } else if let Some((hello, _)) = connected.get(&NodeId(node.id)) {
-                if Incarnation::from_bytes(&node.incarnation) == Some(hello.incarnation) {
-                    node.peer_address.clone_from(&hello.peer_address);
-                    node.client_address.clone_from(&hello.client_address);
-                    node.labels.clone_from(&hello.labels);
-                }
+            } else if let Some((hello, _)) = connected.get(&NodeId(node.id))
+                && Incarnation::from_bytes(&node.incarnation) == Some(hello.incarnation)
+            {
+                node.peer_address.clone_from(&hello.peer_address);
+                node.client_address.clone_from(&hello.client_address);
+                node.labels.clone_from(&hello.labels);
             }
         }
         if next.nodes == map.proto().nodes {

@@ -168,10 +168,9 @@ fn place_shard(
                 break;
             }
             let zone = zones[&node].as_str();
-            let allowed = !chosen.contains(&node)
-                && !(zone_rule && used_zones.contains(zone))
-                && !(load_rule && !load.has_room(node));
-            if allowed {
+            let zone_is_free = !zone_rule || !used_zones.contains(zone);
+            let has_room = !load_rule || load.has_room(node);
+            if !chosen.contains(&node) && zone_is_free && has_room {
                 chosen.push(node);
                 used_zones.insert(zone);
             }

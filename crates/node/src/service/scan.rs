@@ -90,7 +90,8 @@ impl Plan {
         let invalid = |invalid: Invalid| core.complete(invalid.failure());
         let keyspace = keyspace_id(&request.keyspace).map_err(invalid)?;
         let bad = |message: &str| Err(core.failure(Reason::BadRequest, message));
-        if !request.prefix.is_empty() && !(request.start.is_empty() && request.end.is_empty()) {
+        let bounded = !request.start.is_empty() || !request.end.is_empty();
+        if !request.prefix.is_empty() && bounded {
             return bad("a scan takes a prefix, or start and end, not both");
         }
         let mut range = ScanRange {
