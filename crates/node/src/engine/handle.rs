@@ -207,8 +207,6 @@ impl Engine {
             held: scrub.then(Vec::new),
         };
         shard.set_scrubbing(scrub);
-        // Known from here on: the map's keeper must not believe that it has to be created.
-        self.shards.insert(&shard);
         self.apply.push(group, ApplyInput::Add(Box::new(applier)));
         engine_loop.complete(Input::Add(Box::new(Group::new(raft, shard.clone()))));
         // Here and not in the loop: who calls this next must find the replica, lest it be made again.
