@@ -10,6 +10,8 @@ pub mod ports;
 pub mod proxy;
 pub mod registers;
 pub mod wait;
+pub mod watched;
 
 pub use cluster::{Cluster, ClusterOptions, Exit};
 pub use wait::{until, until_async};
+pub use watched::Watched;

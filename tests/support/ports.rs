@@ -48,6 +48,23 @@ pub fn lease(count: usize) -> Vec<Port> {
     ports
 }
 
+/// Leases the ports at these distances above a common base, which is the first of the result if 0 is
+/// the first distance.
+///
+/// # Panics
+/// If the range has no such base.
+#[must_use]
+pub fn lease_at(distances: &[u16]) -> Vec<Port> {
+    let reach = distances.iter().max().copied().unwrap_or(0);
+    let length = usize::from(RANGE.end - RANGE.start - reach);
+    let begin = process::id() as usize * 61 % length;
+    let bases = (0..length).map(|at| RANGE.start + ((begin + at) % length) as u16);
+    let mut leased = bases.filter_map(|base| {
+        distances.iter().map(|distance| try_lease(base + distance)).collect::<Option<Vec<Port>>>()
+    });
+    leased.next().unwrap_or_else(|| panic!("no ports are free at {distances:?} in {RANGE:?}"))
+}
+
 fn try_lease(number: u16) -> Option<Port> {
     let directory: PathBuf = std::env::temp_dir().join("quorate-test-ports");
     std::fs::create_dir_all(&directory).expect("the directory of the leases is made");

@@ -1,0 +1,170 @@
+//! `kvnode dev` as a user meets it: on a terminal, with its printed lines copied, its nodes killed and
+//! started again, its data found again.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use quorate_tests::binaries;
+use quorate_tests::cluster::PATIENCE;
+use quorate_tests::ports::{Port, lease_at};
+use quorate_tests::watched::{process_state, until_gone};
+use quorate_tests::{Exit, Watched, until};
+use rustix::process::Signal;
+
+/// The ports of three nodes, and of their metrics.
+const DISTANCES: [u16; 6] = [0, 1, 2, 50, 51, 52];
+
+fn dev(home: &Path, ports: &[Port]) -> Command {
+    let mut command = Command::new(binaries::path("kvnode"));
+    command.args(["dev", "--base-port", &ports[0].number().to_string()]);
+    // The data goes where the user's data goes.
+    command.env("XDG_DATA_HOME", home).env("NO_COLOR", "1");
+    command
+}
+
+/// The process of a node, from a line of the program.
+fn pid_in(line: &str) -> u32 {
+    let rest = line.split("pid ").nth(1).expect("the line names a process");
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a process id is a number")
+}
+
+fn introduced(dev: &mut Watched) -> Vec<u32> {
+    (1..=3).map(|id| pid_in(&dev.line(&[&format!("n{id}  pid "), "metrics http://"]))).collect()
+}
+
+/// A line that the program printed to be copied, and is.
+fn copied(dev: &mut Watched, parts: &[&str]) -> String {
+    dev.line(parts).trim().to_owned()
+}
+
+fn sh(line: &str) -> Output {
+    Command::new("sh").args(["-c", line]).output().expect("sh starts")
+}
+
+/// Runs a line that must succeed, and gives what it printed.
+fn run(line: &str) -> String {
+    let output = sh(line);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {}: {errors}", output.status);
+    String::from_utf8(output.stdout).expect("the output is text")
+}
+
+/// Asks the program for the status until the line of a node, and the count of shards with leaders, say
+/// this.
+fn until_status(dev: &mut Watched, node: &str, said: &str, led: &str) {
+    until(&format!("status says: {node} … {said}; {led}"), PATIENCE, || {
+        dev.forget();
+        dev.type_in("status\n");
+        let of_node = dev.line(&[&format!("{node}  127.0.0.1:")]);
+        let of_shards = dev.line(&["shards have leaders"]);
+        (of_node.contains(said) && of_shards.starts_with(led)).then_some(())
+    });
+}
+
+#[test]
+fn a_user_breaks_and_mends_a_cluster_from_its_terminal() {
+    let home = tempfile::tempdir().expect("a directory");
+    let ports = lease_at(&DISTANCES);
+    let mut dev_1 = Watched::spawn_on_terminal(&dev(home.path(), &ports));
+    let pids = introduced(&mut dev_1);
+    dev_1.line(&["data ", &home.path().join("quorate/dev").display().to_string()]);
+    let put = copied(&mut dev_1, &["kvctl", "put greeting hello"]);
+    let get = copied(&mut dev_1, &["kvctl", "get greeting"]);
+    let status = copied(&mut dev_1, &["kvctl", "status"]);
+    let kill = copied(&mut dev_1, &["kill -9 "]);
+    dev_1.line(&["type help for commands"]);
+    dev_1.line(&["ready: 8 of 8 shards have leaders"]);
+
+    run(&put);
+    assert_eq!(run(&get), "hello");
+    assert!(run(&status).contains("8 of 8 shards serve"), "{status}");
+
+    // A node is killed from outside, with the printed line, and started again from inside.
+    assert_eq!(kill, format!("kill -9 {}", pids[1]));
+    run(&kill);
+    dev_1.line(&["n2 was killed (signal 9); start 2 starts it again"]);
+    assert_eq!(run(&get), "hello", "two of three go on");
+    until_status(&mut dev_1, "n2", "not running  no answer", "8 of 8");
+    dev_1.type_in("start 2\n");
+    let second = pid_in(&dev_1.line(&["n2 is started, pid "]));
+    assert_ne!(second, pids[1]);
+    until_status(&mut dev_1, "n2", &format!("running, pid {second}  serving"), "8 of 8");
+
+    // Another is killed from inside.
+    dev_1.type_in("kill 3\n");
+    dev_1.line(&["n3 was killed (signal 9); start 3 starts it again"]);
+    until_gone(&pids[2..]);
+    run(&put.replace("hello", "hello-2"));
+    dev_1.type_in("start 3\n");
+    let third = pid_in(&dev_1.line(&["n3 is started, pid "]));
+    until_status(&mut dev_1, "n3", &format!("running, pid {third}  serving"), "8 of 8");
+
+    // One is paused: the others answer for it, and it goes on.
+    dev_1.type_in("pause 1\n");
+    dev_1.line(&["n1 is paused; start 1 lets it go on"]);
+    assert_eq!(process_state(pids[0]), Some('T'));
+    assert_eq!(run(&get), "hello-2");
+    dev_1.type_in("start 1\n");
+    dev_1.line(&[&format!("n1 goes on, pid {}", pids[0])]);
+    until_status(&mut dev_1, "n1", "serving", "8 of 8");
+
+    // Mistakes are sentences and change nothing.
+    dev_1.type_in("kill 9\n");
+    dev_1.line(&["there is no node 9; the nodes are 1 to 3"]);
+
+    dev_1.type_in("quit\n");
+    for id in 1..=3 {
+        dev_1.line(&[&format!("n{id} ended")]);
+    }
+    assert_eq!(dev_1.wait_end(), Exit::Code(0));
+    until_gone(&[pids[0], second, third]);
+
+    // The next one finds the data, and ends with Ctrl-C.
+    let mut dev_2 = Watched::spawn_on_terminal(&dev(home.path(), &ports));
+    let pids = introduced(&mut dev_2);
+    dev_2.line(&["ready: 8 of 8 shards have leaders"]);
+    assert_eq!(run(&get), "hello-2");
+    dev_2.type_in("\x03");
+    dev_2.line(&["ending the nodes"]);
+    assert_eq!(dev_2.wait_end(), Exit::Code(0));
+    until_gone(&pids);
+}
+
+#[test]
+fn killed_itself_it_leaves_no_node_and_loses_nothing() {
+    let home = tempfile::tempdir().expect("a directory");
+    let ports = lease_at(&DISTANCES);
+    let mut first = Watched::spawn(&mut dev(home.path(), &ports));
+    let pids = introduced(&mut first);
+    let put = copied(&mut first, &["kvctl", "put greeting hello"]);
+    let get = copied(&mut first, &["kvctl", "get greeting"]);
+    first.line(&["ready: 8 of 8 shards have leaders"]);
+    run(&put);
+    first.signal(Signal::KILL);
+    assert_eq!(first.wait_end(), Exit::Signal(9));
+    until_gone(&pids);
+
+    let mut second = Watched::spawn(&mut dev(home.path(), &ports));
+    let pids = introduced(&mut second);
+    second.line(&["ready: 8 of 8 shards have leaders"]);
+    assert_eq!(run(&get), "hello");
+    second.signal(Signal::TERM);
+    assert_eq!(second.wait_end(), Exit::Code(0));
+    until_gone(&pids);
+}
+
+#[test]
+fn a_port_that_is_taken_is_a_sentence_and_exit_13() {
+    let home = tempfile::tempdir().expect("a directory");
+    let ports = lease_at(&DISTANCES);
+    let taken = ports[4].address();
+    let _held = TcpListener::bind(&taken).expect("the port is leased");
+    let output = dev(home.path(), &ports).output().expect("kvnode starts");
+    assert_eq!(output.status.code(), Some(13));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&format!("node 2 cannot listen on {taken}")), "{said}");
+    assert!(said.contains("--base-port"), "{said}");
+    assert!(!home.path().join("quorate").exists(), "nothing was begun");
+}
