@@ -34,7 +34,9 @@ impl fmt::Display for Need {
         f.write_str(match self {
             Self::Docker => "docker and docker-compose",
             Self::UnicodeData => "UnicodeData.txt (Debian's package unicode-data)",
-            Self::PythonGrpc => "Python 3 with grpcio, grpcio-tools, grpcio-status and grpcio-reflection",
+            Self::PythonGrpc => {
+                "Python 3 with grpcio, grpcio-tools, grpcio-status and grpcio-reflection"
+            }
             Self::Grpcurl => "grpcurl",
         })
     }
@@ -52,7 +54,7 @@ impl Need {
             Self::PythonGrpc => {
                 let modules = "import grpc, grpc_tools, grpc_status, grpc_reflection";
                 succeeds("python3", &["-c", modules])
-            },
+            }
             Self::Grpcurl => succeeds("grpcurl", &["-version"]),
         }
     }
