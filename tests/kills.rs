@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use quorate_client::{Client, ClientConfig};
 use quorate_proto::v1::kv_client::KvClient;
-use quorate_proto::v1::{GetRequest, ReadLevel, ReadOptions};
+use quorate_proto::v1::{GetRequest, ReadLevel, ReadOptions, ReplicaRole};
 use quorate_tests::cluster::PATIENCE;
 use quorate_tests::history::{History, Outcome};
 use quorate_tests::registers::{Recorded, Registers};
@@ -225,14 +225,19 @@ impl Campaign {
     /// A hit is a kill of sender or receiver while neither has the transfer behind it.
     async fn kill_in_snapshot(&mut self) -> bool {
         let receiver = self.any_node();
-        let status = self.cluster.status(receiver).await.expect("the node answers");
-        let had: BTreeMap<u64, u64> = status.replicas.iter().map(|r| (r.shard, r.last)).collect();
         self.cluster.kill(receiver);
+        // What the node has ends at or before what the others have once it is gone.
+        let mut had: BTreeMap<u64, u64> = BTreeMap::new();
+        for replica in self.cluster.statuses().await.values().flat_map(|s| &s.replicas) {
+            let last = had.entry(replica.shard).or_default();
+            *last = (*last).max(replica.last);
+        }
         self.registers.set_heavy(true);
-        until_async("a shard is compacted past what the node has", PATIENCE, || async {
+        until_async("a leader has compacted past what the node has", PATIENCE, || async {
             let statuses = self.cluster.statuses().await;
-            let mut replicas = statuses.values().flat_map(|status| &status.replicas);
-            replicas.any(|replica| replica.log_base > had[&replica.shard]).then_some(())
+            let replicas = statuses.values().flat_map(|status| &status.replicas);
+            let mut led = replicas.filter(|replica| replica.role() == ReplicaRole::Leader);
+            led.any(|replica| replica.log_base > had[&replica.shard]).then_some(())
         })
         .await;
         self.registers.set_heavy(false);
