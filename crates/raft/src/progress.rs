@@ -192,12 +192,15 @@ impl Progress {
         }
     }
 
-    /// Back to probing: after what is known to match, or after a snapshot that was delivered, since
-    /// it may well be there although nobody said so.
+    /// Back to probing.
     pub(crate) fn restart(&mut self, paused: bool) {
-        self.next = self.matched.next();
-        if let Stage::Snapshot { at_least, delivered: Some(_) } = self.stage {
-            self.next = self.next.max(at_least.next());
+        match self.stage {
+            // Where it stands is as unknown as before: a lost probe is no reason to look further back.
+            Stage::Probe { .. } => {}
+            Stage::Replicate(_) => self.next = self.matched.next(),
+            // It may be there although nobody said so, or be past it and have refused what it does
+            // not need. If it is not, its answer asks for another one.
+            Stage::Snapshot { at_least, .. } => self.next = self.matched.max(at_least).next(),
         }
         self.stage = Stage::Probe { paused };
     }
@@ -249,6 +252,25 @@ mod tests {
         assert!(streaming.reject(Index(11), Index(6)));
         assert_eq!(streaming.next, Index(5));
         assert_eq!(streaming.stage, Stage::Probe { paused: false });
+    }
+
+    #[test]
+    fn a_lost_probe_is_repeated_where_it_was() {
+        let mut probe = progress(10);
+        probe.stage = Stage::Probe { paused: true };
+        probe.pause();
+        assert_eq!((probe.matched, probe.next), (Index(0), Index(10)));
+        assert_eq!(probe.stage, Stage::Probe { paused: true });
+    }
+
+    #[test]
+    fn after_a_refused_snapshot_the_log_is_tried_from_its_beginning() {
+        let mut refused = progress(3);
+        refused.stage = Stage::Snapshot { at_least: Index(7), delivered: None };
+        refused.restart(true);
+        assert_eq!(refused.next, Index(8), "it may be past the snapshot");
+        assert!(refused.reject(Index(7), Index(2)));
+        assert_eq!(refused.next, Index(3), "it is not, and needs another one");
     }
 
     proptest! {
