@@ -224,7 +224,7 @@ fn a_cluster_by_hand_and_kvctl() {
         }
     }
     // The commands that the text names.
-    place.expect_parts("kvctl help", &["Usage: kvctl"]);
+    place.expect_parts("kvctl --help", &["Usage: kvctl"]);
     place.expect_parts("kvnode config show --data-dir d", &["KEY", "SOURCE", "data-dir"]);
     for node in &nodes {
         node.signal(Signal::TERM);
