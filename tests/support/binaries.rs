@@ -41,11 +41,11 @@ fn build() -> PathBuf {
         .expect("cargo runs");
     assert!(built.status.success(), "the release binaries do not build");
     let messages = String::from_utf8_lossy(&built.stdout);
-    let executables = messages.lines().filter_map(|line| {
+    let mut executables = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message.get("executable")?.as_str().map(PathBuf::from)
     });
-    let kvnode = executables.filter(|path| path.ends_with("kvnode")).next_back();
+    let kvnode = executables.rfind(|path| path.ends_with("kvnode"));
     let kvnode = kvnode.expect("cargo names the executables that it built");
     kvnode.parent().expect("an executable lies in a directory").to_owned()
 }
