@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use quorate_tests::binaries;
 use quorate_tests::cluster::PATIENCE;
@@ -54,13 +55,18 @@ fn run(line: &str) -> String {
 /// Asks the program for the status until the line of a node, and the count of shards with leaders, say
 /// this.
 fn until_status(dev: &mut Watched, node: &str, said: &str, led: &str) {
-    until(&format!("status says: {node} … {said}; {led}"), PATIENCE, || {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
         dev.forget();
         dev.type_in("status\n");
         let of_node = dev.line(&[&format!("{node}  127.0.0.1:")]);
         let of_shards = dev.line(&["shards have leaders"]);
-        (of_node.contains(said) && of_shards.starts_with(led)).then_some(())
-    });
+        if of_node.contains(said) && of_shards.starts_with(led) {
+            return;
+        }
+        let wanted = format!("{node} … {said}, and {led}");
+        assert!(Instant::now() < deadline, "not {wanted}, but {of_node}, and {of_shards}");
+    }
 }
 
 #[test]
@@ -90,7 +96,7 @@ fn a_user_breaks_and_mends_a_cluster_from_its_terminal() {
     dev_1.type_in("start 2\n");
     let second = pid_in(&dev_1.line(&["n2 is started, pid "]));
     assert_ne!(second, pids[1]);
-    until_status(&mut dev_1, "n2", &format!("running, pid {second}  serving"), "8 of 8");
+    until_status(&mut dev_1, "n2", &format!("running, pid {second}  ready"), "8 of 8");
 
     // Another is killed from inside.
     dev_1.type_in("kill 3\n");
@@ -99,16 +105,16 @@ fn a_user_breaks_and_mends_a_cluster_from_its_terminal() {
     run(&put.replace("hello", "hello-2"));
     dev_1.type_in("start 3\n");
     let third = pid_in(&dev_1.line(&["n3 is started, pid "]));
-    until_status(&mut dev_1, "n3", &format!("running, pid {third}  serving"), "8 of 8");
+    until_status(&mut dev_1, "n3", &format!("running, pid {third}  ready"), "8 of 8");
 
     // One is paused: the others answer for it, and it goes on.
     dev_1.type_in("pause 1\n");
     dev_1.line(&["n1 is paused; start 1 lets it go on"]);
-    assert_eq!(process_state(pids[0]), Some('T'));
+    until("n1 is stopped", PATIENCE, || (process_state(pids[0]) == Some('T')).then_some(()));
     assert_eq!(run(&get), "hello-2");
     dev_1.type_in("start 1\n");
     dev_1.line(&[&format!("n1 goes on, pid {}", pids[0])]);
-    until_status(&mut dev_1, "n1", "serving", "8 of 8");
+    until_status(&mut dev_1, "n1", "running, pid", "8 of 8");
 
     // Mistakes are sentences and change nothing.
     dev_1.type_in("kill 9\n");
