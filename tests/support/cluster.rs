@@ -21,7 +21,7 @@ use crate::binaries;
 use crate::logs::LogWatch;
 use crate::ports::{Port, lease};
 use crate::proxy::{self, Guard, Links};
-use crate::wait::until_async;
+use crate::wait::{until, until_async};
 
 /// How long a cluster may take to do what it should within a second or two: these machines are
 /// noisy, and tests run side by side.
@@ -148,9 +148,14 @@ impl Cluster {
         arguments
     }
 
-    /// Starts a node that does not run, with further arguments after the usual ones.
+    /// Starts a node that does not run, with these flags (each with its value) over the usual ones.
     pub fn start_node_with(&mut self, id: u64, more: &[&str]) {
-        let arguments = self.arguments(id);
+        let mut arguments = self.arguments(id);
+        for flag in more.iter().step_by(2) {
+            if let Some(at) = arguments.iter().position(|usual| usual == flag) {
+                arguments.drain(at..at + 2);
+            }
+        }
         let node = self.node_mut(id);
         assert!(node.process.is_none(), "node {id} runs already");
         let log = File::options().create(true).append(true).open(&node.log).expect("a log file");
@@ -183,6 +188,14 @@ impl Cluster {
     #[must_use]
     pub fn runs(&self, id: u64) -> bool {
         self.node(id).process.is_some()
+    }
+
+    /// Whether the node's process has ended by itself; [`Cluster::wait_end`] then says how.
+    #[must_use]
+    pub fn has_ended(&self, id: u64) -> bool {
+        // A process that ended and was not waited for is a zombie, state Z behind its name.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid(id))).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
     }
 
     fn signal(&self, id: u64, signal: Signal) {
@@ -238,6 +251,18 @@ impl Cluster {
             (None, Some(signal)) => Exit::Signal(signal),
             (None, None) => unreachable!("a process ends with a code or by a signal"),
         }
+    }
+
+    /// Waits for a node to end by itself.
+    ///
+    /// # Panics
+    /// If it does not within `patience`.
+    pub fn wait_end_within(&mut self, id: u64, patience: Duration) -> Exit {
+        let process = self.node_mut(id).process.as_mut().expect("the node runs");
+        until(&format!("node {id} ends"), patience, || {
+            process.try_wait().expect("the process is this test's child").map(|_| ())
+        });
+        self.wait_end(id)
     }
 
     /// Stops a node in its tracks (SIGSTOP).

@@ -9,6 +9,7 @@ pub mod needs;
 pub mod ports;
 pub mod proxy;
 pub mod registers;
+pub mod raw;
 pub mod wait;
 pub mod watched;
 
