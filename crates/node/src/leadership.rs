@@ -1,7 +1,7 @@
 //! Where leaders should be: on the preferred nodes, away from slow disks, and elsewhere when the
 //! node goes down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(10);
 /// A drain gives its leaderships away within this time, or goes on without.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+/// A leadership that was given away so often while the node goes down, and came back, stays: the others
+/// go down too, and would pass it round for as long as they all wait.
+const DEPARTURES_MAX: u32 = 2;
 
 /// Hands leaderships to their preferred nodes, and away from this one while its disk is slow.
 pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
@@ -96,13 +99,16 @@ async fn give_all_away(core: &Core) {
 }
 
 /// Gives all leaderships away before the node goes down. With all nodes going at once there is
-/// nobody to take them, so it ends after a while in any case.
+/// nobody to keep them: a leadership that comes back too often stays here, and ends with the process.
 pub async fn drain(core: &Core) {
     let started = Instant::now();
-    while leads_any(core.engine.shards()) && started.elapsed() < DRAIN_PATIENCE {
-        let targets = best_targets(&core.engine.status().await);
+    let mut departures = Departures::default();
+    while started.elapsed() < DRAIN_PATIENCE {
+        let mut targets = best_targets(&core.engine.status().await);
+        departures.see(targets.keys().copied().collect());
+        targets.retain(|group, _| departures.of(*group) < DEPARTURES_MAX);
         if targets.is_empty() {
-            // A group of one voter, or nobody answers any more.
+            // Nothing is led here, or there is nobody who could take it.
             break;
         }
         for (group, replica) in targets {
@@ -111,4 +117,45 @@ pub async fn drain(core: &Core) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     info!(took = ?started.elapsed(), "drain: leaderships given away");
+}
+
+/// How often leaderships have left this node.
+#[derive(Default)]
+struct Departures {
+    led: BTreeSet<GroupId>,
+    left: BTreeMap<GroupId, u32>,
+}
+
+impl Departures {
+    /// Takes note of the groups that are led now.
+    fn see(&mut self, led: BTreeSet<GroupId>) {
+        for gone in self.led.difference(&led) {
+            *self.left.entry(*gone).or_default() += 1;
+        }
+        self.led = led;
+    }
+
+    /// How often the leadership of this group has left.
+    fn of(&self, group: GroupId) -> u32 {
+        self.left.get(&group).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leadership_that_leaves_is_counted_and_one_that_stays_is_not() {
+        let mut departures = Departures::default();
+        let (kept, given) = (GroupId(1), GroupId(2));
+        for _ in 0..3 {
+            departures.see(BTreeSet::from([kept, given]));
+            departures.see(BTreeSet::from([kept]));
+        }
+        assert_eq!(
+            (departures.of(kept), departures.of(given), departures.of(GroupId(3))),
+            (0, 3, 0)
+        );
+    }
 }
