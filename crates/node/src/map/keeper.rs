@@ -35,6 +35,8 @@ pub const MAP_RECORD: &str = "map";
 pub const META: GroupId = GroupId(0);
 /// How often the keeper looks, beside being woken by changes.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often a node outside of group 0 asks whether there is a newer map.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 /// How long the first map waits for founders that have not told their addresses; then those of
 /// `--initial-cluster` have to do.
 const FOUNDERS_PATIENCE: Duration = Duration::from_secs(10);
@@ -74,15 +76,19 @@ impl Keeper {
         let mut peers_changed = self.peers.watch();
         let mut remembered = 0;
         let started = Instant::now();
+        let mut asked = started;
         loop {
             let newest = map_changed.borrow_and_update().clone();
-            if let Some(map) = newest {
-                if map.epoch() > remembered {
-                    self.follow(&map).await;
-                    remembered = map.epoch();
-                }
-            } else {
+            let known = newest.is_some();
+            if let Some(map) = newest
+                && map.epoch() > remembered
+            {
+                self.follow(&map).await;
+                remembered = map.epoch();
+            }
+            if !known || asked.elapsed() >= ASK_EVERY {
                 self.ask_for_map().await;
+                asked = Instant::now();
             }
             self.propose_changes(started).await;
             tokio::select! {
@@ -239,7 +245,7 @@ impl Keeper {
         Some(next)
     }
 
-    /// A node outside of group 0 learns the map from the others.
+    /// A node outside of group 0 learns the map, and each newer one, from the others.
     async fn ask_for_map(&self) {
         if self.engine.shards().get(META).is_some() {
             return;
