@@ -510,6 +510,12 @@ fn open_replicas(
             }
         }
     }
+    // A replica's state is made before anything of it is logged.
+    for (group, _) in recovered.into_keys() {
+        if damaged.insert(group) {
+            error!(shard = group.0, "replica: not opened, the log knows it and its state is gone");
+        }
+    }
     has_meta |= damaged.contains(&META);
     let founders = formed.members.keys().map(|node| node.0);
     let wanted = keeper::init(META, &meta_replicas(founders), core.node.0, HashRange::ALL, 1);
@@ -555,34 +561,39 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
 async fn become_ready(core: Arc<Core>) {
     let started = Instant::now();
     let mut said = 0;
-    loop {
-        let (have, all) = caught_up(&core).await;
-        // One shard without a quorum must not keep the node from serving the others.
-        let patient = started.elapsed() < CATCH_UP_PATIENCE;
-        if all > 0 && (have == all || !patient) && core.life.phase() != NodePhase::Ready {
-            core.life.enter(NodePhase::Ready, "");
-            info!("node: serving");
-        } else if all == 0 {
-            core.life.enter(NodePhase::Starting, "waiting for the cluster map");
-        } else if core.life.phase() != NodePhase::Ready {
-            core.life.enter(NodePhase::Starting, format!("{have} of {all} replicas caught up"));
-        }
-        if core.life.phase() == NodePhase::Ready && have == all {
-            info!("ready: {all} of {all} shards have leaders");
-            return;
+    while core.life.phase() != NodePhase::Draining {
+        let waiting = match caught_up(&core).await {
+            None => "the cluster map is not here yet".to_owned(),
+            Some((have, all)) => {
+                // One shard without a quorum must not keep the node from serving the others.
+                let patient = started.elapsed() < CATCH_UP_PATIENCE;
+                if (have == all || !patient) && core.life.phase() == NodePhase::Starting {
+                    core.life.enter(NodePhase::Ready, "");
+                    info!("node: serving");
+                }
+                if have == all {
+                    info!("ready: {all} of {all} shards have leaders");
+                    return;
+                }
+                format!("{have} of {all} shards have leaders and are caught up here")
+            }
+        };
+        if core.life.phase() == NodePhase::Starting {
+            core.life.enter(NodePhase::Starting, waiting.as_str());
         }
         if started.elapsed().as_secs() / 2 > said {
             said = started.elapsed().as_secs() / 2;
-            info!("waiting: {have} of {all} shards have leaders and are caught up here");
+            info!("waiting: {waiting}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 /// How many of this node's replicas know a leader and have applied what they know to be committed,
-/// and how many there should be, group 0 not counted.
-async fn caught_up(core: &Core) -> (usize, usize) {
-    let Some(map) = core.map.get() else { return (0, 0) };
+/// and how many there should be, group 0 not counted; a node may hold none. `None` before there is
+/// a map.
+async fn caught_up(core: &Core) -> Option<(usize, usize)> {
+    let map = core.map.get()?;
     let here = core.engine.shards().all();
     let status: std::collections::BTreeMap<_, _> = core.engine.status().await.into_iter().collect();
     let me = core.node.0;
@@ -596,5 +607,5 @@ async fn caught_up(core: &Core) -> (usize, usize) {
             shard.leadership().leader.is_some() && shard.gate.applied() >= raft.commit
         }));
     }
-    (have, all.max(usize::from(map.shards().is_empty())))
+    Some((have, all))
 }
