@@ -8,8 +8,8 @@ pub mod logs;
 pub mod needs;
 pub mod ports;
 pub mod proxy;
-pub mod registers;
 pub mod raw;
+pub mod registers;
 pub mod wait;
 pub mod watched;
 
