@@ -43,6 +43,7 @@ pub mod core;
 pub mod dev;
 pub mod engine;
 pub mod exit;
+pub mod gauges;
 pub mod health;
 pub mod health_probe;
 pub mod identity;

@@ -38,7 +38,7 @@ use crate::service::forward::Forwarder;
 use crate::service::kv::KvService;
 use crate::session_id::SessionMint;
 use crate::transport::{PeerService, PeerTarget, PeerTargets, Transport, TransportConfig};
-use crate::{leadership, limits};
+use crate::{gauges, leadership, limits};
 
 /// Threads that may wait for the disk on behalf of reads, scans and snapshots.
 const READER_THREADS: usize = 16;
@@ -255,6 +255,7 @@ impl Node {
         };
         tokio::spawn(keeper.run());
         tokio::spawn(leadership::keep(core.clone(), peers));
+        tokio::spawn(gauges::keep(core.clone(), transport.clone()));
         tokio::spawn(watch_disk(core.clone(), self.health.clone(), sled));
         tokio::spawn(become_ready(core.clone()));
         Ok(Serving { core, transport, records })

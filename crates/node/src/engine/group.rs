@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use quorate_raft::{
-    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, Term, Ticks,
+    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, RoleKind, Term, Ticks,
 };
 use tokio::sync::oneshot;
 use tracing::{debug, info};
@@ -13,12 +14,20 @@ use tracing::{debug, info};
 use super::request::{Answer, Proposal, ReadGrant, RefusedProposal};
 use super::shard::{Leadership, Shard};
 use crate::apply::{LogTime, next_stamp};
+use crate::metrics::Metrics;
 
 /// A committed entry with the handler that waits for it, if one does.
 #[derive(Debug)]
 pub(super) struct Committed {
     pub(super) entry: Entry,
     pub(super) answer: Option<oneshot::Sender<Answer>>,
+}
+
+/// A handler that waits for its proposal.
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Answer>,
+    proposed: Instant,
 }
 
 /// A group and its waiters.
@@ -33,7 +42,7 @@ pub(super) struct Group {
     /// Handlers whose proposals are in the log, by the position of the entry. A position that
     /// another entry takes stays here until some entry commits at its index: only that tells
     /// whether the proposal is lost.
-    waiting: BTreeMap<(Index, Term), oneshot::Sender<Answer>>,
+    waiting: BTreeMap<(Index, Term), Waiting>,
     /// Reads that arrived in this turn; they share one round.
     new_reads: Vec<oneshot::Sender<ReadGrant>>,
     reads: BTreeMap<ReadId, Vec<oneshot::Sender<ReadGrant>>>,
@@ -63,7 +72,8 @@ impl Group {
         let stamp = next_stamp(last, clock, &mut self.reported_clocks(clock)).0;
         match self.raft.propose(now, proposal.payload, stamp) {
             Ok(LogId { term, index }) => {
-                self.waiting.insert((index, term), proposal.answer);
+                let waiting = Waiting { answer: proposal.answer, proposed: Instant::now() };
+                self.waiting.insert((index, term), waiting);
             }
             Err(error) => {
                 let refused = match error {
@@ -125,7 +135,12 @@ impl Group {
 
     /// Pairs committed entries with the handlers that wait for them, and tells those whose
     /// proposal has lost its place.
-    pub(super) fn match_waiters(&mut self, committed: Vec<Entry>) -> Vec<Committed> {
+    pub(super) fn match_waiters(
+        &mut self,
+        committed: Vec<Entry>,
+        metrics: &Metrics,
+    ) -> Vec<Committed> {
+        let now = Instant::now();
         committed
             .into_iter()
             .map(|entry| {
@@ -137,9 +152,10 @@ impl Group {
                     }
                     let waiter = first.remove();
                     if (index, term) == (entry.index, entry.term) {
-                        answer = Some(waiter);
+                        metrics.commit_seconds.observe_duration(now - waiter.proposed);
+                        answer = Some(waiter.answer);
                     } else {
-                        let _ = waiter.send(Answer::Lost);
+                        let _ = waiter.answer.send(Answer::Lost);
                     }
                 }
                 Committed { entry, answer }
@@ -153,16 +169,24 @@ impl Group {
             if first.key().0 > last {
                 break;
             }
-            let _ = first.remove().send(Answer::Unknown);
+            let _ = first.remove().answer.send(Answer::Unknown);
         }
     }
 
     /// Reports the events of a turn and publishes what others read.
-    pub(super) fn note_events(&mut self, events: &[Event]) {
+    pub(super) fn note_events(&mut self, events: &[Event], metrics: &Metrics) {
+        self.shard.stats.log_bytes.store(self.raft.log_bytes(), Ordering::Relaxed);
+        if events.is_empty() {
+            return;
+        }
         let shard = self.shard.group.0;
+        let before = self.shard.leadership().leader;
         for event in events {
             match event {
                 Event::Role { term, role, leader } => {
+                    if *role == RoleKind::Candidate {
+                        metrics.elections.inc();
+                    }
                     let leader = leader.map_or(0, |leader| leader.node.0);
                     info!(shard, term = term.0, %role, leader, "role: changed");
                 }
@@ -177,6 +201,10 @@ impl Group {
             }
         }
         self.publish();
+        let now = self.shard.leadership().leader;
+        if now.is_some() && now != before {
+            metrics.leader_changes.inc();
+        }
     }
 
     fn publish(&self) {
@@ -185,7 +213,6 @@ impl Group {
             leader: self.raft.leader().map(|leader| leader.node),
             is_leader: self.raft.is_leader(),
         });
-        self.shard.stats.log_bytes.store(self.raft.log_bytes(), Ordering::Relaxed);
     }
 }
 

@@ -126,7 +126,12 @@ impl Engine {
                 clock: self.clock,
                 log: self.log.clone(),
                 outbox: parts.outbox.clone(),
-                out: Outlet::new(number, self.apply.clone(), parts.snapshots.clone()),
+                out: Outlet::new(
+                    number,
+                    self.apply.clone(),
+                    parts.snapshots.clone(),
+                    parts.metrics.clone(),
+                ),
                 last_turn: self.last_turns[number].clone(),
                 state: State::default(),
             };

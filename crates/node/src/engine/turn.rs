@@ -22,6 +22,7 @@ use super::log_writer::{LogInput, Write};
 use super::request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 use super::snapshots::SnapshotOrder;
 use crate::boottime::Clock;
+use crate::metrics::Metrics;
 
 /// Without any input a loop turns at least this often, so that liveness can be told.
 const IDLE: Duration = Duration::from_millis(500);
@@ -113,6 +114,7 @@ pub(super) struct Outlet {
     number: usize,
     apply: Arc<ApplyPool>,
     snapshots: mpsc::Sender<SnapshotOrder>,
+    metrics: Arc<Metrics>,
     send: Vec<(NodeId, Envelope)>,
     writes: Vec<Write>,
 }
@@ -122,8 +124,9 @@ impl Outlet {
         number: usize,
         apply: Arc<ApplyPool>,
         snapshots: mpsc::Sender<SnapshotOrder>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { number, apply, snapshots, send: Vec::new(), writes: Vec::new() }
+        Self { number, apply, snapshots, metrics, send: Vec::new(), writes: Vec::new() }
     }
 }
 
@@ -351,7 +354,7 @@ impl Outlet {
             self.writes.push(Write { group: id, replica, engine_loop: self.number, persist });
         }
         if !output.committed.is_empty() {
-            let entries = group.match_waiters(output.committed);
+            let entries = group.match_waiters(output.committed, &self.metrics);
             self.apply.push(id, ApplyInput::Entries { group: id, entries });
         }
         for (read, outcome) in output.reads {
@@ -368,6 +371,6 @@ impl Outlet {
         if let Some(install) = output.install {
             self.apply.push(id, ApplyInput::Install { group: id, install });
         }
-        group.note_events(&output.events);
+        group.note_events(&output.events, &self.metrics);
     }
 }

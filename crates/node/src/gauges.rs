@@ -1,0 +1,57 @@
+//! The gauges that are read off the node once a second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::Core;
+use crate::transport::Transport;
+
+/// How often the gauges are set.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Sets the gauges until the node ends.
+pub async fn keep(core: Arc<Core>, transport: Transport) {
+    let mut interval = tokio::time::interval(EVERY);
+    loop {
+        interval.tick().await;
+        groups(&core).await;
+        peers(&core, &transport);
+        let queue = core.metrics.queue("engine");
+        queue.bytes.set(core.engine.queued_bytes() as i64);
+    }
+}
+
+async fn groups(core: &Core) {
+    let metrics = &core.metrics;
+    let shards = core.engine.shards().all();
+    let (mut leaders, mut leaderless, mut sessions) = (0, 0, 0);
+    for shard in shards.values() {
+        let leadership = shard.leadership();
+        leaders += i64::from(leadership.is_leader);
+        leaderless += i64::from(leadership.leader.is_none());
+        sessions += shard.sessions() as i64;
+    }
+    metrics.groups.set(shards.len() as i64);
+    metrics.leaders.set(leaders);
+    metrics.groups_without_leader.set(leaderless);
+    metrics.sessions.set(sessions);
+    let (mut apply_lag, mut replication_lag) = (0, 0);
+    for (group, status) in core.engine.status().await {
+        let Some(shard) = shards.get(&group) else { continue };
+        apply_lag = apply_lag.max(status.commit.0.saturating_sub(shard.gate.applied().0));
+        let behind = status.progress.iter().map(|other| status.last.index.0 - other.matched.0);
+        replication_lag = replication_lag.max(behind.max().unwrap_or(0));
+    }
+    metrics.apply_lag_entries.set(apply_lag as i64);
+    metrics.replication_lag_entries.set(replication_lag as i64);
+}
+
+fn peers(core: &Core, transport: &Transport) {
+    for view in transport.peers() {
+        let peer = core.metrics.peer(view.node.0);
+        peer.connected.set(i64::from(view.connected));
+        // The views count from the start of the process; the counters follow them.
+        peer.sent.inc_by(view.messages_sent.saturating_sub(peer.sent.get()));
+        peer.dropped.inc_by(view.bulk_dropped.saturating_sub(peer.dropped.get()));
+    }
+}
