@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
-use quorate_storage::{Installer, SnapshotSource as StoredSnapshot};
+use quorate_storage::{DiskLevel, Installer, SnapshotSource as StoredSnapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
+use crate::core::Disk;
 use crate::engine::{Engine, Outbox, SnapshotOrder};
 use crate::metrics::Metrics;
 use crate::transport::{
@@ -78,13 +79,22 @@ pub struct Incoming {
     pub engine: Arc<Engine>,
     /// Who is connected.
     pub peers: Arc<Peers>,
+    /// How much of the disk's reserve is left.
+    pub disk: Arc<Disk>,
 }
 
 impl Inbound for Incoming {
     fn deliver(&self, _from: NodeId, _lane: Lane, mut messages: Vec<Envelope>) {
         // A snapshot is announced by the end of its transfer and by nothing else: an announcement
         // without the bytes would have nothing to install.
-        messages.retain(|envelope| !matches!(envelope.message, Message::InstallSnapshot { .. }));
+        messages.retain(|envelope| match &envelope.message {
+            Message::InstallSnapshot { .. } => false,
+            // Below a quarter of the reserve appends stop: the leader goes on with the others.
+            Message::Append { entries, .. } if !entries.is_empty() => {
+                self.disk.level() < DiskLevel::Critical
+            }
+            _ => true,
+        });
         self.engine.deliver(messages);
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_proto::v1::{Failure, NodePhase, ReadLevel, Reason, Receipt, SessionToken};
 use quorate_raft::{GroupId, Index, NodeId, Term};
-use quorate_storage::{DeltaBudget, DeltaLevel};
+use quorate_storage::{DeltaBudget, DeltaLevel, DiskLevel};
 
 use crate::boottime::Clock;
 use crate::command::RequestLimits;
@@ -44,10 +44,35 @@ pub struct Core {
     pub metrics: Arc<Metrics>,
     /// Where the node is in its life.
     pub life: Arc<Life>,
-    /// User writes are refused while the disk's reserve is used up.
-    pub disk_low: AtomicBool,
+    /// How much of the disk's reserve is left.
+    pub disk: Arc<Disk>,
     /// The clocks.
     pub clock: Clock,
+}
+
+/// How much of the disk's reserve is left, as it was last seen.
+#[derive(Debug, Default)]
+pub struct Disk {
+    level: AtomicU8,
+}
+
+impl Disk {
+    /// What may still be written.
+    #[must_use]
+    pub fn level(&self) -> DiskLevel {
+        match self.level.load(Ordering::Relaxed) {
+            0 => DiskLevel::Ok,
+            1 => DiskLevel::Low,
+            _ => DiskLevel::Critical,
+        }
+    }
+
+    /// Notes what may still be written, and returns what was noted before.
+    pub fn set(&self, level: DiskLevel) -> DiskLevel {
+        let before = self.level();
+        self.level.store(level as u8, Ordering::Relaxed);
+        before
+    }
 }
 
 /// Where a node is in its life.
@@ -187,7 +212,7 @@ impl Core {
         }
     }
 
-    /// Whether there is room for a write. A delete needs no more disk than it gives back.
+    /// Whether there is room for a write. A delete needs no more disk than it gives back, in time.
     ///
     /// # Errors
     ///
@@ -198,12 +223,14 @@ impl Core {
             let message = "more is applied than checkpoints have written out; try again";
             return Err(retry_after(self.failure(Reason::Overloaded, message), 100));
         }
-        if !is_delete && self.disk_low.load(Ordering::Relaxed) {
-            self.metrics.shed("disk").inc();
-            let message = "the disk's reserve is used up; deletes still work";
-            return Err(retry_after(self.failure(Reason::DiskFull, message), 1_000));
-        }
-        Ok(())
+        let message = match self.disk.level() {
+            DiskLevel::Ok => return Ok(()),
+            DiskLevel::Low if is_delete => return Ok(()),
+            DiskLevel::Low => "the disk's reserve is being used up; deletes still work",
+            DiskLevel::Critical => "the disk's reserve is nearly used up; nothing is taken",
+        };
+        self.metrics.shed("disk").inc();
+        Err(retry_after(self.failure(Reason::DiskFull, message), 1_000))
     }
 
     /// The receipt of an answer from a replica of this node.

@@ -92,7 +92,8 @@ fn best_targets(status: &[(GroupId, Status)]) -> BTreeMap<GroupId, ReplicaId> {
     status.iter().filter_map(of_group).collect()
 }
 
-async fn give_all_away(core: &Core) {
+/// Hands every leadership of this node to the replica that is furthest, where there is one.
+pub async fn give_all_away(core: &Core) {
     for (group, replica) in best_targets(&core.engine.status().await) {
         drop(core.engine.transfer(group, replica));
     }

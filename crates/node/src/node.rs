@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -22,7 +21,7 @@ use crate::boottime::Clock;
 use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
 use crate::command::RequestLimits;
 use crate::config::{Config, LogStore};
-use crate::core::{Core, CoreCell};
+use crate::core::{Core, CoreCell, Disk};
 use crate::engine::{Engine, Parts, Shard, fatal_of};
 use crate::exit::{Fatal, guarded_open};
 use crate::health::Health;
@@ -214,7 +213,9 @@ impl Node {
         if let Some(map) = map {
             map_cell.offer(map);
         }
-        let inbound = Arc::new(Incoming { engine: engine.clone(), peers: peers.clone() });
+        let disk = Arc::new(Disk::default());
+        let inbound =
+            Arc::new(Incoming { engine: engine.clone(), peers: peers.clone(), disk: disk.clone() });
         let targets = first_targets(config, &formed, map_cell.get().as_ref().map(|m| m.proto()));
         let transport_config = TransportConfig {
             bulk_queue_bytes: bulk_bytes(config, formed.members.len()),
@@ -230,7 +231,7 @@ impl Node {
         outgoing.attach(transport.clone());
         self.peer_service.attach(&transport);
         self.health.set_transport(transport.clone());
-        let core = self.core(&engine, &map_cell, &budget, &formed);
+        let core = self.core(&engine, &map_cell, &budget, &formed, &disk);
         self.cell.set(core.clone());
         let waiting =
             open_replicas(&core, &sled, &formed, stores, recovered, last_run, &mut damaged)?;
@@ -267,6 +268,7 @@ impl Node {
         map: &MapCell,
         budget: &Arc<DeltaBudget>,
         formed: &Formed,
+        disk: &Arc<Disk>,
     ) -> Arc<Core> {
         Arc::new(Core {
             config: Config::clone(&self.config),
@@ -280,7 +282,7 @@ impl Node {
             limits: RequestLimits { value_bytes_max: self.config.max_value_bytes },
             metrics: self.metrics.clone(),
             life: self.cell.life.clone(),
-            disk_low: AtomicBool::new(false),
+            disk: disk.clone(),
             clock: Clock,
         })
     }
@@ -545,11 +547,17 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
             }
             Err(_) => return,
         };
-        let low = space.level() > DiskLevel::Ok;
-        if core.disk_low.swap(low, Ordering::Relaxed) != low {
+        let level = space.level();
+        let before = core.disk.set(level);
+        if before != level {
             let (free, reserve) = (space.free, space.reserve());
-            warn!(free, reserve, refused = low, "disk: the reserve was crossed");
+            warn!(free, reserve, ?level, ?before, "disk: the reserve was crossed");
         }
+        if before == DiskLevel::Ok && level > DiskLevel::Ok {
+            // Once for each time: where all nodes run short together, nobody is better off.
+            leadership::give_all_away(&core).await;
+        }
+        let low = level > DiskLevel::Ok;
         core.metrics.disk_used_bytes.set(used as i64);
         core.metrics.disk_free_bytes.set(space.free as i64);
         core.metrics.log_bytes.set(core.engine.log_progress().log_bytes() as i64);

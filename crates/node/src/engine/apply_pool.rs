@@ -366,8 +366,9 @@ pub(super) fn end_with(error: &StorageError) -> ! {
 /// The exit reason of a storage failure while running.
 #[must_use]
 pub fn fatal_of(error: &StorageError) -> Fatal {
-    match error {
-        StorageError::Barrier { .. } => Fatal::Fsync(error.to_string()),
-        _ => Fatal::Storage(error.to_string()),
+    if error.is_barrier_failure() {
+        Fatal::Fsync(error.to_string())
+    } else {
+        Fatal::Storage(error.to_string())
     }
 }
