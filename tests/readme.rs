@@ -213,7 +213,7 @@ fn a_cluster_by_hand_and_kvctl() {
                 place.expect_parts(&line, &[r#""key":"user:1","value":"grace""#]);
             }
             r"printf 'a\t1\nb\t2\n' | kvctl load -" => {
-                place.expect_parts(&line, &["2 put, 0 unch"])
+                place.expect_parts(&line, &["2 put, 0 unchanged, 0 failed, 0 unknown"]);
             }
             "kvctl locate user:1" => place.expect_parts(&line, &["shard ", "leader ", "replicas "]),
             "kvctl shards" => place.expect_parts(&line, &["SHARD", " 64 "]),

@@ -281,6 +281,39 @@ fn nothing_is_ignored_or_left_to_do() {
     assert_none("no test is ignored, nothing is left undone in silence", &found);
 }
 
+/// The tests that may end early for want of something, with what they need: as the code says.
+fn tests_with_a_need() -> BTreeSet<(String, String)> {
+    let all: Vec<Source> = ["crates", "tests"].into_iter().flat_map(sources).collect();
+    let mut found = BTreeSet::new();
+    for source in all.iter().filter(|source| !source.path.starts_with("tests/support/")) {
+        for (at, call) in source.text.match_indices("met(\"") {
+            let rest = &source.text[at + call.len()..];
+            let Some((_, need)) = rest.split_once("Need::") else { continue };
+            let need = need.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+            let test = source.text[..at].rsplit("fn ").next().unwrap_or_default();
+            let test = test.split('(').next().unwrap_or_default();
+            let file = source.path.trim_start_matches("tests/").trim_end_matches(".rs");
+            found.insert((format!("{file}::{test}"), need.to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn what_may_be_skipped_is_written_down() {
+    let text = fs::read_to_string(repository().join("tests/README.md")).expect("the tests' README");
+    let (_, list) = text.split_once("## What may be skipped").expect("it has the list");
+    let rows = list.lines().skip_while(|line| !line.starts_with('|')).skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    let written: BTreeSet<(String, String)> = rows
+        .map(|row| {
+            let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
+            (cells.nth(1).expect("a test"), cells.next().expect("its need"))
+        })
+        .collect();
+    assert_eq!(written, tests_with_a_need(), "tests/README.md lists what the code says");
+}
+
 #[test]
 fn the_top_level_is_what_the_design_says() {
     let expected = [
