@@ -240,7 +240,7 @@ fn the_packages_of_the_design_are_used_for_real() {
         ("tonic", "tonic", &["crates/node", "crates/client"]),
         ("prost", "prost", &["crates/node"]),
         ("sled", "sled", &["crates/storage"]),
-        ("serde", "serde", &["crates/storage"]),
+        ("serde", "serde", &["crates/kvctl"]),
         ("bincode", "bincode", &["crates/storage"]),
         ("clap", "clap", &["crates/node", "crates/kvctl"]),
         ("tracing", "tracing", &["crates/node", "crates/storage"]),
