@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use quorate_tests::binaries;
 use quorate_tests::cluster::PATIENCE;
+use quorate_tests::needs::{Need, met};
 use quorate_tests::ports::{Port, lease_at};
 use quorate_tests::watched::{process_state, until_gone};
 use quorate_tests::{Exit, Watched, until};
@@ -73,7 +74,7 @@ fn until_status(dev: &mut Watched, node: &str, said: &str, led: &str) {
 fn a_user_breaks_and_mends_a_cluster_from_its_terminal() {
     let home = tempfile::tempdir().expect("a directory");
     let ports = lease_at(&DISTANCES);
-    let mut dev_1 = Watched::spawn_on_terminal(&dev(home.path(), &ports));
+    let mut dev_1 = Watched::spawn_on_terminal(&mut dev(home.path(), &ports));
     let pids = introduced(&mut dev_1);
     dev_1.line(&["data ", &home.path().join("quorate/dev").display().to_string()]);
     let put = copied(&mut dev_1, &["kvctl", "put greeting hello"]);
@@ -127,14 +128,33 @@ fn a_user_breaks_and_mends_a_cluster_from_its_terminal() {
     assert_eq!(dev_1.wait_end(), Exit::Code(0));
     until_gone(&[pids[0], second, third]);
 
-    // The next one finds the data, and ends with Ctrl-C.
-    let mut dev_2 = Watched::spawn_on_terminal(&dev(home.path(), &ports));
+    // The next one finds the data.
+    let mut dev_2 = Watched::spawn_on_terminal(&mut dev(home.path(), &ports));
     let pids = introduced(&mut dev_2);
     dev_2.line(&["ready: 8 of 8 shards have leaders"]);
     assert_eq!(run(&get), "hello-2");
-    dev_2.type_in("\x03");
-    dev_2.line(&["ending the nodes"]);
+    dev_2.type_in("quit\n");
     assert_eq!(dev_2.wait_end(), Exit::Code(0));
+    until_gone(&pids);
+}
+
+#[test]
+fn ctrl_c_ends_the_nodes_in_order() {
+    if !met("ctrl_c_ends_the_nodes_in_order", Need::Setsid) {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let ports = lease_at(&DISTANCES);
+    let mut dev = Watched::spawn_controlled(&dev(home.path(), &ports));
+    let pids = introduced(&mut dev);
+    dev.line(&["ready: 8 of 8 shards have leaders"]);
+    dev.type_in("\x03");
+    dev.line(&["ending the nodes"]);
+    // The signal reached the program alone: each node ends because it was asked to.
+    for id in 1..=3 {
+        assert!(dev.line(&[&format!("n{id} ended")]).ends_with("ended"), "n{id} ends well");
+    }
+    assert_eq!(dev.wait_end(), Exit::Code(0));
     until_gone(&pids);
 }
 

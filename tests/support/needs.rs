@@ -20,6 +20,8 @@ pub enum Need {
     PythonGrpc,
     /// grpcurl.
     Grpcurl,
+    /// setsid, of util-linux: gives a program a controlling terminal.
+    Setsid,
 }
 
 /// What CI may lack. grpcurl is packaged neither by Debian nor by a language's registry, and what its
@@ -38,6 +40,7 @@ impl fmt::Display for Need {
                 "Python 3 with grpcio, grpcio-tools, grpcio-status and grpcio-reflection"
             }
             Self::Grpcurl => "grpcurl",
+            Self::Setsid => "setsid (util-linux)",
         })
     }
 }
@@ -56,6 +59,7 @@ impl Need {
                 succeeds("python3", &["-c", modules])
             }
             Self::Grpcurl => succeeds("grpcurl", &["-version"]),
+            Self::Setsid => succeeds("setsid", &["--version"]),
         }
     }
 }

@@ -37,9 +37,8 @@ impl Watched {
         Watched { child, terminal: None, lines, seen: Vec::new() }
     }
 
-    /// Starts the program on a terminal of its own, which also is its controlling terminal: Ctrl-C
-    /// reaches it as a signal.
-    pub fn spawn_on_terminal(command: &Command) -> Watched {
+    /// Starts the program on a terminal of its own.
+    pub fn spawn_on_terminal(command: &mut Command) -> Watched {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let ours = openpt(flags).expect("a terminal");
         grantpt(&ours).expect("it is ours");
@@ -48,24 +47,32 @@ impl Watched {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let theirs = open(&*name, flags, Mode::empty()).expect("its other end opens");
         let again = || Stdio::from(theirs.try_clone().expect("an open file can be duplicated"));
-        // setsid becomes the program, so the process id is the program's.
-        let mut on_terminal = Command::new("setsid");
-        on_terminal.arg("--ctty").arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => on_terminal.env(name, value),
-                None => on_terminal.env_remove(name),
-            };
-        }
-        on_terminal.stdin(again()).stdout(again()).stderr(again());
-        let child = on_terminal.spawn().expect("setsid (util-linux) starts");
+        command.stdin(again()).stdout(again()).stderr(again());
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?} starts: {e}"));
+        // The program alone holds the other end: it must not stay open here.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let terminal = File::from(ours);
         let (sender, lines) = channel();
         watch(terminal.try_clone().expect("an open file can be duplicated"), sender);
         Watched { child, terminal: Some(terminal), lines, seen: Vec::new() }
     }
 
-    /// Types a line, or with `"\x03"` Ctrl-C, at its terminal.
+    /// Starts the program as [`Watched::spawn_on_terminal`] does, and makes the terminal the one that
+    /// controls it, as a user's does: Ctrl-C reaches it as a signal. Needs `Need::Setsid`.
+    pub fn spawn_controlled(command: &Command) -> Watched {
+        // setsid becomes the program, so the process id is the program's.
+        let mut controlled = Command::new("setsid");
+        controlled.arg("--ctty").arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => controlled.env(name, value),
+                None => controlled.env_remove(name),
+            };
+        }
+        Watched::spawn_on_terminal(&mut controlled)
+    }
+
+    /// Types this at its terminal, as it stands: a line ends with `"\n"`, Ctrl-C is `"\x03"`.
     pub fn type_in(&mut self, text: &str) {
         let terminal = self.terminal.as_mut().expect("the program has a terminal");
         terminal.write_all(text.as_bytes()).expect("the program holds the terminal open");
