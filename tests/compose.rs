@@ -258,7 +258,7 @@ impl Project {
             let code = docker(&["inspect", "--format", "{{.State.ExitCode}}", &self.container(id)]);
             assert_eq!(code, "0", "node {id} ends in order");
         }
-        docker(&["rm", "--force", &self.others()]);
+        docker(&["rm", "--force", "--volumes", &self.others()]);
         self.compose(&["down"]);
         assert_eq!(docker(&["ps", "-aq", "--filter", &of_project()]), "");
         let volumes = docker(&["volume", "ls", "-q", "--filter", &of_project()]);
