@@ -43,6 +43,8 @@ use crate::{gauges, leadership, limits};
 const READER_THREADS: usize = 16;
 /// Snapshots that are owed and not yet begun.
 const SNAPSHOT_ORDERS: usize = 4096;
+/// How often a starting node looks whether it is ready.
+const READY_LOOK: Duration = Duration::from_millis(20);
 /// A drain waits so long for calls in flight.
 const FINISH_PATIENCE: Duration = Duration::from_secs(20);
 /// A node that was caught up by then with every group it could hear of is ready.
@@ -305,8 +307,9 @@ impl Node {
             engine.stop();
             scrub::end_run(&records)
         });
+        let ended = ended.await;
         transport.stop();
-        match ended.await {
+        match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(fatal_of(&error)),
             Err(_) => return Err(Fatal::Bug("the engine could not be stopped".to_owned())),
@@ -594,7 +597,7 @@ async fn become_ready(core: Arc<Core>) {
             said = started.elapsed().as_secs() / 2;
             info!("waiting: {waiting}");
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(READY_LOOK).await;
     }
 }
 
