@@ -53,6 +53,8 @@ pub mod listener;
 pub mod map;
 pub mod metrics;
 pub mod node;
+mod opening;
+pub mod readiness;
 pub mod reply;
 pub mod scrub;
 pub mod service;

@@ -1,16 +1,11 @@
 //! One node: what `kvnode start` runs, from the lock on its directory to the clean end.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use prost::Message;
 use quorate_proto::v1::{ClusterMap, NodePhase};
-use quorate_raft::{Config as RaftConfig, GroupId};
-use quorate_storage::{
-    DeltaBudget, DiskLevel, Engine as Sled, EngineOptions, HashRange, LogBackend, NodeRecords,
-    RecordLog, ShardStore, StorageError,
-};
+use quorate_raft::Config as RaftConfig;
+use quorate_storage::{DeltaBudget, DiskLevel, Engine as Sled, NodeRecords, StorageError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -20,18 +15,19 @@ use crate::bootstrap::{self, AskAnswers, Plan};
 use crate::boottime::Clock;
 use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
 use crate::command::RequestLimits;
-use crate::config::{Config, LogStore};
+use crate::config::Config;
 use crate::core::{Core, CoreCell, Disk};
-use crate::engine::{Engine, Parts, Shard, fatal_of};
-use crate::exit::{Fatal, guarded_open};
+use crate::engine::{Engine, Parts, fatal_of};
+use crate::exit::Fatal;
 use crate::health::Health;
 use crate::identity::{DataDir, Formed, Identity};
 use crate::listener::{self, Services};
 use crate::map::MapCell;
-use crate::map::first::meta_replicas;
-use crate::map::keeper::{self, Keeper, MAP_RECORD, META, create_replicas};
+use crate::map::keeper::{self, Keeper};
 use crate::metrics::{self, Metrics};
-use crate::scrub::{self, LastRun};
+use crate::opening::{OpenFailed, Storage, open_replicas, open_storage};
+use crate::readiness::become_ready;
+use crate::scrub;
 use crate::service::cluster::{ClusterService, disk_status};
 use crate::service::forward::Forwarder;
 use crate::service::kv::KvService;
@@ -43,12 +39,8 @@ use crate::{gauges, leadership, limits};
 const READER_THREADS: usize = 16;
 /// Snapshots that are owed and not yet begun.
 const SNAPSHOT_ORDERS: usize = 4096;
-/// How often a starting node looks whether it is ready.
-const READY_LOOK: Duration = Duration::from_millis(20);
 /// A drain waits so long for calls in flight.
 const FINISH_PATIENCE: Duration = Duration::from_secs(20);
-/// A node that was caught up by then with every group it could hear of is ready.
-const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs a node until it is told to stop. `Ok` is a clean stop (exit code 0).
 ///
@@ -391,148 +383,6 @@ fn first_targets(config: &Config, formed: &Formed, map: Option<&ClusterMap>) -> 
     founders.collect()
 }
 
-/// What the storage holds when it is open.
-struct Storage {
-    sled: Sled,
-    budget: Arc<DeltaBudget>,
-    records: Arc<NodeRecords>,
-    log: RecordLog,
-    recovered:
-        std::collections::BTreeMap<quorate_storage::ReplicaKey, quorate_storage::RecoveredGroup>,
-    stores: Vec<ShardStore>,
-    /// Replicas whose state does not open.
-    damaged: BTreeSet<GroupId>,
-    map: Option<ClusterMap>,
-    last_run: LastRun,
-}
-
-/// Why the storage is not open.
-enum OpenFailed {
-    /// The process ends with this reason.
-    Ends(Fatal),
-    /// The node stays up, live and not ready, and says this.
-    Stays(String),
-}
-
-impl From<StorageError> for OpenFailed {
-    fn from(error: StorageError) -> Self {
-        match error {
-            StorageError::InUse { .. } => Self::Ends(Fatal::InUse(error.to_string())),
-            StorageError::NewerFormat { .. } => Self::Ends(Fatal::NewerFormat(error.to_string())),
-            StorageError::WrongBackend { .. } => Self::Ends(Fatal::Usage(error.to_string())),
-            StorageError::Barrier { .. } => Self::Ends(Fatal::Fsync(error.to_string())),
-            other => Self::Stays(other.to_string()),
-        }
-    }
-}
-
-fn open_storage(
-    config: &Config,
-    identity: &Identity,
-    formed: &Formed,
-) -> Result<Storage, OpenFailed> {
-    let dir = identity.dir();
-    if identity.storage_created() && !dir.sled_dir().join("db").exists() {
-        return Err(OpenFailed::Stays(format!(
-            "{} is gone, and with it votes and entries that this node has promised to keep; put back \
-             what was moved away, for an older copy could vote a second time",
-            dir.sled_dir().display()
-        )));
-    }
-    let options = EngineOptions {
-        cache_bytes: config.memory.engine_cache,
-        on_fatal: Arc::new(|error: &StorageError| fatal_of(error).end_process()),
-    };
-    let sled = guarded_open(|| Sled::open(&dir.sled_dir(), options))
-        .map_err(|panicked| OpenFailed::Stays(format!("the storage engine {panicked}")))??;
-    let backend = match config.log_store {
-        LogStore::Sled => LogBackend::Sled,
-        LogStore::File => LogBackend::File,
-    };
-    let (log, recovered) = RecordLog::open(backend, &sled, dir.path())?;
-    // No replica speaks before this is written, so none can be forgotten without a trace.
-    identity.set_storage_created().map_err(|error| OpenFailed::Ends(error.into()))?;
-    let records = Arc::new(NodeRecords::open(&sled)?);
-    let map = match records.get(MAP_RECORD)? {
-        Some(bytes) => Some(ClusterMap::decode(bytes.as_slice()).map_err(|error| {
-            OpenFailed::Stays(format!("the remembered cluster map does not decode: {error}"))
-        })?),
-        None => None,
-    };
-    if let Some(map) = &map
-        && map.cluster_id[..] != formed.cluster_id.to_bytes()
-    {
-        return Err(OpenFailed::Ends(Fatal::Identity(format!(
-            "{} holds data of another cluster than IDENTITY says",
-            dir.path().display()
-        ))));
-    }
-    let plan = config.memory;
-    let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
-    let (mut stores, mut damaged) = (Vec::new(), BTreeSet::new());
-    for (group, store) in ShardStore::open_all(&sled, &budget)? {
-        match store {
-            Ok(store) => stores.push(store),
-            // It costs that replica, not the node; it is not here, and its peers serve the shard.
-            Err(error) => {
-                error!(shard = group.0, %error, "replica: not opened, it is damaged");
-                damaged.insert(group);
-            }
-        }
-    }
-    let last_run = scrub::begin_run(&records)?;
-    if last_run != LastRun::Clean {
-        info!(?last_run, "storage: the last run did not end in order");
-    }
-    Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, last_run })
-}
-
-/// Opens what the storage held, and group 0 on a founder's first start. Returns the replicas that
-/// wait for a scrub, and adds the damaged ones to those that stay as they are.
-fn open_replicas(
-    core: &Core,
-    sled: &Sled,
-    formed: &Formed,
-    stores: Vec<ShardStore>,
-    mut recovered: std::collections::BTreeMap<
-        quorate_storage::ReplicaKey,
-        quorate_storage::RecoveredGroup,
-    >,
-    last_run: LastRun,
-    damaged: &mut BTreeSet<GroupId>,
-) -> Result<Vec<Arc<Shard>>, Fatal> {
-    let scrub_first = last_run == LastRun::MayHaveLost;
-    let mut waiting = Vec::new();
-    let mut has_meta = false;
-    for store in stores {
-        let (group, replica) = (store.header().group, store.header().replica);
-        has_meta |= group == META;
-        match core.engine.add(store, recovered.remove(&(group, replica)), scrub_first) {
-            Ok(shard) if scrub_first => waiting.push(shard),
-            Ok(_) => {}
-            Err(error) => {
-                error!(shard = group.0, %error, "replica: not opened, it is damaged");
-                damaged.insert(group);
-            }
-        }
-    }
-    // A replica's state is made before anything of it is logged.
-    for (group, _) in recovered.into_keys() {
-        if damaged.insert(group) {
-            error!(shard = group.0, "replica: not opened, the log knows it and its state is gone");
-        }
-    }
-    has_meta |= damaged.contains(&META);
-    let founders = formed.members.keys().map(|node| node.0);
-    let wanted = keeper::init(META, &meta_replicas(founders), core.node.0, HashRange::ALL, 1);
-    // A map says that the cluster is past its first start: group 0 is then not made anew.
-    if let (false, None, Some(meta)) = (has_meta, core.map.get(), wanted) {
-        create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
-            .map_err(|error| fatal_of(&error))?;
-    }
-    Ok(waiting)
-}
-
 /// Looks after the disk: refuses writes below the reserve, and tells how much is used.
 async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
     let mut interval = tokio::time::interval(Duration::from_secs(1));
@@ -567,57 +417,4 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
         core.metrics.delta_bytes.set(core.budget.used() as i64);
         health.set_disk(disk_status(used, &space, low));
     }
-}
-
-/// Waits until the node has caught up once with what it can hear of, and says so.
-async fn become_ready(core: Arc<Core>) {
-    let started = Instant::now();
-    let mut said = 0;
-    while core.life.phase() != NodePhase::Draining {
-        let waiting = match caught_up(&core).await {
-            None => "the cluster map is not here yet".to_owned(),
-            Some((have, all)) => {
-                // One shard without a quorum must not keep the node from serving the others.
-                let patient = started.elapsed() < CATCH_UP_PATIENCE;
-                if (have == all || !patient) && core.life.phase() == NodePhase::Starting {
-                    core.life.enter(NodePhase::Ready, "");
-                    info!("node: serving");
-                }
-                if have == all {
-                    info!("ready: {all} of {all} shards have leaders");
-                    return;
-                }
-                format!("{have} of {all} shards have leaders and are caught up here")
-            }
-        };
-        if core.life.phase() == NodePhase::Starting {
-            core.life.enter(NodePhase::Starting, waiting.as_str());
-        }
-        if started.elapsed().as_secs() / 2 > said {
-            said = started.elapsed().as_secs() / 2;
-            info!("waiting: {waiting}");
-        }
-        tokio::time::sleep(READY_LOOK).await;
-    }
-}
-
-/// How many of this node's replicas know a leader and have applied what they know to be committed,
-/// and how many there should be, group 0 not counted; a node may hold none. `None` before there is
-/// a map.
-async fn caught_up(core: &Core) -> Option<(usize, usize)> {
-    let map = core.map.get()?;
-    let here = core.engine.shards().all();
-    let status: std::collections::BTreeMap<_, _> = core.engine.status().await.into_iter().collect();
-    let me = core.node.0;
-    let mine = map.shards().iter().filter(|s| s.replicas.iter().any(|r| r.node_id == me));
-    let (mut have, mut all) = (0, 0);
-    for shard in mine {
-        all += 1;
-        let group = GroupId(shard.id);
-        let known = here.get(&group).zip(status.get(&group));
-        have += usize::from(known.is_some_and(|(shard, raft)| {
-            shard.leadership().leader.is_some() && shard.gate.applied() >= raft.commit
-        }));
-    }
-    Some((have, all))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use quorate_proto::hash::even_range;
 use quorate_proto::v1::{ClusterMap, MapNode, MapReplica, MapShard};
 
 use super::placement::{self, Candidate};
@@ -37,14 +38,6 @@ pub fn meta_replicas(node_ids: impl IntoIterator<Item = u64>) -> Vec<MapReplica>
         nodes.pop();
     }
     (1..).zip(nodes).map(|(replica_id, node_id)| MapReplica { replica_id, node_id }).collect()
-}
-
-/// The first hash of shard number `i` (from 0) of `count`: ceil(i · 2^64 / count).
-#[must_use]
-pub fn range_start(i: u64, count: u64) -> u64 {
-    debug_assert!(i < count);
-    // i < count, so the quotient is below 2^64.
-    (u128::from(i) << 64).div_ceil(u128::from(count)) as u64
 }
 
 /// The map with epoch 1: shards 1…N in range order on the nodes that placement chose.
@@ -94,8 +87,7 @@ fn shards(
                     MapReplica { replica_id, node_id }
                 })
                 .collect();
-            let first = range_start(id - 1, count);
-            let last = if id == count { u64::MAX } else { range_start(id, count) - 1 };
+            let (first, last) = even_range(id - 1, count);
             MapShard { id, first, last, epoch: 1, replicas }
         })
         .collect()
@@ -124,8 +116,6 @@ mod tests {
             }
             assert_eq!(expected, 1 << 64);
         }
-        assert_eq!(range_start(1, 3), 0x5555_5555_5555_5556);
-        assert_eq!(range_start(1, 2), 1 << 63);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod placement;
 
 use std::sync::Arc;
 
+use quorate_proto::hash::owner;
 use quorate_proto::v1::{ClusterMap, MapNode, MapShard};
 use quorate_raft::{GroupId, NodeId};
 use tokio::sync::watch;
@@ -46,11 +47,9 @@ impl Map {
     /// Panics if the ranges do not cover the hash space, which the rules of a map exclude.
     #[must_use]
     pub fn shard_of(&self, hash: u64) -> &MapShard {
-        let after = self.proto.shards.partition_point(|shard| shard.first <= hash);
-        let shard = after.checked_sub(1).and_then(|at| self.proto.shards.get(at));
-        match shard {
-            Some(shard) if hash <= shard.last => shard,
-            _ => panic!("map epoch {}: no shard owns hash {hash:#018x}", self.proto.epoch),
+        match owner(&self.proto.shards, hash) {
+            Some(at) => &self.proto.shards[at],
+            None => panic!("map epoch {}: no shard owns hash {hash:#018x}", self.proto.epoch),
         }
     }
 

@@ -1,0 +1,169 @@
+//! Opening what a directory holds: the engine, the log, the states, the map.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use prost::Message;
+use quorate_proto::v1::ClusterMap;
+use quorate_raft::GroupId;
+use quorate_storage::{
+    DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, NodeRecords, RecordLog,
+    RecoveredGroup, ReplicaKey, ShardStore, StorageError,
+};
+use tracing::{error, info};
+
+use crate::config::{Config, LogStore};
+use crate::core::Core;
+use crate::engine::{Shard, fatal_of};
+use crate::exit::{Fatal, guarded_open};
+use crate::identity::{Formed, Identity};
+use crate::map::first::meta_replicas;
+use crate::map::keeper::{self, MAP_RECORD, META, create_replicas};
+use crate::scrub::{self, LastRun};
+
+/// What the storage holds when it is open.
+pub(crate) struct Storage {
+    pub(crate) sled: Sled,
+    pub(crate) budget: Arc<DeltaBudget>,
+    pub(crate) records: Arc<NodeRecords>,
+    pub(crate) log: RecordLog,
+    pub(crate) recovered: BTreeMap<ReplicaKey, RecoveredGroup>,
+    pub(crate) stores: Vec<ShardStore>,
+    /// Replicas whose state does not open.
+    pub(crate) damaged: BTreeSet<GroupId>,
+    pub(crate) map: Option<ClusterMap>,
+    pub(crate) last_run: LastRun,
+}
+
+/// Why the storage is not open.
+pub(crate) enum OpenFailed {
+    /// The process ends with this reason.
+    Ends(Fatal),
+    /// The node stays up, live and not ready, and says this.
+    Stays(String),
+}
+
+impl From<StorageError> for OpenFailed {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::InUse { .. } => Self::Ends(Fatal::InUse(error.to_string())),
+            StorageError::NewerFormat { .. } => Self::Ends(Fatal::NewerFormat(error.to_string())),
+            StorageError::WrongBackend { .. } => Self::Ends(Fatal::Usage(error.to_string())),
+            StorageError::Barrier { .. } => Self::Ends(Fatal::Fsync(error.to_string())),
+            other => Self::Stays(other.to_string()),
+        }
+    }
+}
+
+/// Opens everything that a member's directory holds.
+///
+/// # Errors
+///
+/// Whether the process ends, or the node stays up to say why it serves nothing.
+pub(crate) fn open_storage(
+    config: &Config,
+    identity: &Identity,
+    formed: &Formed,
+) -> Result<Storage, OpenFailed> {
+    let dir = identity.dir();
+    if identity.storage_created() && !dir.sled_dir().join("db").exists() {
+        return Err(OpenFailed::Stays(format!(
+            "{} is gone, and with it votes and entries that this node has promised to keep; put back \
+             what was moved away, for an older copy could vote a second time",
+            dir.sled_dir().display()
+        )));
+    }
+    let options = EngineOptions {
+        cache_bytes: config.memory.engine_cache,
+        on_fatal: Arc::new(|error: &StorageError| fatal_of(error).end_process()),
+    };
+    let sled = guarded_open(|| Sled::open(&dir.sled_dir(), options))
+        .map_err(|panicked| OpenFailed::Stays(format!("the storage engine {panicked}")))??;
+    let backend = match config.log_store {
+        LogStore::Sled => LogBackend::Sled,
+        LogStore::File => LogBackend::File,
+    };
+    let (log, recovered) = RecordLog::open(backend, &sled, dir.path())?;
+    // No replica speaks before this is written, so none can be forgotten without a trace.
+    identity.set_storage_created().map_err(|error| OpenFailed::Ends(error.into()))?;
+    let records = Arc::new(NodeRecords::open(&sled)?);
+    let map = match records.get(MAP_RECORD)? {
+        Some(bytes) => Some(ClusterMap::decode(bytes.as_slice()).map_err(|error| {
+            OpenFailed::Stays(format!("the remembered cluster map does not decode: {error}"))
+        })?),
+        None => None,
+    };
+    if let Some(map) = &map
+        && map.cluster_id[..] != formed.cluster_id.to_bytes()
+    {
+        return Err(OpenFailed::Ends(Fatal::Identity(format!(
+            "{} holds data of another cluster than IDENTITY says",
+            dir.path().display()
+        ))));
+    }
+    let plan = config.memory;
+    let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
+    let (mut stores, mut damaged) = (Vec::new(), BTreeSet::new());
+    for (group, store) in ShardStore::open_all(&sled, &budget)? {
+        match store {
+            Ok(store) => stores.push(store),
+            // It costs that replica, not the node; it is not here, and its peers serve the shard.
+            Err(error) => {
+                error!(shard = group.0, %error, "replica: not opened, it is damaged");
+                damaged.insert(group);
+            }
+        }
+    }
+    let last_run = scrub::begin_run(&records)?;
+    if last_run != LastRun::Clean {
+        info!(?last_run, "storage: the last run did not end in order");
+    }
+    Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, last_run })
+}
+
+/// Opens what the storage held, and group 0 on a founder's first start. Returns the replicas that
+/// wait for a scrub, and adds the damaged ones to those that stay as they are.
+///
+/// # Errors
+///
+/// A failed write.
+pub(crate) fn open_replicas(
+    core: &Core,
+    sled: &Sled,
+    formed: &Formed,
+    stores: Vec<ShardStore>,
+    mut recovered: BTreeMap<ReplicaKey, RecoveredGroup>,
+    last_run: LastRun,
+    damaged: &mut BTreeSet<GroupId>,
+) -> Result<Vec<Arc<Shard>>, Fatal> {
+    let scrub_first = last_run == LastRun::MayHaveLost;
+    let mut waiting = Vec::new();
+    let mut has_meta = false;
+    for store in stores {
+        let (group, replica) = (store.header().group, store.header().replica);
+        has_meta |= group == META;
+        match core.engine.add(store, recovered.remove(&(group, replica)), scrub_first) {
+            Ok(shard) if scrub_first => waiting.push(shard),
+            Ok(_) => {}
+            Err(error) => {
+                error!(shard = group.0, %error, "replica: not opened, it is damaged");
+                damaged.insert(group);
+            }
+        }
+    }
+    // A replica's state is made before anything of it is logged.
+    for (group, _) in recovered.into_keys() {
+        if damaged.insert(group) {
+            error!(shard = group.0, "replica: not opened, the log knows it and its state is gone");
+        }
+    }
+    has_meta |= damaged.contains(&META);
+    let founders = formed.members.keys().map(|node| node.0);
+    let wanted = keeper::init(META, &meta_replicas(founders), core.node.0, HashRange::ALL, 1);
+    // A map says that the cluster is past its first start: group 0 is then not made anew.
+    if let (false, None, Some(meta)) = (has_meta, core.map.get(), wanted) {
+        create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
+            .map_err(|error| fatal_of(&error))?;
+    }
+    Ok(waiting)
+}

@@ -1,0 +1,69 @@
+//! When a node that has started is ready.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorate_proto::v1::NodePhase;
+use quorate_raft::GroupId;
+use tracing::info;
+
+use crate::core::Core;
+
+/// How often a starting node looks whether it is ready.
+const READY_LOOK: Duration = Duration::from_millis(20);
+/// A node that was caught up by then with every group it could hear of is ready.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until the node has caught up once with what it can hear of, and says so.
+pub async fn become_ready(core: Arc<Core>) {
+    let started = Instant::now();
+    let mut said = 0;
+    while core.life.phase() != NodePhase::Draining {
+        let waiting = match caught_up(&core).await {
+            None => "the cluster map is not here yet".to_owned(),
+            Some((have, all)) => {
+                // One shard without a quorum must not keep the node from serving the others.
+                let patient = started.elapsed() < CATCH_UP_PATIENCE;
+                if (have == all || !patient) && core.life.phase() == NodePhase::Starting {
+                    core.life.enter(NodePhase::Ready, "");
+                    info!("node: serving");
+                }
+                if have == all {
+                    info!("ready: {all} of {all} shards have leaders");
+                    return;
+                }
+                format!("{have} of {all} shards have leaders and are caught up here")
+            }
+        };
+        if core.life.phase() == NodePhase::Starting {
+            core.life.enter(NodePhase::Starting, waiting.as_str());
+        }
+        if started.elapsed().as_secs() / 2 > said {
+            said = started.elapsed().as_secs() / 2;
+            info!("waiting: {waiting}");
+        }
+        tokio::time::sleep(READY_LOOK).await;
+    }
+}
+
+/// How many of this node's replicas know a leader and have applied what they know to be committed,
+/// and how many there should be, group 0 not counted; a node may hold none. `None` before there is
+/// a map.
+async fn caught_up(core: &Core) -> Option<(usize, usize)> {
+    let map = core.map.get()?;
+    let here = core.engine.shards().all();
+    let status: BTreeMap<_, _> = core.engine.status().await.into_iter().collect();
+    let me = core.node.0;
+    let mine = map.shards().iter().filter(|s| s.replicas.iter().any(|r| r.node_id == me));
+    let (mut have, mut all) = (0, 0);
+    for shard in mine {
+        all += 1;
+        let group = GroupId(shard.id);
+        let known = here.get(&group).zip(status.get(&group));
+        have += usize::from(known.is_some_and(|(shard, raft)| {
+            shard.leadership().leader.is_some() && shard.gate.applied() >= raft.commit
+        }));
+    }
+    Some((have, all))
+}
