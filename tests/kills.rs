@@ -146,6 +146,7 @@ async fn no_kill_loses_what_was_acknowledged() {
     let without = ALL.iter().filter(|category| table.get(category).is_none_or(|t| t.hits == 0));
     let without: Vec<_> = without.collect();
 
+    campaign.kill_all_at_once().await;
     let Campaign { mut cluster, registers, .. } = campaign;
     let mut recorded = registers.stop().await;
     check(&cluster, &mut recorded, "after the kills").await;
@@ -182,6 +183,16 @@ impl Campaign {
         self.cluster.start_all().await;
         self.wait_answers().await;
         hit
+    }
+
+    /// The end of all nodes, while clients write as fast as they can.
+    async fn kill_all_at_once(&mut self) {
+        self.registers.set_heavy(true);
+        self.wait_answers().await;
+        self.cluster.kill_all();
+        self.registers.set_heavy(false);
+        self.cluster.start_all().await;
+        self.wait_answers().await;
     }
 
     /// Waits until clients were answered some more.
