@@ -1,0 +1,280 @@
+//! Damage of a stopped node's files: said when the node starts again, never silent, never a panic, and
+//! the others go on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use quorate_client::Client;
+use quorate_proto::v1::{GetRequest, GetResponse, NodePhase, ReadLevel, Reason, ReplicaHealth};
+use quorate_tests::cluster::PATIENCE;
+use quorate_tests::raw::{CALL, at, failure, within};
+use quorate_tests::{Cluster, ClusterOptions, Exit, until_async};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tonic::Code;
+
+/// A stopped node's file, with some bits of it flipped.
+fn flip(path: &Path, random: &mut StdRng, flips: usize) {
+    let mut bytes = fs::read(path).expect("the file is there");
+    // The file of the engine is a few mebibytes, most of them zeros that nobody has written.
+    let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    assert!(written > 0, "{} is empty", path.display());
+    for _ in 0..flips {
+        let at = random.random_range(0..written);
+        bytes[at] ^= 1 << random.random_range(0..8);
+    }
+    fs::write(path, bytes).expect("the file is written");
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("a copy");
+        }
+    }
+}
+
+const KEPT: u32 = 60;
+
+fn kept(number: u32) -> (String, String) {
+    (format!("kept-{number}"), format!("{number}:{}", "k".repeat(number as usize * 97 % 3_000)))
+}
+
+/// What became of a node whose files were damaged.
+#[derive(Debug, PartialEq, Eq)]
+enum Became {
+    /// It ended with this code.
+    Ended(i32),
+    /// It stays up, live and not ready, and says why.
+    Failed,
+    /// It serves, and has everything.
+    Whole,
+    /// It serves, and knows that some of its replicas are damaged.
+    PartlyDamaged,
+}
+
+/// Starts node 3 on what is left of its directory, and sees that no lie comes of it.
+async fn outcome(cluster: &mut Cluster, what: &str) -> Became {
+    cluster.start_node(3);
+    let status = until_async(&format!("node 3 says how it stands ({what})"), PATIENCE, || async {
+        if cluster.has_ended(3) {
+            return Some(None);
+        }
+        let status = cluster.status(3).await?;
+        let settled = matches!(status.phase(), NodePhase::Ready | NodePhase::StorageFailed);
+        settled.then_some(Some(status))
+    })
+    .await;
+    let became = match status {
+        None => match cluster.wait_end(3) {
+            Exit::Code(code) => Became::Ended(code),
+            Exit::Signal(signal) => panic!("{what}: node 3 died of signal {signal}"),
+        },
+        Some(status) if status.phase() == NodePhase::StorageFailed => {
+            assert!(status.live && !status.ready, "{what}: {status:?}");
+            assert!(status.detail.len() > 20, "{what}: {}", status.detail);
+            println!("{what}: {}", status.detail);
+            Became::Failed
+        }
+        Some(_) => no_silent_loss(cluster, what).await,
+    };
+    if let Became::Ended(code) = became {
+        assert!([10, 12, 20, 21].contains(&code), "{what}: exit code {code}");
+        let log = cluster.log(3);
+        let last = log.lines().last().unwrap_or_default();
+        assert!(last.contains("exit_code") && last.len() > 100, "{what}: {last}");
+    }
+    became
+}
+
+/// Waits until each key is answered by node 3 as it was written, or its replica there says that it
+/// is damaged.
+async fn no_silent_loss(cluster: &Cluster, what: &str) -> Became {
+    let waited = format!("node 3 has all keys or knows its damage ({what})");
+    until_async(&waited, PATIENCE, || async {
+        let mut kv = cluster.kv(3);
+        for number in 0..KEPT {
+            let (key, value) = kept(number);
+            let request =
+                GetRequest { key: key.into(), read: at(ReadLevel::Stale), ..GetRequest::default() };
+            match kv.get(within(CALL, request)).await.map(tonic::Response::into_inner) {
+                Ok(GetResponse { found: true, value: got, .. }) if got == value => {}
+                // Not a wrong value, ever; an absent key only until the loss is found out.
+                Ok(GetResponse { found: false, .. }) => return None,
+                Ok(other) => panic!("{what}: key {number} is {other:?}"),
+                Err(status) => assert_eq!(
+                    (status.code(), failure(&status).reason()),
+                    (Code::DataLoss, Reason::ReplicaDamaged),
+                    "{what}: {status:?}"
+                ),
+            }
+        }
+        let status = cluster.status(3).await?;
+        let whole = status.replicas.len() == 3
+            && status.replicas.iter().all(|replica| replica.health() == ReplicaHealth::Ok);
+        Some(if whole { Became::Whole } else { Became::PartlyDamaged })
+    })
+    .await
+}
+
+/// A way to damage the files of a node.
+type Damage = (&'static str, fn(&Path, &mut StdRng));
+
+async fn damage_is_never_silent(store: &str, damages: &[Damage]) {
+    let mut cluster = Cluster::start(ClusterOptions {
+        shards: 2,
+        arguments: vec!["--log-store".to_owned(), store.to_owned()],
+        ..ClusterOptions::default()
+    })
+    .await;
+    let client: Client = cluster.client();
+    for number in 0..KEPT {
+        let (key, value) = kept(number);
+        client.put(key, value).await.expect("a put");
+    }
+    cluster.wait_equal().await;
+    assert_eq!(cluster.stop(3), Exit::Code(0));
+    let (data, pristine) = (cluster.node(3).data.clone(), cluster.directory().join("pristine"));
+    copy(&data, &pristine);
+
+    let mut told = 0;
+    for (round, (what, damage)) in damages.iter().enumerate() {
+        cluster.wipe(3);
+        copy(&pristine, &data);
+        damage(&data, &mut StdRng::seed_from_u64(round as u64));
+        let before = cluster.log(3).len();
+        let became = outcome(&mut cluster, what).await;
+        println!("{store}: {what}: {became:?}");
+        told += usize::from(became != Became::Whole);
+        let log = cluster.log(3);
+        let panicked = log[before..].lines().find(|line| {
+            line.contains("panicked")
+                && !line.contains("guarded section")
+                && !line.contains("not opened")
+        });
+        assert!(panicked.is_none(), "{what}: {panicked:?}");
+        let put = client.put("goes-on", round.to_string()).await;
+        put.unwrap_or_else(|error| panic!("{what}: the others go on: {error}"));
+        match became {
+            // It has promised to remember more than the copy holds: the copy is out of date.
+            Became::Whole => {
+                cluster.wait_equal().await;
+                assert_eq!(cluster.stop(3), Exit::Code(0));
+                fs::remove_dir_all(&pristine).expect("removed");
+                copy(&data, &pristine);
+            }
+            Became::PartlyDamaged => {
+                cluster.kill(3);
+                check_kept(&client).await;
+                return;
+            }
+            Became::Failed => assert_eq!(cluster.stop(3), Exit::Code(0), "{what}"),
+            Became::Ended(_) => {}
+        }
+    }
+    assert!(told > 0, "no damage was ever met");
+    cluster.wipe(3);
+    copy(&pristine, &data);
+    cluster.start_node(3);
+    cluster.wait_ready().await;
+    cluster.wait_equal().await;
+    check_kept(&client).await;
+}
+
+async fn check_kept(client: &Client) {
+    for number in 0..KEPT {
+        let (key, value) = kept(number);
+        assert_eq!(client.get(key).await.expect("a read").value, value);
+    }
+}
+
+fn flip_engine(data: &Path, random: &mut StdRng) {
+    flip(&data.join("sled/db"), random, 1);
+}
+
+fn flip_engine_much(data: &Path, random: &mut StdRng) {
+    flip(&data.join("sled/db"), random, 200);
+}
+
+fn flip_engine_config(data: &Path, random: &mut StdRng) {
+    flip(&data.join("sled/conf"), random, 1);
+}
+
+fn flip_mark(data: &Path, random: &mut StdRng) {
+    flip(&data.join("MARK"), random, 1);
+}
+
+fn break_mark(data: &Path, _: &mut StdRng) {
+    let path = data.join("MARK");
+    let length = fs::metadata(&path).expect("MARK is there").len() as usize;
+    fs::write(path, vec![0x55; length]).expect("written");
+}
+
+fn remove_mark(data: &Path, _: &mut StdRng) {
+    fs::remove_file(data.join("MARK")).expect("removed");
+}
+
+/// The files of the log, oldest first.
+fn log_files(data: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data.join("log")).expect("the log is there").flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "the log has files");
+    files
+}
+
+fn flip_log(data: &Path, random: &mut StdRng) {
+    flip(log_files(data).last().expect("checked"), random, 1);
+}
+
+fn flip_log_much(data: &Path, random: &mut StdRng) {
+    flip(log_files(data).last().expect("checked"), random, 100);
+}
+
+fn cut_log(data: &Path, _: &mut StdRng) {
+    let newest = log_files(data).pop().expect("checked");
+    let bytes = fs::read(&newest).expect("read");
+    let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    fs::write(&newest, &bytes[..written / 2]).expect("written");
+}
+
+fn remove_log(data: &Path, _: &mut StdRng) {
+    for file in log_files(data) {
+        fs::remove_file(file).expect("removed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_the_engines_files_is_never_silent_and_never_a_panic() {
+    let mut damages: Vec<Damage> = vec![("one bit of sled/db", flip_engine); 8];
+    damages.extend([
+        ("many bits of sled/db", flip_engine_much as fn(&Path, &mut StdRng)),
+        ("one bit of sled/conf", flip_engine_config),
+        ("one bit of MARK", flip_mark),
+        ("all of MARK", break_mark),
+        ("MARK removed", remove_mark),
+    ]);
+    damage_is_never_silent("sled", &damages).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_the_log_file_is_never_silent_and_never_a_panic() {
+    let mut damages: Vec<Damage> = vec![("one bit of the log", flip_log); 3];
+    damages.extend([
+        ("many bits of the log", flip_log_much as fn(&Path, &mut StdRng)),
+        ("half of the log", cut_log),
+        ("the log removed", remove_log),
+        // Without the log in it, the engine holds the state and little else.
+        ("one bit of the state", flip_engine),
+        ("one bit of the state", flip_engine),
+        ("one bit of the state", flip_engine),
+        ("many bits of the state", flip_engine_much),
+        ("one bit of MARK", flip_mark),
+        ("MARK removed", remove_mark),
+    ]);
+    damage_is_never_silent("file", &damages).await;
+}
