@@ -206,7 +206,9 @@ impl Lost {
         }
         let broken = StdError::source(status).is_some();
         let effect = match status.code() {
-            _ if has_source::<tonic::ConnectError>(status) => Effect::None,
+            _ if has_source::<tonic::ConnectError>(status) || was_never_sent(status) => {
+                Effect::None
+            }
             // The library refuses these before a handler sees the request.
             Code::InvalidArgument
             | Code::OutOfRange
@@ -353,14 +355,23 @@ fn is_of_reads(row: &quorate_proto::reason::ReasonRow) -> bool {
 
 /// Whether an error of this type is among the causes of a status.
 fn has_source<E: StdError + 'static>(status: &Status) -> bool {
+    source_of::<E>(status).is_some()
+}
+
+/// The request was still queued when its connection ended, as when a node goes down in order.
+fn was_never_sent(status: &Status) -> bool {
+    source_of::<hyper::Error>(status).is_some_and(hyper::Error::is_canceled)
+}
+
+fn source_of<E: StdError + 'static>(status: &Status) -> Option<&E> {
     let mut source = StdError::source(status);
     while let Some(error) = source {
-        if error.is::<E>() {
-            return true;
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
         }
         source = error.source();
     }
-    false
+    None
 }
 
 /// The status's message and the last of its causes, which is the one that says something.
