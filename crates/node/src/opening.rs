@@ -1,6 +1,7 @@
 //! Opening what a directory holds: the engine, the log, the states, the map.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use prost::Message;
@@ -55,6 +56,17 @@ impl From<StorageError> for OpenFailed {
     }
 }
 
+/// The engine's own words name neither the directory nor what that means.
+fn cannot_open(sled: &Path, error: StorageError) -> OpenFailed {
+    match error {
+        StorageError::Engine { .. } | StorageError::OpenPanicked { .. } => OpenFailed::Stays(format!(
+            "{} cannot be opened: {error}. It was left as it is; the other nodes serve its shards",
+            sled.display()
+        )),
+        other => other.into(),
+    }
+}
+
 /// Opens everything that a member's directory holds.
 ///
 /// # Errors
@@ -78,7 +90,8 @@ pub(crate) fn open_storage(
         on_fatal: Arc::new(|error: &StorageError| fatal_of(error).end_process()),
     };
     let sled = guarded_open(|| Sled::open(&dir.sled_dir(), options))
-        .map_err(|panicked| OpenFailed::Stays(format!("the storage engine {panicked}")))??;
+        .map_err(|panicked| OpenFailed::Stays(format!("the storage engine {panicked}")))?
+        .map_err(|error| cannot_open(&dir.sled_dir(), error))?;
     let backend = match config.log_store {
         LogStore::Sled => LogBackend::Sled,
         LogStore::File => LogBackend::File,
