@@ -59,10 +59,12 @@ impl From<StorageError> for OpenFailed {
 /// The engine's own words name neither the directory nor what that means.
 fn cannot_open(sled: &Path, error: StorageError) -> OpenFailed {
     match error {
-        StorageError::Engine { .. } | StorageError::OpenPanicked { .. } => OpenFailed::Stays(format!(
-            "{} cannot be opened: {error}. It was left as it is; the other nodes serve its shards",
-            sled.display()
-        )),
+        StorageError::Engine { .. } | StorageError::OpenPanicked { .. } => {
+            OpenFailed::Stays(format!(
+                "{} cannot be opened: {error}. It was left as it is; the other nodes serve its shards",
+                sled.display()
+            ))
+        }
         other => other.into(),
     }
 }
