@@ -99,13 +99,27 @@ pub(super) struct Loop {
     pub(super) state: State,
 }
 
+/// An election to be held before its time, because the process of the leader is gone.
+#[derive(Clone, Copy, Debug)]
+struct EarlyElection {
+    gone: NodeId,
+    attempts_left: u32,
+}
+
+/// The survivors do not notice at once: one that still believes in the leader refuses the first
+/// pre-vote, and one whose log is shorter can only wait for the other. So it is tried again, well
+/// before the election timeout would.
+const RETRIES: u32 = 2;
+/// The time between two attempts: the spread and a round trip, so that they do not meet.
+const RETRY_TICKS: u64 = 15;
+
 /// What a loop owns alone.
 #[derive(Default)]
 pub(super) struct State {
     groups: BTreeMap<GroupId, Group>,
     deadlines: BTreeSet<(Ticks, GroupId)>,
     /// Elections to be started at once, because the leader's process is gone.
-    early_elections: BTreeMap<(Ticks, GroupId), NodeId>,
+    early_elections: BTreeMap<(Ticks, GroupId), EarlyElection>,
     touched: Vec<GroupId>,
 }
 
@@ -272,7 +286,8 @@ impl Loop {
             .map(|group| {
                 let id = group.shard.group;
                 let mixed = (id.0 ^ (self.node.0 << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                ((Ticks(now.0 + (mixed >> 32) % SPREAD_TICKS), id), node)
+                let early = EarlyElection { gone: node, attempts_left: RETRIES };
+                ((Ticks(now.0 + (mixed >> 32) % SPREAD_TICKS), id), early)
             })
             .collect();
         if !elections.is_empty() {
@@ -290,17 +305,21 @@ impl Loop {
     }
 
     fn fire_due(&mut self, now: Ticks) {
-        while let Some((&(due, id), &gone)) = self.state.early_elections.first_key_value() {
+        while let Some((&(due, id), &early)) = self.state.early_elections.first_key_value() {
             if due > now {
                 break;
             }
             self.state.early_elections.remove(&(due, id));
-            self.with(id, |group| {
-                // Unless another one leads by now.
-                if group.raft.leader().is_some_and(|leader| leader.node == gone) {
-                    group.raft.election_timeout(now);
+            let Some(group) = self.touch(id) else { continue };
+            let leader = group.raft.leader().map(|leader| leader.node);
+            // Unless another one leads by now.
+            if leader.is_none_or(|node| node == early.gone) {
+                group.raft.election_timeout(now);
+                if early.attempts_left > 0 {
+                    let next = EarlyElection { attempts_left: early.attempts_left - 1, ..early };
+                    self.state.early_elections.insert((Ticks(now.0 + RETRY_TICKS), id), next);
                 }
-            });
+            }
         }
         let due = self.state.deadlines.range(..=(now, GroupId(u64::MAX)));
         let due: Vec<GroupId> = due.map(|(_, id)| *id).collect();
