@@ -40,8 +40,15 @@ pub struct Environment(BTreeMap<String, String>);
 /// What all variables of this program begin with.
 const PREFIX: &str = "QUORATE_";
 
-/// Variables with the prefix that others read: the test helper and the fault switches.
-const FOREIGN: [&str; 3] = ["QUORATE_BIN_DIR", "QUORATE_REQUIRE", "QUORATE_SEEDED_BUG"];
+/// Variables with the prefix that others read: the tests and the fault switches.
+const FOREIGN: [&str; 6] = [
+    "QUORATE_BIN_DIR",
+    "QUORATE_KILLS",
+    "QUORATE_REQUIRE",
+    "QUORATE_SEED",
+    "QUORATE_SEEDED_BUG",
+    "QUORATE_SKIPPED",
+];
 
 /// The variable that names the configuration file.
 pub const CONFIG_VARIABLE: &str = "QUORATE_CONFIG";
