@@ -1,5 +1,6 @@
 //! What all services of a formed node share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -46,6 +47,8 @@ pub struct Core {
     pub life: Arc<Life>,
     /// How much of the disk's reserve is left.
     pub disk: Arc<Disk>,
+    /// Replicas whose state is there and did not open; they serve nothing.
+    pub damaged: Mutex<BTreeSet<GroupId>>,
     /// The clocks.
     pub clock: Clock,
 }
@@ -296,6 +299,18 @@ impl CoreCell {
     pub fn serving(&self) -> Result<Arc<Core>, Failure> {
         if let Some(core) = self.get() {
             core.check_serving()?;
+            return Ok(core);
+        }
+        self.open()
+    }
+
+    /// The core as soon as the storage is open: enough for a stale read, which always answers.
+    ///
+    /// # Errors
+    ///
+    /// STARTING.
+    pub fn open(&self) -> Result<Arc<Core>, Failure> {
+        if let Some(core) = self.get() {
             return Ok(core);
         }
         let detail = self.life.detail();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use quorate_proto::v1::{ClusterMap, NodePhase};
 use quorate_raft::Config as RaftConfig;
 use quorate_storage::{DeltaBudget, DiskLevel, Engine as Sled, NodeRecords, StorageError};
@@ -229,6 +230,7 @@ impl Node {
         self.cell.set(core.clone());
         let waiting =
             open_replicas(&core, &sled, &formed, stores, recovered, last_run, &mut damaged)?;
+        core.damaged.lock().clone_from(&damaged);
         if !waiting.is_empty() {
             let engine = engine.clone();
             tokio::task::spawn_blocking(move || scrub::scrub_before_service(&engine, &waiting));
@@ -277,6 +279,7 @@ impl Node {
             metrics: self.metrics.clone(),
             life: self.cell.life.clone(),
             disk: disk.clone(),
+            damaged: Mutex::default(),
             clock: Clock,
         })
     }

@@ -181,6 +181,13 @@ async fn describe(core: &Core, status: &mut GetStatusResponse, omit_replicas: bo
         .values()
         .filter_map(|shard| Some(replica(shard, by_group.get(&shard.group)?)))
         .collect();
+    status.replicas.extend(core.damaged.lock().iter().map(|group| ReplicaStatus {
+        shard: group.0,
+        role: ReplicaRole::Follower as i32,
+        health: ReplicaHealth::Damaged as i32,
+        ..ReplicaStatus::default()
+    }));
+    status.replicas.sort_by_key(|replica| replica.shard);
 }
 
 fn replica(shard: &Shard, raft: &RaftStatus) -> ReplicaStatus {

@@ -53,7 +53,11 @@ impl KvService {
         F: Future<Output = Result<T, Failure>>,
     {
         let context = Context::of(request.metadata());
-        let core = self.cell.serving().map_err(|failure| context.status(&failure))?;
+        let core = match level {
+            LevelLabel::Stale => self.cell.open(),
+            _ => self.cell.serving(),
+        };
+        let core = core.map_err(|failure| context.status(&failure))?;
         let _call = core.life.call();
         let outcome = run(core.clone(), context.clone(), request.into_inner()).await;
         let code = outcome.as_ref().map_or_else(|failure| failure.code, |_| 0);
