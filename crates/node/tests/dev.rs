@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node that ends when its input does, as real ones do.
-const NODE: &str = "#!/bin/sh\necho \"up $*\"\nexec cat >/dev/null\n";
+const NODE: &str = "#!/bin/sh\necho \"up $*\"\nwhile read -r line; do :; done\n";
 
 /// A running `kvnode dev` and what it says.
 struct Dev {
@@ -195,7 +195,8 @@ fn a_node_that_dies_is_reported_and_stays_dead() {
 
 #[test]
 fn a_node_that_fails_is_reported_with_its_exit_status() {
-    let node = "#!/bin/sh\ncase \"$*\" in *--node-id=2*) exit 20;; esac\nexec cat >/dev/null\n";
+    let node =
+        "#!/bin/sh\ncase \"$*\" in *--node-id=2*) exit 20;; esac\nwhile read -r line; do :; done\n";
     let mut dev = Dev::start(node, &["--base-port", &base_port(3)]);
     dev.line(&["n2 ended with exit status 20; start 2 starts it again"]);
 }
@@ -223,7 +224,7 @@ fn killed_itself_it_leaves_no_node_behind_not_even_a_paused_one() {
 #[test]
 fn a_node_that_does_not_end_is_killed_by_the_second_signal() {
     // It ignores the request to end, and its input.
-    let node = "#!/bin/sh\ntrap '' TERM\necho up\nwhile :; do sleep 0.1; done\n";
+    let node = "#!/bin/sh\ntrap '' TERM\necho up\nwhile :; do read -r line || :; done\n";
     let mut dev = Dev::start(node, &["--nodes", "1", "--base-port", &base_port(1)]);
     let pid = dev.pid("n1");
     dev.line(&["n1 | up"]);
