@@ -1,5 +1,5 @@
-//! `kvnode dev` with nodes that are shell scripts: starting, ending, and who ends with whom. What the
-//! real nodes do is tested with the whole system.
+//! `kvnode dev` with nodes that are shell scripts, but for one test: starting, ending, and who ends with
+//! whom. What the real nodes do beside that is tested with the whole system.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -41,10 +41,18 @@ impl Dev {
         let script = home.path().join("node.sh");
         fs::write(&script, node).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = ["--node-binary", script.to_str().unwrap()];
+        Self::run(home, &[&program, flags].concat())
+    }
+
+    /// Starts real nodes.
+    fn start_real(flags: &[&str]) -> Self {
+        Self::run(tempfile::tempdir().unwrap(), flags)
+    }
+
+    fn run(home: tempfile::TempDir, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kvnode"))
             .arg("dev")
-            .arg("--node-binary")
-            .arg(&script)
             .args(flags)
             .env("XDG_DATA_HOME", home.path().join("data"))
             .env("TMPDIR", home.path())
@@ -212,8 +220,9 @@ fn without_a_terminal_it_ends_with_its_last_node() {
 
 #[test]
 fn killed_itself_it_leaves_no_node_behind_not_even_a_paused_one() {
-    let mut dev = Dev::start(NODE, &["--base-port", &base_port(3)]);
+    let mut dev = Dev::start_real(&["--ephemeral", "--base-port", &base_port(3)]);
     let pids: Vec<_> = ["n1", "n2", "n3"].iter().map(|node| dev.pid(node)).collect();
+    dev.line(&["n3 | ", "node: listening"]);
     kill_process(pids[2], Signal::STOP).unwrap();
     until("the node is stopped", || state(pids[2]) == Some('T'));
     dev.signal(Signal::KILL);

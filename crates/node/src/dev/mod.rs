@@ -3,9 +3,8 @@
 //! Each node is a child process that runs `kvnode start`, in a process group of its own: Ctrl-C reaches
 //! this process alone, which then ends its children in order. This process holds the other end of each
 //! child's standard input and never writes to it. When this process ends, however it ends, the kernel
-//! closes that pipe and the children see the end of their input ([`exit_with_parent`]); a child that is
-//! stopped at that moment is woken by the kernel, because its process group has lost its parent. So no
-//! child is orphaned, even by `kill -9`.
+//! closes that pipe and the children see the end of their input; on Linux it kills them as well, the
+//! paused ones too ([`exit_with_parent`]). So no child is orphaned, even by `kill -9`.
 
 mod child;
 mod console;
@@ -21,6 +20,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use clap::Args;
+#[cfg(target_os = "linux")]
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::config::{self, DEFAULT_PORT, MAX_SHARDS, MIN_MEMORY};
 use crate::exit::Fatal;
@@ -154,7 +155,15 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
 /// Ends this process as soon as the other end of its standard input is closed, which the kernel does
 /// when the process that holds it ends. It ends at once: whoever could wait for a slow stop is gone, and
 /// a store that keeps its promises through a power cut keeps them here.
+///
+/// A paused process cannot read its input, so on Linux the kernel is asked to kill it in that case. It
+/// counts the thread that started this process as the parent; `kvnode dev` has one thread only.
 pub fn exit_with_parent() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        tracing::warn!("cannot ask to be ended with the parent process: {error}");
+    }
+    // The parent may have ended before that: the end of the input is seen all the same.
     let watch = || {
         drain(std::io::stdin().lock());
         std::process::exit(0);
