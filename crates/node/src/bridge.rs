@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
 use quorate_storage::{DiskLevel, Installer, SnapshotSource as StoredSnapshot};
@@ -96,6 +97,10 @@ impl Inbound for Incoming {
             _ => true,
         });
         self.engine.deliver(messages);
+    }
+
+    fn bulk_room(&self) -> Option<BoxFuture<'static, ()>> {
+        self.engine.room()
     }
 
     fn bulk_dropped(&self, group: GroupId, to: ReplicaId) {

@@ -71,10 +71,9 @@ pub trait Inbound: Send + Sync + 'static {
     fn deliver(&self, from: NodeId, lane: Lane, messages: Vec<Envelope>);
 
     /// Awaited before the next bulk frame is read, where it is `Some`: a node whose inbox is full
-    /// thereby slows its peers down to its own pace. Never asked for the control lane.
-    fn bulk_room(&self) -> Option<BoxFuture<'static, ()>> {
-        None
-    }
+    /// thereby slows its peers down to its own pace; frames are acknowledged meanwhile. Never asked
+    /// for the control lane.
+    fn bulk_room(&self) -> Option<BoxFuture<'static, ()>>;
 
     /// Messages of the bulk lane to this replica were dropped or may be lost. Called once for each
     /// cause, not for each message.

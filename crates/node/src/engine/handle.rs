@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorate_raft::{
     Config as RaftConfig, Envelope, GroupId, Message, NodeId, Raft, Replica, ReplicaId, SessionId,
@@ -246,10 +247,11 @@ impl Engine {
         self.engine_loop(read.group).offer(Input::Read(read)).is_ok()
     }
 
-    /// Hands in messages of a peer. Those that find the queue full are dropped, as on a network.
+    /// Hands in messages of a peer. Those that find the queue full are dropped, as on a network;
+    /// who can wait asks for [`Engine::room`] first.
     pub fn deliver(&self, envelopes: Vec<Envelope>) {
         if self.loops.len() == 1 {
-            let _ = self.loops[0].offer(Input::Messages(envelopes));
+            let _ = self.loops[0].offer_urgent(Input::Messages(envelopes));
             return;
         }
         let mut by_loop: Vec<Vec<Envelope>> = vec![Vec::new(); self.loops.len()];
@@ -258,9 +260,23 @@ impl Engine {
         }
         for (inbox, envelopes) in self.loops.iter().zip(by_loop) {
             if !envelopes.is_empty() {
-                let _ = inbox.offer(Input::Messages(envelopes));
+                let _ = inbox.offer_urgent(Input::Messages(envelopes));
             }
         }
+    }
+
+    /// Resolves once no loop's queue is full; `None` = none is.
+    #[must_use]
+    pub fn room(&self) -> Option<BoxFuture<'static, ()>> {
+        let full: Vec<_> = self.loops.iter().filter(|inbox| !inbox.has_room()).cloned().collect();
+        if full.is_empty() {
+            return None;
+        }
+        Some(Box::pin(async move {
+            for inbox in full {
+                inbox.room().await;
+            }
+        }))
     }
 
     /// A bulk message was dropped before it left: the core probes again.
@@ -398,8 +414,7 @@ impl Engine {
         join(threads.loops.drain(..));
         self.apply.stop();
         join(threads.apply.drain(..));
-        let (done, _) = oneshot::channel();
-        self.log.complete(LogInput::Close(done));
+        self.log.complete(LogInput::Close);
         join(threads.log.take());
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 /// How much room an input takes in its queue.
 pub trait Weigh {
@@ -13,15 +14,21 @@ pub trait Weigh {
 
 /// A queue with many senders and one receiver that drains it whole.
 ///
-/// Two kinds of input share the order of arrival. *Offers* (client requests, messages of peers)
-/// are refused when the queue holds more than its bound in bytes. *Completions* (a disk write that
-/// is done, entries that are applied) are never refused: their number is bounded by the tokens
-/// that are outstanding, so a ring of full queues cannot come to a stop.
+/// Three kinds of input share the order of arrival.
+/// - *Offers* (requests of clients) are refused once the queue holds three quarters of its bound in
+///   bytes.
+/// - *Urgent offers* (messages of peers) are refused once it holds all of it: however many clients
+///   there are, they do not keep heartbeats and votes out.
+/// - *Completions* (a disk write that is done, entries that are applied) are never refused: their
+///   number is bounded by the tokens that are outstanding, so a ring of full queues cannot come to
+///   a stop.
 #[derive(Debug)]
 pub struct Inbox<T> {
     bound: usize,
     queue: Mutex<Queue<T>>,
     filled: Condvar,
+    /// Told when the queue was drained that had no room for offers.
+    drained: Notify,
 }
 
 #[derive(Debug)]
@@ -42,29 +49,67 @@ pub enum Refused<T> {
 }
 
 impl<T: Weigh> Inbox<T> {
-    /// A queue that refuses offers once it holds `bound` bytes.
+    /// A queue that holds `bound` bytes and what exceeds it of the last input, beside completions.
     #[must_use]
     pub fn new(bound: usize) -> Self {
         let queue = Queue { items: Vec::new(), bytes: 0, closed: false, receiver_waits: false };
-        Self { bound, queue: Mutex::new(queue), filled: Condvar::new() }
+        Self { bound, queue: Mutex::new(queue), filled: Condvar::new(), drained: Notify::new() }
     }
 
-    /// Queues an input unless the queue is full or closed.
+    /// From how many bytes on offers are refused.
+    fn offer_bound(&self) -> usize {
+        self.bound - self.bound / 4
+    }
+
+    /// Queues an input unless the queue has no room for offers or is closed.
     ///
     /// # Errors
     ///
     /// The input, with the reason of the refusal.
     pub fn offer(&self, item: T) -> Result<(), Refused<T>> {
+        self.push_below(self.offer_bound(), item)
+    }
+
+    /// Queues an input unless the queue is full to its bound or closed.
+    ///
+    /// # Errors
+    ///
+    /// The input, with the reason of the refusal.
+    pub fn offer_urgent(&self, item: T) -> Result<(), Refused<T>> {
+        self.push_below(self.bound, item)
+    }
+
+    fn push_below(&self, bound: usize, item: T) -> Result<(), Refused<T>> {
         let weight = item.weight();
         let mut queue = self.queue.lock();
         if queue.closed {
             return Err(Refused::Closed(item));
         }
-        if queue.bytes >= self.bound {
+        if queue.bytes >= bound {
             return Err(Refused::Full(item));
         }
         self.push(&mut queue, item, weight);
         Ok(())
+    }
+
+    /// Whether an offer would be taken; a closed queue takes none and still counts as having room,
+    /// because nobody needs to wait for it.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.closed || queue.bytes < self.offer_bound()
+    }
+
+    /// Waits until the queue [has room](Self::has_room).
+    pub async fn room(&self) {
+        loop {
+            // Begun before the look, so that a drain between the two is not missed.
+            let drained = self.drained.notified();
+            if self.has_room() {
+                return;
+            }
+            drained.await;
+        }
     }
 
     /// Queues a completion, whatever the queue holds. Once the receiver has ended it is dropped.
@@ -98,11 +143,16 @@ impl<T: Weigh> Inbox<T> {
             );
             queue.receiver_waits = false;
         }
+        let was_full = queue.bytes >= self.offer_bound();
         queue.bytes = 0;
         if into.is_empty() {
             std::mem::swap(into, &mut queue.items);
         } else {
             into.append(&mut queue.items);
+        }
+        drop(queue);
+        if was_full {
+            self.drained.notify_waiters();
         }
     }
 
@@ -110,6 +160,7 @@ impl<T: Weigh> Inbox<T> {
     pub fn close(&self) {
         self.queue.lock().closed = true;
         self.filled.notify_all();
+        self.drained.notify_waiters();
     }
 
     /// Bytes queued now.
@@ -135,20 +186,40 @@ mod tests {
 
     #[test]
     fn offers_are_refused_when_full_and_completions_are_not() {
-        let inbox = Inbox::new(10);
-        assert_eq!(inbox.offer(Item(10)), Ok(()));
+        let inbox = Inbox::new(12);
+        assert_eq!(inbox.offer(Item(9)), Ok(()));
         assert_eq!(inbox.offer(Item(1)), Err(Refused::Full(Item(1))));
+        assert_eq!(inbox.offer_urgent(Item(3)), Ok(()), "the last quarter is for what is urgent");
+        assert_eq!(inbox.offer_urgent(Item(1)), Err(Refused::Full(Item(1))));
         inbox.complete(Item(2));
-        assert_eq!(inbox.bytes(), 12);
+        assert_eq!(inbox.bytes(), 14);
         let mut drained = Vec::new();
         inbox.drain(&mut drained, Duration::ZERO);
-        assert_eq!(drained, [Item(10), Item(2)]);
+        assert_eq!(drained, [Item(9), Item(3), Item(2)]);
         assert_eq!(inbox.offer(Item(1)), Ok(()), "a drained queue has room again");
         inbox.close();
         assert_eq!(inbox.offer(Item(1)), Err(Refused::Closed(Item(1))));
         drained.clear();
         inbox.drain(&mut drained, Duration::from_secs(60));
         assert_eq!(drained, [Item(1)], "what was queued before the end is still there");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_wakes_when_the_queue_is_drained_or_closed() {
+        let inbox = Inbox::new(8);
+        inbox.room().await;
+        inbox.complete(Item(6));
+        assert!(!inbox.has_room());
+        let mut room = std::pin::pin!(inbox.room());
+        assert!(futures::poll!(room.as_mut()).is_pending());
+        inbox.drain(&mut Vec::new(), Duration::ZERO);
+        assert!(futures::poll!(room).is_ready());
+
+        inbox.complete(Item(6));
+        let mut room = std::pin::pin!(inbox.room());
+        assert!(futures::poll!(room.as_mut()).is_pending());
+        inbox.close();
+        assert!(futures::poll!(room).is_ready());
     }
 
     #[test]

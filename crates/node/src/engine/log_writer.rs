@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use quorate_raft::{Envelope, GroupId, Index, NodeId, Persist, PersistToken, ReplicaId};
 use quorate_storage::{RecordLog, Section, SectionKind, StorageError};
-use tokio::sync::oneshot;
 
 use super::Outbox;
 use super::inbox::{Inbox, Weigh};
@@ -24,8 +23,8 @@ pub(super) enum LogInput {
     Write(Vec<Write>),
     /// Entries up to `through` are covered by a checkpoint and needed by nobody.
     Purge { group: GroupId, replica: ReplicaId, through: Index },
-    /// The clean end: the log is closed, and the sender hears when that is done.
-    Close(oneshot::Sender<Result<(), StorageError>>),
+    /// The clean end: what came before is written, the log is closed, and the thread ends.
+    Close,
 }
 
 /// One group's part of a record.
@@ -89,14 +88,14 @@ impl LogWriter {
         let mut writes = Vec::new();
         loop {
             self.inbox.drain(&mut inputs, IDLE);
-            let mut close = None;
+            let mut close = false;
             for input in inputs.drain(..) {
                 match input {
                     LogInput::Write(mut more) => writes.append(&mut more),
                     LogInput::Purge { group, replica, through } => {
                         self.log.purge(group, replica, through);
                     }
-                    LogInput::Close(done) => close = Some(done),
+                    LogInput::Close => close = true,
                 }
             }
             if !writes.is_empty() {
@@ -104,11 +103,8 @@ impl LogWriter {
             }
             self.log.maintain()?;
             self.progress.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
-            if let Some(done) = close {
-                let closed = self.log.close();
-                // The node may have given up waiting; the log is closed all the same.
-                let _ = done.send(closed.clone());
-                return closed;
+            if close {
+                return self.log.close();
             }
         }
     }

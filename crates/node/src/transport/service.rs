@@ -210,11 +210,14 @@ impl Receiver {
         // The next acknowledgement, when something was read that none has named.
         let mut ack_due: Option<Instant> = None;
         loop {
-            if self.lane == Lane::Bulk
-                && let Some(room) = self.shared.inbound.bulk_room()
-            {
-                room.await;
-            }
+            let next = async {
+                if self.lane == Lane::Bulk
+                    && let Some(room) = self.shared.inbound.bulk_room()
+                {
+                    room.await;
+                }
+                incoming.message().await
+            };
             let message = tokio::select! {
                 biased;
                 () = sleep_until(ack_due.unwrap_or_else(Instant::now)), if ack_due.is_some() => {
@@ -224,7 +227,7 @@ impl Receiver {
                     ack_due = sent.is_err().then(|| Instant::now() + ACK_EVERY);
                     continue;
                 }
-                message = incoming.message() => message?,
+                message = next => message?,
             };
             let Some(wire::LinkRequest { content }) = message else { return Ok(()) };
             let Some(wire::link_request::Content::Frame(frame)) = content else {

@@ -75,6 +75,28 @@ fn bulk_arrives_whole_and_in_order_while_connected() {
 }
 
 #[test]
+fn a_node_without_room_reads_no_bulk_and_everything_else() {
+    let (_ground, nodes) = cluster(2);
+    let (from, to) = (&nodes[0], &nodes[1]);
+    let append = |index| append(1, from, to, index, 10);
+    let has = |index| Heard::Delivered(from.id(), Lane::Bulk, append(index));
+    to.recorder.full.send_replace(true);
+    // The reader asked for room before there was none, so one frame may still be read.
+    from.transport.send(to.id(), append(1));
+    to.recorder.wait_for(&has(1));
+    for round in 1..=50 {
+        from.transport.send(to.id(), append(1 + round));
+        from.transport.send(to.id(), heartbeat(2, from, to, round));
+        let wanted = heartbeat(2, from, to, round);
+        to.recorder.wait_for(&Heard::Delivered(from.id(), Lane::Control, wanted));
+    }
+    assert!(!to.recorder.all().contains(&has(2)), "read although there was no room");
+    to.recorder.full.send_replace(false);
+    to.recorder.wait_for(&has(51));
+    assert!(to.recorder.all().contains(&has(2)));
+}
+
+#[test]
 fn the_latest_heartbeat_of_every_group_arrives() {
     let (_ground, nodes) = cluster(2);
     let (from, to) = (&nodes[0], &nodes[1]);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use parking_lot::{Condvar, Mutex};
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{
@@ -15,6 +16,7 @@ use quorate_raft::{
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::bootstrap::{AskAnswers, Plan};
@@ -53,12 +55,15 @@ pub struct Recorder {
     heard: Mutex<Vec<Heard>>,
     changed: Condvar,
     pub sink_mode: Mutex<SinkMode>,
+    /// While it is true there is no room for the bulk lane.
+    pub full: watch::Sender<bool>,
 }
 
 impl Recorder {
     fn new() -> Arc<Self> {
         let sink_mode = Mutex::new(SinkMode::Take);
-        Arc::new(Self { heard: Mutex::default(), changed: Condvar::new(), sink_mode })
+        let full = watch::Sender::new(false);
+        Arc::new(Self { heard: Mutex::default(), changed: Condvar::new(), sink_mode, full })
     }
 
     pub fn push(&self, heard: Heard) {
@@ -129,6 +134,14 @@ impl Inbound for Ears {
         let mut heard = self.0.heard.lock();
         heard.extend(messages.into_iter().map(|message| Heard::Delivered(from, lane, message)));
         self.0.changed.notify_all();
+    }
+
+    fn bulk_room(&self) -> Option<BoxFuture<'static, ()>> {
+        let mut full = self.0.full.subscribe();
+        let now = *full.borrow();
+        now.then(|| {
+            Box::pin(async move { drop(full.wait_for(|full| !full).await) }) as BoxFuture<'_, ()>
+        })
     }
 
     fn bulk_dropped(&self, group: GroupId, to: ReplicaId) {
