@@ -13,6 +13,8 @@ pub trait Rows {
     fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError>;
     /// Stores a row, over what it held.
     fn put(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError>;
+    /// Stores a row that does not exist yet, which spares the search for what it held.
+    fn insert_new(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError>;
     /// Removes a row; a missing one is fine.
     fn delete(&mut self, key: &RowKey) -> Result<(), StorageError>;
 }
@@ -24,6 +26,10 @@ impl Rows for Transaction<'_> {
 
     fn put(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError> {
         Transaction::put(self, key, row)
+    }
+
+    fn insert_new(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError> {
+        Transaction::insert_new(self, key, row)
     }
 
     fn delete(&mut self, key: &RowKey) -> Result<(), StorageError> {
@@ -55,6 +61,12 @@ impl Rows for MemoryRows {
 
     fn put(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError> {
         self.0.insert(key.clone(), Bytes::copy_from_slice(row));
+        Ok(())
+    }
+
+    fn insert_new(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError> {
+        let before = self.0.insert(key.clone(), Bytes::copy_from_slice(row));
+        assert!(before.is_none(), "{key:?} exists already");
         Ok(())
     }
 

@@ -279,7 +279,8 @@ impl SessionTable {
         let bytes = row_cost(&key, &value);
         let stub =
             RowStub { sequence: command.sequence, content_hash, bytes, barred: done.is_none() };
-        rows.put(&key, &value)?;
+        // The table has no stub of it, and there is one for each row.
+        rows.insert_new(&key, &value)?;
 
         let session = self.sessions.entry(command.id).or_default();
         self.bytes += u64::from(stub.bytes);

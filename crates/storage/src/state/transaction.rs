@@ -65,15 +65,27 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// [`StorageError::TooLarge`], or a failed read of the row's old record.
     pub fn put(&mut self, key: &RowKey, record: &[u8]) -> Result<()> {
-        let (len, limit) = (key.key().len(), MAX_KEY_BYTES);
-        if len > limit {
-            return Err(StorageError::TooLarge { what: "a key", len, limit });
-        }
-        let (len, limit) = (record.len(), MAX_RECORD_BYTES);
-        if len > limit {
-            return Err(StorageError::TooLarge { what: "a record", len, limit });
-        }
+        check_lengths(key, record)?;
         self.slot(key)?.new = Some(Some(Bytes::copy_from_slice(record)));
+        Ok(())
+    }
+
+    /// Writes a row of which the caller knows that it does not exist, and spares the search for its
+    /// old record. Were it wrong, counts and digest would no longer be those of the rows, so debug
+    /// builds search all the same.
+    ///
+    /// # Errors
+    /// [`StorageError::TooLarge`].
+    pub fn insert_new(&mut self, key: &RowKey, record: &[u8]) -> Result<()> {
+        check_lengths(key, record)?;
+        let new = Some(Some(Bytes::copy_from_slice(record)));
+        match self.slots.entry(key.clone()) {
+            btree_map::Entry::Occupied(slot) => slot.into_mut().new = new,
+            btree_map::Entry::Vacant(slot) => {
+                debug_assert!(self.store.get(key)?.is_none(), "{key:?} exists already");
+                slot.insert(Slot { old: None, new });
+            }
+        }
         Ok(())
     }
 
@@ -125,4 +137,16 @@ impl<'a> Transaction<'a> {
             }
         }
     }
+}
+
+fn check_lengths(key: &RowKey, record: &[u8]) -> Result<()> {
+    let (len, limit) = (key.key().len(), MAX_KEY_BYTES);
+    if len > limit {
+        return Err(StorageError::TooLarge { what: "a key", len, limit });
+    }
+    let (len, limit) = (record.len(), MAX_RECORD_BYTES);
+    if len > limit {
+        return Err(StorageError::TooLarge { what: "a record", len, limit });
+    }
+    Ok(())
 }

@@ -29,6 +29,14 @@ pub enum Write {
     CompareAndSet(RowKey, Option<Bytes>, Bytes),
 }
 
+impl Write {
+    fn key(&self) -> &RowKey {
+        match self {
+            Write::Put(key, _) | Write::Delete(key) | Write::CompareAndSet(key, ..) => key,
+        }
+    }
+}
+
 /// All states of a shard, by applied index, and the entries that led from one to the next.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -82,12 +90,21 @@ fn apply_to_map(state: &mut State, write: &Write) -> bool {
     }
 }
 
-/// Applies an entry to the store; returns for each write whether it took effect.
+/// Applies an entry to the store; returns for each write whether it took effect. A row that does not
+/// exist yet is put in the way of who knows that.
 pub fn apply_to_store(store: &mut ShardStore, index: u64, writes: &[Write]) -> Vec<bool> {
+    let reader = store.reader();
+    let is_new = |at: usize, key: &RowKey| {
+        writes[..at].iter().all(|write| write.key() != key) && reader.get(key).unwrap().is_none()
+    };
     let mut transaction = store.begin(log_id(index), stamp(index));
     let mut outcomes = Vec::new();
-    for write in writes {
+    for (at, write) in writes.iter().enumerate() {
         let took_effect = match write {
+            Write::Put(key, record) if is_new(at, key) => {
+                transaction.insert_new(key, record).unwrap();
+                true
+            }
             Write::Put(key, record) => {
                 transaction.put(key, record).unwrap();
                 true

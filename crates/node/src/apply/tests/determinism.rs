@@ -40,6 +40,11 @@ impl Rows for Batched {
         Ok(())
     }
 
+    fn insert_new(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError> {
+        assert_eq!(self.get(key)?, None, "{key:?} exists already");
+        self.put(key, row)
+    }
+
     fn delete(&mut self, key: &RowKey) -> Result<(), StorageError> {
         self.pending.insert(key.clone(), None);
         Ok(())
