@@ -4,8 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use futures::StreamExt;
 use quorate_client::Client;
 use quorate_proto::v1::{GetRequest, GetResponse, NodePhase, ReadLevel, Reason, ReplicaHealth};
+use quorate_storage::keys::{after_row, row_prefix};
+use quorate_storage::{Engine, EngineOptions, NodeRecords, RowKey, RowKind};
 use quorate_tests::cluster::PATIENCE;
 use quorate_tests::raw::{CALL, at, failure, within};
 use quorate_tests::{Cluster, ClusterOptions, Exit, until_async};
@@ -277,4 +280,61 @@ async fn damage_of_the_log_file_is_never_silent_and_never_a_panic() {
         ("MARK removed", remove_mark),
     ]);
     damage_is_never_silent("file", &damages).await;
+}
+
+/// Takes one row out of the state of a stopped node, so that only a comparison of the whole tree with
+/// its header tells, and makes its last run one that the machine's end cut off.
+fn lose_in_power_cut(data: &Path, lost: &str) {
+    let engine = Engine::open(&data.join("sled"), EngineOptions::default()).expect("it opens");
+    let lost = RowKey::new(RowKind::User, 0, lost.as_bytes());
+    let mut removed = 0;
+    for name in engine.tree_names().into_iter().filter(|name| name.starts_with(b"s")) {
+        let tree = engine.tree(&name).expect("a tree");
+        let row = row_prefix(&lost)..after_row(&row_prefix(&lost));
+        let keys: Vec<_> = tree.range(row).map(|entry| entry.expect("an entry").0).collect();
+        for key in keys {
+            tree.remove(&key).expect("removed");
+            removed += 1;
+        }
+    }
+    assert_eq!(removed, 1, "the row was in one tree, in one version, in one piece");
+    let records = NodeRecords::open(&engine).expect("the records");
+    records.put("last-run", b"running another-boot").expect("written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_power_cut_took_is_found_before_it_is_served() {
+    let mut cluster =
+        Cluster::start(ClusterOptions { shards: 2, ..ClusterOptions::default() }).await;
+    let client = cluster.client();
+    let lost = "lost";
+    client.put(lost, "one").await.expect("a put");
+    // Of the same hash tag, so that the scrub of that shard takes its time.
+    let others = (0..5_000).map(|number| {
+        let put = client.put(format!("{{{lost}}}{number}"), vec![number as u8; 2_000]);
+        async move { put.await.expect("a put") }
+    });
+    futures::stream::iter(others).buffer_unordered(64).collect::<Vec<_>>().await;
+    cluster.wait_equal().await;
+    assert_eq!(cluster.stop(3), Exit::Code(0));
+    lose_in_power_cut(&cluster.node(3).data, lost);
+
+    cluster.start_node(3);
+    let healths = until_async("node 3 has compared all its replicas", PATIENCE, || async {
+        let key = lost.into();
+        let read = GetRequest { key, read: at(ReadLevel::Stale), ..GetRequest::default() };
+        // Another replica may answer for this one, but this one not before it is compared.
+        if let Ok(answer) = cluster.kv(3).get(within(CALL, read)).await {
+            let GetResponse { found, receipt, .. } = answer.into_inner();
+            assert!(found, "an acknowledged write was denied");
+            assert_ne!(receipt.expect("a receipt").node_id, 3, "it has lost the row");
+        }
+        let replicas = cluster.status(3).await?.replicas;
+        let healths: Vec<_> = replicas.iter().map(|replica| replica.health()).collect();
+        (healths.len() == 3 && !healths.contains(&ReplicaHealth::Scrubbing)).then_some(healths)
+    })
+    .await;
+    let damaged = healths.iter().filter(|health| **health == ReplicaHealth::Damaged).count();
+    assert_eq!(damaged, 1, "{healths:?}");
+    assert_eq!(client.get(lost).await.expect("a read").value, "one", "the others serve it");
 }
