@@ -202,6 +202,8 @@ fn our_crates_forbid_unsafe_and_panics_on_input() {
     let workspace = manifest("Cargo.toml");
     let lints = &workspace["workspace"]["lints"];
     assert_eq!(lints["rust"]["unsafe_code"].as_str(), Some("forbid"));
+    // What warns is an error in CI.
+    assert_eq!(lints["clippy"]["unwrap_used"].as_str(), Some("warn"));
     for member in members(&workspace) {
         let manifest = manifest(&format!("{member}/Cargo.toml"));
         assert_eq!(manifest["lints"]["workspace"].as_bool(), Some(true), "{member}: lints");
