@@ -101,8 +101,10 @@
 //!   vote.
 
 mod config;
+mod dispatch;
 mod entropy;
 mod error;
+mod input;
 pub mod invariants;
 mod log;
 mod members;

@@ -1,0 +1,111 @@
+//! Which messages are looked at (the rules about terms), and who looks at them.
+
+use crate::message::{Envelope, Message, SnapshotResult};
+use crate::raft::Raft;
+use crate::role::Append;
+use crate::types::{Index, Replica, Term};
+
+impl Raft {
+    /// The rules about terms (Raft paper §5.1). Returns whether the message is to be looked at.
+    pub(crate) fn admit(&mut self, envelope: &Envelope) -> bool {
+        let Envelope { from, term, message, .. } = envelope;
+        if *term > self.term {
+            match message {
+                // Asks about a term, and changes none.
+                Message::PreVote { .. } => return true,
+                // Whoever hears a leader does not let itself be drawn away from it (thesis §4.2.3).
+                Message::Vote { transfer: false, .. } if self.hears_leader() => return false,
+                _ => self.become_follower(*term, None),
+            }
+            return true;
+        }
+        if *term == self.term {
+            return true;
+        }
+        match message {
+            // Its own term is what an answerer with a lower one has; the question is named inside.
+            Message::PreVoteReply { .. } => return true,
+            Message::PreVote { last } => self.on_pre_vote(*from, *term, *last),
+            Message::Vote { .. } => {
+                self.send_when_durable(*from, Index(0), Message::VoteReply { granted: false });
+            }
+            // A leader of an older term must learn that it is one, also when it cannot be voted out
+            // because others still hear it.
+            Message::Append { session, timing, .. }
+            | Message::Heartbeat { session, timing, .. } => {
+                let (session, timing) = (*session, *timing);
+                let reply = Message::HeartbeatReply { session, installing: false, timing };
+                self.send_when_durable(*from, Index(0), reply);
+            }
+            Message::InstallSnapshot { session, .. } => {
+                let (session, result) = (*session, SnapshotResult::Failed);
+                let reply = Message::SnapshotReply { session, result };
+                self.send_when_durable(*from, Index(0), reply);
+            }
+            Message::ReadIndex { request } => {
+                self.send(*from, Message::ReadIndexReply { request: *request, index: None });
+            }
+            _ => {}
+        }
+        false
+    }
+
+    pub(crate) fn dispatch(&mut self, envelope: Envelope) {
+        let Envelope { from, term, message, .. } = envelope;
+        match message {
+            Message::PreVote { last } => self.on_pre_vote(from, term, last),
+            Message::PreVoteReply { proposed, granted } => {
+                self.on_pre_vote_reply(from, proposed, granted);
+            }
+            Message::Vote { last, .. } => self.on_vote(from, last),
+            Message::VoteReply { granted } => self.on_vote_reply(from, granted),
+            Message::Append { session, prev, commit, entries, timing } => {
+                self.on_append(from, Append { session, prev, commit, entries, timing });
+            }
+            Message::AppendReply { session, result, timing } => {
+                self.on_append_reply(from.id, session, result, &timing);
+            }
+            Message::Heartbeat { session, commit, timing } => {
+                self.on_heartbeat(from, session, commit, &timing);
+            }
+            Message::HeartbeatReply { session, installing, timing } => {
+                self.on_heartbeat_reply(from.id, session, installing, &timing);
+            }
+            Message::InstallSnapshot { session, meta } => {
+                self.on_install_snapshot(from, session, meta);
+            }
+            Message::SnapshotReply { session, result } => {
+                self.on_snapshot_reply(from.id, session, result);
+            }
+            Message::ReadIndex { request } => self.on_read_index(from, request),
+            Message::ReadIndexReply { request, index } => {
+                self.on_read_index_reply(from, request, index);
+            }
+            Message::TimeoutNow { last } => self.on_timeout_now(from, last),
+            Message::ReplicaGone => {}
+        }
+    }
+
+    /// A message for a replica that is not here any more. Answers are not answered.
+    pub(crate) fn refuse_as_gone(&mut self, envelope: &Envelope) {
+        let wants_answer = matches!(
+            envelope.message,
+            Message::PreVote { .. }
+                | Message::Vote { .. }
+                | Message::Append { .. }
+                | Message::Heartbeat { .. }
+                | Message::InstallSnapshot { .. }
+                | Message::ReadIndex { .. }
+                | Message::TimeoutNow { .. }
+        );
+        if wants_answer {
+            self.out.send.push(Envelope {
+                group: self.group,
+                from: Replica { id: envelope.to.id, node: self.me.node },
+                to: envelope.from,
+                term: Term(0),
+                message: Message::ReplicaGone,
+            });
+        }
+    }
+}
