@@ -33,7 +33,7 @@ impl Raft {
             // because others still hear it.
             Message::Append { session, timing, .. }
             | Message::Heartbeat { session, timing, .. } => {
-                let (session, timing) = (*session, *timing);
+                let (session, timing) = (*session, self.reply_timing(timing));
                 let reply = Message::HeartbeatReply { session, installing: false, timing };
                 self.send_when_durable(*from, Index(0), reply);
             }

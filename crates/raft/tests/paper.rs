@@ -82,6 +82,25 @@ fn s5_1_a_stale_term_changes_nothing_in_any_role() {
     }
 }
 
+/// §5.1 again: the rejection tells the rejecter's readings, not those of the question.
+#[test]
+fn s5_1_the_rejection_of_a_stale_heartbeat_carries_own_readings() {
+    let mut bench = Bench::new(1, 3, 3, &[1]);
+    bench.raft.set_clock(77);
+    let timing = Timing { probe_time: Ticks(5), round: 9, clock: 4, ..Timing::default() };
+    let session = SessionId::default();
+    let sent = bench.step(2, 1, Message::Heartbeat { session, commit: Index(0), timing });
+    let own = Timing {
+        probe_time: Ticks(bench.now),
+        echo_time: Ticks(5),
+        echo_commit: Index(0),
+        round: 9,
+        clock: 77,
+    };
+    let answers: Vec<_> = sent.into_iter().map(|answer| answer.message).collect();
+    assert_eq!(answers, [Message::HeartbeatReply { session, installing: false, timing: own }]);
+}
+
 /// §5.2: "When servers start up, they begin as followers."
 #[test]
 fn s5_2_servers_start_as_followers() {

@@ -188,7 +188,7 @@ impl Raft {
         }
     }
 
-    fn reply_timing(&self, request: &Timing) -> Timing {
+    pub(crate) fn reply_timing(&self, request: &Timing) -> Timing {
         Timing {
             probe_time: self.now,
             echo_time: request.probe_time,
