@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -11,6 +12,8 @@ use quorate_storage::{DiskLevel, Installer, SnapshotSource as StoredSnapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
+use crate::boottime::Clock;
+use crate::clock_offset::{self, ClockOffsets};
 use crate::core::Disk;
 use crate::engine::{Engine, Outbox, SnapshotOrder};
 use crate::metrics::Metrics;
@@ -45,7 +48,7 @@ impl Outbox for Outgoing {
 /// What is known of the other nodes from their own words.
 #[derive(Debug)]
 pub struct Peers {
-    hellos: Mutex<BTreeMap<NodeId, (PeerHello, std::time::Instant)>>,
+    hellos: Mutex<BTreeMap<NodeId, (PeerHello, Instant)>>,
     changed: watch::Sender<u64>,
 }
 
@@ -58,7 +61,7 @@ impl Default for Peers {
 impl Peers {
     /// What each connected peer last said, and since when it is connected.
     #[must_use]
-    pub fn connected(&self) -> BTreeMap<NodeId, (PeerHello, std::time::Instant)> {
+    pub fn connected(&self) -> BTreeMap<NodeId, (PeerHello, Instant)> {
         self.hellos.lock().clone()
     }
 
@@ -68,7 +71,7 @@ impl Peers {
         self.changed.subscribe()
     }
 
-    fn note(&self, change: impl FnOnce(&mut BTreeMap<NodeId, (PeerHello, std::time::Instant)>)) {
+    fn note(&self, change: impl FnOnce(&mut BTreeMap<NodeId, (PeerHello, Instant)>)) {
         change(&mut self.hellos.lock());
         self.changed.send_modify(|count| *count += 1);
     }
@@ -82,10 +85,16 @@ pub struct Incoming {
     pub peers: Arc<Peers>,
     /// How much of the disk's reserve is left.
     pub disk: Arc<Disk>,
+    /// What the peers' clocks show.
+    pub clocks: Arc<ClockOffsets>,
 }
 
 impl Inbound for Incoming {
-    fn deliver(&self, _from: NodeId, _lane: Lane, mut messages: Vec<Envelope>) {
+    fn deliver(&self, from: NodeId, _lane: Lane, mut messages: Vec<Envelope>) {
+        // Here and not in a loop: while it waits for one a message only ages.
+        if let Some(clock) = clock_offset::reported(&messages) {
+            self.clocks.note(from, clock, Clock.unix_millis(), Instant::now());
+        }
         // A snapshot is announced by the end of its transfer and by nothing else: an announcement
         // without the bytes would have nothing to install.
         messages.retain(|envelope| match &envelope.message {
@@ -110,7 +119,7 @@ impl Inbound for Incoming {
     fn peer_connected(&self, node: NodeId, hello: PeerHello) {
         info!(peer = node.0, build = hello.build, "peer: connected");
         self.peers.note(|hellos| {
-            hellos.insert(node, (hello, std::time::Instant::now()));
+            hellos.insert(node, (hello, Instant::now()));
         });
     }
 
@@ -254,5 +263,73 @@ impl SnapshotSource for Chunks {
             }
             error.to_string()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_raft::{Config, Index, Replica, SessionId, Term, Timing};
+    use quorate_storage::{DeltaBudget, Engine as Sled, EngineOptions, LogBackend, RecordLog};
+
+    use super::*;
+    use crate::config::MemoryPlan;
+    use crate::engine::Parts;
+    use crate::gauges;
+    use crate::map::MapCell;
+
+    fn incoming(dir: &std::path::Path) -> Incoming {
+        let sled = Sled::open(&dir.join("sled"), EngineOptions::default()).unwrap();
+        let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir).unwrap();
+        let plan = MemoryPlan::new(128 << 20);
+        let engine = Engine::start(Parts {
+            node: NodeId(1),
+            seed: 1,
+            raft: Config::default(),
+            plan,
+            log,
+            budget: Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache)),
+            outbox: Arc::new(Outgoing::default()),
+            map: MapCell::default(),
+            snapshots: mpsc::channel(1).0,
+            metrics: Arc::new(Metrics::new()),
+        });
+        Incoming {
+            engine: engine.unwrap(),
+            peers: Arc::default(),
+            disk: Arc::default(),
+            clocks: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_tells_the_offset_of_the_clock_of_its_sender() {
+        let dir = tempfile::tempdir().unwrap();
+        let incoming = incoming(dir.path());
+        let metrics = Metrics::new();
+        let offset_of = |peer: u64| -> Option<f64> {
+            gauges::clock_offsets(&metrics, &incoming.clocks);
+            let name = format!("quorate_clock_offset_seconds{{peer=\"{peer}\"}} ");
+            let text = metrics.encode().unwrap();
+            text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
+        };
+        let deliver = |from: u64, clock: u64| {
+            let replica = |node| Replica { id: ReplicaId(node), node: NodeId(node) };
+            let timing = Timing { clock, ..Timing::default() };
+            let (session, commit) = (SessionId::default(), Index(0));
+            let message = Message::Heartbeat { session, commit, timing };
+            let (from, to, term) = (replica(from), replica(1), Term(1));
+            let envelope = Envelope { group: GroupId(1), from, to, term, message };
+            incoming.deliver(from.node, Lane::Control, vec![envelope]);
+        };
+        metrics.peer(2).connected.set(1);
+        assert_eq!(offset_of(2), None, "that it is connected does not tell its clock");
+        deliver(2, Clock.unix_millis() + 3_600_000);
+        deliver(3, Clock.unix_millis() - 60_000);
+        let (ahead, behind) = (offset_of(2).unwrap(), offset_of(3).unwrap());
+        // Too small by the time under way, here at most what a busy machine takes from a test.
+        assert!(3_590.0 < ahead && ahead <= 3_600.0, "{ahead}");
+        assert!(-70.0 < behind && behind <= -60.0, "{behind}");
+        assert_eq!(offset_of(1), None);
+        incoming.engine.stop();
     }
 }

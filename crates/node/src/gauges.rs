@@ -1,21 +1,24 @@
 //! The gauges that are read off the node once a second.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::clock_offset::ClockOffsets;
 use crate::core::Core;
+use crate::metrics::Metrics;
 use crate::transport::Transport;
 
 /// How often the gauges are set.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.
-pub async fn keep(core: Arc<Core>, transport: Transport) {
+pub async fn keep(core: Arc<Core>, transport: Transport, clocks: Arc<ClockOffsets>) {
     let mut interval = tokio::time::interval(EVERY);
     loop {
         interval.tick().await;
         groups(&core).await;
         peers(&core, &transport);
+        clock_offsets(&core.metrics, &clocks);
         let queue = core.metrics.queue("engine");
         queue.bytes.set(core.engine.queued_bytes() as i64);
     }
@@ -53,5 +56,11 @@ fn peers(core: &Core, transport: &Transport) {
         // The views count from the start of the process; the counters follow them.
         peer.sent.inc_by(view.messages_sent.saturating_sub(peer.sent.get()));
         peer.dropped.inc_by(view.bulk_dropped.saturating_sub(peer.dropped.get()));
+    }
+}
+
+pub(crate) fn clock_offsets(metrics: &Metrics, clocks: &ClockOffsets) {
+    for (node, seconds) in clocks.publish(Instant::now()) {
+        metrics.set_clock_offset(node.0, seconds);
     }
 }

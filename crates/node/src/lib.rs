@@ -37,6 +37,7 @@ pub mod bootstrap;
 pub mod boottime;
 pub mod bridge;
 pub mod cli;
+pub mod clock_offset;
 pub mod command;
 pub mod config;
 pub mod core;

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::bootstrap::{self, AskAnswers, Plan};
 use crate::boottime::Clock;
 use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
+use crate::clock_offset::ClockOffsets;
 use crate::command::RequestLimits;
 use crate::config::Config;
 use crate::core::{Core, CoreCell, Disk};
@@ -209,8 +210,13 @@ impl Node {
             map_cell.offer(map);
         }
         let disk = Arc::new(Disk::default());
-        let inbound =
-            Arc::new(Incoming { engine: engine.clone(), peers: peers.clone(), disk: disk.clone() });
+        let clocks = Arc::new(ClockOffsets::default());
+        let inbound = Arc::new(Incoming {
+            engine: engine.clone(),
+            peers: peers.clone(),
+            disk: disk.clone(),
+            clocks: clocks.clone(),
+        });
         let targets = first_targets(config, &formed, map_cell.get().as_ref().map(|m| m.proto()));
         let transport_config = TransportConfig {
             bulk_queue_bytes: bulk_bytes(config, formed.members.len()),
@@ -252,7 +258,7 @@ impl Node {
         };
         tokio::spawn(keeper.run());
         tokio::spawn(leadership::keep(core.clone(), peers));
-        tokio::spawn(gauges::keep(core.clone(), transport.clone()));
+        tokio::spawn(gauges::keep(core.clone(), transport.clone(), clocks));
         tokio::spawn(watch_disk(core.clone(), self.health.clone(), sled));
         tokio::spawn(become_ready(core.clone()));
         Ok(Serving { core, transport, records })

@@ -237,7 +237,8 @@ impl Raft {
         self.log.base()
     }
 
-    /// Sets the wall clock that replies report to the leader; opaque here, 0 = unknown.
+    /// Sets the wall clock that appends, heartbeats and their replies report; opaque here, 0 =
+    /// unknown.
     pub fn set_clock(&mut self, clock: u64) {
         self.clock = clock;
     }

@@ -122,8 +122,6 @@ pub struct PeerMetrics {
     pub sent: Counter,
     /// Messages dropped because its queue was full or it was not connected.
     pub dropped: Counter,
-    /// Its wall clock less ours, in seconds, at the last heartbeat.
-    pub clock_offset_seconds: RealGauge,
 }
 
 struct QueueFamilies {
@@ -271,7 +269,9 @@ impl Metrics {
                 clock_offset: added(
                     r,
                     "clock_offset_seconds",
-                    "The wall clock of a node less ours",
+                    "How far the wall clock of another node is ahead of ours, as its heartbeats and \
+                     answers to ours report; too low by their time under way; absent when none came \
+                     for 10 s",
                     Family::default(),
                 ),
             },
@@ -305,7 +305,20 @@ impl Metrics {
             connected: self.peers.connected.get_or_create_owned(&label),
             sent: self.peers.sent.get_or_create_owned(&label),
             dropped: self.peers.dropped.get_or_create_owned(&label),
-            clock_offset_seconds: self.peers.clock_offset.get_or_create_owned(&label),
+        }
+    }
+
+    /// Sets the wall clock of another node less ours, in seconds. `None` = not known: then there is
+    /// no such series, rather than one that stands still.
+    pub fn set_clock_offset(&self, peer: u64, seconds: Option<f64>) {
+        let label = PeerLabel { peer };
+        match seconds {
+            Some(seconds) => {
+                self.peers.clock_offset.get_or_create_owned(&label).set(seconds);
+            }
+            None => {
+                self.peers.clock_offset.remove(&label);
+            }
         }
     }
 
