@@ -16,6 +16,9 @@ use crate::report::Report;
 /// How long storing the keys that are to be read may take.
 const PREPARATION_MAX: Duration = Duration::from_secs(120);
 
+/// So many workers at least store the keys that are to be read, however few are measured.
+const PREPARATION_WORKERS: u32 = 64;
+
 /// How long a worker rests after a failure: the client has tried again by itself already, and a failure
 /// that comes at once must not become a busy loop.
 const REST: Duration = Duration::from_millis(10);
@@ -172,7 +175,10 @@ async fn work(client: Client, worker: u32, shared: Arc<Shared>) -> (Report, Inst
     let mut report = Report::default();
     let mut last = shared.begun;
     while let Some(due) = shared.next_due() {
-        tokio::time::sleep_until(due).await;
+        // A timer counts whole milliseconds: even one that is due already may take one to fire.
+        if due > Instant::now() {
+            tokio::time::sleep_until(due).await;
+        }
         let key = plan.key(keys.next_key());
         let reads = keys.one_of(plan.kind.reads());
         let result = match reads {
@@ -225,7 +231,7 @@ async fn prepare(
     let next = Arc::new(AtomicU64::new(0));
     let give_up = Instant::now() + PREPARATION_MAX;
     let mut workers = JoinSet::new();
-    for worker in 0..plan.clients {
+    for worker in 0..plan.clients.max(PREPARATION_WORKERS) {
         let client = connections[worker as usize % connections.len()].clone();
         let (plan, next, progress) = (plan.clone(), Arc::clone(&next), Arc::clone(progress));
         let mut values = ValueMaker::new(run, plan.clients + worker, plan.value_size);
