@@ -101,6 +101,20 @@ impl fmt::Display for ShownKey<'_> {
     }
 }
 
+/// The [`Single`] of a request: its fields have the same names in all of them, except for the condition.
+macro_rules! single {
+    ($request:ident, $condition:ident) => {
+        Single {
+            key: &$request.key,
+            keyspace: &$request.keyspace,
+            condition: $request.$condition.as_ref(),
+            condition_field: stringify!($condition),
+            return_previous: $request.return_previous,
+            session: $request.session.as_ref(),
+        }
+    };
+}
+
 /// A checked write or Cancel, not yet bound to a shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CommandDraft {
@@ -114,15 +128,7 @@ impl CommandDraft {
     /// Checks a Put.
     pub fn put(request: &PutRequest, limits: &RequestLimits) -> Result<CommandDraft, Invalid> {
         check_value("value", &request.value, limits)?;
-        Single {
-            key: &request.key,
-            keyspace: &request.keyspace,
-            condition: request.condition.as_ref(),
-            condition_field: "condition",
-            return_previous: request.return_previous,
-            session: request.session.as_ref(),
-        }
-        .draft(Kind::Put(request.value.clone()), limits)
+        single!(request, condition).draft(Kind::Put(request.value.clone()), limits)
     }
 
     /// Checks a Delete.
@@ -130,15 +136,7 @@ impl CommandDraft {
         request: &DeleteRequest,
         limits: &RequestLimits,
     ) -> Result<CommandDraft, Invalid> {
-        Single {
-            key: &request.key,
-            keyspace: &request.keyspace,
-            condition: request.condition.as_ref(),
-            condition_field: "condition",
-            return_previous: request.return_previous,
-            session: request.session.as_ref(),
-        }
-        .draft(Kind::Delete(DeleteKey {}), limits)
+        single!(request, condition).draft(Kind::Delete(DeleteKey {}), limits)
     }
 
     /// Checks a CompareAndSet, which is a Put under a condition.
@@ -151,15 +149,7 @@ impl CommandDraft {
             return Err(Invalid::new(Reason::BadCondition, "expect", message));
         }
         check_value("value", &request.value, limits)?;
-        Single {
-            key: &request.key,
-            keyspace: &request.keyspace,
-            condition: request.expect.as_ref(),
-            condition_field: "expect",
-            return_previous: request.return_previous,
-            session: request.session.as_ref(),
-        }
-        .draft(Kind::Put(request.value.clone()), limits)
+        single!(request, expect).draft(Kind::Put(request.value.clone()), limits)
     }
 
     /// Checks an Increment.
@@ -167,15 +157,7 @@ impl CommandDraft {
         request: &IncrementRequest,
         limits: &RequestLimits,
     ) -> Result<CommandDraft, Invalid> {
-        Single {
-            key: &request.key,
-            keyspace: &request.keyspace,
-            condition: request.condition.as_ref(),
-            condition_field: "condition",
-            return_previous: request.return_previous,
-            session: request.session.as_ref(),
-        }
-        .draft(Kind::Increment(request.delta), limits)
+        single!(request, condition).draft(Kind::Increment(request.delta), limits)
     }
 
     /// Checks a Batch. That its keys are in one shard is only known with a map:
