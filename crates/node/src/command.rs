@@ -5,17 +5,16 @@
 //! log and the wire. What is wrong with a request is told by an [`Invalid`], which names the field,
 //! the limit and the knob that moves it.
 
-use std::{collections::BTreeMap, fmt};
+mod check;
+
+use std::fmt;
 
 use bytes::Bytes;
 use prost::Message;
 use quorate_proto::{
     content::content_hash,
     hash::{hash_tag, key_hash, owner},
-    limits::{
-        BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, REQUEST_BYTES_MAX, SESSION_UNANSWERED_MAX,
-        VALUE_BYTES_MAX,
-    },
+    limits::{BATCH_OPERATIONS_MAX, REQUEST_BYTES_MAX, VALUE_BYTES_MAX},
     raft::v1::{
         CancelWrite, ChangeMap, CheckKey, Command, CommandOperation, CommandSession, DeleteKey,
         GetKey, Write, command::Action, command_operation::Kind,
@@ -23,18 +22,17 @@ use quorate_proto::{
     v1::{
         BatchOperation, BatchRequest, CancelRequest, ClusterMap, CompareAndSetRequest, Condition,
         DeleteRequest, Failure, IncrementRequest, MapShard, PutRequest, Reason, WriteSession,
-        batch_operation, condition::Expect,
+        batch_operation,
     },
 };
 use thiserror::Error;
 
-use crate::{
-    apply::machine::{COMMAND_VERSION, FEATURE_LEVEL},
-    session_id::SessionId,
+use crate::apply::machine::{COMMAND_VERSION, FEATURE_LEVEL};
+use check::{
+    check_condition, check_keys_once, check_sequence, check_session, check_session_id, check_value,
 };
 
-/// The configuration key that moves the value limit.
-const VALUE_KNOB: &str = "max-value-size";
+pub use check::{check_key, keyspace_id};
 
 /// How much of a key a sentence shows.
 const SHOWN_KEY_BYTES: usize = 48;
@@ -352,21 +350,6 @@ fn batch_operation(
     })
 }
 
-fn check_keys_once(operations: &[CommandOperation]) -> Result<(), Invalid> {
-    let mut seen = BTreeMap::new();
-    for (at, operation) in operations.iter().enumerate() {
-        if let Some(first) = seen.insert(&operation.key, at) {
-            let key = ShownKey(&operation.key);
-            let message = format!(
-                "operations[{first}] and operations[{at}] both name the key {key}; a Batch names \
-                 each key once"
-            );
-            return Err(Invalid::new(Reason::BadKey, &format!("operations[{at}].key"), message));
-        }
-    }
-    Ok(())
-}
-
 fn cross_shard(first: (u64, &Bytes), other: (u64, &Bytes), at: usize) -> Invalid {
     let message = format!(
         "the key {} is in shard {} and the key {} in shard {}; a Batch stays in one shard. Keys \
@@ -382,116 +365,6 @@ fn cross_shard(first: (u64, &Bytes), other: (u64, &Bytes), at: usize) -> Invalid
         ShownKey(hash_tag(other.1)),
     );
     Invalid::new(Reason::CrossShard, &format!("operations[{at}].key"), message)
-}
-
-/// Checks a key of any request: 1 byte to 4 KiB.
-pub fn check_key(field: &str, key: &[u8]) -> Result<(), Invalid> {
-    if key.is_empty() {
-        return Err(Invalid::new(
-            Reason::BadKey,
-            field,
-            format!("{field} is empty; a key has at least one byte"),
-        ));
-    }
-    if key.len() > KEY_BYTES_MAX {
-        let message =
-            format!("{field} is {} bytes long; the limit is {KEY_BYTES_MAX} bytes", key.len());
-        return Err(Invalid::new(Reason::BadKey, field, message).limit(KEY_BYTES_MAX, ""));
-    }
-    Ok(())
-}
-
-/// The id of a keyspace by its name. Only the default one, with the empty name, exists for now.
-pub fn keyspace_id(name: &str) -> Result<u32, Invalid> {
-    if name.is_empty() {
-        return Ok(0);
-    }
-    let shown = ShownKey(name.as_bytes());
-    let message = format!(
-        "the keyspace {shown} does not exist; this version has the default one alone, named \"\""
-    );
-    Err(Invalid::new(Reason::BadKeyspace, "keyspace", message))
-}
-
-fn check_value(field: &str, value: &[u8], limits: &RequestLimits) -> Result<(), Invalid> {
-    too_long(Reason::BadValue, field, value, limits)
-}
-
-fn too_long(
-    reason: Reason,
-    field: &str,
-    value: &[u8],
-    limits: &RequestLimits,
-) -> Result<(), Invalid> {
-    let limit = limits.value_bytes_max;
-    if value.len() <= limit {
-        return Ok(());
-    }
-    let message = format!(
-        "{field} is {} bytes long; the limit is {limit} bytes, set by {VALUE_KNOB}",
-        value.len()
-    );
-    Err(Invalid::new(reason, field, message).limit(limit, VALUE_KNOB))
-}
-
-fn check_condition(
-    field: &str,
-    condition: &Condition,
-    limits: &RequestLimits,
-) -> Result<(), Invalid> {
-    let bad = |message: String| Err(Invalid::new(Reason::BadCondition, field, message));
-    match &condition.expect {
-        None => bad(format!("{field} says neither absent, revision nor value")),
-        Some(Expect::Absent(false)) => {
-            bad(format!("{field}.absent is false; \"present with any value\" is not a condition"))
-        }
-        Some(Expect::Absent(true) | Expect::Revision(_)) => Ok(()),
-        Some(Expect::Value(value)) => {
-            too_long(Reason::BadCondition, &format!("{field}.value"), value, limits)
-        }
-    }
-}
-
-fn check_session(session: &WriteSession) -> Result<CommandSession, Invalid> {
-    check_session_id("session.id", &session.id)?;
-    check_sequence("session.sequence", session.sequence)?;
-    let WriteSession { sequence, answered_below, last, .. } = *session;
-    let bad =
-        |message: String| Err(Invalid::new(Reason::BadToken, "session.answered_below", message));
-    if answered_below > sequence {
-        return bad(format!(
-            "session.answered_below is {answered_below}, above the sequence {sequence} \
-             itself, which is not answered yet"
-        ));
-    }
-    if sequence - answered_below.max(1) > SESSION_UNANSWERED_MAX {
-        let invalid = bad(format!(
-            "sequence {sequence} is more than {SESSION_UNANSWERED_MAX} above session.answered_below, \
-             {answered_below}: too \
-             many writes of one session are unanswered"
-        ));
-        return invalid.map_err(|invalid| invalid.limit(SESSION_UNANSWERED_MAX as usize, ""));
-    }
-    Ok(CommandSession { id: session.id.clone(), sequence, answered_below, last })
-}
-
-fn check_session_id(field: &str, id: &[u8]) -> Result<(), Invalid> {
-    if SessionId::from_slice(id).is_some() {
-        return Ok(());
-    }
-    let message = format!(
-        "{field} is {} bytes long; a session id has {}, as OpenSession gives it",
-        id.len(),
-        SessionId::BYTES
-    );
-    Err(Invalid::new(Reason::BadToken, field, message))
-}
-
-fn check_sequence(field: &str, sequence: u64) -> Result<(), Invalid> {
-    if sequence > 0 {
-        return Ok(());
-    }
-    Err(Invalid::new(Reason::BadToken, field, format!("{field} is 0; sequences begin with 1")))
 }
 
 #[cfg(test)]

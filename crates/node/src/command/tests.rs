@@ -5,7 +5,7 @@ use quorate_proto::{
     hash::even_range,
     v1::{
         CheckAction, DeleteAction, GetAction, IncrementAction, Outcome, PutAction,
-        batch_operation::Action as Asked,
+        batch_operation::Action as Asked, condition::Expect,
     },
 };
 
