@@ -36,69 +36,44 @@ fn stored_value(previous: Previous) -> StoredValue {
     StoredValue { value, value_omitted, revision, create_revision, log_time: log_time.0 }
 }
 
+/// The answer to a write of one operation: what all of these answers tell, and one more field of the
+/// result where it is named.
+macro_rules! single_answer {
+    ($done:ident => $response:ident { $($more:ident)? }) => {{
+        let (applied, replayed, result) = single($done);
+        $response {
+            applied,
+            found: result.found,
+            revision: result.revision,
+            create_revision: result.create_revision,
+            log_time: result.log_time.0,
+            previous: result.previous.map(stored_value),
+            $($more: result.$more.unwrap_or_default(),)?
+            replayed,
+            receipt: None,
+            token: None,
+        }
+    }};
+}
+
 /// The answer to a Put; panics when `done` has not exactly one result.
 pub fn put(done: Done) -> PutResponse {
-    let (applied, replayed, result) = single(done);
-    PutResponse {
-        applied,
-        found: result.found,
-        revision: result.revision,
-        create_revision: result.create_revision,
-        log_time: result.log_time.0,
-        previous: result.previous.map(stored_value),
-        replayed,
-        receipt: None,
-        token: None,
-    }
+    single_answer!(done => PutResponse {})
 }
 
 /// The answer to a Delete; panics when `done` has not exactly one result.
 pub fn delete(done: Done) -> DeleteResponse {
-    let (applied, replayed, result) = single(done);
-    DeleteResponse {
-        applied,
-        found: result.found,
-        revision: result.revision,
-        create_revision: result.create_revision,
-        log_time: result.log_time.0,
-        previous: result.previous.map(stored_value),
-        replayed,
-        receipt: None,
-        token: None,
-    }
+    single_answer!(done => DeleteResponse {})
 }
 
 /// The answer to a CompareAndSet; panics when `done` has not exactly one result.
 pub fn compare_and_set(done: Done) -> CompareAndSetResponse {
-    let (applied, replayed, result) = single(done);
-    CompareAndSetResponse {
-        applied,
-        found: result.found,
-        revision: result.revision,
-        create_revision: result.create_revision,
-        log_time: result.log_time.0,
-        previous: result.previous.map(stored_value),
-        replayed,
-        receipt: None,
-        token: None,
-    }
+    single_answer!(done => CompareAndSetResponse {})
 }
 
 /// The answer to an Increment; panics when `done` has not exactly one result.
 pub fn increment(done: Done) -> IncrementResponse {
-    let (applied, replayed, result) = single(done);
-    IncrementResponse {
-        applied,
-        found: result.found,
-        revision: result.revision,
-        create_revision: result.create_revision,
-        log_time: result.log_time.0,
-        previous: result.previous.map(stored_value),
-        number: result.number.unwrap_or_default(),
-        replayed,
-        receipt: None,
-        token: None,
-    }
+    single_answer!(done => IncrementResponse { number })
 }
 
 /// The answer to a Batch.
