@@ -11,6 +11,7 @@ use crate::config::{self, ConfigArgs, ConfigError, Environment, Layers, Resolved
 use crate::dev::{self, DevArgs};
 use crate::exit::Fatal;
 use crate::health_probe::{self, Question};
+use crate::version::VERSION;
 use crate::{node, telemetry};
 
 /// The Quorate server: a sharded, Raft-replicated key-value store
@@ -89,7 +90,7 @@ fn run(cli: Cli) -> Result<u8, Fatal> {
         Command::Health(args) => health(args),
         Command::Config(ConfigCommand::Show(args)) => show(*args),
         Command::Version => {
-            print(&format!("kvnode {}\n", env!("CARGO_PKG_VERSION")));
+            print(&format!("kvnode {VERSION}\n"));
             Ok(0)
         }
     }

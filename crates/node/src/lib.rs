@@ -62,3 +62,4 @@ pub mod service;
 pub mod session_id;
 pub mod telemetry;
 pub mod transport;
+pub mod version;

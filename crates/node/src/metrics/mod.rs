@@ -20,6 +20,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::version::VERSION;
+
 pub use histogram::Histogram;
 pub use http::{HealthSource, bind, serve};
 pub use requests::{LevelLabel, Method, Requests};
@@ -144,7 +146,7 @@ impl Metrics {
         let mut root = Registry::default();
         process::register(&mut root);
         let r = root.sub_registry_with_prefix("quorate");
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        let build = Info::new([("version", VERSION)]);
         r.register("build", "The program that runs", build);
         Self {
             requests: Requests::register(r),

@@ -20,6 +20,7 @@ use crate::core::{Core, CoreCell};
 use crate::engine::Shard;
 use crate::health::Health;
 use crate::transport::Transport;
+use crate::version::{VERSION, build};
 
 /// The Cluster service of a node; it answers in every phase.
 #[derive(Clone)]
@@ -54,7 +55,7 @@ impl Cluster for ClusterService {
             cluster_id: core.as_ref().map_or_else(Bytes::new, |core| core.cluster_id.clone()),
             cluster_name: self.config.cluster_name.clone(),
             history: map.as_ref().map_or_else(Bytes::new, |map| map.proto().history.clone()),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             cluster_version: map.as_ref().map_or(0, |map| map.proto().cluster_version),
             features: Vec::new(),
             levels: [ReadLevel::Linearizable, ReadLevel::Session, ReadLevel::Stale]
@@ -100,7 +101,7 @@ impl Cluster for ClusterService {
             live: self.health.check_live().is_ok(),
             detail: life.detail(),
             uptime: Some(duration(life.started.elapsed())),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             pid: std::process::id(),
             clock_ms: crate::boottime::Clock.unix_millis(),
             disk: self.health.disk(),
@@ -121,13 +122,6 @@ impl Cluster for ClusterService {
         let message = "this version does not serve TransferLeader";
         Err(context.status(&Failure::of(Reason::NotOffered, message)))
     }
-}
-
-/// What this program is, for people.
-#[must_use]
-pub fn build() -> String {
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-    format!("{}-{} {profile}", std::env::consts::ARCH, std::env::consts::OS)
 }
 
 fn limits_of(config: &Config) -> Limits {

@@ -5,6 +5,7 @@ use quorate_raft::NodeId;
 
 use super::{Lane, PeerTarget, Shared};
 use crate::identity::{ClusterId, Incarnation};
+use crate::version::{VERSION, build};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -43,17 +44,6 @@ pub struct PeerHello {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The version and build of this program, as told to peers.
-fn build() -> String {
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-    format!(
-        "{} {}-{} {profile}",
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::ARCH,
-        std::env::consts::OS
-    )
-}
-
 pub(super) fn lane_to_wire(lane: Lane) -> wire::Lane {
     match lane {
         Lane::Control => wire::Lane::Control,
@@ -79,7 +69,7 @@ impl Shared {
             wire_version_min: WIRE_VERSION_MIN,
             wire_version_max: WIRE_VERSION_MAX,
             feature_version: FEATURE_VERSION,
-            build: build(),
+            build: format!("{VERSION} {}", build()),
             lane: lane.into(),
             map_epoch: self.map_epoch.load(Ordering::Relaxed),
             config_epoch: self.config_epoch.load(Ordering::Relaxed),
