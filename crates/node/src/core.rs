@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -263,12 +263,15 @@ impl Core {
 
 /// The failure with the time after which trying again may help.
 #[must_use]
-pub fn retry_after(mut failure: Failure, millis: i32) -> Failure {
-    failure.retry_after = Some(prost_types::Duration {
-        seconds: i64::from(millis / 1000),
-        nanos: millis % 1000 * 1_000_000,
-    });
+pub fn retry_after(mut failure: Failure, millis: u64) -> Failure {
+    failure.retry_after = Some(duration(Duration::from_millis(millis)));
     failure
+}
+
+/// A duration as it travels.
+#[must_use]
+pub fn duration(of: Duration) -> prost_types::Duration {
+    prost_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
 }
 
 /// The core once the node has one: before that, listeners answer STARTING.

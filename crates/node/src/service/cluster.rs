@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::context::Context;
 use crate::config::Config;
-use crate::core::{Core, CoreCell};
+use crate::core::{Core, CoreCell, duration};
 use crate::engine::Shard;
 use crate::health::Health;
 use crate::transport::Transport;
@@ -36,10 +36,6 @@ impl ClusterService {
     pub fn new(cell: CoreCell, config: std::sync::Arc<Config>, health: Health) -> Self {
         Self { cell, config, health }
     }
-}
-
-fn duration(of: std::time::Duration) -> prost_types::Duration {
-    prost_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
 }
 
 #[tonic::async_trait]

@@ -21,7 +21,7 @@ use super::write::{Written, write};
 use super::{read, scan};
 use crate::apply::{LogTime, WriteAnswer};
 use crate::command::{CommandDraft, Invalid};
-use crate::core::{Core, CoreCell, retry_after};
+use crate::core::{Core, CoreCell, duration, retry_after};
 use crate::metrics::{LevelLabel, Method};
 use crate::reply;
 
@@ -281,9 +281,6 @@ fn open_session(core: &Core, request: &OpenSessionRequest) -> OpenSessionRespons
     OpenSessionResponse {
         session_id: Bytes::copy_from_slice(id.as_bytes()),
         born: id.birth().0,
-        ttl: Some(prost_types::Duration {
-            seconds: SESSION_TTL.as_secs() as i64,
-            nanos: SESSION_TTL.subsec_nanos() as i32,
-        }),
+        ttl: Some(duration(SESSION_TTL)),
     }
 }
