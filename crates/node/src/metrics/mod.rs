@@ -24,6 +24,7 @@ use crate::version::VERSION;
 
 pub use histogram::Histogram;
 pub use http::{HealthSource, bind, serve};
+pub use process::resident_bytes;
 pub use requests::{LevelLabel, Method, Requests};
 
 /// A gauge of a real number.

@@ -39,14 +39,16 @@ impl Collector for Process {
     }
 }
 
-fn resident_bytes() -> Option<i64> {
+/// The resident memory of this process in bytes, where the system says it.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let rest = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    rest.trim().strip_suffix(" kB")?.trim().parse::<i64>().ok().map(|kib| kib * 1024)
+    rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn open_files() -> Option<i64> {
-    i64::try_from(std::fs::read_dir("/proc/self/fd").ok()?.count()).ok()
+fn open_files() -> Option<u64> {
+    Some(std::fs::read_dir("/proc/self/fd").ok()?.count() as u64)
 }
 
 /// The unit of processor times in /proc: fixed by the kernel's interface at 100, whatever its own timer.

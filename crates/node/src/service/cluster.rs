@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::core::{Core, CoreCell, duration};
 use crate::engine::Shard;
 use crate::health::Health;
+use crate::metrics::resident_bytes;
 use crate::transport::Transport;
 use crate::version::{VERSION, build};
 
@@ -151,7 +152,7 @@ async fn describe(core: &Core, status: &mut GetStatusResponse, omit_replicas: bo
     status.history = map.as_ref().map_or_else(Bytes::new, |map| map.proto().history.clone());
     status.map_epoch = map.map_or(0, |map| map.epoch());
     status.memory = Some(MemoryStatus {
-        resident_bytes: resident_bytes(),
+        resident_bytes: resident_bytes().unwrap_or(0),
         budget_bytes: core.config.memory.total,
         delta_bytes: core.budget.used(),
         delta_bytes_max: core.budget.limit(),
@@ -249,17 +250,6 @@ fn peers(transport: &Transport) -> Vec<PeerStatus> {
         silent_for: peer.silent_for.map(duration),
     })
     .collect()
-}
-
-/// The page size of every platform that this program is built for.
-const PAGE_BYTES: u64 = 4096;
-
-/// The resident bytes of this process; 0 where the system does not say.
-fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|statm| {
-        statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok())
-    });
-    pages.unwrap_or(0) * PAGE_BYTES
 }
 
 /// The disk as the node last saw it.
