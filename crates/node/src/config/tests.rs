@@ -129,6 +129,18 @@ fn advertised_addresses_follow_from_the_others() {
 }
 
 #[test]
+fn one_address_in_two_spellings_is_one_plan() {
+    let plan = |nodes| {
+        let flags = [(Key::InitialCluster, nodes)];
+        Start { flags: &flags, ..Start::default() }.resolve().unwrap().config.initial_cluster
+    };
+    let one = plan("1=node1.example:7401,2=[::1]:7401,3=10.0.0.3:7401");
+    assert_eq!(plan("3=10.0.0.3:07401,2=[0:0::0:1]:7401, 1=Node1.EXAMPLE:7401"), one);
+    assert_eq!(one[&NodeId(1)].to_string(), "node1.example:7401");
+    assert_ne!(plan("1=node1.example.:7401,2=[::1]:7401,3=10.0.0.3:7401"), one);
+}
+
+#[test]
 fn the_file_takes_strings_numbers_booleans_and_lists() {
     let file = Some(
         "node-id = 2\nshards = 1_000\ninsecure = true\nheartbeat = \"200ms\"\n\

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -39,7 +39,9 @@ impl fmt::Display for LogStore {
 }
 
 /// An address that others connect to: a name or an IP address, and a port. A name is kept as a name, so
-/// that it is resolved again at each connection.
+/// that it is resolved again at each connection. It is read into one spelling, in lower case and an IP
+/// address as short as can be, because nodes compare the addresses of their plans as text; only a dot
+/// at the end of a name stays, as it keeps the name from being completed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
     /// A DNS name or an IP address, an IPv6 one without brackets.
@@ -74,18 +76,17 @@ impl FromStr for HostPort {
             return Err("port 0 cannot be connected to".to_owned());
         }
         let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
-            Some(_) => return Err(EXPECTED.to_owned()),
+            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| EXPECTED)?.to_string(),
             None if host.contains(':') => {
                 return Err(format!("{EXPECTED}; an IPv6 address stands in brackets"));
             }
-            None => host,
+            None => host.to_ascii_lowercase(),
         };
         let legal = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
         if host.is_empty() || !host.chars().all(legal) {
             return Err(EXPECTED.to_owned());
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self { host, port })
     }
 }
 
