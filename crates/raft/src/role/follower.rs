@@ -140,8 +140,10 @@ impl Raft {
             return;
         }
         self.note_echo(timing);
-        if self.installing.is_none() {
-            // The leader tells no more than we acknowledged; the bound is for damaged messages.
+        // An entry of this term came from this leader, so the logs are equal through the last one.
+        // Without one it is only what we once acknowledged that the leader knows: not enough where
+        // a disk went back to an older state and what is there now has another history.
+        if self.installing.is_none() && self.log.last().term == self.term {
             self.advance_commit(commit.min(self.log.last().index));
         }
         let installing = self.installing.is_some();
