@@ -166,6 +166,16 @@ pub enum Event {
         /// The replica.
         replica: ReplicaId,
     },
+    /// A follower lost entries that it had acknowledged as durable: its disk drops writes, or was
+    /// put back to an older state. The leader sends them again; votes may be lost too.
+    Regress {
+        /// The follower.
+        replica: ReplicaId,
+        /// It had acknowledged everything through this index.
+        acknowledged: Index,
+        /// Its log agrees with the leader's at most through this index.
+        agreement: Index,
+    },
     /// The log now holds, or after a truncation again holds, another membership in force.
     Membership {
         /// The entry that brought it; for an older one the position it is known from.

@@ -72,6 +72,8 @@ pub(crate) struct Progress {
     pub(crate) stage: Stage,
     /// The last index known to be equal and durable there.
     pub(crate) matched: Index,
+    /// When that became known.
+    pub(crate) matched_at: Ticks,
     /// The next index to send.
     pub(crate) next: Index,
     /// The highest commit index told in an append.
@@ -102,6 +104,7 @@ impl Progress {
             session,
             stage: Stage::Probe { paused: false },
             matched: Index(0),
+            matched_at: now,
             next,
             told_commit: Index(0),
             ping: false,
@@ -155,6 +158,19 @@ impl Progress {
             self.stage = Stage::Replicate(Inflight::default());
         }
         advanced
+    }
+
+    /// Whether it must have lost the entry at `prev` when it answers an append sent at `sent` that
+    /// it has none: its acknowledgement was here before that append left. An answer that was only
+    /// overtaken is older.
+    pub(crate) fn contradicts(&self, prev: Index, sent: Ticks) -> bool {
+        prev <= self.matched && sent > self.matched_at
+    }
+
+    /// What it holds is as unknown as at an election, and late answers about it mean nothing.
+    pub(crate) fn begin_anew(&mut self, session: SessionId, next: Index, now: Ticks) {
+        let acked = self.acked;
+        *self = Progress { acked, ..Progress::new(self.peer, session, next, now) };
     }
 
     /// It has no entry at `prev`; the logs agree at most through `agreement`. Returns whether the
@@ -252,6 +268,20 @@ mod tests {
         assert!(streaming.reject(Index(11), Index(6)));
         assert_eq!(streaming.next, Index(5));
         assert_eq!(streaming.stage, Stage::Probe { paused: false });
+    }
+
+    #[test]
+    fn only_an_append_sent_after_the_acknowledgement_proves_a_loss() {
+        let mut streaming = progress(5);
+        streaming.accept(Index(4), Index(0));
+        streaming.matched_at = Ticks(70);
+        assert!(!streaming.contradicts(Index(4), Ticks(70)), "it may have left before");
+        assert!(!streaming.contradicts(Index(5), Ticks(71)), "it never had that one");
+        assert!(streaming.contradicts(Index(4), Ticks(71)));
+        let session = SessionId { counter: 2, ..SessionId::default() };
+        streaming.begin_anew(session, Index(3), Ticks(80));
+        assert_eq!((streaming.matched, streaming.next), (Index(0), Index(3)));
+        assert_eq!((streaming.session, streaming.acked), (session, Ticks(0)));
     }
 
     #[test]

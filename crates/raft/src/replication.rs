@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::log::Log;
 use crate::message::{AppendResult, Envelope, Message, SnapshotResult, Timing};
-use crate::output::{Output, SnapshotSend};
+use crate::output::{Event, Output, SnapshotSend};
 use crate::progress::{Progress, Stage};
 use crate::raft::Raft;
 use crate::role::Role;
@@ -144,6 +144,9 @@ impl Raft {
             AppendResult::Rejected { prev, hint } => {
                 // Our own log answers the hint in the same way: everything above is in conflict.
                 let agreement = self.log.agreement(hint.index, hint.term).index;
+                if self.check_regress(from, prev, agreement, timing.echo_time) {
+                    return;
+                }
                 let Role::Leader(leader) = &mut self.role else { return };
                 if let Some(progress) = leader.progress.get_mut(&from)
                     && progress.reject(prev, agreement)
@@ -152,6 +155,32 @@ impl Raft {
                 }
             }
         }
+    }
+
+    /// Notices a follower without entries that it has acknowledged: its disk went back to an older
+    /// state. It gets them again, in a new session. What it voted may be lost with them, which
+    /// nobody can see; so this is told, not only mended.
+    fn check_regress(
+        &mut self,
+        from: ReplicaId,
+        prev: Index,
+        agreement: Index,
+        sent: Ticks,
+    ) -> bool {
+        let (term, now) = (self.term, self.now);
+        let Role::Leader(leader) = &mut self.role else { return false };
+        let last = leader.progress.values().map(|progress| progress.session.counter).max();
+        let session = SessionId { term, counter: last.unwrap_or(0) + 1 };
+        let Some(progress) =
+            leader.progress.get_mut(&from).filter(|progress| progress.contradicts(prev, sent))
+        else {
+            return false;
+        };
+        let acknowledged = progress.matched;
+        progress.begin_anew(session, prev.min(agreement.next()).max(Index(1)), now);
+        leader.dirty = true;
+        self.out.events.push(Event::Regress { replica: from, acknowledged, agreement });
+        true
     }
 
     /// A follower holds our log through `last`, durably.
@@ -167,6 +196,7 @@ impl Raft {
         if !advanced {
             return;
         }
+        progress.matched_at = self.now;
         let transferring = leader.transfer.as_ref().is_some_and(|transfer| transfer.to == from);
         self.count_commit();
         if transferring {

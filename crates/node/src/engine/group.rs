@@ -9,7 +9,7 @@ use quorate_raft::{
     Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, RoleKind, Term, Ticks,
 };
 use tokio::sync::oneshot;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::request::{Answer, Proposal, ReadGrant, RefusedProposal};
 use super::shard::{Leadership, Shard};
@@ -196,6 +196,19 @@ impl Group {
                 Event::Transfer { to, end } => info!(shard, to = to.0, ?end, "transfer: ended"),
                 Event::ReplicaGone { replica } => {
                     info!(shard, replica = replica.0, "replica: its node says that it is gone");
+                }
+                Event::Regress { replica, acknowledged, agreement } => {
+                    let node = self.raft.membership().node_of(*replica).map_or(0, |node| node.0);
+                    warn!(
+                        shard,
+                        node,
+                        replica = replica.0,
+                        acknowledged = acknowledged.0,
+                        has = agreement.0,
+                        "replica: it lost entries that it had acknowledged, and gets them again. Its \
+                         node's disk drops writes, or its data directory was put back from a copy; \
+                         stop that node until you know which: it may have forgotten votes too"
+                    );
                 }
                 Event::Membership { index } => info!(shard, index = index.0, "membership: changed"),
             }

@@ -447,6 +447,9 @@ impl Script {
             Event::QuorumLost { term } => format!("lost its quorum in term {term}"),
             Event::Transfer { to, end } => format!("ends the transfer to {to}: {end:?}"),
             Event::ReplicaGone { replica } => format!("hears that {replica} is gone"),
+            Event::Regress { replica, acknowledged, agreement } => {
+                format!("misses {acknowledged} at {replica}, which has {agreement}")
+            }
             Event::Membership { .. } => format!("has members {}", self.raft(id).membership()),
         };
         self.line(id, &text);

@@ -5,8 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 use quorate_raft::{
-    Config, Entry, Envelope, GroupId, Index, Install, Membership, Message, NodeId, Output,
-    PersistToken, Raft, ReadId, ReadOutcome, Replica, ReplicaId, SnapshotMeta, SnapshotSend, Ticks,
+    Config, Entry, Envelope, Event as Noted, GroupId, Index, Install, Membership, Message, NodeId,
+    Output, PersistToken, Raft, ReadId, ReadOutcome, Replica, ReplicaId, SnapshotMeta,
+    SnapshotSend, Ticks,
 };
 
 use crate::disk::{Disk, Write};
@@ -354,7 +355,10 @@ impl Cluster {
     }
 
     fn carry_out(&mut self, node: usize, output: Output) {
-        let Output { send, persist, committed, reads, snapshots, install, .. } = output;
+        let Output { send, persist, committed, reads, snapshots, install, events } = output;
+        // These disks keep what they acknowledged, however late and often messages arrive.
+        let regress = |event: &&Noted| matches!(event, Noted::Regress { .. });
+        assert_eq!(events.iter().find(regress), None, "no disk went back");
         let boot = self.nodes[node].boot;
         for envelope in send {
             self.send(node, &envelope);
