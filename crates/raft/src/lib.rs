@@ -58,9 +58,10 @@
 //! and by bytes), or waits for a snapshot. A refusal carries the last entry at or before the probe
 //! whose term is not higher; the leader does the same with its own log, so a term is skipped with
 //! every answer. Lost appends are found by the next one's consistency check, or after a heartbeat.
-//! Only a conflict truncates. The leader sends before its own disk write is done and counts itself
-//! only afterwards; entries of earlier terms are committed only by one of its own (§5.4.2), the
-//! empty entry with which each term begins.
+//! A follower that lacks what it had acknowledged before an append left has lost it: that is an
+//! [`Event::Regress`], and it gets the entries again. Only a conflict truncates. The leader sends
+//! before its own disk write is done and counts itself only afterwards; entries of earlier terms
+//! are committed only by one of its own (§5.4.2), the empty entry with which each term begins.
 //!
 //! *Reads.* A linearizable read is an index confirmed by a quorum round which began after the read
 //! arrived (thesis §6.4). One round runs at a time, and all that wait share the next; rounds travel
@@ -90,6 +91,8 @@
 //! - Time is a reading, not a countdown; heartbeats fall on multiples of their interval, so that
 //!   all groups of a node beat together.
 //! - Pre-vote, check-quorum and leadership transfer are the thesis' extensions, not the paper's.
+//! - A heartbeat's commit index counts only where the last entry is of the leader's term: that one
+//!   proves the logs equal, and what was acknowledged once may be lost.
 //! - Answers to heartbeats wait until the term is durable: they confirm reads, and a replica that
 //!   forgot the term could confirm those of an older leader.
 //! - A candidate's requests wait for its own disk, which the paper asks only of answers.
