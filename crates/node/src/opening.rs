@@ -15,7 +15,7 @@ use tracing::{error, info};
 
 use crate::config::{Config, LogStore};
 use crate::core::Core;
-use crate::engine::{Shard, fatal_of};
+use crate::engine::{Shard, fatal_of, settle_log};
 use crate::exit::{Fatal, guarded_open};
 use crate::identity::{Formed, Identity};
 use crate::map::first::meta_replicas;
@@ -98,7 +98,7 @@ pub(crate) fn open_storage(
         LogStore::Sled => LogBackend::Sled,
         LogStore::File => LogBackend::File,
     };
-    let (log, recovered) = RecordLog::open(backend, &sled, dir.path())?;
+    let (mut log, mut recovered) = RecordLog::open(backend, &sled, dir.path())?;
     // No replica speaks before this is written, so none can be forgotten without a trace.
     identity.set_storage_created().map_err(|error| OpenFailed::Ends(error.into()))?;
     let records = Arc::new(NodeRecords::open(&sled)?);
@@ -129,6 +129,7 @@ pub(crate) fn open_storage(
             }
         }
     }
+    settle_log(&mut log, stores.iter().map(ShardStore::header), &mut recovered)?;
     let last_run = scrub::begin_run(&records)?;
     if last_run != LastRun::Clean {
         info!(?last_run, "storage: the last run did not end in order");
