@@ -34,6 +34,9 @@ pub struct Config {
     /// Bytes sent to one follower and not yet acknowledged. Default 8 MiB: at 1 Gbit/s this fills a
     /// path with 64 ms of round trip and disk.
     pub max_inflight_bytes: u64,
+    /// The largest write to the durable log, in entry bytes; a single entry may exceed it. What does
+    /// not fit comes in further writes. Default 4 MiB.
+    pub max_persist_bytes: u64,
     /// Entry bytes that a leader holds without having committed them; above it proposals are
     /// refused. It bounds the log of a leader that is cut off. Default 32 MiB.
     pub max_uncommitted_bytes: u64,
@@ -61,6 +64,7 @@ impl Default for Config {
             max_entry_bytes: (2 << 20) + (64 << 10),
             max_inflight_messages: 256,
             max_inflight_bytes: 8 << 20,
+            max_persist_bytes: 4 << 20,
             max_uncommitted_bytes: 32 << 20,
             max_committed_bytes: 8 << 20,
             max_pending_reads: 65_536,
@@ -110,6 +114,7 @@ impl Config {
             ("max_entry_bytes", self.max_entry_bytes),
             ("max_inflight_messages", self.max_inflight_messages as u64),
             ("max_inflight_bytes", self.max_inflight_bytes),
+            ("max_persist_bytes", self.max_persist_bytes),
             ("max_uncommitted_bytes", self.max_uncommitted_bytes),
             ("max_committed_bytes", self.max_committed_bytes),
             ("max_pending_reads", self.max_pending_reads as u64),

@@ -232,7 +232,8 @@ impl Raft {
         self.replicate();
         self.forward_reads();
         let hard_state = HardState { term: self.term, vote: self.vote, commit: self.commit };
-        let persist = self.persistence.take(&self.log, hard_state);
+        let max_bytes = self.config.max_persist_bytes;
+        let persist = self.persistence.take(&self.log, hard_state, max_bytes);
         let committed = self.take_committed();
         self.check();
         Output { persist, committed, ..std::mem::take(&mut self.out) }

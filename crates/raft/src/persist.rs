@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::log::Log;
 use crate::message::{AppendResult, Envelope, Message};
 use crate::output::{Persist, PersistToken};
-use crate::types::{HardState, Index, LogId};
+use crate::types::{Entry, HardState, Index, LogId};
 
 /// Bookkeeping of asynchronous writes.
 ///
@@ -120,14 +120,23 @@ impl Persistence {
             || self.handed < log.last().index
     }
 
-    /// Hands out what has to be written.
-    pub(crate) fn take(&mut self, log: &Log, hard_state: HardState) -> Option<Persist> {
+    /// Hands out what has to be written, with at most `max_bytes` of entries, or one entry; what is
+    /// left comes with the next call, and with it the messages that wait for all of it.
+    pub(crate) fn take(
+        &mut self,
+        log: &Log,
+        hard_state: HardState,
+        max_bytes: u64,
+    ) -> Option<Persist> {
         if !self.is_ready(log) {
             return None;
         }
-        let last = log.last();
         self.sequence += 1;
-        let entries: Vec<_> = log.range(self.handed.next(), last.index).cloned().collect();
+        let (entries, _) = log.batch(self.handed.next(), max_bytes);
+        // Nothing is to be written, only sent: the log ends at what was handed out.
+        let last = entries.last().map_or(log.last(), Entry::id);
+        let send_after =
+            if last == log.last() { std::mem::take(&mut self.send_after) } else { Vec::new() };
         let dirty = std::mem::take(&mut self.hard_state_dirty);
         self.hard_states_pending += usize::from(dirty);
         self.handed = last.index;
@@ -142,7 +151,7 @@ impl Persistence {
             hard_state: dirty.then_some(hard_state),
             reset: self.reset.take(),
             entries,
-            send_after: std::mem::take(&mut self.send_after),
+            send_after,
         })
     }
 
@@ -185,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::message::Timing;
-    use crate::types::{Entry, EntryKind, GroupId, Replica, SessionId, Term};
+    use crate::types::{EntryKind, GroupId, Replica, SessionId, Term};
 
     fn push(log: &mut Log, term: u64) {
         log.push(Entry {
@@ -198,7 +207,7 @@ mod tests {
     }
 
     fn take(persistence: &mut Persistence, log: &Log) -> Persist {
-        let persist = persistence.take(log, HardState::default()).unwrap();
+        let persist = persistence.take(log, HardState::default(), u64::MAX).unwrap();
         persistence.check(log.last().index);
         persist
     }
@@ -258,6 +267,44 @@ mod tests {
         persistence.truncate_from(Index(3));
         push(&mut log, 2);
         assert_eq!(take(&mut persistence, &log).send_after, []);
+    }
+
+    #[test]
+    fn what_is_too_large_for_one_write_goes_in_several_and_is_acknowledged_with_the_last() {
+        let mut log = Log::new(LogId::ZERO, 0);
+        let mut persistence = Persistence::new(Index(0));
+        for _ in 0..5 {
+            push(&mut log, 1);
+        }
+        persistence.touch_hard_state();
+        let ready = Envelope {
+            group: GroupId(1),
+            from: Replica::default(),
+            to: Replica::default(),
+            term: Term(1),
+            message: Message::VoteReply { granted: true },
+        };
+        persistence.send_after(ready.clone());
+        let two = 2 * Entry::OVERHEAD_BYTES;
+        let mut writes = Vec::new();
+        while let Some(write) = persistence.take(&log, HardState::default(), two) {
+            persistence.check(log.last().index);
+            writes.push(write);
+        }
+        let indexes = |write: &Persist| write.entries.iter().map(|e| e.index.0).collect::<Vec<_>>();
+        assert_eq!(
+            writes.iter().map(indexes).collect::<Vec<_>>(),
+            [vec![1, 2], vec![3, 4], vec![5]]
+        );
+        let states = writes.iter().map(|write| write.hard_state.is_some()).collect::<Vec<_>>();
+        assert_eq!(states, [true, false, false]);
+        assert_eq!(writes[2].send_after, [ready]);
+        assert!(writes[..2].iter().all(|write| write.send_after.is_empty()));
+        for (write, durable) in writes.iter().zip([2, 4, 5]) {
+            assert!(persistence.complete(write.token));
+            assert_eq!(persistence.durable(), Index(durable));
+            assert_eq!(write.token.last().index, Index(durable));
+        }
     }
 
     #[test]

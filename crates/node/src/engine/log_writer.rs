@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use quorate_raft::{Envelope, GroupId, Index, NodeId, Persist, PersistToken, ReplicaId};
+use quorate_raft::{Entry, Envelope, GroupId, Index, NodeId, Persist, PersistToken, ReplicaId};
 use quorate_storage::{RecordLog, Section, SectionKind, StorageError};
 
 use super::Outbox;
@@ -15,6 +15,11 @@ use crate::metrics::Metrics;
 
 /// How long the thread sleeps when there is nothing to write; then it looks after the log.
 const IDLE: Duration = Duration::from_millis(200);
+
+/// A record ends with the write that fills it to so many bytes. What waits for a slow disk is not
+/// written at one go then: a record stays far below what can be read back, the groups of the first
+/// go on while the last is being written, and no single barrier takes as long as a failing disk.
+const RECORD_BYTES: u64 = 4 << 20;
 
 /// What the log writer is asked to do.
 #[derive(Debug)]
@@ -77,6 +82,24 @@ pub(super) struct LogWriter {
     pub(super) metrics: Arc<Metrics>,
 }
 
+/// How many writes with entries of so many bytes, from the first on, make one record: at least one
+/// where there is one.
+fn record_end(bytes: impl Iterator<Item = u64>) -> usize {
+    let mut filled = 0;
+    let fits = bytes.take_while(|bytes| {
+        let fits = filled < RECORD_BYTES;
+        filled += bytes;
+        fits
+    });
+    fits.count()
+}
+
+impl Write {
+    fn entry_bytes(&self) -> u64 {
+        self.persist.entries.iter().map(Entry::bytes).sum()
+    }
+}
+
 impl LogWriter {
     /// Writes until it is closed.
     ///
@@ -98,8 +121,9 @@ impl LogWriter {
                     LogInput::Close => close = true,
                 }
             }
-            if !writes.is_empty() {
-                self.write(std::mem::take(&mut writes))?;
+            while !writes.is_empty() {
+                let rest = writes.split_off(record_end(writes.iter().map(Write::entry_bytes)));
+                self.write(std::mem::replace(&mut writes, rest))?;
             }
             self.log.maintain()?;
             self.progress.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
@@ -149,5 +173,26 @@ impl LogWriter {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_ends_with_the_write_that_fills_it() {
+        let records = |sizes: &[u64]| {
+            let (mut rest, mut records) = (sizes, Vec::new());
+            while !rest.is_empty() {
+                let (record, after) = rest.split_at(record_end(rest.iter().copied()));
+                records.push(record.len());
+                rest = after;
+            }
+            records
+        };
+        assert_eq!(records(&[1, 0, 2]), [3]);
+        assert_eq!(records(&[RECORD_BYTES - 1, 1, 1]), [2, 1]);
+        assert_eq!(records(&[1, RECORD_BYTES * 9, RECORD_BYTES, 0, 0]), [2, 1, 2]);
     }
 }

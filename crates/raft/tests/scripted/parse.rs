@@ -62,6 +62,7 @@ pub fn setting(config: &mut Config, name: &str, value: &str) {
         "check_quorum" => config.check_quorum = value == "on",
         "max_append_bytes" => config.max_append_bytes = number(value),
         "max_entry_bytes" => config.max_entry_bytes = number(value),
+        "max_persist_bytes" => config.max_persist_bytes = number(value),
         "max_inflight_messages" => config.max_inflight_messages = number(value) as usize,
         "max_inflight_bytes" => config.max_inflight_bytes = number(value),
         "max_uncommitted_bytes" => config.max_uncommitted_bytes = number(value),

@@ -49,6 +49,7 @@ fn config(rng: &mut Rng) -> Config {
         config.max_append_bytes = rng.between(1, 400);
         config.max_inflight_messages = rng.between(1, 4) as usize;
         config.max_inflight_bytes = rng.between(1, 1_000);
+        config.max_persist_bytes = rng.between(1, 1_000);
         config.max_uncommitted_bytes = rng.between(200, 2_000);
         config.max_committed_bytes = rng.between(1, 500);
         config.retain_entries = rng.below(10);
