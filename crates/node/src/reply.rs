@@ -6,14 +6,24 @@ use quorate_proto::v1::{
     DeleteResponse, Failure, IncrementResponse, PutResponse, StoredValue,
 };
 
-use crate::apply::{Done, LogTime, OperationResult, Previous, ReadValue, Refusal};
+use crate::apply::{Done, LogTime, NotANumber, OperationResult, Previous, ReadValue, Refusal};
 
-/// The failure that tells a client of a refusal; the service adds shard, leader and epochs.
-pub fn failure(refusal: &Refusal) -> Failure {
+/// The failure that tells a client of a refusal; of one operation among `several` it says which. The
+/// service adds shard, leader and epochs.
+pub fn failure(refusal: &Refusal, several: bool) -> Failure {
+    let (field, message) = match refusal {
+        Refusal::NotANumber(why) if several => {
+            let field = format!("operations[{}]", why.operation);
+            let message = format!("{field}: {refusal}");
+            (field, message)
+        }
+        refusal => (String::new(), refusal.to_string()),
+    };
     Failure {
         outcome: refusal.outcome() as i32,
         log_time: refusal.log_time().unwrap_or_default().0,
-        ..Failure::of(refusal.reason(), refusal.to_string())
+        field,
+        ..Failure::of(refusal.reason(), message)
     }
 }
 
@@ -114,6 +124,15 @@ fn batch_result(result: OperationResult) -> BatchResult {
 /// The answer to a Cancel that found the sequence undecided, now or when it was cancelled before.
 pub fn cancel_barred() -> CancelResponse {
     CancelResponse { result: CancelResult::Barred as i32, ..CancelResponse::default() }
+}
+
+/// The answer to a Cancel that found the write refused for good.
+pub fn cancel_refused(why: NotANumber) -> CancelResponse {
+    CancelResponse {
+        result: CancelResult::Answered as i32,
+        failure: Some(failure(&Refusal::NotANumber(why), false)),
+        ..CancelResponse::default()
+    }
 }
 
 /// The answer to a Cancel that found the write decided. Of a Batch of several operations it says
@@ -262,6 +281,13 @@ mod tests {
     }
 
     #[test]
+    fn a_cancelled_write_that_was_refused_tells_why() {
+        let answer = cancel_refused(NotANumber { operation: 0, overflow: false });
+        assert_eq!((answer.result(), answer.applied), (CancelResult::Answered, false));
+        assert_eq!(answer.failure.expect("why").reason(), Reason::NotANumber);
+    }
+
+    #[test]
     fn a_refusal_becomes_the_row_of_the_error_table() {
         let log_time = LogTime(5);
         let rows = [
@@ -299,18 +325,25 @@ mod tests {
             (Refusal::SessionsFull { session: true }, Reason::SessionsFull, Outcome::NotApplied),
             (Refusal::SessionsFull { session: false }, Reason::SessionsFull, Outcome::NotApplied),
             (
-                Refusal::NotANumber { operation: 1, overflow: true },
+                Refusal::NotANumber(NotANumber { operation: 1, overflow: true }),
                 Reason::NotANumber,
                 Outcome::NotApplied,
             ),
         ];
         for (refusal, reason, outcome) in rows {
-            let failure = failure(&refusal);
+            let failure = failure(&refusal, false);
             assert_eq!((failure.reason(), failure.outcome()), (reason, outcome), "{refusal}");
             assert_eq!(failure.code, reason.code() as i32);
             assert_eq!(failure.message, refusal.to_string());
             let expected = if refusal.log_time().is_some() { 5 } else { 0 };
             assert_eq!(failure.log_time, expected, "{refusal}");
         }
+        let second = Refusal::NotANumber(NotANumber { operation: 1, overflow: false });
+        let failure = failure(&second, true);
+        assert_eq!(failure.field, "operations[1]");
+        assert_eq!(
+            failure.message,
+            "operations[1]: the value is not a decimal signed 64-bit number"
+        );
     }
 }

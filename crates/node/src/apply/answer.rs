@@ -100,7 +100,17 @@ pub enum ReadValue {
     Omitted,
 }
 
-/// Why a command was refused. Nothing was changed, and nothing is remembered of it.
+/// Why the increments of a write cannot be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotANumber {
+    /// The operation's position.
+    pub operation: usize,
+    /// Whether the sum is outside of the signed 64-bit range; otherwise the value is no number.
+    pub overflow: bool,
+}
+
+/// Why a command was refused. Nothing was changed, and of all but [`Refusal::NotANumber`] nothing is
+/// remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The group does not own the shard, its epoch or a key any more.
@@ -146,13 +156,9 @@ pub enum Refusal {
         /// are answered. Otherwise the shard's table is.
         session: bool,
     },
-    /// An increment met a value that is not a number, or would overflow.
-    NotANumber {
-        /// The operation's position.
-        operation: usize,
-        /// Whether the sum is outside of the signed 64-bit range.
-        overflow: bool,
-    },
+    /// An increment met a value that is not a number, or would overflow. It was decided so: with a
+    /// session it stays refused, whatever the value is when another attempt comes.
+    NotANumber(NotANumber),
     /// The command is not one that this program proposes.
     Malformed {
         /// What is wrong.
@@ -177,7 +183,7 @@ impl Refusal {
             | Refusal::SequenceBarred { .. } => Reason::SequencePast,
             Refusal::SequenceReused { .. } => Reason::SequenceReused,
             Refusal::SessionsFull { .. } => Reason::SessionsFull,
-            Refusal::NotANumber { .. } => Reason::NotANumber,
+            Refusal::NotANumber(_) => Reason::NotANumber,
             Refusal::Malformed { .. } | Refusal::BadMap { .. } => Reason::BadRequest,
         }
     }
@@ -240,11 +246,11 @@ impl fmt::Display for Refusal {
             Refusal::SessionsFull { session: false } => {
                 f.write_str("the shard's session table is full; sessions leave it when they expire")
             }
-            Refusal::NotANumber { operation, overflow: false } => {
-                write!(f, "operations[{operation}]: the value is not a decimal signed 64-bit number")
+            Refusal::NotANumber(NotANumber { overflow: false, .. }) => {
+                f.write_str("the value is not a decimal signed 64-bit number")
             }
-            Refusal::NotANumber { operation, overflow: true } => {
-                write!(f, "operations[{operation}]: the sum is beyond a signed 64-bit number")
+            Refusal::NotANumber(NotANumber { overflow: true, .. }) => {
+                f.write_str("the sum is beyond a signed 64-bit number")
             }
             Refusal::Malformed { detail } => write!(f, "the command is malformed: {detail}"),
             Refusal::BadMap { detail } => write!(f, "the cluster map breaks a rule: {detail}"),

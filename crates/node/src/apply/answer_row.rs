@@ -7,11 +7,18 @@
 //! | bytes | field |
 //! |---|---|
 //! | 1 | format = 1 |
-//! | 1 | flags: 1 the session ended with this write · 2 barred by Cancel · 4 applied |
+//! | 1 | flags: 1 the session ended with this write · 2 barred by Cancel · 4 applied · 8 refused |
 //! | 8 | content hash; 0 when barred |
 //! | 8 | answered-below: every sequence below it is answered |
 //!
-//! and unless barred:
+//! and if refused, which only an increment that cannot be carried out is:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | var | position of the operation |
+//! | 1 | 0 its key holds no number · 1 the sum is beyond 64 bits |
+//!
+//! and unless barred or refused:
 //!
 //! | bytes | field |
 //! |---|---|
@@ -35,7 +42,7 @@ use quorate_proto::limits::STORED_PREVIOUS_BYTES_MAX;
 use quorate_storage::{RowKey, RowKind};
 
 use super::{
-    answer::{Done, OperationResult, Previous, ReadValue},
+    answer::{Done, NotANumber, OperationResult, Previous, ReadValue},
     error::Damaged,
     reader::{Reader, put_bytes, put_varint},
     stamp::LogTime,
@@ -48,7 +55,8 @@ mod row_flag {
     pub const LAST: u8 = 1;
     pub const BARRED: u8 = 2;
     pub const APPLIED: u8 = 4;
-    pub const ALL: u8 = 7;
+    pub const REFUSED: u8 = 8;
+    pub const ALL: u8 = 15;
 }
 
 mod operation_flag {
@@ -80,8 +88,21 @@ pub struct AnswerRow {
 pub enum Stored {
     /// It was not applied and never will be.
     Barred,
+    /// It was refused and changed nothing.
+    NotANumber(NotANumber),
     /// Its answer.
     Done(Done),
+}
+
+/// What is to be remembered of a sequence: as [`Stored`], of an answer that goes out as well.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision<'a> {
+    /// See [`Stored::Barred`].
+    Barred,
+    /// See [`Stored::NotANumber`].
+    NotANumber(NotANumber),
+    /// See [`Stored::Done`].
+    Done(&'a Done),
 }
 
 /// The key of the row of a session's sequence.
@@ -106,11 +127,12 @@ pub fn read_answer_row_key(key: &RowKey) -> Result<(SessionId, u64), Damaged> {
 impl AnswerRow {
     /// The row's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let done = match &self.stored {
-            Stored::Barred => None,
-            Stored::Done(done) => Some(done),
+        let decision = match &self.stored {
+            Stored::Barred => Decision::Barred,
+            Stored::NotANumber(why) => Decision::NotANumber(*why),
+            Stored::Done(done) => Decision::Done(done),
         };
-        encode_row(self.last, self.content_hash, self.answered_below, done)
+        encode_row(self.last, self.content_hash, self.answered_below, decision)
     }
 
     /// Reads a row. Any byte string is a row or [`Damaged`].
@@ -120,50 +142,68 @@ impl AnswerRow {
             return Err(reader.damaged("its format is not 1"));
         }
         let flags = reader.u8()?;
-        let barred = flags & row_flag::BARRED != 0;
-        if flags & !row_flag::ALL != 0 || (barred && flags & row_flag::APPLIED != 0) {
+        let decision = flags & (row_flag::BARRED | row_flag::APPLIED | row_flag::REFUSED);
+        if flags & !row_flag::ALL != 0 || decision.count_ones() > 1 {
             return Err(reader.damaged("it has flags that this version does not know"));
         }
         let content_hash = reader.u64()?;
         let answered_below = reader.u64()?;
-        let stored = if barred {
-            Stored::Barred
-        } else {
-            Stored::Done(decode_done(&mut reader, flags & row_flag::APPLIED != 0)?)
+        let stored = match decision {
+            row_flag::BARRED => Stored::Barred,
+            row_flag::REFUSED => Stored::NotANumber(decode_not_a_number(&mut reader)?),
+            decision => Stored::Done(decode_done(&mut reader, decision == row_flag::APPLIED)?),
         };
         reader.end()?;
         Ok(AnswerRow { last: flags & row_flag::LAST != 0, content_hash, answered_below, stored })
     }
 }
 
-/// The bytes of a row whose answer is `done`; `None` = barred.
+/// The bytes of a row.
 pub(super) fn encode_row(
     last: bool,
     content_hash: u64,
     answered_below: u64,
-    done: Option<&Done>,
+    decision: Decision<'_>,
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(48);
     let mut flags = if last { row_flag::LAST } else { 0 };
-    flags |= match done {
-        None => row_flag::BARRED,
-        Some(done) if done.applied => row_flag::APPLIED,
-        Some(_) => 0,
+    flags |= match decision {
+        Decision::Barred => row_flag::BARRED,
+        Decision::NotANumber(_) => row_flag::REFUSED,
+        Decision::Done(done) if done.applied => row_flag::APPLIED,
+        Decision::Done(_) => 0,
     };
     out.push(FORMAT);
     out.push(flags);
     out.extend_from_slice(&content_hash.to_le_bytes());
     out.extend_from_slice(&answered_below.to_le_bytes());
-    if let Some(done) = done {
-        put_varint(&mut out, done.index);
-        out.extend_from_slice(&done.log_time.0.to_le_bytes());
-        put_varint(&mut out, done.results.len() as u64);
-        let mut previous_room = STORED_PREVIOUS_BYTES_MAX;
-        for result in &done.results {
-            encode_result(&mut out, done, result, &mut previous_room);
+    match decision {
+        Decision::Barred => {}
+        Decision::NotANumber(NotANumber { operation, overflow }) => {
+            put_varint(&mut out, operation as u64);
+            out.push(u8::from(overflow));
+        }
+        Decision::Done(done) => {
+            put_varint(&mut out, done.index);
+            out.extend_from_slice(&done.log_time.0.to_le_bytes());
+            put_varint(&mut out, done.results.len() as u64);
+            let mut previous_room = STORED_PREVIOUS_BYTES_MAX;
+            for result in &done.results {
+                encode_result(&mut out, done, result, &mut previous_room);
+            }
         }
     }
     out
+}
+
+fn decode_not_a_number(reader: &mut Reader) -> Result<NotANumber, Damaged> {
+    let operation = reader.varint()? as usize;
+    let overflow = match reader.u8()? {
+        0 => false,
+        1 => true,
+        _ => return Err(reader.damaged("its refusal is of a kind that this version does not know")),
+    };
+    Ok(NotANumber { operation, overflow })
 }
 
 fn encode_result(

@@ -11,7 +11,7 @@ use quorate_proto::{
 use quorate_storage::{RowKey, RowKind};
 
 use super::{
-    answer::{Done, OperationResult, Previous, ReadValue, Refusal},
+    answer::{Done, NotANumber, OperationResult, Previous, ReadValue, Refusal},
     error::ApplyError,
     record::Record,
     rows::Rows,
@@ -63,20 +63,19 @@ pub fn check(write: &Write, index: u64) -> Result<Result<(), Refusal>, ApplyErro
     Ok(Ok(()))
 }
 
-/// Carries out a write that [`check`] has passed. Refused with [`Refusal::NotANumber`] it has
-/// changed nothing.
+/// Carries out a write that [`check`] has passed. With [`NotANumber`] it has changed nothing.
 pub fn execute(
     write: &Write,
     place: EntryPlace,
     rows: &mut impl Rows,
-) -> Result<Result<Done, Refusal>, ApplyError> {
+) -> Result<Result<Done, NotANumber>, ApplyError> {
     let mut steps = Vec::with_capacity(write.operations.len());
     for operation in &write.operations {
         steps.push(Step::read(operation, rows)?);
     }
     let applied = steps.iter().all(|step| step.condition_held);
-    if applied && let Err(refusal) = add_numbers(&mut steps) {
-        return Ok(Err(refusal));
+    if applied && let Err(not_a_number) = add_numbers(&mut steps) {
+        return Ok(Err(not_a_number));
     }
     let mut room = BATCH_ANSWER_BYTES_MAX;
     let mut results = Vec::with_capacity(steps.len());
@@ -192,17 +191,17 @@ fn holds(expect: &Expect, current: Option<&Record>) -> bool {
     }
 }
 
-fn add_numbers(steps: &mut [Step<'_>]) -> Result<(), Refusal> {
+fn add_numbers(steps: &mut [Step<'_>]) -> Result<(), NotANumber> {
     for (operation, step) in steps.iter_mut().enumerate() {
         let Some(Kind::Increment(delta)) = step.operation.kind else { continue };
         let before = match &step.current {
-            Some(record) => parse_number(&record.value)
-                .ok_or(Refusal::NotANumber { operation, overflow: false })?,
+            Some(record) => {
+                parse_number(&record.value).ok_or(NotANumber { operation, overflow: false })?
+            }
             None => 0,
         };
-        step.number = Some(
-            before.checked_add(delta).ok_or(Refusal::NotANumber { operation, overflow: true })?,
-        );
+        step.number =
+            Some(before.checked_add(delta).ok_or(NotANumber { operation, overflow: true })?);
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ use quorate_raft::{Entry, EntryKind, Membership};
 use quorate_storage::{RowKey, StorageError};
 
 use super::{
-    answer::{Refusal, WriteAnswer},
-    answer_row::Stored,
+    answer::{Done, NotANumber, Refusal, WriteAnswer},
+    answer_row::{Decision, Stored},
     error::{ApplyError, Damaged},
     execute::{self, EntryPlace},
     meta::MapState,
@@ -238,10 +238,7 @@ impl<R: Rows> ShardTurn<'_, R> {
         let Some(session) = session else {
             return match self.owned(write) {
                 Err(refusal) => Ok(WriteAnswer::Refused(refusal)),
-                Ok(()) => Ok(match execute::execute(write, self.place, self.rows)? {
-                    Ok(done) => WriteAnswer::Done(done),
-                    Err(refusal) => WriteAnswer::Refused(refusal),
-                }),
+                Ok(()) => Ok(answer(execute::execute(write, self.place, self.rows)?)),
             };
         };
         // What was decided before is answered as it was, also when the shard has changed since: an
@@ -256,12 +253,13 @@ impl<R: Rows> ShardTurn<'_, R> {
         if let Admission::Refused(refusal) = admission {
             return Ok(WriteAnswer::Refused(refusal));
         }
-        let done = match execute::execute(write, self.place, self.rows)? {
-            Ok(done) => done,
-            Err(refusal) => return Ok(WriteAnswer::Refused(refusal)),
+        let decided = execute::execute(write, self.place, self.rows)?;
+        let decision = match &decided {
+            Ok(done) => Decision::Done(done),
+            Err(why) => Decision::NotANumber(*why),
         };
-        self.sessions.record(&session, Some(&done), self.rows)?;
-        Ok(WriteAnswer::Done(done))
+        self.sessions.record(&session, decision, self.rows)?;
+        Ok(answer(decided))
     }
 
     fn cancel(self, session: Option<&CommandSession>) -> Result<WriteAnswer, ApplyError> {
@@ -283,7 +281,7 @@ impl<R: Rows> ShardTurn<'_, R> {
         if let Admission::Refused(refusal) = admission {
             return Ok(WriteAnswer::Refused(refusal));
         }
-        self.sessions.record(&session, None, self.rows)?;
+        self.sessions.record(&session, Decision::Barred, self.rows)?;
         Ok(WriteAnswer::Barred)
     }
 
@@ -322,7 +320,15 @@ fn session_use(session: &CommandSession, content_hash: Option<u64>) -> Result<Se
 
 fn answer_of(stored: Stored) -> WriteAnswer {
     match stored {
-        Stored::Done(done) => WriteAnswer::Done(done),
+        Stored::Done(done) => answer(Ok(done)),
+        Stored::NotANumber(why) => answer(Err(why)),
         Stored::Barred => WriteAnswer::Barred,
+    }
+}
+
+fn answer(decided: Result<Done, NotANumber>) -> WriteAnswer {
+    match decided {
+        Ok(done) => WriteAnswer::Done(done),
+        Err(why) => WriteAnswer::Refused(Refusal::NotANumber(why)),
     }
 }

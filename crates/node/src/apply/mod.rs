@@ -38,7 +38,7 @@ pub mod stamp;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Done, OperationResult, Previous, ReadValue, Refusal, WriteAnswer};
+pub use answer::{Done, NotANumber, OperationResult, Previous, ReadValue, Refusal, WriteAnswer};
 pub use error::{ApplyError, Damaged};
 pub use machine::{Applied, Ownership, StateMachine};
 pub use record::Record;

@@ -25,8 +25,8 @@ use quorate_proto::limits;
 use quorate_storage::{RowKey, StorageError};
 
 use super::{
-    answer::{Done, Refusal},
-    answer_row::{AnswerRow, Stored, answer_row_key, encode_row, read_answer_row_key},
+    answer::Refusal,
+    answer_row::{AnswerRow, Decision, Stored, answer_row_key, encode_row, read_answer_row_key},
     error::{ApplyError, Damaged},
     rows::Rows,
     stamp::LogTime,
@@ -263,22 +263,21 @@ impl SessionTable {
         }
     }
 
-    /// Remembers the answer of a command that was [`Admission::New`] (`None` = it is barred), and
-    /// forgets what the command says is answered.
+    /// Remembers how a command was decided that was [`Admission::New`], and forgets what the command
+    /// says is answered.
     pub fn record(
         &mut self,
         command: &SessionUse,
-        done: Option<&Done>,
+        decision: Decision<'_>,
         rows: &mut impl Rows,
     ) -> Result<(), ApplyError> {
-        let content_hash =
-            if done.is_some() { command.content_hash.unwrap_or_default() } else { 0 };
+        let barred = matches!(decision, Decision::Barred);
+        let content_hash = if barred { 0 } else { command.content_hash.unwrap_or_default() };
         let floor = if command.last { command.sequence } else { command.floor() };
         let key = answer_row_key(&command.id, command.sequence);
-        let value = encode_row(command.last, content_hash, floor, done);
+        let value = encode_row(command.last, content_hash, floor, decision);
         let bytes = row_cost(&key, &value);
-        let stub =
-            RowStub { sequence: command.sequence, content_hash, bytes, barred: done.is_none() };
+        let stub = RowStub { sequence: command.sequence, content_hash, bytes, barred };
         // The table has no stub of it, and there is one for each row.
         rows.insert_new(&key, &value)?;
 

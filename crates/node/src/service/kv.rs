@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::context::Context;
 use super::write::{Written, write};
 use super::{read, scan};
-use crate::apply::{LogTime, WriteAnswer};
+use crate::apply::{LogTime, Refusal, WriteAnswer};
 use crate::command::{CommandDraft, Invalid};
 use crate::core::{Core, CoreCell, duration, retry_after};
 use crate::metrics::{LevelLabel, Method};
@@ -100,6 +100,7 @@ macro_rules! write_method {
     ($core:ident, $context:ident, $request:ident, $draft:ident, $reply:ident, $is_delete:expr) => {{
         let draft = CommandDraft::$draft(&$request, &$core.limits).map_err(invalid(&$core))?;
         let hint = $request.route.clone();
+        let several = draft.operations().len() > 1;
         match write(&$core, &$context, &$request, hint.as_ref(), draft, $is_delete).await? {
             Written::Elsewhere(answer) => Ok(answer),
             Written::Here(receipt, WriteAnswer::Done(done)) => {
@@ -108,15 +109,16 @@ macro_rules! write_method {
                 answer.receipt = Some(receipt);
                 Ok(answer)
             }
-            Written::Here(_, other) => Err(refused(&$core, other)),
+            Written::Here(_, other) => Err(refused(&$core, other, several)),
         }
     }};
 }
 
-fn refused(core: &Core, answer: WriteAnswer) -> Failure {
+/// The failure that tells of a refusal; of one operation among `several` it says which.
+fn refused(core: &Core, answer: WriteAnswer, several: bool) -> Failure {
     match answer {
         WriteAnswer::Refused(refusal) => {
-            let failure = core.complete(reply::failure(&refusal));
+            let failure = core.complete(reply::failure(&refusal, several));
             if failure.reason() == Reason::SessionsFull {
                 retry_after(failure, 1_000)
             } else {
@@ -264,7 +266,8 @@ async fn cancel(
             let mut answer = match answer {
                 WriteAnswer::Barred => reply::cancel_barred(),
                 WriteAnswer::Done(done) => reply::cancel_answered(done),
-                other => return Err(refused(core, other)),
+                WriteAnswer::Refused(Refusal::NotANumber(why)) => reply::cancel_refused(why),
+                other => return Err(refused(core, other, false)),
             };
             answer.token = Some(core.token(&receipt));
             answer.receipt = Some(receipt);

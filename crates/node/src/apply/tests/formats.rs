@@ -6,7 +6,7 @@ use quorate_storage::{RowKey, RowKind};
 
 use super::build::session;
 use crate::apply::{
-    Done, LogTime, OperationResult, Previous, ReadValue,
+    Done, LogTime, NotANumber, OperationResult, Previous, ReadValue,
     answer_row::{AnswerRow, Stored, answer_row_key, read_answer_row_key},
 };
 
@@ -62,6 +62,11 @@ fn the_bytes_of_a_row_are_fixed() {
         AnswerRow { last: false, content_hash: 0, answered_below: 4, stored: Stored::Barred };
     assert_eq!(hex::encode(barred.encode()), "010200000000000000000400000000000000");
     assert_eq!(AnswerRow::decode(barred.encode().into()), Ok(barred));
+
+    let stored = Stored::NotANumber(NotANumber { operation: 300, overflow: true });
+    let refused = AnswerRow { last: false, content_hash: 0xabcd, answered_below: 4, stored };
+    assert_eq!(hex::encode(refused.encode()), "0108cdab0000000000000400000000000000ac0201");
+    assert_eq!(AnswerRow::decode(refused.encode().into()), Ok(refused));
 }
 
 #[test]
@@ -83,7 +88,7 @@ fn a_cut_or_longer_row_is_damaged() {
     let mut longer = row.clone();
     longer.push(0);
     assert!(AnswerRow::decode(longer.into()).is_err());
-    for (at, byte) in [(0, 2), (1, 8), (1, 7), (29, 0x80), (29, 0x10)] {
+    for (at, byte) in [(0, 2), (1, 16), (1, 7), (1, 13), (29, 0x80), (29, 0x10)] {
         let mut broken = row.clone();
         broken[at] = byte;
         assert!(AnswerRow::decode(broken.into()).is_err(), "byte {at} = {byte:#x}");
@@ -92,9 +97,9 @@ fn a_cut_or_longer_row_is_damaged() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_row_or_damage(mut bytes: Vec<u8>, begin in 0..3u8) {
+    fn any_bytes_are_a_row_or_damage(mut bytes: Vec<u8>, begin in 0..4u8) {
         if begin > 0 && bytes.len() > 2 {
-            (bytes[0], bytes[1]) = (1, begin);
+            (bytes[0], bytes[1]) = (1, 1 << begin);
         }
         let _ = AnswerRow::decode(bytes.into());
     }

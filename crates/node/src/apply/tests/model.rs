@@ -11,7 +11,7 @@ use quorate_proto::{
 use super::build::{OWNERSHIP, START_MS};
 use crate::{
     apply::{
-        Done, LogTime, OperationResult, Previous, ReadValue, Refusal, WriteAnswer,
+        Done, LogTime, NotANumber, OperationResult, Previous, ReadValue, Refusal, WriteAnswer,
         execute::parse_number, sessions::SessionLimits,
     },
     session_id::SessionId,
@@ -83,6 +83,11 @@ impl Model {
             _ => None,
         };
         match self.lookup(id, session.sequence, hash) {
+            // Decided so, and remembered like any other answer.
+            Some(answer @ WriteAnswer::Refused(Refusal::NotANumber(_))) => {
+                self.forget(id, floor);
+                answer
+            }
             Some(WriteAnswer::Refused(_)) if !right_epoch => wrong_shard,
             Some(refused @ WriteAnswer::Refused(_)) => refused,
             Some(answer) => {
@@ -100,9 +105,6 @@ impl Model {
                     Some(Action::Write(write)) => self.write(&write.operations),
                     _ => WriteAnswer::Barred,
                 };
-                if matches!(answer, WriteAnswer::Refused(_)) {
-                    return answer;
-                }
                 let remembered = remembered(answer.clone());
                 if session.last {
                     self.said
@@ -206,7 +208,10 @@ impl Model {
             }
             if applied && let Err(overflow) = self.carry_out(operation, cell, &mut result) {
                 self.cells = before;
-                return WriteAnswer::Refused(Refusal::NotANumber { operation: at, overflow });
+                return WriteAnswer::Refused(Refusal::NotANumber(NotANumber {
+                    operation: at,
+                    overflow,
+                }));
             }
             results.push(result);
         }

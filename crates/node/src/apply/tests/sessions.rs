@@ -241,13 +241,16 @@ fn cancel_gives_the_answer_or_bars_the_sequence() {
 }
 
 #[test]
-fn refusals_are_not_remembered() {
+fn an_increment_that_was_refused_stays_refused() {
     let mut shard = Shard::new(LIMITS);
     shard.apply(&write(vec![put("n", "text")]));
-    assert!(matches!(refusal(shard.apply(&add_in(1, 0))), Refusal::NotANumber { .. }));
-    assert_eq!(sessions(&shard), 0);
+    let refused = shard.apply(&add_in(1, 0));
+    assert!(matches!(refusal(refused.clone()), Refusal::NotANumber(_)));
+    // "Not applied" was said: a late attempt finds a number and must not make it untrue.
     shard.apply(&write(vec![put("n", "1")]));
-    assert_eq!(number(shard.apply(&add_in(1, 0))), 2);
+    assert_eq!(shard.apply(&add_in(1, 0)), refused);
+    assert_eq!(shard.apply(&within(cancel(), session(0), 1, 0)), refused);
+    assert_eq!(number(shard.apply(&add_in(2, 1))), 2);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use quorate_raft::{Entry, EntryKind, Index, Membership, NodeId, Replica, Replica
 
 use super::build::*;
 use crate::apply::{
-    Applied, ApplyError, Done, OperationResult, Ownership, ReadValue, Refusal, StateMachine,
-    WriteAnswer, sessions::SessionLimits,
+    Applied, ApplyError, Done, NotANumber, OperationResult, Ownership, ReadValue, Refusal,
+    StateMachine, WriteAnswer, sessions::SessionLimits,
 };
 
 fn shard() -> Shard {
@@ -155,9 +155,12 @@ fn an_increment_that_cannot_be_changes_nothing_of_its_batch() {
     shard.apply(&write(vec![put("text", "ten"), put("big", i64::MAX.to_string())]));
     let before = shard.rows.clone();
     let not_a_number = shard.apply(&write(vec![put("a", "1"), add("text", 1)]));
-    assert_eq!(refusal(not_a_number), Refusal::NotANumber { operation: 1, overflow: false });
+    assert_eq!(
+        refusal(not_a_number),
+        Refusal::NotANumber(NotANumber { operation: 1, overflow: false })
+    );
     let overflow = shard.apply(&write(vec![add("big", 1), put("a", "1")]));
-    assert_eq!(refusal(overflow), Refusal::NotANumber { operation: 0, overflow: true });
+    assert_eq!(refusal(overflow), Refusal::NotANumber(NotANumber { operation: 0, overflow: true }));
     assert_eq!(shard.rows, before);
     // A false condition decides before the numbers are looked at.
     let command = write(vec![add("text", 1), check("a", value("1"))]);
