@@ -32,7 +32,8 @@ pub struct Context {
     pub deadline: Instant,
     /// When it arrived.
     pub started: Instant,
-    /// How often it was passed on before it came here.
+    /// How often it was passed on before it came here, at most [`HOPS_MAX`]. Clients can set it as
+    /// well, to any number.
     pub hops: u32,
 }
 
@@ -56,7 +57,7 @@ impl Context {
             traceparent: text(TRACEPARENT).map(str::to_owned),
             deadline: started + timeout,
             started,
-            hops: text(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0),
+            hops: text(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0).min(HOPS_MAX),
         }
     }
 
@@ -66,8 +67,18 @@ impl Context {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// The metadata of the same call to another node.
-    pub fn forward_into(&self, metadata: &mut MetadataMap) {
+    /// Writes the metadata of the same call to another node. Every way to another node leads
+    /// through here, so no call goes round in circles.
+    ///
+    /// # Errors
+    ///
+    /// NO_LEADER when the call was passed on [`HOPS_MAX`] times before.
+    pub fn forward_into(&self, metadata: &mut MetadataMap) -> Result<(), Failure> {
+        if self.hops >= HOPS_MAX {
+            let message =
+                format!("the call was passed on {HOPS_MAX} times without reaching a leader");
+            return Err(Failure::of(Reason::NoLeader, message));
+        }
         let mut set = |name: &'static str, value: &str| {
             if let Ok(value) = MetadataValue::try_from(value) {
                 metadata.insert(name, value);
@@ -78,6 +89,7 @@ impl Context {
         if let Some(traceparent) = &self.traceparent {
             set(TRACEPARENT, traceparent);
         }
+        Ok(())
     }
 
     /// The status that carries a failure: standard details, and the failure itself beside them.
@@ -154,6 +166,25 @@ mod tests {
         assert_eq!(deadline(Some("1S")), Duration::from_millis(980));
         assert_eq!(deadline(Some("50m")), Duration::from_millis(45));
         assert_eq!(deadline(Some("1H")), Duration::from_millis(29_980));
+    }
+
+    #[tokio::test]
+    async fn a_call_is_passed_on_twice_whatever_its_caller_says() {
+        let context = |hops: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert(HOPS, hops.parse().expect("ascii"));
+            Context::of(&metadata)
+        };
+        for (came_with, leaves_with) in [("0", "1"), ("1", "2"), ("-1", "1"), ("x", "1")] {
+            let mut metadata = MetadataMap::new();
+            context(came_with).forward_into(&mut metadata).expect("it may go on");
+            assert_eq!(metadata.get(HOPS).expect("it is set"), leaves_with, "{came_with}");
+        }
+        for too_often in ["2", "3", "4294967295"] {
+            let refused = context(too_often).forward_into(&mut MetadataMap::new());
+            let refused = refused.expect_err("it was passed on often enough");
+            assert_eq!(refused.reason(), Reason::NoLeader, "{too_often}");
+        }
     }
 
     #[test]

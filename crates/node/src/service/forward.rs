@@ -15,7 +15,7 @@ use quorate_raft::NodeId;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
-use super::context::{Context, HOPS_MAX};
+use super::context::Context;
 
 /// A unary call of the Kv service that can be passed on as it came.
 pub trait Forward: prost::Message + Clone + Send + 'static {
@@ -103,18 +103,15 @@ impl Forwarder {
         address: &str,
         message: R,
     ) -> Forwarded<R::Response> {
-        if context.hops >= HOPS_MAX {
-            let message =
-                format!("the call was passed on {HOPS_MAX} times without reaching a leader");
-            return Forwarded::Failed(Failure::of(Reason::NoLeader, message));
+        let mut request = Request::new(message);
+        if let Err(failure) = context.forward_into(request.metadata_mut()) {
+            return Forwarded::Failed(failure);
         }
         let client = match self.client(node, address) {
             Ok(client) => client,
             Err(failure) => return Forwarded::NotSent(failure),
         };
         let left = context.left();
-        let mut request = Request::new(message);
-        context.forward_into(request.metadata_mut());
         request.set_timeout(left);
         // The time-out is ours as well: a node that is stopped answers nothing.
         match tokio::time::timeout(left, R::call(client, request)).await {

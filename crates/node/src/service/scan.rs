@@ -222,7 +222,9 @@ async fn open_there(
             ..request.clone()
         };
         let mut call = Request::new(message);
-        context.forward_into(call.metadata_mut());
+        if let Err(failure) = context.forward_into(call.metadata_mut()) {
+            return Err(core.complete(Failure { shard: owner.id, ..failure }));
+        }
         if let Ok(shard) = owner.id.to_string().parse() {
             call.metadata_mut().insert(ONLY_SHARD, shard);
         }
