@@ -11,12 +11,35 @@ use tokio::sync::oneshot;
 ///
 /// The apply thread calls [`Gate::open`] after each batch; with no reader waiting that costs one
 /// store and one load. Waiters are bounded by the requests in flight: each request waits at most
-/// once, and a waiter whose request is gone is dropped at the next opening at or above its index.
+/// once, and what it left here goes with it. The index it waits for may be one that never comes.
 #[derive(Debug, Default)]
 pub struct Gate {
     applied: AtomicU64,
+    /// How many waiters there are; changes under their lock.
     waiting: AtomicUsize,
-    waiters: Mutex<BTreeMap<u64, Vec<oneshot::Sender<()>>>>,
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    /// By index, and among those of one index by the order in which they came.
+    by_index: BTreeMap<(u64, u64), oneshot::Sender<()>>,
+    next: u64,
+}
+
+/// Takes a waiter out of the gate when its request ends, however that ends.
+struct Waiting<'a> {
+    gate: &'a Gate,
+    key: (u64, u64),
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // The opening has taken it out already, unless the request gave up before.
+        if self.gate.waiters.lock().by_index.remove(&self.key).is_some() {
+            self.gate.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Gate {
@@ -41,13 +64,12 @@ impl Gate {
             return;
         }
         let mut waiters = self.waiters.lock();
-        let still_waiting = waiters.split_off(&(applied.0 + 1));
-        let ready = std::mem::replace(&mut *waiters, still_waiting);
-        let count: usize = ready.values().map(Vec::len).sum();
-        self.waiting.fetch_sub(count, Ordering::SeqCst);
+        let still_waiting = waiters.by_index.split_off(&(applied.0 + 1, 0));
+        let ready = std::mem::replace(&mut waiters.by_index, still_waiting);
+        self.waiting.fetch_sub(ready.len(), Ordering::SeqCst);
         drop(waiters);
-        for waiter in ready.into_values().flatten() {
-            // A reader that gave up in the meantime is no loss.
+        for waiter in ready.into_values() {
+            // A reader that gives up in this moment is no loss.
             let _ = waiter.send(());
         }
     }
@@ -58,15 +80,18 @@ impl Gate {
             return;
         }
         let (sender, receiver) = oneshot::channel();
-        {
+        let _waiting = {
             let mut waiters = self.waiters.lock();
             self.waiting.fetch_add(1, Ordering::SeqCst);
             if self.applied.load(Ordering::SeqCst) >= index.0 {
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
                 return;
             }
-            waiters.entry(index.0).or_default().push(sender);
-        }
+            let key = (index.0, waiters.next);
+            waiters.next += 1;
+            waiters.by_index.insert(key, sender);
+            Waiting { gate: self, key }
+        };
         if receiver.await.is_err() {
             // The gate itself is gone: the node is ending, and the deadline answers the reader.
             std::future::pending::<()>().await;
@@ -98,5 +123,17 @@ mod tests {
         assert_eq!(gate.waiting.load(Ordering::SeqCst), 0);
         gate.open(Index(3));
         assert_eq!(gate.applied(), Index(8), "a gate never closes again");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_gives_up_leaves_nothing_behind() {
+        let gate = Gate::new(Index(5));
+        for index in [6, 6, 7, u64::MAX] {
+            let wait = gate.wait(Index(index));
+            let waited = tokio::time::timeout(std::time::Duration::from_millis(1), wait).await;
+            assert!(waited.is_err(), "{index} is not applied");
+        }
+        assert_eq!(gate.waiting.load(Ordering::SeqCst), 0);
+        assert!(gate.waiters.lock().by_index.is_empty());
     }
 }
