@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::first::{Founding, first_map};
 use super::{Map, MapCell};
-use crate::apply::WriteAnswer;
+use crate::apply::{WriteAnswer, map_rules};
 use crate::bridge::Peers;
 use crate::command::encode_change_map;
 use crate::config::Config;
@@ -77,6 +77,7 @@ impl Keeper {
         let mut remembered = 0;
         let started = Instant::now();
         let mut asked = started;
+        let mut refused = BTreeMap::new();
         loop {
             let newest = map_changed.borrow_and_update().clone();
             let known = newest.is_some();
@@ -87,7 +88,7 @@ impl Keeper {
                 remembered = map.epoch();
             }
             if !known || asked.elapsed() >= ASK_EVERY {
-                self.ask_for_map().await;
+                self.ask_for_map(&mut refused).await;
                 asked = Instant::now();
             }
             self.propose_changes(started).await;
@@ -151,10 +152,9 @@ impl Keeper {
                 None => return,
             },
         };
-        if let Err(broken) = crate::apply::map_rules::check_change(
-            self.map.get().as_ref().map(|map| map.proto()),
-            &next,
-        ) {
+        if let Err(broken) =
+            map_rules::check_change(self.map.get().as_ref().map(|map| map.proto()), &next)
+        {
             warn!(%broken, "map: a change would break a rule");
             return;
         }
@@ -245,18 +245,45 @@ impl Keeper {
         Some(next)
     }
 
-    /// A node outside of group 0 learns the map, and each newer one, from the others.
-    async fn ask_for_map(&self) {
+    /// A node outside of group 0 learns the map, and each newer one, from the others. What is wrong
+    /// with the map of a node is said once, until it is another thing; `refused` remembers it.
+    async fn ask_for_map(&self, refused: &mut BTreeMap<NodeId, String>) {
         if self.engine.shards().get(META).is_some() {
             return;
         }
-        for (hello, _) in self.peers.connected().values() {
-            if let Some(map) = fetch_map(&hello.peer_address, self.map.epoch()).await {
-                self.map.offer(map);
-                return;
+        for (node, (hello, _)) in self.peers.connected() {
+            let Some(map) = fetch_map(&hello.peer_address, self.map.epoch()).await else {
+                continue;
+            };
+            match check_fetched(&map, &self.formed.cluster_id.to_bytes()) {
+                Ok(()) => {
+                    refused.remove(&node);
+                    self.map.offer(map);
+                    return;
+                }
+                Err(why) => {
+                    let (peer, address) = (node.0, &hello.peer_address);
+                    if refused.get(&node) != Some(&why) {
+                        warn!(peer, address, why, "map: not taken");
+                    }
+                    refused.insert(node, why);
+                }
             }
         }
     }
+}
+
+/// Whether a map that came from an address may be followed. Nobody but the address says whose map it
+/// is, and a node of another cluster may have it by now.
+///
+/// # Errors
+///
+/// What is wrong with it, as a sentence.
+fn check_fetched(map: &ClusterMap, cluster_id: &[u8]) -> Result<(), String> {
+    if map.cluster_id != cluster_id {
+        return Err(format!("it is of another cluster, {}", hex::encode(&map.cluster_id)));
+    }
+    map_rules::check(map).map_err(|broken| broken.to_string())
 }
 
 /// Asks a node for its map, if it is newer.
@@ -330,4 +357,37 @@ pub fn create_replicas(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map() -> ClusterMap {
+        let node = |id: u64| MapNode {
+            id,
+            peer_address: format!("10.0.0.{id}:7401"),
+            client_address: format!("10.0.0.{id}:7400"),
+            labels: BTreeMap::new(),
+            incarnation: vec![id as u8; 16].into(),
+        };
+        first_map(&Founding {
+            cluster_id: [7; 16],
+            cluster_name: "quorate".into(),
+            shards: 4,
+            replicas: 3,
+            nodes: (1..=3).map(node).collect(),
+        })
+    }
+
+    #[test]
+    fn a_fetched_map_is_followed_only_if_it_is_ours_and_whole() {
+        assert_eq!(check_fetched(&map(), &[7; 16]), Ok(()));
+        let foreign = check_fetched(&map(), &[8; 16]).expect_err("it is of another cluster");
+        assert_eq!(foreign, format!("it is of another cluster, {}", "07".repeat(16)));
+        let mut with_a_gap = map();
+        with_a_gap.shards.remove(1);
+        let broken = check_fetched(&with_a_gap, &[7; 16]).expect_err("a hash has no owner");
+        assert!(broken.contains("where the shard before does not end"), "{broken}");
+    }
 }
