@@ -118,7 +118,7 @@ pub async fn get(
     match ready(core, context, &shard, &level).await? {
         Ready::Here(receipt) => {
             let key = RowKey::new(RowKind::User, keyspace, &request.key);
-            let row = row(core, &shard, key).await?;
+            let row = row(core, context, &shard, key).await?;
             respond(core, &shard, receipt, row)
         }
         // This replica is behind. Whoever leads is not; a node that hears more of the group than
@@ -259,19 +259,36 @@ async fn wait_for_token(
 ///
 /// # Errors
 ///
-/// REPLICA_DAMAGED for a row that does not decode; a failed disk ends the process.
-pub async fn row(core: &Core, shard: &Arc<Shard>, key: RowKey) -> Result<Option<Bytes>, Failure> {
+/// READ_TIMEOUT when the disk takes too long, REPLICA_DAMAGED for a row that does not decode; a failed
+/// disk ends the process.
+pub async fn row(
+    core: &Core,
+    context: &Context,
+    shard: &Arc<Shard>,
+    key: RowKey,
+) -> Result<Option<Bytes>, Failure> {
     match shard.reader.try_get(&key) {
         Lookup::Found(row) => return Ok(Some(row)),
         Lookup::Absent => return Ok(None),
         Lookup::Tree => {}
     }
     let reader = shard.reader.clone();
-    let read = tokio::task::spawn_blocking(move || reader.get(&key)).await;
-    match read {
+    match from_disk(context, move || reader.get(&key)).await {
         Ok(Ok(row)) => Ok(row),
         Ok(Err(error)) => Err(storage_failure(core, shard, &error)),
-        Err(_) => Err(core.failure(Reason::Internal, "the reader was stopped")),
+        Err(failure) => Err(core.complete(Failure { shard: shard.group.0, ..failure })),
+    }
+}
+
+/// Reads on a thread that may wait for the disk, for as long as the call has time.
+async fn from_disk<T: Send + 'static>(
+    context: &Context,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    match timeout_at(context.deadline, tokio::task::spawn_blocking(read)).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(_)) => Err(Failure::of(Reason::Internal, "the reader was stopped")),
+        Err(_) => Err(read_timeout("the disk")),
     }
 }
 
@@ -288,4 +305,34 @@ fn damaged_failure(core: &Core, shard: &Shard) -> Failure {
     let message = format!("this node's replica of shard {} is damaged", shard.group.0);
     let failure = Failure { shard: shard.group.0, ..Failure::of(Reason::ReplicaDamaged, message) };
     core.complete(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tonic::metadata::MetadataMap;
+
+    use super::*;
+
+    #[test]
+    fn a_read_that_gets_no_thread_in_time_ends_with_its_call() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
+        let (release, busy) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            tokio::task::spawn_blocking(move || busy.recv());
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", "50m".parse().expect("ascii"));
+            let context = Context::of(&metadata);
+            let read = from_disk(&context, || ());
+            let read = tokio::time::timeout(Duration::from_secs(5), read).await;
+            let refused = read.expect("it ends in time").expect_err("no thread was free");
+            assert_eq!(refused.reason(), Reason::ReadTimeout);
+        });
+        drop(release);
+    }
 }
