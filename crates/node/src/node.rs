@@ -8,7 +8,7 @@ use quorate_proto::v1::{ClusterMap, NodePhase};
 use quorate_raft::Config as RaftConfig;
 use quorate_storage::{DeltaBudget, DiskLevel, Engine as Sled, NodeRecords, StorageError};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -303,11 +303,18 @@ impl Node {
         }
         self.stop.cancel();
         let engine = core.engine.clone();
-        // A replica here may be the one a quorum needs until the very end.
-        let ended = tokio::task::spawn_blocking(move || {
+        // A replica here may be the one a quorum needs until the very end. On a thread of its own:
+        // those that wait for the disk may all be doing so.
+        let (end, ended) = oneshot::channel();
+        let stop = move || {
             engine.stop();
-            scrub::end_run(&records)
-        });
+            // Who waits for it is below.
+            let _ = end.send(scrub::end_run(&records));
+        };
+        std::thread::Builder::new()
+            .name("engine-stop".to_owned())
+            .spawn(stop)
+            .map_err(|error| Fatal::Bug(format!("cannot start a thread to stop: {error}")))?;
         let ended = ended.await;
         transport.stop();
         match ended {
