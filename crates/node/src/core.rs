@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use quorate_proto::v1::{Failure, NodePhase, ReadLevel, Reason, Receipt, SessionToken};
 use quorate_raft::{GroupId, Index, NodeId, Term};
 use quorate_storage::{DeltaBudget, DeltaLevel, DiskLevel};
+use tokio::sync::Semaphore;
 
 use crate::boottime::Clock;
 use crate::command::RequestLimits;
@@ -35,6 +36,9 @@ pub struct Core {
     pub map: MapCell,
     /// Calls that go on to another node.
     pub forward: Forwarder,
+    /// The threads that scans may read the disk with, all together: fewer than there are for those
+    /// that wait for the disk, so that scans leave some to reads and snapshots.
+    pub scan_threads: Arc<Semaphore>,
     /// Mints session ids.
     pub sessions: SessionMint,
     /// What the deltas take.

@@ -28,7 +28,8 @@
 //! | bulk lane, per peer | bytes | the share `transport queues` over the peers | the append is dropped, the core probes |
 //! | snapshot orders | orders | 4,096 | the core asks again later |
 //! | snapshot chunks | chunks | 2 per transfer | the sender waits |
-//! | scan answers | messages | 2 per scan | the scan waits for its reader |
+//! | scan answers | messages | 2 per scan | the scan waits for its reader, and ends its page when the time of its pins is up |
+//! | disk work of scans | scans | 8 at once, of the pool of 16 | the scan waits, then OVERLOADED |
 //! | connections, per listener | connections | `--max-connections` | closed at once |
 //! | calls, per connection | streams | `--max-calls-per-connection` | HTTP/2 makes the client wait |
 

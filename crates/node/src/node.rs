@@ -8,7 +8,7 @@ use quorate_proto::v1::{ClusterMap, NodePhase};
 use quorate_raft::Config as RaftConfig;
 use quorate_storage::{DeltaBudget, DiskLevel, Engine as Sled, NodeRecords, StorageError};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -39,6 +39,8 @@ use crate::{gauges, leadership, limits};
 
 /// Threads that may wait for the disk on behalf of reads, scans and snapshots.
 const READER_THREADS: usize = 16;
+/// How many of them scans may have.
+const SCAN_THREADS: usize = 8;
 /// Snapshots that are owed and not yet begun.
 const SNAPSHOT_ORDERS: usize = 4096;
 /// A drain waits so long for calls in flight.
@@ -279,6 +281,7 @@ impl Node {
             engine: engine.clone(),
             map: map.clone(),
             forward: Forwarder::default(),
+            scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(self.config.node_id.0),
             budget: budget.clone(),
             limits: RequestLimits { value_bytes_max: self.config.max_value_bytes },

@@ -4,8 +4,12 @@ pub mod cluster;
 pub mod context;
 pub mod forward;
 pub mod kv;
+mod merge;
 pub mod page_token;
 pub mod read;
 pub mod route;
 pub mod scan;
 pub mod write;
+
+#[cfg(test)]
+mod tests;

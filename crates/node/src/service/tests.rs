@@ -1,0 +1,294 @@
+//! Scans over the services of a node alone, without listeners and peers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
+use quorate_proto::v1::kv_server::Kv;
+use quorate_proto::v1::{
+    GetRequest, MapNode, NodePhase, PutRequest, Reason, Receipt, ScanRequest, ScanResponse,
+    ScanRow, SessionToken,
+};
+use quorate_raft::{GroupId, NodeId};
+use quorate_storage::{
+    DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, RecordLog,
+};
+use tokio::sync::{Semaphore, mpsc};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
+
+use super::context::Context;
+use super::forward::Forwarder;
+use super::kv::{Answers, KvService};
+use super::merge::{Source, There};
+use super::scan::{self, Plan, answers};
+use crate::boottime::Clock;
+use crate::bridge::Outgoing;
+use crate::command::RequestLimits;
+use crate::config::{Environment, Key, Layers, resolve};
+use crate::core::{Core, CoreCell};
+use crate::engine::{Engine, Parts};
+use crate::map::MapCell;
+use crate::map::first::{Founding, first_map};
+use crate::map::keeper::{create_replicas, init};
+use crate::metrics::Metrics;
+use crate::session_id::SessionMint;
+
+const CLUSTER: [u8; 16] = [7; 16];
+/// Threads of the runtime that may wait for the disk, and how many of them scans may have.
+const READER_THREADS: usize = 4;
+const SCAN_THREADS: usize = 2;
+
+/// A node that holds the one replica of its one shard.
+struct Node {
+    core: Arc<Core>,
+    kv: KvService,
+    orders: mpsc::Receiver<crate::engine::SnapshotOrder>,
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let flags = BTreeMap::from([(Key::DataDir, dir.path().display().to_string())]);
+        let nothing = Environment::from_pairs([]);
+        let layers = Layers::new(flags, &nothing, None).expect("the layers");
+        let config = resolve(&layers, 256 << 20).expect("a configuration").config;
+        let sled = Sled::open(&dir.path().join("sled"), EngineOptions::default()).expect("sled");
+        let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir.path()).expect("a log");
+        let budget = Arc::new(DeltaBudget::new(config.memory.delta));
+        let (map, metrics) = (MapCell::default(), Arc::new(Metrics::new()));
+        let (snapshots, orders) = mpsc::channel(1);
+        let engine = Engine::start(Parts {
+            node: config.node_id,
+            seed: 1,
+            raft: quorate_raft::Config::default(),
+            plan: config.memory,
+            log,
+            budget: budget.clone(),
+            outbox: Arc::new(Outgoing::default()),
+            map: map.clone(),
+            snapshots,
+            metrics: metrics.clone(),
+        });
+        let engine = engine.expect("an engine");
+        let me = MapNode { id: 1, ..MapNode::default() };
+        map.offer(first_map(&Founding {
+            cluster_id: CLUSTER,
+            cluster_name: "quorate".into(),
+            shards: 1,
+            replicas: 1,
+            nodes: vec![me],
+        }));
+        let replicas = &map.get().expect("a map").shards()[0].replicas.clone();
+        let shard = init(GroupId(1), replicas, 1, HashRange::ALL, 1).expect("a replica here");
+        create_replicas(&sled, &budget, &engine, NodeId(1), vec![shard]).expect("a replica");
+        let cell = CoreCell::default();
+        let core = Arc::new(Core {
+            node: config.node_id,
+            cluster_id: CLUSTER.to_vec().into(),
+            engine,
+            map,
+            forward: Forwarder::default(),
+            scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
+            sessions: SessionMint::new(1),
+            budget,
+            limits: RequestLimits { value_bytes_max: config.max_value_bytes },
+            metrics,
+            life: cell.life.clone(),
+            disk: Arc::default(),
+            damaged: Mutex::default(),
+            clock: Clock,
+            config,
+        });
+        core.life.enter(NodePhase::Ready, "");
+        cell.set(core.clone());
+        Self { core, kv: KvService::new(cell), orders, dir }
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>) {
+        let put =
+            PutRequest { key: key.to_owned().into(), value: value.into(), ..PutRequest::default() };
+        self.kv.put(Request::new(put)).await.expect("it is written");
+    }
+
+    async fn scan(&self, timeout: &str, request: ScanRequest) -> Answers<ScanResponse> {
+        let scan = scan::scan(&self.core, &context(timeout), request, None).await;
+        Box::pin(scan.expect("it begins"))
+    }
+
+    fn stop(self) {
+        self.core.engine.stop();
+        drop((self.orders, self.dir));
+    }
+}
+
+/// The context of a call with this time-out, in its wire form.
+fn context(timeout: &str) -> Context {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("grpc-timeout", timeout.parse().expect("ascii"));
+    Context::of(&metadata)
+}
+
+fn run<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(READER_THREADS)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async { test(Node::start()).await });
+    runtime.shutdown_background();
+}
+
+/// The rows of a page and its last message.
+async fn page(
+    mut scan: impl Stream<Item = Result<ScanResponse, Status>> + Unpin,
+) -> (Vec<Bytes>, ScanResponse) {
+    let (mut keys, mut last) = (Vec::new(), None);
+    while let Some(message) = scan.next().await {
+        let message = message.expect("a message");
+        assert!(last.is_none(), "a message after the last one");
+        keys.extend(message.rows.iter().map(|row| row.key.clone()));
+        if message.token.is_some() {
+            assert!(!message.receipts.is_empty());
+            last = Some(message);
+        }
+    }
+    (keys, last.expect("a last message"))
+}
+
+#[test]
+fn scans_that_nobody_reads_hold_no_thread_and_end_their_page_in_time() {
+    run(|node| async {
+        let keys: Vec<String> = (0..8).map(|n| format!("key{n}")).collect();
+        for key in &keys {
+            node.put(key, vec![1; 700_000]).await;
+        }
+        let mut unread = Vec::new();
+        for _ in 0..2 * READER_THREADS {
+            unread.push(node.scan("2S", ScanRequest::default()).await);
+        }
+        let begun = std::time::Instant::now();
+        // All of them have put together what waits to be read, and only then is a thread asked for.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let thread = tokio::task::spawn_blocking(|| {});
+        let free = tokio::time::timeout(Duration::from_secs(1), thread).await;
+        free.expect("a thread is free").expect("it runs");
+        let whole = page(node.scan("2S", ScanRequest::default()).await).await;
+        assert_eq!((whole.0.len(), whole.1.next_page_token.len()), (keys.len(), 0));
+        // Past their time the pins are gone, though nobody has read a row.
+        tokio::time::sleep(Duration::from_secs(2).saturating_sub(begun.elapsed())).await;
+        while node.core.life.calls() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(4), "a scan is still under way");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for scan in unread {
+            let (mut found, last) = page(scan).await;
+            assert!(!found.is_empty() && found.len() < keys.len(), "{} rows", found.len());
+            assert_eq!(last.count, found.len() as u64);
+            let rest =
+                ScanRequest { page_token: last.next_page_token.clone(), ..ScanRequest::default() };
+            let (more, end) = page(node.scan("2S", rest).await).await;
+            assert!(end.next_page_token.is_empty());
+            found.extend(more);
+            assert_eq!(found, keys);
+        }
+        node.stop();
+    });
+}
+
+/// A message of another node with these keys.
+fn message(keys: &[&'static str]) -> ScanResponse {
+    let row = |key: &&'static str| ScanRow {
+        key: Bytes::from_static(key.as_bytes()),
+        ..ScanRow::default()
+    };
+    ScanResponse { rows: keys.iter().map(row).collect(), ..ScanResponse::default() }
+}
+
+/// The same as the last message of its page.
+fn last_message(shard: u64, keys: &[&'static str], next_page_token: &'static [u8]) -> ScanResponse {
+    ScanResponse {
+        next_page_token: Bytes::from_static(next_page_token),
+        receipts: vec![Receipt { shard, ..Receipt::default() }],
+        token: Some(SessionToken::default()),
+        ..message(keys)
+    }
+}
+
+fn there(messages: Vec<ScanResponse>) -> Source {
+    Source::There(There::new(Box::pin(stream::iter(messages.into_iter().map(Ok)))))
+}
+
+#[test]
+fn a_page_ends_where_another_node_ended_its_own() {
+    run(|node| async {
+        for (count_only, rows) in [(false, 3), (true, 0)] {
+            let request = ScanRequest { count_only, ..ScanRequest::default() };
+            let plan = Plan::of(&node.core, &request).expect("a plan");
+            let sources = vec![
+                there(vec![message(&["a"]), last_message(1, &["c"], b"more")]),
+                there(vec![last_message(2, &["b", "d", "e"], b"")]),
+            ];
+            let scan = answers(&node.core, &context("2S"), plan, sources, false);
+            let (keys, last) = page(Box::pin(scan)).await;
+            // Whether the first node has a row before "d" is not known.
+            assert_eq!(keys, ["a", "b", "c"][..rows]);
+            assert_eq!(last.count, 3);
+            assert!(!last.next_page_token.is_empty(), "the other node has more");
+            assert_eq!(last.receipts.len(), 2);
+        }
+        node.stop();
+    });
+}
+
+#[test]
+fn a_node_that_falls_silent_ends_the_page_or_fails_the_scan() {
+    run(|node| async {
+        let silent = |messages: Vec<ScanResponse>| {
+            let rows = stream::iter(messages.into_iter().map(Ok)).chain(stream::pending());
+            vec![Source::There(There::new(Box::pin(rows)))]
+        };
+        let begin = |sources| {
+            let plan = Plan::of(&node.core, &ScanRequest::default()).expect("a plan");
+            Box::pin(answers(&node.core, &context("300m"), plan, sources, false))
+        };
+        let with_receipts = ScanResponse {
+            receipts: vec![Receipt { shard: 1, ..Receipt::default() }],
+            ..message(&["a", "b"])
+        };
+        let (keys, last) = page(begin(silent(vec![with_receipts]))).await;
+        assert_eq!((keys.len(), last.next_page_token.is_empty()), (2, false));
+        for (sources, reason) in
+            [(silent(vec![]), Reason::ReadTimeout), (vec![there(vec![])], Reason::NoLeader)]
+        {
+            let status = begin(sources).next().await.expect("an answer").expect_err("a failure");
+            let failure = quorate_proto::v1::Failure::from_details(status.details());
+            assert_eq!(failure.expect("its failure").0.reason(), reason);
+        }
+        // The node serves as before.
+        let get = GetRequest { key: Bytes::from_static(b"none"), ..GetRequest::default() };
+        assert!(!node.kv.get(Request::new(get)).await.expect("an answer").get_ref().found);
+        node.stop();
+    });
+}
+
+#[test]
+fn a_scan_that_gets_no_thread_in_time_is_refused() {
+    run(|node| async {
+        node.put("key", vec![1]).await;
+        let threads = node.core.scan_threads.clone();
+        let busy = threads.acquire_many_owned(SCAN_THREADS as u32).await.expect("all of them");
+        let mut refused = node.scan("200m", ScanRequest::default()).await;
+        let status = refused.next().await.expect("an answer").expect_err("no thread was free");
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        let waiting = node.scan("2S", ScanRequest::default()).await;
+        drop(busy);
+        assert_eq!(page(waiting).await.0, ["key"]);
+        node.stop();
+    });
+}
