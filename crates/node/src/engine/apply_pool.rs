@@ -263,7 +263,9 @@ impl Applier {
         for Committed { entry, answer } in entries {
             let at = LogId { term: entry.term, index: entry.index };
             if entry.index <= self.store.applied().index {
-                // Replayed after an install that overtook it.
+                // Replayed after an install that overtook it. The core handed it out, and hears of
+                // it as of any other that is in the state.
+                last = Some(entry.index);
                 continue;
             }
             let mut transaction = self.store.begin(at, entry.stamp);
@@ -370,5 +372,61 @@ pub fn fatal_of(error: &StorageError) -> Fatal {
         Fatal::Fsync(error.to_string())
     } else {
         Fatal::Storage(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use quorate_raft::{Entry, EntryKind, Index, Membership, NodeId, Replica, ReplicaId, Term};
+    use quorate_storage::{Engine as Sled, EngineOptions, HashRange, ShardInit};
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_state_already_is_reported_as_applied() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sled = Sled::open(dir.path(), EngineOptions::default()).expect("sled");
+        let (group, replica) = (GroupId(1), Replica { id: ReplicaId(1), node: NodeId(1) });
+        let init = ShardInit {
+            group,
+            replica: replica.id,
+            membership: Membership::of_voters([replica]),
+            range: HashRange::ALL,
+            shard_epoch: 1,
+        };
+        let budget = Arc::new(DeltaBudget::new(1 << 20));
+        let store = ShardStore::create(&sled, init, budget).expect("a store");
+        let engine_loop = Arc::new(Inbox::new(usize::MAX));
+        let mut applier = Applier {
+            shard: Arc::new(Shard::new(group, replica, HashRange::ALL, 1, store.reader())),
+            machine: load_machine(&store).expect("a machine"),
+            store,
+            engine_loop: engine_loop.clone(),
+            stopped: false,
+            held: None,
+        };
+        let entry = |index| Entry {
+            term: Term(1),
+            index: Index(index),
+            kind: EntryKind::Noop,
+            stamp: index,
+            payload: Bytes::new(),
+        };
+        let mut reported = |indexes: std::ops::RangeInclusive<u64>| {
+            let entries = indexes.map(|index| Committed { entry: entry(index), answer: None });
+            applier.apply_all(entries.collect()).expect("they are applied");
+            let mut inputs = Vec::new();
+            engine_loop.drain(&mut inputs, Duration::ZERO);
+            match inputs[..] {
+                [] => None,
+                [Input::Applied(_, index)] => Some(index.0),
+                _ => panic!("one report for all"),
+            }
+        };
+        assert_eq!(reported(1..=3), Some(3));
+        // The core counts what it handed out until it hears of it, and hands out no more than so much.
+        assert_eq!(reported(2..=3), Some(3));
+        assert_eq!(reported(3..=4), Some(4));
     }
 }
