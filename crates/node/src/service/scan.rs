@@ -22,7 +22,7 @@ use crate::command::{Invalid, keyspace_id};
 use crate::core::{Core, retry_after};
 use crate::engine::Shard;
 
-/// Between nodes: the one shard that a passed-on scan is about.
+/// Between nodes: the one shard that a passed-on scan is about. Each of its messages has the receipt.
 pub const ONLY_SHARD: &str = "quorate-scan-shard";
 
 /// Answers that wait for a slow reader; the scan waits then, until the time of its pins is up.

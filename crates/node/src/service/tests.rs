@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
-use quorate_proto::v1::kv_server::Kv;
+use quorate_proto::v1::kv_server::{Kv, KvServer};
 use quorate_proto::v1::{
     GetRequest, MapNode, NodePhase, PutRequest, Reason, Receipt, ScanRequest, ScanResponse,
     ScanRow, SessionToken,
@@ -17,10 +17,12 @@ use quorate_storage::{
     DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, RecordLog,
 };
 use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::MetadataMap;
+use tonic::transport::Server;
 use tonic::{Request, Status};
 
-use super::context::Context;
+use super::context::{Context, HOPS_MAX};
 use super::forward::Forwarder;
 use super::kv::{Answers, KvService};
 use super::merge::{Source, There};
@@ -42,7 +44,7 @@ const CLUSTER: [u8; 16] = [7; 16];
 const READER_THREADS: usize = 4;
 const SCAN_THREADS: usize = 2;
 
-/// A node that holds the one replica of its one shard.
+/// Node 1 of a map holds the one replica of its one shard; the others pass everything on to it.
 struct Node {
     core: Arc<Core>,
     kv: KvService,
@@ -51,12 +53,13 @@ struct Node {
 }
 
 impl Node {
-    fn start() -> Self {
+    fn start(id: u64, address_of_1: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let flags = BTreeMap::from([(Key::DataDir, dir.path().display().to_string())]);
         let nothing = Environment::from_pairs([]);
         let layers = Layers::new(flags, &nothing, None).expect("the layers");
-        let config = resolve(&layers, 256 << 20).expect("a configuration").config;
+        let mut config = resolve(&layers, 256 << 20).expect("a configuration").config;
+        config.node_id = NodeId(id);
         let sled = Sled::open(&dir.path().join("sled"), EngineOptions::default()).expect("sled");
         let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir.path()).expect("a log");
         let budget = Arc::new(DeltaBudget::new(config.memory.delta));
@@ -75,17 +78,18 @@ impl Node {
             metrics: metrics.clone(),
         });
         let engine = engine.expect("an engine");
-        let me = MapNode { id: 1, ..MapNode::default() };
+        let holder = MapNode { id: 1, peer_address: address_of_1.to_owned(), ..MapNode::default() };
         map.offer(first_map(&Founding {
             cluster_id: CLUSTER,
             cluster_name: "quorate".into(),
             shards: 1,
             replicas: 1,
-            nodes: vec![me],
+            nodes: vec![holder],
         }));
         let replicas = &map.get().expect("a map").shards()[0].replicas.clone();
-        let shard = init(GroupId(1), replicas, 1, HashRange::ALL, 1).expect("a replica here");
-        create_replicas(&sled, &budget, &engine, NodeId(1), vec![shard]).expect("a replica");
+        let shard = init(GroupId(1), replicas, id, HashRange::ALL, 1);
+        create_replicas(&sled, &budget, &engine, NodeId(id), shard.into_iter().collect())
+            .expect("its replicas");
         let cell = CoreCell::default();
         let core = Arc::new(Core {
             node: config.node_id,
@@ -94,7 +98,7 @@ impl Node {
             map,
             forward: Forwarder::default(),
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
-            sessions: SessionMint::new(1),
+            sessions: SessionMint::new(id),
             budget,
             limits: RequestLimits { value_bytes_max: config.max_value_bytes },
             metrics,
@@ -133,14 +137,19 @@ fn context(timeout: &str) -> Context {
     Context::of(&metadata)
 }
 
+/// Runs a test on a node by itself.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F) {
+    block_on(async { test(Node::start(1, "")).await });
+}
+
+fn block_on(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(READER_THREADS)
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(async { test(Node::start()).await });
+    runtime.block_on(test);
     runtime.shutdown_background();
 }
 
@@ -290,5 +299,52 @@ fn a_scan_that_gets_no_thread_in_time_is_refused() {
         drop(busy);
         assert_eq!(page(waiting).await.0, ["key"]);
         node.stop();
+    });
+}
+
+#[test]
+fn a_scan_through_another_node_is_the_same_scan() {
+    block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address").to_string();
+        let (holder, asked) = (Node::start(1, &address), Node::start(2, &address));
+        let service = KvServer::new(holder.kv.clone());
+        let incoming = TcpListenerStream::new(listener);
+        let server = Server::builder().add_service(service).serve_with_incoming(incoming);
+        let server = tokio::spawn(server);
+        let keys: Vec<String> = (0..8).map(|n| format!("key{n}")).collect();
+        for key in &keys {
+            holder.put(key, vec![1; 700_000]).await;
+        }
+        let all = ScanRequest::default;
+        let (found, last) = page(asked.scan("5S", all()).await).await;
+        assert_eq!((found.len(), last.count, last.next_page_token.len()), (8, 8, 0));
+        assert_eq!((last.receipts.len(), last.receipts[0].node_id), (1, 1));
+        let (found, last) = page(asked.scan("5S", ScanRequest { limit: 3, ..all() }).await).await;
+        assert_eq!(
+            (&found[..], last.next_page_token.len()),
+            (&[Bytes::from("key0"), Bytes::from("key1"), Bytes::from("key2")][..], 0)
+        );
+        let count = ScanRequest { count_only: true, reverse: true, ..all() };
+        assert_eq!(page(asked.scan("5S", count).await).await.1.count, 8);
+
+        // Nobody reads it until its time is up: the page ends, and the next one goes on behind it.
+        let unread = asked.scan("1S", all()).await;
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let (mut found, last) = page(unread).await;
+        assert!(!found.is_empty() && found.len() < keys.len(), "{} rows", found.len());
+        let rest = ScanRequest { page_token: last.next_page_token, ..all() };
+        let (more, end) = page(asked.scan("5S", rest).await).await;
+        assert!(end.next_page_token.is_empty());
+        found.extend(more);
+        assert_eq!(found, keys);
+
+        let mut too_far = context("5S");
+        too_far.hops = HOPS_MAX;
+        let refused = scan::scan(&asked.core, &too_far, all(), None).await.err();
+        assert_eq!(refused.expect("it goes no further").reason(), Reason::NoLeader);
+        server.abort();
+        asked.stop();
+        holder.stop();
     });
 }
