@@ -68,6 +68,11 @@ impl Group {
 
     /// Proposes, or answers why not. `clock` is this node's own, in Unix milliseconds.
     pub(super) fn propose(&mut self, now: Ticks, clock: u64, proposal: Proposal) {
+        if self.raft.is_leader() && !self.takes_commands() {
+            // A handler that is gone does not need to know.
+            let _ = proposal.answer.send(Answer::Refused(RefusedProposal::NotYet));
+            return;
+        }
         let last = LogTime(self.raft.last_stamp());
         let stamp = next_stamp(last, clock, &mut self.reported_clocks(clock)).0;
         match self.raft.propose(now, proposal.payload, stamp) {
@@ -88,6 +93,15 @@ impl Group {
                 let _ = proposal.answer.send(Answer::Refused(refused));
             }
         }
+    }
+
+    /// Whether this replica leads and an entry of its term is committed, the empty one with which
+    /// the term begins. A majority has then answered in this leadership and told its clocks: until
+    /// that the median of [`next_stamp`] would be this node's own clock, and one that is a year
+    /// ahead would date the group's entries a year ahead for good.
+    fn takes_commands(&self) -> bool {
+        let committed = self.raft.entry_id(self.raft.commit());
+        self.raft.is_leader() && committed.is_some_and(|id| id.term == self.raft.term())
     }
 
     /// The clocks of the voters as they last reported them, with this node's own.
@@ -220,11 +234,19 @@ impl Group {
         }
     }
 
+    /// Tells others that this leader takes commands from now on: the commit that lets it is no
+    /// event. Called when a turn is over.
+    pub(super) fn note_commit(&self) {
+        if self.takes_commands() != self.shard.leadership().is_leader {
+            self.publish();
+        }
+    }
+
     fn publish(&self) {
         self.shard.set_leadership(Leadership {
             term: self.raft.term(),
             leader: self.raft.leader().map(|leader| leader.node),
-            is_leader: self.raft.is_leader(),
+            is_leader: self.takes_commands(),
         });
     }
 }
@@ -235,3 +257,6 @@ fn grant_all(waiters: Vec<oneshot::Sender<ReadGrant>>, grant: ReadGrant) {
         let _ = waiter.send(grant);
     }
 }
+
+#[cfg(test)]
+mod tests;

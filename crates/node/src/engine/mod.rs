@@ -26,6 +26,8 @@ mod replica;
 mod request;
 mod shard;
 mod snapshots;
+#[cfg(test)]
+pub(crate) mod testing;
 mod turn;
 
 use quorate_raft::{Envelope, NodeId};

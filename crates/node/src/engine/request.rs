@@ -45,6 +45,8 @@ pub enum RefusedProposal {
     NotLeader(Option<NodeId>),
     /// Leadership is being handed over.
     Transferring,
+    /// This replica leads, but does not take commands yet.
+    NotYet,
     /// Too many bytes are proposed and not yet committed.
     Full,
     /// The command is larger than an entry may be.

@@ -21,7 +21,8 @@ pub struct Leadership {
     pub term: Term,
     /// The node of the leader of that term; `None` while this replica knows of none.
     pub leader: Option<NodeId>,
-    /// True if this replica leads.
+    /// True if this replica leads and takes commands: from when the first entry of its term is
+    /// committed, a round trip after its election.
     pub is_leader: bool,
 }
 

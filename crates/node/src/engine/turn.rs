@@ -355,6 +355,7 @@ impl Loop {
             let output = group.raft.take_output();
             self.out.hand_on(now, group, output);
         }
+        group.note_commit();
         let deadline = group.raft.next_deadline();
         if deadline != group.deadline {
             self.state.deadlines.remove(&(group.deadline, id));

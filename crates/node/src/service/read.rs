@@ -237,7 +237,7 @@ async fn wait_for_token(
     if shard.gate.applied() >= wanted {
         return Ok(true);
     }
-    if shard.leadership().is_leader {
+    if shard.leadership().leader == Some(shard.replica.node) {
         let committed = read_index(core, context, shard).await?;
         if committed < wanted {
             let message = format!(

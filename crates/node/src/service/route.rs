@@ -17,19 +17,22 @@ use crate::engine::{Leadership, Shard};
 pub enum Place {
     /// On this node.
     Here,
+    /// On this node, which cannot take a write now and may soon: it has just been elected.
+    NotYet,
     /// On another node.
     At(NodeId),
     /// Nowhere that this node knows of.
     Unknown,
 }
 
-/// Where the leader is. A leader whose own state is damaged does not count as being here.
+/// Where the leader is.
 #[must_use]
 pub fn leader_of(shard: &Shard, leadership: Leadership) -> Place {
     match leadership.leader {
-        _ if leadership.is_leader => Place::Here,
         Some(node) if node != shard.replica.node => Place::At(node),
-        _ => Place::Unknown,
+        Some(_) if leadership.is_leader => Place::Here,
+        Some(_) => Place::NotYet,
+        None => Place::Unknown,
     }
 }
 

@@ -74,6 +74,7 @@ pub async fn write<R: Forward>(
                 Forwarded::Failed(failure) => return Err(core.complete(failure)),
                 Forwarded::NotSent(failure) => failure.message,
             },
+            Place::NotYet => "its leader, this node, takes no calls yet".to_owned(),
             Place::Unknown => "it has no leader that this node knows of".to_owned(),
         };
         wait_for_change(&mut leadership, place, give_up).await;
@@ -99,7 +100,7 @@ pub async fn wait_for_change(
     let until = match place {
         // Nothing but a change helps.
         Place::Unknown => give_up,
-        Place::Here | Place::At(_) => give_up.min(Instant::now() + ATTEMPT_PAUSE),
+        Place::Here | Place::NotYet | Place::At(_) => give_up.min(Instant::now() + ATTEMPT_PAUSE),
     };
     // Whether it changed or the time passed, the caller looks again.
     let _ = timeout_at(until, leadership.changed()).await;
@@ -148,7 +149,12 @@ async fn propose(
             let level = quorate_proto::v1::ReadLevel::Linearizable;
             Ok(Some((core.receipt(shard, level, term, index), answer)))
         }
-        Answer::Refused(RefusedProposal::NotLeader(_) | RefusedProposal::Transferring) => Ok(None),
+        Answer::Refused(
+            RefusedProposal::NotLeader(_)
+            | RefusedProposal::Transferring
+            | RefusedProposal::NotYet
+            | RefusedProposal::NoReplica,
+        ) => Ok(None),
         Answer::Refused(RefusedProposal::Full) => {
             core.metrics.shed("uncommitted").inc();
             let message = "too much is proposed and not yet committed; try again";
@@ -157,7 +163,6 @@ async fn propose(
         Answer::Refused(RefusedProposal::TooLarge) => {
             Err(core.failure(Reason::TooLarge, "the write is larger than a log entry may be"))
         }
-        Answer::Refused(RefusedProposal::NoReplica) => Ok(None),
         Answer::Lost => {
             let message = format!(
                 "the leader of shard {} changed and another entry took the write's place; \

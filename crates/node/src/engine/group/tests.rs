@@ -1,0 +1,95 @@
+//! What a group proposes, and what it tells others, in virtual time.
+
+use bytes::Bytes;
+use quorate_raft::{AppendResult, Config, Envelope, Message, Output, Timing};
+use quorate_storage::DeltaBudget;
+
+use super::*;
+use crate::engine::replica::restore;
+use crate::engine::testing::{GROUP, replica, sled, store};
+
+const NOW_MS: u64 = 1_700_000_000_000;
+const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+
+/// A group of three voters, of which this node has the first.
+fn group(dir: &std::path::Path) -> Group {
+    let store = store(&sled(dir), &Arc::new(DeltaBudget::new(1 << 20)), 3);
+    let header = store.header();
+    let restored = restore(header, None).unwrap();
+    let raft = Raft::new(Config::default(), GROUP, replica(1), 1, restored, Ticks(1)).unwrap();
+    let (range, epoch) = (header.range, header.shard_epoch);
+    Group::new(raft, Arc::new(Shard::new(GROUP, replica(1), range, epoch, store.reader())))
+}
+
+/// Ends a turn as the loop does; every write is durable at once.
+fn turn(group: &mut Group, now: Ticks) -> Vec<Envelope> {
+    let metrics = Metrics::new();
+    let mut sent = Vec::new();
+    while group.raft.has_output() {
+        let Output { send, persist, committed, events, .. } = group.raft.take_output();
+        sent.extend(send);
+        drop(group.match_waiters(committed, &metrics));
+        if let Some(persist) = persist {
+            sent.extend(persist.send_after);
+            group.raft.on_persisted(now, persist.token);
+        }
+        group.note_events(&events, &metrics);
+    }
+    group.note_commit();
+    sent
+}
+
+/// The second voter's answers to what was sent to it.
+fn answer(group: &mut Group, now: Ticks, sent: Vec<Envelope>, clock: u64) -> Vec<Envelope> {
+    for Envelope { to, term, message, .. } in sent {
+        let (proposed, granted) = (Term(term.0 + 1), true);
+        let message = match message {
+            Message::PreVote { .. } => Message::PreVoteReply { proposed, granted },
+            Message::Vote { .. } => Message::VoteReply { granted },
+            Message::Append { session, prev, entries, timing, .. } => {
+                let last = Index(prev.index.0 + entries.len() as u64);
+                let timing = Timing { echo_time: timing.probe_time, clock, ..timing };
+                let result = AppendResult::Accepted { last };
+                Message::AppendReply { session, result, timing }
+            }
+            _ => continue,
+        };
+        if to == replica(2) {
+            group
+                .raft
+                .step(now, Envelope { group: GROUP, from: to, to: replica(1), term, message });
+        }
+    }
+    turn(group, now)
+}
+
+fn propose(group: &mut Group, now: Ticks, clock: u64) -> oneshot::Receiver<Answer> {
+    let (answer, answered) = oneshot::channel();
+    group.propose(now, clock, Proposal { group: GROUP, payload: Bytes::from_static(b"x"), answer });
+    answered
+}
+
+#[test]
+fn a_new_leader_takes_commands_once_a_majority_has_told_its_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut group = group(dir.path());
+    let (now, ahead) = (Ticks(100), NOW_MS + YEAR_MS);
+    group.raft.election_timeout(now);
+    let pre_votes = turn(&mut group, now);
+    let votes = answer(&mut group, now, pre_votes, NOW_MS);
+    let appends = answer(&mut group, now, votes, NOW_MS);
+    assert!(group.raft.is_leader());
+
+    let leadership = group.shard.leadership();
+    assert_eq!(leadership.leader, Some(replica(1).node), "it is known to all");
+    assert!(!leadership.is_leader, "and takes no commands: no clock but its own is known");
+    let refused = propose(&mut group, now, ahead).try_recv();
+    assert!(matches!(refused, Ok(Answer::Refused(RefusedProposal::NotYet))), "{refused:?}");
+
+    answer(&mut group, now, appends, NOW_MS);
+    assert!(group.shard.leadership().is_leader);
+    let mut proposed = propose(&mut group, now, ahead);
+    assert!(proposed.try_recv().is_err(), "it waits for its commit");
+    let stamped = LogTime(group.raft.last_stamp()).millis();
+    assert_eq!(stamped, NOW_MS + crate::apply::stamp::AHEAD_OF_MEDIAN_MAX_MS);
+}
