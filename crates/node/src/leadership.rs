@@ -1,5 +1,5 @@
-//! Where leaders should be: on the preferred nodes, away from slow disks, and elsewhere when the
-//! node goes down.
+//! Where leaders should be: on the preferred nodes, away from slow disks and from replicas that serve
+//! nothing, and elsewhere when the node goes down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,12 +10,18 @@ use tracing::{debug, info, warn};
 
 use crate::bridge::Peers;
 use crate::core::Core;
-use crate::engine::Shards;
+use crate::engine::{Engine, Shards};
 
 /// How often preferences are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// A preferred leader must have been connected for so long before leadership goes to it.
 const SETTLED: Duration = Duration::from_secs(10);
+/// A leadership that comes back from the preferred node is offered to it again after two looks, four,
+/// and so on to so many, until that one connects anew: its replica may serve nothing, and while
+/// leadership goes there and back the shard stands still.
+const OFFER_LOOKS_MAX: u32 = 64;
+/// A replica that serves nothing hands the same leadership on at most so often: nobody might serve.
+const RELIEVE_AGAIN: Duration = Duration::from_secs(5);
 /// A drain gives its leaderships away within this time, or goes on without.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// A leadership that was given away so often while the node goes down, and came back, stays: the others
@@ -26,6 +32,7 @@ const DEPARTURES_MAX: u32 = 2;
 pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
     let slow_disk = core.config.election_max;
     let mut looked = Instant::now();
+    let (mut preferred, mut relieved) = (SentOff::default(), SentOff::default());
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if let Some(hangs) = crate::health::barrier_hangs(&core) {
@@ -38,18 +45,51 @@ pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
         if core.engine.log_busy_for().is_some_and(|busy| busy > slow_disk) {
             warn!("disk: slower than an election timeout, giving leaderships away");
             give_all_away(&core).await;
-        } else if looked.elapsed() >= LOOK {
+            continue;
+        }
+        relieve(&core.engine, &mut relieved).await;
+        if looked.elapsed() >= LOOK {
             looked = Instant::now();
-            prefer(&core, &peers).await;
+            prefer(&core, &peers, &mut preferred).await;
         }
     }
 }
 
-async fn prefer(core: &Core, peers: &Peers) {
+/// Hands on what is led by replicas that serve nothing, because they are damaged or not yet scrubbed:
+/// what they propose commits, and nobody here could say so. They take the other replicas in turn,
+/// for nothing tells which of those serve.
+async fn relieve(engine: &Engine, sent: &mut SentOff) {
+    let shards = engine.shards().all();
+    let unserved = shards.values().filter(|s| s.leadership().is_leader && !s.serves());
+    let due: BTreeSet<GroupId> = unserved
+        .map(|shard| shard.group)
+        .filter(|group| sent.last(*group).is_none_or(|last| last.elapsed() >= RELIEVE_AGAIN))
+        .collect();
+    if due.is_empty() {
+        return;
+    }
+    for (group, status) in engine.status().await {
+        if !due.contains(&group) {
+            continue;
+        }
+        let others: Vec<_> = status.progress.iter().map(|other| other.replica).collect();
+        let able: Vec<_> = others.into_iter().filter(|other| caught_up(&status, *other)).collect();
+        let turn = sent.times(group) % able.len().max(1);
+        if let Some(to) = able.get(turn) {
+            info!(shard = group.0, to = to.0, "leader: this replica serves nothing, handing over");
+            sent.note(group);
+            drop(engine.transfer(group, *to));
+        }
+    }
+}
+
+async fn prefer(core: &Core, peers: &Peers, sent: &mut SentOff) {
     let Some(map) = core.map.get() else { return };
     let connected = peers.connected();
-    let settled =
-        |node: NodeId| connected.get(&node).is_some_and(|(_, since)| since.elapsed() >= SETTLED);
+    let settled = |node: NodeId| {
+        let since = connected.get(&node).map(|(_, since)| *since);
+        since.filter(|since| since.elapsed() >= SETTLED)
+    };
     if !leads_any(core.engine.shards()) {
         return;
     }
@@ -60,7 +100,12 @@ async fn prefer(core: &Core, peers: &Peers) {
         };
         let Some(preferred) = replicas.and_then(|replicas| replicas.first()) else { continue };
         let (replica, node) = (ReplicaId(preferred.replica_id), NodeId(preferred.node_id));
-        if node != core.node && settled(node) && caught_up(&status, replica) {
+        let serves = core.engine.shards().get(group).is_some_and(|shard| shard.serves());
+        if node == core.node || !serves || !caught_up(&status, replica) {
+            continue;
+        }
+        if settled(node).is_some_and(|since| sent.may_offer(group, since)) {
+            sent.note(group);
             debug!(shard = group.0, to = node.0, "leader: handing over to the preferred node");
             // The answer only says whether it began; the next look sees how it ended.
             drop(core.engine.transfer(group, replica));
@@ -142,9 +187,93 @@ impl Departures {
     }
 }
 
+/// When, and how often, the leadership of each group was sent off from here.
+#[derive(Default)]
+struct SentOff {
+    by_group: BTreeMap<GroupId, (Instant, usize)>,
+}
+
+impl SentOff {
+    fn note(&mut self, group: GroupId) {
+        let times = self.times(group) + 1;
+        self.by_group.insert(group, (Instant::now(), times));
+    }
+
+    /// Whether a node may be offered the group that has been connected since `since`.
+    fn may_offer(&mut self, group: GroupId, since: Instant) -> bool {
+        match self.last(group) {
+            None => true,
+            Some(last) if last < since => {
+                self.by_group.remove(&group);
+                true
+            }
+            Some(last) => {
+                let looks = 2u32.saturating_pow(self.times(group) as u32).min(OFFER_LOOKS_MAX);
+                last.elapsed() >= LOOK * looks
+            }
+        }
+    }
+
+    fn last(&self, group: GroupId) -> Option<Instant> {
+        self.by_group.get(&group).map(|(last, _)| *last)
+    }
+
+    fn times(&self, group: GroupId) -> usize {
+        self.by_group.get(&group).map_or(0, |(_, times)| *times)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use quorate_raft::Message;
+
     use super::*;
+    use crate::engine::testing::{GROUP, Node};
+    use crate::engine::{Answer, RefusedProposal};
+    use crate::service::route::{Place, leader_of};
+
+    #[tokio::test]
+    async fn a_replica_that_serves_nothing_takes_no_writes_and_hands_leadership_on() {
+        let node = Node::start();
+        let shard = node.lead(GROUP, 3);
+        assert_eq!(leader_of(&shard, shard.leadership()), Place::Here);
+        shard.set_damaged("a test");
+        assert_eq!(leader_of(&shard, shard.leadership()), Place::NotYet);
+        let answer = node.propose(GROUP, vec![]).await;
+        assert!(matches!(answer, Ok(Answer::Refused(RefusedProposal::NotYet))), "{answer:?}");
+
+        let mut sent = SentOff::default();
+        // The peer that was not asked in the first turn is asked in the next.
+        for turn in 0..2 {
+            sent.by_group.insert(GROUP, (Instant::now() - RELIEVE_AGAIN, turn));
+            while sent.times(GROUP) == turn {
+                relieve(&node.engine, &mut sent).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let to = turn as u64 + 2;
+            node.wait_sent(|e| e.to.id.0 == to && matches!(e.message, Message::TimeoutNow { .. }));
+            relieve(&node.engine, &mut sent).await;
+            assert_eq!(sent.times(GROUP), turn + 1, "not again at once");
+        }
+        node.engine.stop();
+    }
+
+    #[test]
+    fn a_leadership_that_comes_back_is_offered_less_and_less_often() {
+        let mut sent = SentOff::default();
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let connected = now - 1_000 * second;
+        let mut after = |times: usize, seconds: u32| {
+            sent.by_group.insert(GROUP, (now - seconds * second, times));
+            sent.may_offer(GROUP, connected)
+        };
+        assert!(!after(1, 1) && after(1, 2));
+        assert!(!after(3, 7) && after(3, 8));
+        assert!(!after(100, 63) && after(100, 64));
+        assert!(after(100, 1_001), "it has connected anew since");
+        assert_eq!(sent.times(GROUP), 0);
+        assert!(sent.may_offer(GROUP, connected));
+    }
 
     #[test]
     fn a_leadership_that_leaves_is_counted_and_one_that_stays_is_not() {

@@ -68,7 +68,8 @@ impl Group {
 
     /// Proposes, or answers why not. `clock` is this node's own, in Unix milliseconds.
     pub(super) fn propose(&mut self, now: Ticks, clock: u64, proposal: Proposal) {
-        if self.raft.is_leader() && !self.takes_commands() {
+        // What a replica cannot apply would commit, and its proposer never hear of it.
+        if self.raft.is_leader() && !(self.takes_commands() && self.shard.serves()) {
             // A handler that is gone does not need to know.
             let _ = proposal.answer.send(Answer::Refused(RefusedProposal::NotYet));
             return;

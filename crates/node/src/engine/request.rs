@@ -45,7 +45,7 @@ pub enum RefusedProposal {
     NotLeader(Option<NodeId>),
     /// Leadership is being handed over.
     Transferring,
-    /// This replica leads, but does not take commands yet.
+    /// This replica leads and takes no commands now: it has just been elected, or cannot apply.
     NotYet,
     /// Too many bytes are proposed and not yet committed.
     Full,

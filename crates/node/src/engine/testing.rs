@@ -1,17 +1,29 @@
-//! What tests of the engine begin with: a replica on a disk of its own.
+//! What tests of the engine begin with: a node on a disk of its own, and peers that agree with it.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
-use quorate_raft::{GroupId, Membership, NodeId, Replica, ReplicaId};
-use quorate_storage::{
-    DeltaBudget, Engine as Sled, EngineOptions, HashRange, ShardInit, ShardStore,
+use parking_lot::Mutex;
+use quorate_raft::{
+    AppendResult, Config, Envelope, GroupId, Index, Membership, Message, NodeId, Replica,
+    ReplicaId, Term, Timing,
 };
+use quorate_storage::{
+    DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, RecordLog, RecoveredGroup,
+    ShardInit, ShardStore,
+};
+use tokio::sync::{mpsc, oneshot};
 
-/// The group that the tests' replicas belong to.
+use super::{Answer, Engine, Outbox, Parts, Proposal, Shard};
+use crate::config::MemoryPlan;
+use crate::map::MapCell;
+use crate::metrics::Metrics;
+
+/// The group that a test has when it has one.
 pub(crate) const GROUP: GroupId = GroupId(1);
 
-/// The replica of the group on a node: both have the same number.
+/// The replica of a group on a node: both have the same number.
 pub(crate) fn replica(number: u64) -> Replica {
     Replica { id: ReplicaId(number), node: NodeId(number) }
 }
@@ -21,13 +33,144 @@ pub(crate) fn sled(dir: &Path) -> Sled {
 }
 
 /// The new state of node 1's replica, one of `voters`.
-pub(crate) fn store(sled: &Sled, budget: &Arc<DeltaBudget>, voters: u64) -> ShardStore {
+pub(crate) fn store(
+    sled: &Sled,
+    budget: &Arc<DeltaBudget>,
+    group: GroupId,
+    voters: u64,
+) -> ShardStore {
     let init = ShardInit {
-        group: GROUP,
+        group,
         replica: ReplicaId(1),
         membership: Membership::of_voters((1..=voters).map(replica)),
         range: HashRange::ALL,
         shard_epoch: 1,
     };
     ShardStore::create(sled, init, budget.clone()).unwrap()
+}
+
+/// What a peer answers that agrees with everything, and whose wall clock shows `clock`.
+pub(crate) fn agree(envelope: Envelope, clock: u64) -> Option<Envelope> {
+    let Envelope { group, from, to, term, message } = envelope;
+    let told = |timing: Timing| Timing { echo_time: timing.probe_time, clock, ..timing };
+    let message = match message {
+        Message::PreVote { .. } => {
+            Message::PreVoteReply { proposed: Term(term.0 + 1), granted: true }
+        }
+        Message::Vote { .. } => Message::VoteReply { granted: true },
+        Message::Append { session, prev, entries, timing, .. } => {
+            let last = Index(prev.index.0 + entries.len() as u64);
+            let result = AppendResult::Accepted { last };
+            Message::AppendReply { session, result, timing: told(timing) }
+        }
+        Message::Heartbeat { session, timing, .. } => {
+            Message::HeartbeatReply { session, installing: false, timing: told(timing) }
+        }
+        _ => return None,
+    };
+    Some(Envelope { group, from: to, to: from, term, message })
+}
+
+/// Peers that answer at once.
+#[derive(Default)]
+pub(crate) struct Peers {
+    engine: OnceLock<Weak<Engine>>,
+    got: Mutex<Vec<Envelope>>,
+}
+
+impl Outbox for Peers {
+    fn send_all(&self, batch: &mut Vec<(NodeId, Envelope)>) {
+        let envelopes: Vec<_> = batch.drain(..).map(|(_, envelope)| envelope).collect();
+        self.got.lock().extend(envelopes.iter().cloned());
+        let clock = crate::boottime::Clock.unix_millis();
+        let answers = envelopes.into_iter().filter_map(|envelope| agree(envelope, clock));
+        if let Some(engine) = self.engine.get().and_then(Weak::upgrade) {
+            engine.deliver(answers.collect());
+        }
+    }
+}
+
+/// A node with an engine.
+pub(crate) struct Node {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) budget: Arc<DeltaBudget>,
+    pub(crate) peers: Arc<Peers>,
+    sled: Sled,
+    /// Last, so that it goes when nothing is open any more.
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    pub(crate) fn start() -> Node {
+        Self::with_plan(MemoryPlan::new(128 << 20))
+    }
+
+    pub(crate) fn with_plan(plan: MemoryPlan) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let sled = sled(dir.path());
+        let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir.path()).unwrap();
+        let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
+        let peers = Arc::<Peers>::default();
+        let engine = Engine::start(Parts {
+            node: NodeId(1),
+            seed: 1,
+            raft: Config::default(),
+            plan,
+            log,
+            budget: budget.clone(),
+            outbox: peers.clone(),
+            map: MapCell::default(),
+            snapshots: mpsc::channel(1).0,
+            metrics: Arc::new(Metrics::new()),
+        });
+        let engine = engine.unwrap();
+        peers.engine.set(Arc::downgrade(&engine)).unwrap();
+        Node { engine, budget, peers, sled, _dir: dir }
+    }
+
+    /// Adds a replica, one of `voters`, which waits for a scrub or not.
+    pub(crate) fn add(
+        &self,
+        group: GroupId,
+        voters: u64,
+        recovered: Option<RecoveredGroup>,
+        scrub: bool,
+    ) -> Arc<Shard> {
+        let store = store(&self.sled, &self.budget, group, voters);
+        self.engine.add(store, recovered, scrub).unwrap()
+    }
+
+    /// Adds a replica and makes it the leader of `voters`.
+    pub(crate) fn lead(&self, group: GroupId, voters: u64) -> Arc<Shard> {
+        let shard = self.add(group, voters, None, false);
+        self.engine.campaign(group);
+        wait("it leads", || shard.leadership().is_leader);
+        shard
+    }
+
+    pub(crate) fn propose(
+        &self,
+        group: GroupId,
+        payload: impl Into<bytes::Bytes>,
+    ) -> oneshot::Receiver<Answer> {
+        let (answer, answered) = oneshot::channel();
+        self.engine.propose(Proposal { group, payload: payload.into(), answer }).unwrap();
+        answered
+    }
+
+    /// Waits until such a message was sent.
+    pub(crate) fn wait_sent(&self, wanted: impl Fn(&Envelope) -> bool) {
+        wait("it was sent", || self.peers.got.lock().iter().any(&wanted));
+    }
+}
+
+/// Waits until `done`; `what` says what is missing when it takes too long.
+pub(crate) fn wait(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("not within 10 s: {what}");
 }

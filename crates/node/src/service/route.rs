@@ -17,7 +17,8 @@ use crate::engine::{Leadership, Shard};
 pub enum Place {
     /// On this node.
     Here,
-    /// On this node, which cannot take a write now and may soon: it has just been elected.
+    /// On this node, which takes no writes now: it has just been elected, or its replica cannot
+    /// apply and is handing leadership on.
     NotYet,
     /// On another node.
     At(NodeId),
@@ -30,7 +31,7 @@ pub enum Place {
 pub fn leader_of(shard: &Shard, leadership: Leadership) -> Place {
     match leadership.leader {
         Some(node) if node != shard.replica.node => Place::At(node),
-        Some(_) if leadership.is_leader => Place::Here,
+        Some(_) if leadership.is_leader && shard.serves() => Place::Here,
         Some(_) => Place::NotYet,
         None => Place::Unknown,
     }

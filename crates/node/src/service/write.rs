@@ -74,7 +74,7 @@ pub async fn write<R: Forward>(
                 Forwarded::Failed(failure) => return Err(core.complete(failure)),
                 Forwarded::NotSent(failure) => failure.message,
             },
-            Place::NotYet => "its leader, this node, takes no calls yet".to_owned(),
+            Place::NotYet => "its leader, this node, takes no writes now".to_owned(),
             Place::Unknown => "it has no leader that this node knows of".to_owned(),
         };
         wait_for_change(&mut leadership, place, give_up).await;

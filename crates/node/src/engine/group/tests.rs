@@ -1,19 +1,19 @@
 //! What a group proposes, and what it tells others, in virtual time.
 
 use bytes::Bytes;
-use quorate_raft::{AppendResult, Config, Envelope, Message, Output, Timing};
+use quorate_raft::{Config, Envelope, Output};
 use quorate_storage::DeltaBudget;
 
 use super::*;
 use crate::engine::replica::restore;
-use crate::engine::testing::{GROUP, replica, sled, store};
+use crate::engine::testing::{GROUP, agree, replica, sled, store};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 /// A group of three voters, of which this node has the first.
 fn group(dir: &std::path::Path) -> Group {
-    let store = store(&sled(dir), &Arc::new(DeltaBudget::new(1 << 20)), 3);
+    let store = store(&sled(dir), &Arc::new(DeltaBudget::new(1 << 20)), GROUP, 3);
     let header = store.header();
     let restored = restore(header, None).unwrap();
     let raft = Raft::new(Config::default(), GROUP, replica(1), 1, restored, Ticks(1)).unwrap();
@@ -41,23 +41,9 @@ fn turn(group: &mut Group, now: Ticks) -> Vec<Envelope> {
 
 /// The second voter's answers to what was sent to it.
 fn answer(group: &mut Group, now: Ticks, sent: Vec<Envelope>, clock: u64) -> Vec<Envelope> {
-    for Envelope { to, term, message, .. } in sent {
-        let (proposed, granted) = (Term(term.0 + 1), true);
-        let message = match message {
-            Message::PreVote { .. } => Message::PreVoteReply { proposed, granted },
-            Message::Vote { .. } => Message::VoteReply { granted },
-            Message::Append { session, prev, entries, timing, .. } => {
-                let last = Index(prev.index.0 + entries.len() as u64);
-                let timing = Timing { echo_time: timing.probe_time, clock, ..timing };
-                let result = AppendResult::Accepted { last };
-                Message::AppendReply { session, result, timing }
-            }
-            _ => continue,
-        };
-        if to == replica(2) {
-            group
-                .raft
-                .step(now, Envelope { group: GROUP, from: to, to: replica(1), term, message });
+    for envelope in sent.into_iter().filter(|envelope| envelope.to == replica(2)) {
+        if let Some(reply) = agree(envelope, clock) {
+            group.raft.step(now, reply);
         }
     }
     turn(group, now)
