@@ -322,8 +322,10 @@ impl Applier {
         }
     }
 
+    /// A replica that has stopped is checkpointed as well: what it had applied before is whole, for
+    /// a transaction that did not commit leaves nothing, and would else stay in memory.
     fn freeze(&mut self) -> Option<CheckpointJob> {
-        if self.stopped || self.held.is_some() { None } else { self.store.freeze() }
+        if self.held.is_some() { None } else { self.store.freeze() }
     }
 
     fn stop(&mut self, why: &str) {

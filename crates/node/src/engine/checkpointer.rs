@@ -1,5 +1,6 @@
 //! The thread that writes checkpoints, one shard at a time, before memory or log run full.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -62,11 +63,18 @@ impl Checkpointer {
     /// Checkpoints what is due until it is stopped, then everything once more.
     pub(super) fn run(self) {
         let mut last_all = Instant::now();
+        // Shards that could not be checkpointed just now: the others go first.
+        let mut refused = BTreeSet::new();
         while !self.control.stopped() {
-            match self.most_urgent() {
-                // A shard that cannot be checkpointed now will not be able to at once.
+            match self.most_urgent(&refused) {
                 Some(group) if self.checkpoint(group) => {}
-                _ => self.control.pause(),
+                Some(group) => {
+                    refused.insert(group);
+                }
+                None => {
+                    refused.clear();
+                    self.control.pause();
+                }
             }
             if last_all.elapsed() >= OLDEST {
                 self.checkpoint_all();
@@ -82,9 +90,11 @@ impl Checkpointer {
         }
     }
 
-    /// The shard whose checkpoint frees most of what is running short; `None` while nothing is.
-    fn most_urgent(&self) -> Option<GroupId> {
-        let shards = self.shards.all();
+    /// The shard whose checkpoint frees most of what is running short, but for those that refused;
+    /// `None` while nothing is.
+    fn most_urgent(&self, refused: &BTreeSet<GroupId>) -> Option<GroupId> {
+        let all = self.shards.all();
+        let shards = || all.values().filter(|shard| !refused.contains(&shard.group));
         let delta = |shard: &Arc<Shard>| shard.stats.delta_bytes.load(Ordering::Relaxed);
         // Half of the budget: the other half is what arrives while the checkpoint is written.
         let (used, limit) = (self.budget.used(), self.budget.limit());
@@ -92,15 +102,15 @@ impl Checkpointer {
             // What readers still hold of earlier layers counts as used as well: a checkpoint of
             // next to nothing would not help.
             let least = if used >= limit { 1 } else { limit / 256 };
-            let worth = shards.values().filter(|shard| delta(shard) >= least);
+            let worth = shards().filter(|shard| delta(shard) >= least);
             let fullest = worth.max_by_key(|shard| delta(shard));
             if let Some(shard) = fullest {
                 return Some(shard.group);
             }
         }
-        let log: u64 = shards.values().map(|shard| shard.log_bytes()).sum();
+        let log: u64 = all.values().map(|shard| shard.log_bytes()).sum();
         // A checkpoint shortens the log only by what was applied since the last one.
-        let longest = shards.values().filter(|s| delta(s) > 0).max_by_key(|s| s.log_bytes())?;
+        let longest = shards().filter(|s| delta(s) > 0).max_by_key(|s| s.log_bytes())?;
         let over = longest.log_bytes() > self.plan.log_group / 2 || log > self.plan.log_node / 2;
         over.then_some(longest.group)
     }

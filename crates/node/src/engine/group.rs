@@ -105,6 +105,15 @@ impl Group {
         self.raft.is_leader() && committed.is_some_and(|id| id.term == self.raft.term())
     }
 
+    /// Whether the log must not grow, at `log_max` bytes. Where the replica applies, checkpoints keep
+    /// the log far below that. One that is damaged or being scrubbed takes entries and votes like
+    /// any other, because they are of use to the group, but what it cannot apply no checkpoint
+    /// covers, so that memory and disk would run full. Behind this it is a follower that is slow: it
+    /// catches up after the scrub, or never.
+    pub(super) fn is_full(&self, log_max: u64) -> bool {
+        !self.shard.serves() && self.raft.log_bytes() >= log_max
+    }
+
     /// The clocks of the voters as they last reported them, with this node's own.
     fn reported_clocks(&self, own: u64) -> Vec<u64> {
         let me = self.shard.replica.id;

@@ -126,6 +126,7 @@ impl Engine {
                 inbox: inbox.clone(),
                 clock: self.clock,
                 log: self.log.clone(),
+                log_max: parts.plan.log_group,
                 outbox: parts.outbox.clone(),
                 out: Outlet::new(
                     number,

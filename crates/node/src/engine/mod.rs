@@ -48,3 +48,6 @@ pub trait Outbox: Send + Sync {
     /// blocks, and leaves the batch empty.
     fn send_all(&self, batch: &mut Vec<(NodeId, Envelope)>);
 }
+
+#[cfg(test)]
+mod tests;

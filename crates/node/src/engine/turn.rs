@@ -87,11 +87,17 @@ fn envelope_bytes(envelope: &Envelope) -> usize {
     INPUT_BYTES + entries
 }
 
+fn brings_entries(envelope: &Envelope) -> bool {
+    matches!(&envelope.message, Message::Append { entries, .. } if !entries.is_empty())
+}
+
 pub(super) struct Loop {
     pub(super) node: NodeId,
     pub(super) inbox: Arc<Inbox<Input>>,
     pub(super) clock: Clock,
     pub(super) log: Arc<Inbox<LogInput>>,
+    /// Bytes of the log of a group that does not apply, from which on it takes no more.
+    pub(super) log_max: u64,
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) out: Outlet,
     /// The last turn, in ticks: liveness reads it.
@@ -244,7 +250,12 @@ impl Loop {
 
     fn step(&mut self, now: Ticks, envelope: Envelope) {
         let clock = self.clock.unix_millis();
+        let log_max = self.log_max;
         if let Some(group) = self.touch(envelope.group) {
+            if group.is_full(log_max) && brings_entries(&envelope) {
+                // As if it were lost: the leader goes on with the others, and tries again.
+                return;
+            }
             group.raft.set_clock(clock);
             group.raft.step(now, envelope);
         } else {

@@ -1,0 +1,94 @@
+//! What goes on beside the loops when a replica cannot apply, or a snapshot is not wanted.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use quorate_proto::v1::PutRequest;
+use quorate_raft::{
+    Entry, EntryKind, Envelope, GroupId, Index, LogId, Message, SessionId, Term, Timing,
+};
+
+use super::testing::{GROUP, Node, replica, wait};
+use super::*;
+use crate::command::{CommandDraft, RequestLimits};
+use crate::config::MemoryPlan;
+
+fn put(group: GroupId, key: &str, bytes: usize) -> Bytes {
+    let value = Bytes::from(vec![7; bytes]);
+    let request = PutRequest { key: key.to_owned().into(), value, ..PutRequest::default() };
+    let limits = RequestLimits { value_bytes_max: 1 << 20 };
+    CommandDraft::put(&request, &limits).unwrap().encode(group.0, 1)
+}
+
+fn small() -> MemoryPlan {
+    MemoryPlan { delta: 256 << 10, log_group: 64 << 10, ..MemoryPlan::new(128 << 20) }
+}
+
+#[test]
+fn what_a_stopped_replica_had_applied_does_not_stay_in_memory() {
+    let node = Node::with_plan(small());
+    let shard = node.lead(GROUP, 1);
+    let (written, poison) = (200 << 10, Bytes::from_static(b"\xff"));
+    let written = node.propose(GROUP, put(GROUP, "key", written));
+    let stopped = node.propose(GROUP, poison);
+    assert!(matches!(written.blocking_recv(), Ok(Answer::Applied { .. })));
+    assert!(stopped.blocking_recv().is_err(), "nobody can say what became of it");
+    wait("it is damaged", || shard.is_damaged());
+    wait("the budget has it back", || node.budget.used() < node.budget.limit() / 2);
+    assert_eq!(shard.reader.header().applied().index, shard.reader.applied());
+    node.engine.stop();
+}
+
+#[test]
+fn a_shard_that_refuses_its_checkpoint_does_not_keep_the_others_from_theirs() {
+    let node = Node::with_plan(small());
+    // It waits for its scrub, and claims all the while to have more to write than any other.
+    let (refuses, second) = (node.add(GROUP, 1, None, true), node.lead(GroupId(2), 1));
+    let checkpointed = || {
+        refuses.stats.delta_bytes.store(u64::MAX, Ordering::Relaxed);
+        second.reader.header().applied().index > Index(1)
+    };
+    assert!(!checkpointed());
+    drop(node.propose(GroupId(2), put(GroupId(2), "key", 200 << 10)));
+    wait("the other one is checkpointed", checkpointed);
+    node.engine.stop();
+}
+
+#[test]
+fn the_log_of_a_replica_that_does_not_apply_is_bounded() {
+    let node = Node::with_plan(small());
+    let shard = node.add(GROUP, 3, None, true);
+    let limit = small().log_group;
+    let term = Term(1);
+    let deliver = |first: u64, stamp: u64| {
+        let prev = Index(first - 1);
+        let entry = Entry {
+            term,
+            index: Index(first),
+            kind: EntryKind::Command,
+            stamp,
+            payload: put(GROUP, "key", 10 << 10),
+        };
+        let prev = LogId { term: if prev.0 == 0 { Term(0) } else { term }, index: prev };
+        let (session, timing) = (SessionId { term, counter: 1 }, Timing::default());
+        let message =
+            Message::Append { session, prev, commit: prev.index, entries: vec![entry], timing };
+        let (from, to) = (replica(2), replica(1));
+        node.engine.deliver(vec![Envelope { group: GROUP, from, to, term, message }]);
+    };
+    for index in 1..=20 {
+        deliver(index, index);
+    }
+    wait("it is full", || shard.log_bytes() >= limit);
+    deliver(1, 1);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(shard.log_bytes() < limit + (11 << 10), "{}", shard.log_bytes());
+
+    node.engine.scrubbed(GROUP, Ok(()));
+    wait("the scrub is over", || shard.serves());
+    for index in 1..=20 {
+        deliver(index, index);
+    }
+    wait("it goes on", || shard.reader.applied() >= Index(19));
+    node.engine.stop();
+}
