@@ -268,33 +268,16 @@ impl SnapshotSource for Chunks {
 
 #[cfg(test)]
 mod tests {
-    use quorate_raft::{Config, Index, Replica, SessionId, Term, Timing};
-    use quorate_storage::{DeltaBudget, Engine as Sled, EngineOptions, LogBackend, RecordLog};
+    use quorate_raft::{HardState, Index, LogId, Replica, SessionId, SnapshotMeta, Term, Timing};
+    use quorate_storage::RecoveredGroup;
 
     use super::*;
-    use crate::config::MemoryPlan;
-    use crate::engine::Parts;
+    use crate::engine::testing::{GROUP, Node, replica, wait};
     use crate::gauges;
-    use crate::map::MapCell;
 
-    fn incoming(dir: &std::path::Path) -> Incoming {
-        let sled = Sled::open(&dir.join("sled"), EngineOptions::default()).unwrap();
-        let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir).unwrap();
-        let plan = MemoryPlan::new(128 << 20);
-        let engine = Engine::start(Parts {
-            node: NodeId(1),
-            seed: 1,
-            raft: Config::default(),
-            plan,
-            log,
-            budget: Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache)),
-            outbox: Arc::new(Outgoing::default()),
-            map: MapCell::default(),
-            snapshots: mpsc::channel(1).0,
-            metrics: Arc::new(Metrics::new()),
-        });
+    fn incoming(node: &Node) -> Incoming {
         Incoming {
-            engine: engine.unwrap(),
+            engine: node.engine.clone(),
             peers: Arc::default(),
             disk: Arc::default(),
             clocks: Arc::default(),
@@ -302,9 +285,37 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_that_the_core_does_not_want_makes_room_for_the_next() {
+        let node = Node::start();
+        let hard_state = HardState { term: Term(5), ..HardState::default() };
+        let recovered = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
+        let shard = node.add(GROUP, 3, Some(recovered), false);
+        let incoming = incoming(&node);
+        let membership = shard.reader.header().membership.clone();
+        // In its term nobody leads any more.
+        let term = Term(4);
+        let header = |counter| SnapshotHeader {
+            group: GROUP,
+            from: replica(2),
+            to: replica(1),
+            term,
+            session: SessionId { term, counter },
+            meta: SnapshotMeta {
+                last: LogId { term, index: Index(9) },
+                stamp: 1,
+                membership: membership.clone(),
+            },
+        };
+        let receive = |counter| incoming.begin_snapshot(NodeId(2), header(counter))?.finish();
+        assert_eq!(receive(1), Ok(()));
+        wait("the next one may come", || receive(2).is_ok());
+        node.engine.stop();
+    }
+
+    #[test]
     fn a_heartbeat_tells_the_offset_of_the_clock_of_its_sender() {
-        let dir = tempfile::tempdir().unwrap();
-        let incoming = incoming(dir.path());
+        let node = Node::start();
+        let incoming = incoming(&node);
         let metrics = Metrics::new();
         let offset_of = |peer: u64| -> Option<f64> {
             gauges::clock_offsets(&metrics, &incoming.clocks);

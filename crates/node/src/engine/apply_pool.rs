@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use quorate_raft::{GroupId, Install, LogId, SnapshotMeta};
+use quorate_raft::{GroupId, Install, LogId, SessionId, SnapshotMeta};
 use quorate_storage::{
     CheckpointJob, DeltaBudget, DeltaLevel, Finished, Installer, RowKind, ShardStore,
     SnapshotSource, StorageError,
@@ -40,6 +40,8 @@ pub(super) enum ApplyInput {
     Entries { group: GroupId, entries: Vec<Committed> },
     /// A snapshot takes the place of the state.
     Install { group: GroupId, install: Install },
+    /// The core has decided about a received snapshot: if it still waits, it is not wanted.
+    Decided { group: GroupId, session: SessionId },
     /// The state was compared with its header: it is sound, or why not.
     Scrubbed { group: GroupId, outcome: Result<(), String> },
     /// Begin a checkpoint; the sender hears `None` when there is nothing to write.
@@ -126,7 +128,9 @@ impl ApplyThread {
             for input in inputs.drain(..) {
                 match input {
                     ApplyInput::Stop => stop = true,
-                    ApplyInput::Entries { .. } | ApplyInput::Install { .. } => {
+                    ApplyInput::Entries { .. }
+                    | ApplyInput::Install { .. }
+                    | ApplyInput::Decided { .. } => {
                         parked.push_back(input);
                     }
                     control => self.handle(control),
@@ -147,6 +151,9 @@ impl ApplyThread {
             ApplyInput::Add(applier) => self.add(*applier),
             ApplyInput::Entries { group, entries } => self.apply(group, entries),
             ApplyInput::Install { group, install } => self.install(group, &install),
+            // An install that was wanted has taken it out before this. The rest is removed here,
+            // because that waits for the disk, and while it is there no other can be received.
+            ApplyInput::Decided { group, session } => drop(self.staged.take(group, session)),
             ApplyInput::Scrubbed { group, outcome } => self.scrubbed(group, outcome),
             ApplyInput::Freeze { group, reply } => {
                 let job = self.appliers.get_mut(&group).and_then(|applier| applier.freeze());

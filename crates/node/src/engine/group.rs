@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use quorate_raft::{
-    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, RoleKind, Term, Ticks,
+    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, RoleKind, SessionId, Term,
+    Ticks,
 };
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
@@ -47,6 +48,8 @@ pub(super) struct Group {
     new_reads: Vec<oneshot::Sender<ReadGrant>>,
     reads: BTreeMap<ReadId, Vec<oneshot::Sender<ReadGrant>>>,
     next_read: u64,
+    /// A received snapshot about which the core has been asked in this turn.
+    pub(super) announced: Option<SessionId>,
 }
 
 impl Group {
@@ -61,6 +64,7 @@ impl Group {
             new_reads: Vec::new(),
             reads: BTreeMap::new(),
             next_read: 0,
+            announced: None,
         };
         group.publish();
         group

@@ -256,6 +256,9 @@ impl Loop {
                 // As if it were lost: the leader goes on with the others, and tries again.
                 return;
             }
+            if let Message::InstallSnapshot { session, .. } = &envelope.message {
+                group.announced = Some(*session);
+            }
             group.raft.set_clock(clock);
             group.raft.step(now, envelope);
         } else {
@@ -365,6 +368,9 @@ impl Loop {
         while group.raft.has_output() {
             let output = group.raft.take_output();
             self.out.hand_on(now, group, output);
+        }
+        if let Some(session) = group.announced.take() {
+            self.out.apply.push(id, ApplyInput::Decided { group: id, session });
         }
         group.note_commit();
         let deadline = group.raft.next_deadline();
