@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_raft::{GroupId, NodeId, ProgressKind, ReplicaId, Status};
+use quorate_proto::v1::NodePhase;
+use quorate_raft::{GroupId, NodeId, ProgressKind, ReplicaId, Status, Term};
 use tracing::{debug, info, warn};
 
 use crate::bridge::Peers;
@@ -24,14 +25,18 @@ const OFFER_LOOKS_MAX: u32 = 64;
 const RELIEVE_AGAIN: Duration = Duration::from_secs(5);
 /// A drain gives its leaderships away within this time, or goes on without.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
-/// A leadership that was given away so often while the node goes down, and came back, stays: the others
-/// go down too, and would pass it round for as long as they all wait.
-const DEPARTURES_MAX: u32 = 2;
+/// A leadership that came back so often while the node goes down stays: the others go down too, and
+/// would pass it round for as long as they all wait.
+const DEPARTURES_MAX: usize = 2;
+/// A slow disk sends leaderships off at most so often. Where all disks are slow, as under a load that
+/// is too much for each of them, nobody is better off, and a hand-over costs more than it brings.
+const SLOW_DISK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Hands leaderships to their preferred nodes, and away from this one while its disk is slow.
 pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
     let slow_disk = core.config.election_max;
     let mut looked = Instant::now();
+    let mut fled: Option<Instant> = None;
     let (mut preferred, mut relieved) = (SentOff::default(), SentOff::default());
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -42,9 +47,16 @@ pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
             ))
             .end_process();
         }
+        if core.life.phase() == NodePhase::Draining {
+            // The drain alone decides now: a preference for another node would undo it there.
+            continue;
+        }
         if core.engine.log_busy_for().is_some_and(|busy| busy > slow_disk) {
-            warn!("disk: slower than an election timeout, giving leaderships away");
-            give_all_away(&core).await;
+            if fled.is_none_or(|fled| fled.elapsed() >= SLOW_DISK_AGAIN) {
+                fled = Some(Instant::now());
+                warn!("disk: slower than an election timeout, giving leaderships away");
+                give_all_away(&core).await;
+            }
             continue;
         }
         relieve(&core.engine, &mut relieved).await;
@@ -150,9 +162,11 @@ pub async fn drain(core: &Core) {
     let started = Instant::now();
     let mut departures = Departures::default();
     while started.elapsed() < DRAIN_PATIENCE {
-        let mut targets = best_targets(&core.engine.status().await);
-        departures.see(targets.keys().copied().collect());
-        targets.retain(|group, _| departures.of(*group) < DEPARTURES_MAX);
+        let status = core.engine.status().await;
+        let terms: BTreeMap<GroupId, Term> =
+            status.iter().map(|(group, status)| (*group, status.term)).collect();
+        let mut targets = best_targets(&status);
+        targets.retain(|group, _| departures.may_leave(*group, terms[group]));
         if targets.is_empty() {
             // Nothing is led here, or there is nobody who could take it.
             break;
@@ -165,25 +179,19 @@ pub async fn drain(core: &Core) {
     info!(took = ?started.elapsed(), "drain: leaderships given away");
 }
 
-/// How often leaderships have left this node.
+/// In which terms each leadership was sent off while the node goes down. One that is led again in
+/// another term had left and came back, however fast.
 #[derive(Default)]
 struct Departures {
-    led: BTreeSet<GroupId>,
-    left: BTreeMap<GroupId, u32>,
+    terms: BTreeMap<GroupId, BTreeSet<Term>>,
 }
 
 impl Departures {
-    /// Takes note of the groups that are led now.
-    fn see(&mut self, led: BTreeSet<GroupId>) {
-        for gone in self.led.difference(&led) {
-            *self.left.entry(*gone).or_default() += 1;
-        }
-        self.led = led;
-    }
-
-    /// How often the leadership of this group has left.
-    fn of(&self, group: GroupId) -> u32 {
-        self.left.get(&group).copied().unwrap_or(0)
+    /// Whether the leadership of this group in this term is to be sent off; it is noted as such.
+    fn may_leave(&mut self, group: GroupId, term: Term) -> bool {
+        let terms = self.terms.entry(group).or_default();
+        // Sent off already and still here: it is tried again.
+        terms.contains(&term) || (terms.len() < DEPARTURES_MAX && terms.insert(term))
     }
 }
 
@@ -276,16 +284,13 @@ mod tests {
     }
 
     #[test]
-    fn a_leadership_that_leaves_is_counted_and_one_that_stays_is_not() {
+    fn a_leadership_that_comes_back_while_all_go_down_stays() {
         let mut departures = Departures::default();
-        let (kept, given) = (GroupId(1), GroupId(2));
-        for _ in 0..3 {
-            departures.see(BTreeSet::from([kept, given]));
-            departures.see(BTreeSet::from([kept]));
-        }
-        assert_eq!(
-            (departures.of(kept), departures.of(given), departures.of(GroupId(3))),
-            (0, 3, 0)
-        );
+        let group = GroupId(1);
+        assert!(departures.may_leave(group, Term(3)));
+        assert!(departures.may_leave(group, Term(3)), "it has not left yet");
+        assert!(departures.may_leave(group, Term(6)), "it came back once");
+        assert!(!departures.may_leave(group, Term(9)));
+        assert!(departures.may_leave(GroupId(2), Term(9)));
     }
 }
