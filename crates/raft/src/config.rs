@@ -38,7 +38,8 @@ pub struct Config {
     /// not fit comes in further writes. Default 4 MiB.
     pub max_persist_bytes: u64,
     /// Entry bytes that a leader holds without having committed them; above it proposals are
-    /// refused. It bounds the log of a leader that is cut off. Default 32 MiB.
+    /// refused. It bounds the log of a leader that is cut off, and how long a proposal waits for a
+    /// slow disk: what would not commit within a caller's patience is better refused. Default 8 MiB.
     pub max_uncommitted_bytes: u64,
     /// Entry bytes handed out to be applied and not yet reported as applied; above it committed
     /// entries wait in the log. Default 8 MiB.
@@ -65,7 +66,7 @@ impl Default for Config {
             max_inflight_messages: 256,
             max_inflight_bytes: 8 << 20,
             max_persist_bytes: 4 << 20,
-            max_uncommitted_bytes: 32 << 20,
+            max_uncommitted_bytes: 8 << 20,
             max_committed_bytes: 8 << 20,
             max_pending_reads: 65_536,
             retain_bytes: 16 << 20,

@@ -267,7 +267,7 @@ impl Applier {
     /// Applies entries in order, answering each proposer right after its entry.
     fn apply_all(&mut self, entries: Vec<Committed>) -> Result<(), ApplyError> {
         let mut last = None;
-        for Committed { entry, answer } in entries {
+        for Committed { entry, answers } in entries {
             let at = LogId { term: entry.term, index: entry.index };
             if entry.index <= self.store.applied().index {
                 // Replayed after an install that overtook it. The core handed it out, and hears of
@@ -287,10 +287,12 @@ impl Applier {
             };
             transaction.commit();
             last = Some(entry.index);
-            if let (Some(answer), Some(result)) = (answer, result) {
-                let applied = Answer::Applied { at, log_time: entry.stamp, answer: result };
-                // A handler that is gone loses the answer, not the write.
-                let _ = answer.send(applied);
+            if let Some(answer) = result {
+                let applied = Answer::Applied { at, log_time: entry.stamp, answer };
+                for waiter in answers {
+                    // A handler that is gone loses the answer, not the write.
+                    let _ = waiter.send(applied.clone());
+                }
             }
         }
         if let Some(index) = last {
@@ -423,7 +425,8 @@ mod tests {
             payload: Bytes::new(),
         };
         let mut reported = |indexes: std::ops::RangeInclusive<u64>| {
-            let entries = indexes.map(|index| Committed { entry: entry(index), answer: None });
+            let entries =
+                indexes.map(|index| Committed { entry: entry(index), answers: Vec::new() });
             applier.apply_all(entries.collect()).expect("they are applied");
             let mut inputs = Vec::new();
             engine_loop.drain(&mut inputs, Duration::ZERO);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use bytes::Bytes;
 use quorate_raft::{
     Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, RoleKind, SessionId, Term,
     Ticks,
@@ -12,23 +13,34 @@ use quorate_raft::{
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
-use super::request::{Answer, Proposal, ReadGrant, RefusedProposal};
+use super::request::{Answer, Proposal, ReadGrant, RefusedProposal, WriteKey};
 use super::shard::{Leadership, Shard};
 use crate::apply::{LogTime, next_stamp};
 use crate::metrics::Metrics;
 
-/// A committed entry with the handler that waits for it, if one does.
+/// A committed entry with the handlers that wait for it; mostly one or none.
 #[derive(Debug)]
 pub(super) struct Committed {
     pub(super) entry: Entry,
-    pub(super) answer: Option<oneshot::Sender<Answer>>,
+    pub(super) answers: Vec<oneshot::Sender<Answer>>,
 }
 
-/// A handler that waits for its proposal.
+/// The handlers that wait for a proposal.
 #[derive(Debug)]
 struct Waiting {
-    answer: oneshot::Sender<Answer>,
+    answers: Vec<oneshot::Sender<Answer>>,
     proposed: Instant,
+    /// Which write it is, and its command.
+    write: Option<(WriteKey, Bytes)>,
+}
+
+impl Waiting {
+    fn answer(self, answer: &Answer) {
+        for waiter in self.answers {
+            // A handler that is gone does not need to know.
+            let _ = waiter.send(answer.clone());
+        }
+    }
 }
 
 /// A group and its waiters.
@@ -44,6 +56,8 @@ pub(super) struct Group {
     /// another entry takes stays here until some entry commits at its index: only that tells
     /// whether the proposal is lost.
     waiting: BTreeMap<(Index, Term), Waiting>,
+    /// Where the writes of sessions wait.
+    writes: BTreeMap<WriteKey, (Index, Term)>,
     /// Reads that arrived in this turn; they share one round.
     new_reads: Vec<oneshot::Sender<ReadGrant>>,
     reads: BTreeMap<ReadId, Vec<oneshot::Sender<ReadGrant>>>,
@@ -61,6 +75,7 @@ impl Group {
             deadline,
             touched: false,
             waiting: BTreeMap::new(),
+            writes: BTreeMap::new(),
             new_reads: Vec::new(),
             reads: BTreeMap::new(),
             next_read: 0,
@@ -78,12 +93,18 @@ impl Group {
             let _ = proposal.answer.send(Answer::Refused(RefusedProposal::NotYet));
             return;
         }
+        let Some(proposal) = self.join(proposal) else { return };
         let last = LogTime(self.raft.last_stamp());
         let stamp = next_stamp(last, clock, &mut self.reported_clocks(clock)).0;
+        let write = proposal.write.map(|key| (key, proposal.payload.clone()));
         match self.raft.propose(now, proposal.payload, stamp) {
             Ok(LogId { term, index }) => {
-                let waiting = Waiting { answer: proposal.answer, proposed: Instant::now() };
-                self.waiting.insert((index, term), waiting);
+                if let Some((key, _)) = &write {
+                    self.writes.insert(*key, (index, term));
+                }
+                let answers = vec![proposal.answer];
+                self.waiting
+                    .insert((index, term), Waiting { answers, proposed: Instant::now(), write });
             }
             Err(error) => {
                 let refused = match error {
@@ -98,6 +119,35 @@ impl Group {
                 let _ = proposal.answer.send(Answer::Refused(refused));
             }
         }
+    }
+
+    /// Lets a proposal wait for the same write, if that one is under way; gives it back otherwise.
+    fn join(&mut self, proposal: Proposal) -> Option<Proposal> {
+        let position = proposal.write.and_then(|key| self.writes.get(&key));
+        let waiting = position.and_then(|position| self.waiting.get_mut(position));
+        let same = |waiting: &&mut Waiting| {
+            waiting.write.as_ref().is_some_and(|(_, payload)| *payload == proposal.payload)
+        };
+        match waiting.filter(same) {
+            // Entries of an older term may be lost, and this one would be with them.
+            Some(waiting) if position.is_some_and(|(_, term)| *term == self.raft.term()) => {
+                waiting.answers.push(proposal.answer);
+                None
+            }
+            _ => Some(proposal),
+        }
+    }
+
+    /// The handlers that wait at the lowest position, and that position.
+    fn next_waiting(&mut self, through: Index) -> Option<((Index, Term), Waiting)> {
+        let first = self.waiting.first_entry().filter(|first| first.key().0 <= through)?;
+        let (position, waiting) = first.remove_entry();
+        if let Some((key, _)) = &waiting.write
+            && self.writes.get(key) == Some(&position)
+        {
+            self.writes.remove(key);
+        }
+        Some((position, waiting))
     }
 
     /// Whether this replica leads and an entry of its term is committed, the empty one with which
@@ -172,32 +222,24 @@ impl Group {
         committed
             .into_iter()
             .map(|entry| {
-                let mut answer = None;
-                while let Some(first) = self.waiting.first_entry() {
-                    let (index, term) = *first.key();
-                    if index > entry.index {
-                        break;
-                    }
-                    let waiter = first.remove();
-                    if (index, term) == (entry.index, entry.term) {
-                        metrics.commit_seconds.observe_duration(now - waiter.proposed);
-                        answer = Some(waiter.answer);
+                let mut answers = Vec::new();
+                while let Some((position, waiting)) = self.next_waiting(entry.index) {
+                    if position == (entry.index, entry.term) {
+                        metrics.commit_seconds.observe_duration(now - waiting.proposed);
+                        answers = waiting.answers;
                     } else {
-                        let _ = waiter.answer.send(Answer::Lost);
+                        waiting.answer(&Answer::Lost);
                     }
                 }
-                Committed { entry, answer }
+                Committed { entry, answers }
             })
             .collect()
     }
 
     /// A snapshot took the place of the log up to `last`: nobody here will see those entries.
     pub(super) fn forget_waiters(&mut self, last: Index) {
-        while let Some(first) = self.waiting.first_entry() {
-            if first.key().0 > last {
-                break;
-            }
-            let _ = first.remove().answer.send(Answer::Unknown);
+        while let Some((_, waiting)) = self.next_waiting(last) {
+            waiting.answer(&Answer::Unknown);
         }
     }
 

@@ -5,6 +5,10 @@ use quorate_raft::{GroupId, Index, LogId, NodeId};
 use tokio::sync::oneshot;
 
 use crate::apply::WriteAnswer;
+use crate::session_id::SessionId;
+
+/// Names a write of a session: the session's id and the write's sequence.
+pub type WriteKey = [u8; SessionId::BYTES + 8];
 
 /// A command to be proposed to a group, once.
 #[derive(Debug)]
@@ -13,12 +17,15 @@ pub struct Proposal {
     pub group: GroupId,
     /// The encoded command.
     pub payload: Bytes,
+    /// Which write of which session it is. While the same is under way here already, as when a
+    /// client tries again because the disk is slow, it is not proposed again: it waits for the answer.
+    pub write: Option<WriteKey>,
     /// Where the answer goes. A handler that is gone loses the answer, not the proposal.
     pub answer: oneshot::Sender<Answer>,
 }
 
 /// What became of a proposal.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Answer {
     /// It committed and was applied here, at this position of the log.
     Applied {

@@ -154,7 +154,9 @@ impl Node {
         payload: impl Into<bytes::Bytes>,
     ) -> oneshot::Receiver<Answer> {
         let (answer, answered) = oneshot::channel();
-        self.engine.propose(Proposal { group, payload: payload.into(), answer }).unwrap();
+        self.engine
+            .propose(Proposal { group, payload: payload.into(), write: None, answer })
+            .unwrap();
         answered
     }
 

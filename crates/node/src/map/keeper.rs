@@ -161,7 +161,7 @@ impl Keeper {
         let epoch = next.epoch;
         let (answer, answered) = oneshot::channel();
         let payload = encode_change_map(expected, next);
-        if self.engine.propose(Proposal { group: META, payload, answer }).is_err() {
+        if self.engine.propose(Proposal { group: META, payload, write: None, answer }).is_err() {
             return;
         }
         match tokio::time::timeout(PROPOSAL_PATIENCE, answered).await {

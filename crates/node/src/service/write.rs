@@ -15,7 +15,7 @@ use super::route::{self, Place};
 use crate::apply::WriteAnswer;
 use crate::command::CommandDraft;
 use crate::core::{Core, retry_after};
-use crate::engine::{Answer, Leadership, Proposal, RefusedProposal, Shard};
+use crate::engine::{Answer, Leadership, Proposal, RefusedProposal, Shard, WriteKey};
 
 /// How long a call waits for a shard to get a leader: the longest election timeout twice. A client
 /// learns more by asking another node than by waiting longer.
@@ -64,7 +64,7 @@ pub async fn write<R: Forward>(
             Place::Here => {
                 core.check_room(is_delete)?;
                 let payload = draft.encode(shard.group.0, shard.epoch);
-                match propose(core, context, &shard, payload).await? {
+                match propose(core, context, &shard, payload, draft.write_key()).await? {
                     Some((receipt, answer)) => return Ok(Written::Here(receipt, answer)),
                     None => "its leader has just changed".to_owned(),
                 }
@@ -128,10 +128,11 @@ async fn propose(
     context: &Context,
     shard: &Shard,
     payload: bytes::Bytes,
+    write: Option<WriteKey>,
 ) -> Result<Option<(Receipt, WriteAnswer)>, Failure> {
     let (sender, receiver) = oneshot::channel();
     let started = std::time::Instant::now();
-    let proposal = Proposal { group: shard.group, payload, answer: sender };
+    let proposal = Proposal { group: shard.group, payload, write, answer: sender };
     if core.engine.propose(proposal).is_err() {
         core.metrics.shed("proposals").inc();
         let message = "too many requests wait to be proposed; try again";

@@ -50,9 +50,62 @@ fn answer(group: &mut Group, now: Ticks, sent: Vec<Envelope>, clock: u64) -> Vec
 }
 
 fn propose(group: &mut Group, now: Ticks, clock: u64) -> oneshot::Receiver<Answer> {
+    propose_write(group, now, clock, b"x", None)
+}
+
+fn propose_write(
+    group: &mut Group,
+    now: Ticks,
+    clock: u64,
+    payload: &'static [u8],
+    write: Option<WriteKey>,
+) -> oneshot::Receiver<Answer> {
     let (answer, answered) = oneshot::channel();
-    group.propose(now, clock, Proposal { group: GROUP, payload: Bytes::from_static(b"x"), answer });
+    let payload = Bytes::from_static(payload);
+    group.propose(now, clock, Proposal { group: GROUP, payload, write, answer });
     answered
+}
+
+/// Makes the group's replica the leader, with a committed entry of its term.
+fn lead(group: &mut Group, now: Ticks) {
+    group.raft.election_timeout(now);
+    let mut sent = turn(group, now);
+    while !group.takes_commands() {
+        sent = answer(group, now, sent, NOW_MS);
+    }
+}
+
+#[test]
+fn a_write_that_is_tried_again_waits_for_the_one_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut group = group(dir.path());
+    let now = Ticks(100);
+    lead(&mut group, now);
+    let last = group.raft.status().last.index;
+    let entries = |group: &Group| group.raft.status().last.index.0 - last.0;
+    let (one, other) = (Some([1; 32]), Some([2; 32]));
+
+    let first = propose_write(&mut group, now, NOW_MS, b"x", one);
+    let again = propose_write(&mut group, now, NOW_MS, b"x", one);
+    assert_eq!(entries(&group), 1);
+    propose_write(&mut group, now, NOW_MS, b"x", other);
+    propose_write(&mut group, now, NOW_MS, b"y", one);
+    propose_write(&mut group, now, NOW_MS, b"x", None);
+    propose_write(&mut group, now, NOW_MS, b"x", None);
+    assert_eq!(entries(&group), 5, "another write, other content, and writes without a session");
+
+    let sent = turn(&mut group, now);
+    for envelope in sent.into_iter().filter_map(|envelope| agree(envelope, NOW_MS)) {
+        group.raft.step(now, envelope);
+    }
+    let committed = group.raft.take_output().committed;
+    let committed = group.match_waiters(committed, &Metrics::new());
+    let waiters: Vec<_> = committed.iter().map(|entry| entry.answers.len()).collect();
+    assert_eq!(waiters, [2, 1, 1, 1, 1]);
+    assert!(group.writes.is_empty());
+    drop((first, again));
+    propose_write(&mut group, now, NOW_MS, b"x", one);
+    assert_eq!(entries(&group), 6, "it is no longer under way, its row knows it");
 }
 
 #[test]
