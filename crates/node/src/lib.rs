@@ -30,7 +30,9 @@
 //! | snapshot chunks | chunks | 2 per transfer | the sender waits |
 //! | scan answers | messages | 2 per scan | the scan waits for its reader, and ends its page when the time of its pins is up |
 //! | disk work of scans | scans | 8 at once, of the pool of 16 | the scan waits, then OVERLOADED |
-//! | connections, per listener | connections | `--max-connections` | closed at once |
+//! | clients, per listener | connections | `--max-connections` | refused (OVERLOADED) |
+//! | peers, per listener | connections | 256 | refused (OVERLOADED) |
+//! | connections that asked nothing yet | connections | 256, each for 10 s | the oldest is closed |
 //! | calls, per connection | streams | `--max-calls-per-connection` | HTTP/2 makes the client wait |
 
 pub mod apply;

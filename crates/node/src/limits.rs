@@ -5,8 +5,9 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::config::Config;
 use crate::exit::Fatal;
 
-/// Files that are open besides the connections of clients: storage, logs, peers, snapshots.
-const OWN_FILES: u64 = 256;
+/// Files that are open besides the connections of clients: storage, logs, peers, snapshots,
+/// and connections that have not asked anything yet (256).
+const OWN_FILES: u64 = 512;
 
 /// Raises the limit of open files to what the configured connections need.
 ///

@@ -1,5 +1,10 @@
 //! The listeners: one for clients, one for peers, or one for both.
 
+mod places;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,17 +12,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
-use prometheus_client::metrics::gauge::Gauge;
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::kv_server::KvServer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::config::Config;
@@ -27,6 +34,8 @@ use crate::metrics::Metrics;
 use crate::service::cluster::ClusterService;
 use crate::service::kv::KvService;
 use crate::transport::PeerService;
+
+use places::{Caller, Place, Places};
 
 /// Connections that have been accepted and wait for the server; it takes them at once.
 const ACCEPTED_WAITING: usize = 16;
@@ -70,18 +79,20 @@ pub async fn serve_clients(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    // Peers on the same listener must not find it full of clients, so they have room of their own.
-    let peers = if with_peers { PEER_CONNECTIONS } else { 0 };
-    let incoming = limited(listener, config.max_connections + peers, metrics, stop.clone());
+    let places = Arc::new(Places::new(config.max_connections, metrics));
+    let incoming = accepted(listener, places, stop.clone());
     let routes = server(config)
-        .add_service(kv(services.kv))
-        .add_service(cluster(services.cluster))
-        .add_service(tonic_health::pb::health_server::HealthServer::new(
-            tonic_health::server::HealthService::from_health_reporter(services.health),
+        .add_service(of(Caller::Client, kv(services.kv)))
+        .add_service(of(Caller::Client, cluster(services.cluster)))
+        .add_service(of(
+            Caller::Probe,
+            tonic_health::pb::health_server::HealthServer::new(
+                tonic_health::server::HealthService::from_health_reporter(services.health),
+            ),
         ))
-        .add_optional_service(with_peers.then(|| services.peer.into_server()))
-        .add_service(reflection_v1())
-        .add_service(reflection_v1alpha());
+        .add_optional_service(with_peers.then(|| of(Caller::Peer, services.peer.into_server())))
+        .add_service(of(Caller::Client, reflection_v1()))
+        .add_service(of(Caller::Client, reflection_v1alpha()));
     routes.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await
 }
 
@@ -97,18 +108,20 @@ pub async fn serve_peers(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = limited(listener, PEER_CONNECTIONS, metrics, stop.clone());
+    // Whoever calls here counts as a peer.
+    let incoming = accepted(listener, Arc::new(Places::new(0, metrics)), stop.clone());
     server(config)
-        .add_service(services.peer.into_server())
-        .add_service(kv(services.kv))
-        .add_service(cluster(services.cluster))
+        .add_service(of(Caller::Peer, services.peer.into_server()))
+        .add_service(of(Caller::Peer, kv(services.kv)))
+        .add_service(of(Caller::Peer, cluster(services.cluster)))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }
 
-/// Connections of peers: four of each of the other nodes (control, bulk, snapshot, passed-on
-/// calls), twice over while old ones end.
-const PEER_CONNECTIONS: usize = 256;
+/// A service whose callers take places of this kind.
+fn of<S>(caller: Caller, service: S) -> InterceptedService<S, impl Interceptor + Clone> {
+    InterceptedService::new(service, places::admit(caller))
+}
 
 fn kv(service: KvService) -> KvServer<KvService> {
     KvServer::new(service)
@@ -151,21 +164,26 @@ reflection!(reflection_v1alpha, build_v1alpha, v1alpha);
 /// The names of the health service, for the reporter to begin with.
 pub const HEALTH_SERVICES: [&str; 2] = [READY_SERVICE, LIVE_SERVICE];
 
-/// Accepts connections up to a limit. One beyond it is closed at once: a client that is told no
-/// tries another node, one that waits does not.
-fn limited(
+/// Accepts connections. Each is new at first; see [`places`].
+fn accepted(
     listener: TcpListener,
-    limit: usize,
-    metrics: Arc<Metrics>,
+    places: Arc<Places>,
     stop: CancellationToken,
-) -> impl Stream<Item = std::io::Result<Counted>> {
+) -> impl Stream<Item = std::io::Result<Placed>> {
     let (accepted, waiting) = mpsc::channel(ACCEPTED_WAITING);
-    let permits = Arc::new(Semaphore::new(limit));
     tokio::spawn(async move {
-        let mut refusing = false;
+        // In the order of their deadlines; some are no longer new.
+        let mut newest: VecDeque<Arc<Place>> = VecDeque::new();
         loop {
+            let due = newest.front().map(|place| place.deadline());
             let stream = tokio::select! {
                 () = stop.cancelled() => return,
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if let Some(place) = newest.pop_front() {
+                        place.close_overdue();
+                    }
+                    continue;
+                }
                 stream = listener.accept() => stream,
             };
             let stream = match stream {
@@ -177,22 +195,21 @@ fn limited(
                     continue;
                 }
             };
-            let Ok(permit) = permits.clone().try_acquire_owned() else {
-                metrics.connections_refused.inc();
-                if !refusing {
-                    warn!(limit, "connection: refused, all are in use (--max-connections)");
-                }
-                refusing = true;
-                continue;
-            };
-            refusing = false;
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "connection: broken before it was served");
                 continue;
             }
-            metrics.connections.inc();
-            let counted = Counted { stream, open: metrics.connections.clone(), _permit: permit };
-            if accepted.send(Ok(counted)).await.is_err() {
+            if newest.len() >= places::NEW_MAX {
+                newest.retain(|place| place.is_new());
+            }
+            if newest.len() >= places::NEW_MAX
+                && let Some(oldest) = newest.pop_front()
+            {
+                oldest.make_room();
+            }
+            let place = places.enter();
+            newest.push_back(place.clone());
+            if accepted.send(Ok(Placed::new(stream, place))).await.is_err() {
                 return;
             }
         }
@@ -200,38 +217,49 @@ fn limited(
     ReceiverStream::new(waiting)
 }
 
-/// A connection that gives its place back when it ends.
-pub struct Counted {
+/// A connection that gives its place back when it ends, and ends when its place is closed.
+struct Placed {
     stream: TcpStream,
-    open: Gauge,
-    _permit: OwnedSemaphorePermit,
+    place: Arc<Place>,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl Drop for Counted {
+impl Placed {
+    fn new(stream: TcpStream, place: Arc<Place>) -> Self {
+        let closed = Box::pin(place.closed().clone().cancelled_owned());
+        Self { stream, place, closed }
+    }
+}
+
+impl Drop for Placed {
     fn drop(&mut self) {
-        self.open.dec();
+        self.place.leave();
     }
 }
 
-impl Connected for Counted {
-    type ConnectInfo = TcpConnectInfo;
+impl Connected for Placed {
+    type ConnectInfo = Arc<Place>;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Arc<Place> {
+        self.place.clone()
     }
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for Placed {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        // The server always waits for bytes of a new connection, so it is woken here.
+        if self.closed.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(std::io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for Placed {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

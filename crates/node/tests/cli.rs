@@ -145,7 +145,7 @@ fn too_few_files_for_the_connections_is_a_sentence() {
     assert!(err.starts_with('{') && err.lines().count() == 1, "{err}");
     assert!(err.contains("\"level\":\"ERROR\"") && err.contains("\"exit_code\":2"), "{err}");
     assert!(
-        err.contains("this process may open 300 files, but max-connections = 1024 needs 1280"),
+        err.contains("this process may open 300 files, but max-connections = 1024 needs 1536"),
         "{err}"
     );
 }

@@ -141,7 +141,7 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
             ("shards", args.shards.to_string()),
             ("replicas", replicas.to_string()),
             ("memory", memory.to_string()),
-            // Below 1,024 with the node's own files: what a plain user may open everywhere.
+            // No more than 1,024 with the node's own files: what a plain user may open everywhere.
             ("max-connections", "512".to_owned()),
             ("log-format", "text".to_owned()),
         ];
