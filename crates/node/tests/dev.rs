@@ -297,12 +297,27 @@ fn data_is_found_again_compared_and_only_deleted_when_asked() {
     let mut refused = run(home, &["--nodes", "5", "--shards", "16"]);
     let said = refused.line(&["kvnode: "]);
     assert!(
-        said.contains("was created with --nodes 3 --shards 8, not with --nodes 5 --shards 16"),
+        said.contains(&format!(
+            "was created with --nodes 3 --shards 8 --base-port {port}, not with --nodes 5 --shards 16"
+        )),
         "{said}"
     );
     assert_eq!(refused.wait().code(), Some(2));
     let home = std::mem::replace(&mut refused.home, tempfile::tempdir().unwrap());
     assert!(kept.exists());
+
+    // The nodes know each other by their ports, so these stay too, and are found without a flag.
+    let other = base_port(3);
+    let mut refused = Dev::start_at(home, NODE, &["--base-port", &other]);
+    let said = refused.line(&["kvnode: "]);
+    let sentence =
+        format!(" --base-port {port}, not with --nodes 3 --shards 8 --base-port {other};");
+    assert!(said.contains(&sentence) && said.contains("--fresh"), "{said}");
+    assert_eq!(refused.wait().code(), Some(2));
+    let home = std::mem::replace(&mut refused.home, tempfile::tempdir().unwrap());
+    let mut found = Dev::start_at(home, NODE, &[]);
+    found.line(&["n1 | up", &format!("--listen=127.0.0.1:{port} ")]);
+    let home = end(found);
 
     let home = end(run(home, &["--fresh", "--shards", "16"]));
     assert!(!kept.exists() && foreign.exists());

@@ -45,10 +45,10 @@ pub struct DevArgs {
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARDS)))]
     shards: u32,
-    /// Port of the first node; the others follow, and the metrics 50 above
-    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT,
-          value_parser = clap::value_parser!(u16).range(1..=65_400))]
-    base_port: u16,
+    /// Port of the first node; the others follow, and the metrics 50 above [default: the one that the
+    /// data was made with, else 7401]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65_400))]
+    base_port: Option<u16>,
     /// Keep the data here [default: the user's data directory, found again next time]
     #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]
     data_dir: Option<PathBuf>,
@@ -83,6 +83,8 @@ pub fn run(args: &DevArgs) -> Result<u8, Fatal> {
             Fatal::Usage(format!("cannot find this program's own file: {error}"))
         })?,
     };
+    let base_port = args.base_port.or_else(|| place::stored_port(args));
+    let args = &DevArgs { base_port, ..args.clone() };
     check_ports(args)?;
     let place = Place::open(args)?;
     let plans = plans(args, &place);
@@ -99,8 +101,14 @@ pub fn run(args: &DevArgs) -> Result<u8, Fatal> {
     result
 }
 
+impl DevArgs {
+    fn first_port(&self) -> u16 {
+        self.base_port.unwrap_or(DEFAULT_PORT)
+    }
+}
+
 fn addresses(args: &DevArgs, id: u16) -> (SocketAddr, SocketAddr) {
-    let port = args.base_port + id - 1;
+    let port = args.first_port() + id - 1;
     let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     (at(port), at(port + METRICS_OFFSET))
 }

@@ -14,6 +14,8 @@ use crate::exit::Fatal;
 
 /// Holds what the cluster was created with. It also marks a directory as one that `--fresh` may empty.
 const MARKER: &str = "dev-cluster";
+/// Begins the line of the marker with the first port.
+const PORT: &str = "base-port=";
 
 /// The directory of a dev cluster, held by this process alone.
 #[derive(Debug)]
@@ -105,31 +107,45 @@ impl Place {
         fs::remove_file(self.directory.join(MARKER))
     }
 
-    /// A cluster keeps the number of nodes and shards it was created with.
+    /// A cluster keeps the nodes, shards and ports it was created with: its nodes know each other by
+    /// their ports.
     fn compare_or_mark(&self, args: &DevArgs) -> Result<(), Fatal> {
         let path = self.directory.join(MARKER);
-        let wanted = format!("nodes={}\nshards={}\n", args.nodes, args.shards);
+        let DevArgs { nodes, shards, .. } = args;
+        let wanted = format!("nodes={nodes}\nshards={shards}\n{PORT}{}\n", args.first_port());
         match fs::read_to_string(&path) {
-            Ok(stored) if stored == wanted => Ok(()),
-            Ok(stored) => {
-                let flags: Vec<String> =
-                    stored.lines().map(|line| format!("--{}", line.replace('=', " "))).collect();
-                Err(Fatal::Usage(format!(
-                    "the cluster in {} was created with {}, not with --nodes {} --shards {}; start \
-                     it as it was created, delete it with --fresh, or keep it and use another \
-                     --data-dir",
-                    self.directory.display(),
-                    flags.join(" "),
-                    args.nodes,
-                    args.shards
-                )))
-            }
+            // An older version did not write the port.
+            Ok(stored) if stored == wanted || wanted.starts_with(&stored) => Ok(()),
+            Ok(stored) => Err(Fatal::Usage(format!(
+                "the cluster in {} was created with {}, not with {}; start it as it was created, \
+                 delete it with --fresh, or keep it and use another --data-dir",
+                self.directory.display(),
+                as_flags(&stored),
+                as_flags(&wanted),
+            ))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 write_marker(&self.directory, &wanted).map_err(failed_at(&self.directory))
             }
             Err(error) => Err(failed_at(&self.directory)(error)),
         }
     }
+}
+
+/// The lines of a marker as they would be written on the command line.
+fn as_flags(marker: &str) -> String {
+    let flags: Vec<_> =
+        marker.lines().map(|line| format!("--{}", line.replace('=', " "))).collect();
+    flags.join(" ")
+}
+
+/// The first port of the cluster whose data is found and kept.
+pub(super) fn stored_port(args: &DevArgs) -> Option<u16> {
+    if args.fresh || args.ephemeral {
+        return None;
+    }
+    let directory = args.data_dir.clone().or_else(|| usual().ok())?;
+    let stored = fs::read_to_string(directory.join(MARKER)).ok()?;
+    stored.lines().find_map(|line| line.strip_prefix(PORT)?.parse().ok())
 }
 
 fn failed_at(directory: &Path) -> impl Fn(io::Error) -> Fatal {
