@@ -67,9 +67,9 @@ impl Fatal {
         std::process::exit(i32::from(self.code()))
     }
 
-    /// Says the reason once, in the log if there is one and else plainly on stderr.
+    /// Says the reason once: in the log if there is one that takes errors, else plainly on stderr.
     pub fn report(&self) {
-        if tracing::dispatcher::has_been_set() {
+        if tracing::dispatcher::has_been_set() && tracing::enabled!(tracing::Level::ERROR) {
             tracing::error!(exit_code = self.code(), "{self}");
         } else {
             eprintln!("kvnode: {self}");

@@ -45,6 +45,29 @@ pub fn has_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// The levels, from silence on.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Checks a filter: a level or a list such as `info,quorate_raft=debug`.
+///
+/// # Errors
+/// The filter cannot be read, or a word in it stands for no level. The library would take such a word
+/// for the name of a module, and a misspelt level would silence everything.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    let expected = format!(
+        "expected one of {}, or a filter such as info,quorate_raft=debug",
+        LEVELS.join(", ")
+    );
+    let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+    // Within brackets a comma separates nothing; there the library alone judges.
+    if !filter.contains('[')
+        && filter.split(',').map(str::trim).any(|word| !word.contains('=') && !is_level(word))
+    {
+        return Err(expected);
+    }
+    EnvFilter::try_new(filter).map(drop).map_err(|error| format!("{expected} ({error})"))
+}
+
 /// Starts the log. `filter` is a level or a list such as `info,quorate_raft=debug`.
 ///
 /// # Errors

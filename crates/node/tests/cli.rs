@@ -121,7 +121,11 @@ fn start_refuses_what_it_cannot_use_before_it_touches_anything() {
         ),
         (
             vec!["start", &data_dir, "--log-level", "loud=="],
-            "kvnode: log-level is \"loud==\", but ",
+            "kvnode: log-level = \"loud==\" (flag): expected one of off, error, warn, ",
+        ),
+        (
+            vec!["start", &data_dir, "--log-level", "info,waning"],
+            "kvnode: log-level = \"info,waning\" (flag): expected one of off, error, warn, ",
         ),
         (vec!["start", &data_dir, "--listen", "192.0.2.1:7401"], "allow it with --insecure"),
     ] {
@@ -130,6 +134,29 @@ fn start_refuses_what_it_cannot_use_before_it_touches_anything() {
         assert!(err.contains(sentence) && err.lines().count() == 1, "{arguments:?}: {err}");
     }
     assert!(!data.exists());
+}
+
+#[test]
+fn a_misspelt_level_is_refused_by_config_show_too() {
+    let (code, _, err) = kvnode(&[("QUORATE_LOG", "inof")], &["config", "show", "--data-dir=d"]);
+    assert_eq!(code, 2, "{err}");
+    assert_eq!(
+        err,
+        "kvnode: log-level = \"inof\" (environment QUORATE_LOG): expected one of off, error, warn, \
+         info, debug, trace, or a filter such as info,quorate_raft=debug\n"
+    );
+}
+
+#[test]
+fn the_reason_of_an_end_is_said_whatever_the_log_leaves_out() {
+    let home = tempfile::tempdir().unwrap();
+    let data_dir = format!("--data-dir={}", home.path().join("data").display());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let flags = ["start", &data_dir, "--listen", &address, "--log-level", "off"];
+    let (code, _, err) = kvnode(&[], &flags);
+    assert_eq!(code, 13, "{err}");
+    assert!(err.contains(&format!("cannot listen on {address}")), "{err}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use quorate_raft::NodeId;
 use super::layers::{Layers, Source};
 use super::memory::{MIN_MEMORY, MemoryPlan};
 use super::value::{self, HostPort, LogStore};
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 
 use super::{Config, ConfigError, Key, MAX_REPLICAS, MAX_SHARDS, MAX_VALUE_BYTES};
 
@@ -107,7 +107,7 @@ pub fn resolve(layers: &Layers, default_memory: u64) -> Result<Resolved, ConfigE
         election_max: reader.duration(Key::ElectionMax, 1200)?,
         insecure: reader.read(Key::Insecure, parse_bool, || (false, ""))?,
     };
-    let log_filter = reader.read(Key::LogLevel, parse, || ("info".to_owned(), ""))?;
+    let log_filter = reader.read(Key::LogLevel, log_filter, || ("info".to_owned(), ""))?;
     let log_format = reader.read(Key::LogFormat, LogFormat::from_str, || (LogFormat::Auto, ""))?;
     reader.settings.sort_by_key(|setting| setting.key);
     Ok(Resolved { config, log_filter, log_format, settings: reader.settings })
@@ -231,6 +231,10 @@ impl Reader<'_> {
 
 fn parse(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    telemetry::check_filter(text).map(|()| text.to_owned())
 }
 
 fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {
