@@ -51,6 +51,8 @@ pub struct Plan {
     initial_cluster: BTreeMap<NodeId, String>,
     shards: u32,
     replicas: u32,
+    /// Whether shards and replicas were asked for; a default that does not hold needs no word.
+    given: (bool, bool),
 }
 
 impl Plan {
@@ -81,7 +83,13 @@ impl Plan {
             }
         }
         let cluster_name = cluster_name.to_owned();
-        Ok(Self { me, cluster_name, initial_cluster, shards, replicas })
+        Ok(Self { me, cluster_name, initial_cluster, shards, replicas, given: (true, true) })
+    }
+
+    /// Says which of shards and replicas were asked for, and are not defaults.
+    #[must_use]
+    pub fn with_given(self, shards: bool, replicas: bool) -> Self {
+        Self { given: (shards, replicas), ..self }
     }
 
     /// What two nodes compare: equal exactly when cluster name, initial cluster, shards and replicas are.
@@ -133,11 +141,11 @@ impl Plan {
         }
         let mut warnings = Vec::new();
         let compared = [
-            ("--shards", self.shards, formed.shards),
-            ("--replicas", self.replicas, formed.replicas),
+            ("--shards", self.given.0, self.shards, formed.shards),
+            ("--replicas", self.given.1, self.replicas, formed.replicas),
         ];
-        for (flag, given, kept) in compared {
-            if given != kept {
+        for (flag, was_given, given, kept) in compared {
+            if was_given && given != kept {
                 warnings
                     .push(format!("{flag} {given} is ignored: the cluster was formed with {kept}"));
             }

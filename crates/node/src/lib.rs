@@ -35,6 +35,7 @@
 //! | connections that asked nothing yet | connections | 256, each for 10 s | the oldest is closed |
 //! | calls, per connection | streams | `--max-calls-per-connection` | HTTP/2 makes the client wait |
 
+pub mod addresses;
 pub mod apply;
 pub mod bootstrap;
 pub mod boottime;

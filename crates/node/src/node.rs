@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::addresses;
 use crate::bootstrap::{self, AskAnswers, Plan};
 use crate::boottime::Clock;
 use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
@@ -209,6 +210,9 @@ impl Node {
             metrics: self.metrics.clone(),
         })?;
         if let Some(map) = map {
+            if let Some(notice) = addresses::notice(config, &map) {
+                warn!("{notice}");
+            }
             map_cell.offer(map);
         }
         let disk = Arc::new(Disk::default());
@@ -366,6 +370,7 @@ fn plan(config: &Config) -> Result<Plan, Fatal> {
     let initial =
         config.initial_cluster.iter().map(|(node, address)| (*node, address.to_string())).collect();
     Plan::new(config.node_id, &config.cluster_name, initial, config.shards, config.replicas)
+        .map(|plan| plan.with_given(config.shards_given, config.replicas_given))
         .map_err(Fatal::Usage)
 }
 

@@ -435,6 +435,11 @@ fn after_formation_flags_are_checked_and_peers_are_not_asked() {
         ["--shards 64 is ignored: the cluster was formed with 8".to_owned()]
     );
     second.kill();
+    let silent = plan_with(1, &addresses, "quorate", 64).with_given(false, false);
+    let defaulted = sites[0].start(&silent);
+    assert_eq!(defaulted.formed(), formed);
+    assert_eq!(*defaulted.said.lock(), Vec::<String>::new(), "a default is not worth a word");
+    defaulted.kill();
     let third = sites[0].start(&plan_with(1, &addresses, "other", 8));
     let error = third.done.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert_eq!(

@@ -59,6 +59,10 @@ pub struct Config {
     pub shards: u32,
     /// How many replicas a shard gets in a new cluster, odd, at most 7. Only read at its formation.
     pub replicas: u32,
+    /// Whether `shards` was given and is not the default.
+    pub shards_given: bool,
+    /// Whether `replicas` was given and is not the default.
+    pub replicas_given: bool,
     /// What holds the Raft log.
     pub log_store: LogStore,
     /// Labels of the place this node stands in (`zone=a`): replicas of one shard are spread over them.

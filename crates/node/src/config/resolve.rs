@@ -96,6 +96,8 @@ pub fn resolve(layers: &Layers, default_memory: u64) -> Result<Resolved, ConfigE
         advertise_client,
         shards,
         replicas,
+        shards_given: layers.get(Key::Shards).is_some(),
+        replicas_given: layers.get(Key::Replicas).is_some(),
         log_store,
         locality,
         memory: MemoryPlan::new(memory),

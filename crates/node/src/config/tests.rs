@@ -83,6 +83,8 @@ fn a_shown_value_can_be_given_back() {
             (Key::NodeId, "2"),
             (Key::DataDir, "/d"),
             (Key::InitialCluster, "1=a:1, 2=[::1]:2"),
+            (Key::Shards, "8"),
+            (Key::Replicas, "5"),
             (Key::Locality, "zone=a,region=eu"),
             (Key::Memory, "1536MiB"),
             (Key::MetricsListen, "localhost:7451"),

@@ -76,6 +76,21 @@ impl Peer {
         self.target.lock().clone_from(target);
     }
 
+    /// The peer says where it is: it is dialled there from now on, when its connections end or fail.
+    /// Else a node that moved would be looked for at its old address for ever.
+    pub fn told_address(&self, address: &str) {
+        let mut target = self.target.lock();
+        if !address.is_empty() && target.address != address {
+            info!(
+                peer = self.node.0,
+                known = target.address,
+                address,
+                "peer tells another address"
+            );
+            address.clone_into(&mut target.address);
+        }
+    }
+
     /// Ends everything that concerns this peer.
     pub fn stop(&self) {
         self.stop.cancel();

@@ -149,6 +149,7 @@ impl wire::peer_server::Peer for PeerService {
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
         let first = match self.admit(&shared, &hello) {
             Ok((peer, theirs)) => {
+                peer.told_address(&theirs.peer_address);
                 let mine = shared.hello(theirs.node, theirs.incarnation, hello.lane());
                 let token = peer.replace_incoming(hello.lane());
                 let receiver = Receiver { shared, peer, lane, answers: answers.clone() };

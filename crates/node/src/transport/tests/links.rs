@@ -170,6 +170,19 @@ fn a_peer_with_a_new_address_is_found_there() {
 }
 
 #[test]
+fn a_peer_that_moved_is_found_where_it_says_it_is() {
+    let (ground, mut nodes) = cluster(2);
+    nodes[1].kill();
+    nodes[0].recorder.wait_disconnected(NodeId(2));
+    nodes[0].recorder.clear();
+    let listener = listener();
+    let targets = ground.targets(&[nodes[0].address, listener.local_addr().unwrap()]);
+    let moved = ground.start(1, listener, &targets, &|_| {});
+    nodes[0].recorder.wait_connected(NodeId(2));
+    wait_bulk(&nodes[0], &moved);
+}
+
+#[test]
 fn a_removed_peer_is_let_go() {
     let (ground, nodes) = cluster(3);
     let all = ground.targets(&[nodes[0].address, nodes[1].address, nodes[2].address]);
