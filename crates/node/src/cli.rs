@@ -118,7 +118,7 @@ fn show(args: ConfigArgs) -> Result<u8, Fatal> {
         eprintln!("kvnode: {warning}");
     }
     // The table comes first, because it shows where a refused value came from.
-    resolved.config.validate().map_err(usage)?;
+    resolved.config.validate_shown().map_err(usage)?;
     Ok(0)
 }
 

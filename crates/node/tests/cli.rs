@@ -106,6 +106,21 @@ fn config_show_shows_first_and_refuses_then() {
 }
 
 #[test]
+fn config_show_needs_no_directory_and_refuses_all_that_is_wrong() {
+    let (code, out, err) = kvnode(&[], &["config", "show"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("\ndata-dir "), "{out}");
+    let flags = ["config", "show", "--replicas=9", "--shards=0", "--memory=100"];
+    let (code, _, err) = kvnode(&[], &flags);
+    assert_eq!(code, 2, "{err}");
+    let lines: Vec<_> = err.lines().collect();
+    assert_eq!(lines[0], "kvnode: 3 settings are refused:");
+    let starts = ["  shards is 0, ", "  replicas is 9, ", "  memory is 100, "];
+    assert_eq!(lines.len(), 4, "{err}");
+    assert!(starts.iter().zip(&lines[1..]).all(|(start, line)| line.starts_with(start)), "{err}");
+}
+
+#[test]
 fn start_refuses_what_it_cannot_use_before_it_touches_anything() {
     let home = tempfile::tempdir().unwrap();
     let data = home.path().join("data");

@@ -6,6 +6,7 @@
 //! is refused with the same sentence wherever it stood.
 
 mod args;
+mod check;
 mod error;
 mod key;
 mod layers;
@@ -97,8 +98,16 @@ impl Config {
     /// Checks what no single value shows: limits, and settings that do not go together.
     ///
     /// # Errors
-    /// The first setting that is refused, with its limit and the knob to turn.
+    /// Every setting that is refused, each with its limit and the knob to turn.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        resolve::validate(self)
+        check::validate(self, check::DataDir::Needed)
+    }
+
+    /// [`Config::validate`] of settings that are only looked at: a node's directory may be missing.
+    ///
+    /// # Errors
+    /// As for [`Config::validate`].
+    pub fn validate_shown(&self) -> Result<(), ConfigError> {
+        check::validate(self, check::DataDir::MayMiss)
     }
 }

@@ -1,4 +1,4 @@
-//! From layers of text to a [`Config`], and the checks on it.
+//! From layers of text to a [`Config`].
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -10,11 +10,11 @@ use std::time::Duration;
 use quorate_raft::NodeId;
 
 use super::layers::{Layers, Source};
-use super::memory::{MIN_MEMORY, MemoryPlan};
+use super::memory::MemoryPlan;
 use super::value::{self, HostPort, LogStore};
 use crate::telemetry::{self, LogFormat};
 
-use super::{Config, ConfigError, Key, MAX_REPLICAS, MAX_SHARDS, MAX_VALUE_BYTES};
+use super::{Config, ConfigError, Key};
 
 /// The effective value of one setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,168 +249,4 @@ fn parse_bool(text: &str) -> Result<bool, &'static str> {
         "false" | "0" => Ok(false),
         _ => Err("expected true or false"),
     }
-}
-
-/// See [`Config::validate`].
-pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
-    check_names(config)?;
-    check_range(Key::Shards, u64::from(config.shards), 1, u64::from(MAX_SHARDS))?;
-    if config.replicas.is_multiple_of(2) || config.replicas > MAX_REPLICAS {
-        return refuse(
-            Key::Replicas,
-            config.replicas,
-            "must be 1, 3, 5 or 7: an even number needs more of them for the same fault tolerance",
-        );
-    }
-    if config.memory.total < MIN_MEMORY {
-        let given = value::format_bytes(config.memory.total);
-        let least = value::format_bytes(MIN_MEMORY);
-        return refuse(Key::Memory, given, &format!("must be at least {least}"));
-    }
-    check_range(Key::MaxValueSize, config.max_value_bytes as u64, 1, MAX_VALUE_BYTES as u64)?;
-    check_range(Key::MaxConnections, config.max_connections as u64, 1, 1 << 16)?;
-    let calls = u64::from(config.max_calls_per_connection);
-    check_range(Key::MaxCallsPerConnection, calls, 1, 1 << 16)?;
-    check_timing(config)?;
-    check_listeners(config)?;
-    check_advertised(Key::Advertise, &config.advertise)?;
-    check_advertised(Key::AdvertiseClient, &config.advertise_client)
-}
-
-fn refuse<T>(key: Key, value: impl Display, reason: &str) -> Result<T, ConfigError> {
-    let variable = key.env();
-    Err(ConfigError::Refused(format!("{key} is {value}, but {reason} (--{key} or {variable})")))
-}
-
-fn check_range(key: Key, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    refuse(key, value, &format!("must be from {least} to {most}"))
-}
-
-fn check_names(config: &Config) -> Result<(), ConfigError> {
-    if config.data_dir.as_os_str().is_empty() {
-        let variable = Key::DataDir.env();
-        return Err(ConfigError::Refused(format!(
-            "data-dir is not set; a node needs a directory of its own (--data-dir or {variable})"
-        )));
-    }
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let name = &config.cluster_name;
-    if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
-        return refuse(
-            Key::ClusterName,
-            format!("{name:?}"),
-            "must be 1 to 64 of a-z A-Z 0-9 - _ .",
-        );
-    }
-    if value::plain(config.node_id) == 0 || value::plain(config.node_id) > u64::from(u32::MAX) {
-        return refuse(
-            Key::NodeId,
-            value::plain(config.node_id),
-            &format!("must be from 1 to {}", u32::MAX),
-        );
-    }
-    if !config.initial_cluster.contains_key(&config.node_id) {
-        let listed: Vec<_> =
-            config.initial_cluster.keys().map(|id| value::plain(*id).to_string()).collect();
-        return refuse(
-            Key::NodeId,
-            value::plain(config.node_id),
-            &format!(
-                "initial-cluster lists only {}; it must list this node too",
-                listed.join(", ")
-            ),
-        );
-    }
-    Ok(())
-}
-
-/// One tick of the Raft core; all its times are whole ticks.
-const TICK: Duration = Duration::from_millis(10);
-/// An election timeout beyond this is a mistake in the unit.
-const LONGEST_ELECTION: Duration = Duration::from_secs(60);
-
-fn check_timing(config: &Config) -> Result<(), ConfigError> {
-    let times = [
-        (Key::Heartbeat, config.heartbeat),
-        (Key::ElectionMin, config.election_min),
-        (Key::ElectionMax, config.election_max),
-    ];
-    for (key, time) in times {
-        if time < TICK
-            || !time.as_millis().is_multiple_of(TICK.as_millis())
-            || time > LONGEST_ELECTION
-        {
-            return refuse(
-                key,
-                value::format_duration(time),
-                "must be a multiple of 10ms, from 10ms to 60s",
-            );
-        }
-    }
-    if config.election_min < 3 * config.heartbeat {
-        return refuse(
-            Key::ElectionMin,
-            value::format_duration(config.election_min),
-            &format!(
-                "must be at least three times heartbeat ({}), or one lost message starts an election",
-                value::format_duration(config.heartbeat)
-            ),
-        );
-    }
-    if config.election_max < config.election_min + config.heartbeat {
-        return refuse(
-            Key::ElectionMax,
-            value::format_duration(config.election_max),
-            &format!(
-                "must exceed election-min ({}) by at least one heartbeat ({}), or candidates keep splitting the vote",
-                value::format_duration(config.election_min),
-                value::format_duration(config.heartbeat)
-            ),
-        );
-    }
-    Ok(())
-}
-
-fn check_listeners(config: &Config) -> Result<(), ConfigError> {
-    let listeners = [
-        (Key::Listen, Some(config.listen)),
-        (Key::PeerListen, Some(config.peer_listen)),
-        (Key::MetricsListen, config.metrics_listen),
-    ];
-    for (key, address) in listeners {
-        let Some(address) = address else { continue };
-        if !address.ip().is_loopback() && !config.insecure {
-            return refuse(
-                key,
-                address,
-                "there is no TLS yet, so anyone who reaches it can read and change everything; \
-                 listen on loopback, or allow it with --insecure",
-            );
-        }
-    }
-    if let Some(metrics) = config.metrics_listen
-        && metrics.port() != 0
-        && (metrics == config.listen || metrics == config.peer_listen)
-    {
-        return refuse(Key::MetricsListen, metrics, "that address already serves clients or nodes");
-    }
-    Ok(())
-}
-
-fn check_advertised(key: Key, address: &HostPort) -> Result<(), ConfigError> {
-    if address.is_unspecified() {
-        return refuse(
-            key,
-            address,
-            "that means every address of this machine and cannot be connected to from another; \
-             give a name or an address that can",
-        );
-    }
-    if address.port == 0 {
-        return refuse(key, address, "port 0 cannot be connected to; give the real port");
-    }
-    Ok(())
 }

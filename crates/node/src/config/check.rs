@@ -1,0 +1,211 @@
+//! The checks that no single value shows: limits, and settings that do not go together.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use super::memory::MIN_MEMORY;
+use super::value::{self, HostPort};
+use super::{Config, ConfigError, Key, MAX_REPLICAS, MAX_SHARDS, MAX_VALUE_BYTES};
+
+/// Whether a missing data directory is wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum DataDir {
+    Needed,
+    MayMiss,
+}
+
+/// See [`Config::validate`].
+pub(super) fn validate(config: &Config, data_dir: DataDir) -> Result<(), ConfigError> {
+    let calls = u64::from(config.max_calls_per_connection);
+    let values = [
+        if data_dir == DataDir::Needed { check_data_dir(config) } else { Ok(()) },
+        check_names(config),
+        check_range(Key::Shards, u64::from(config.shards), 1, u64::from(MAX_SHARDS)),
+        check_replicas(config),
+        check_memory(config),
+        check_range(Key::MaxValueSize, config.max_value_bytes as u64, 1, MAX_VALUE_BYTES as u64),
+        check_range(Key::MaxConnections, config.max_connections as u64, 1, 1 << 16),
+        check_range(Key::MaxCallsPerConnection, calls, 1, 1 << 16),
+        check_timing(config),
+        check_addresses(config),
+    ];
+    let mut refused: Vec<_> = values.into_iter().filter_map(Result::err).collect();
+    match refused.len() {
+        0 => Ok(()),
+        1 => Err(refused.remove(0)),
+        count => {
+            let sentences: Vec<_> = refused.iter().map(ToString::to_string).collect();
+            let sentences = sentences.join("\n  ");
+            Err(ConfigError::Refused(format!("{count} settings are refused:\n  {sentences}")))
+        }
+    }
+}
+
+/// By default each of these follows from the one before, so that only the first is told of.
+fn check_addresses(config: &Config) -> Result<(), ConfigError> {
+    check_listeners(config)?;
+    check_advertised(Key::Advertise, &config.advertise)?;
+    check_advertised(Key::AdvertiseClient, &config.advertise_client)
+}
+
+fn check_replicas(config: &Config) -> Result<(), ConfigError> {
+    if config.replicas.is_multiple_of(2) || config.replicas > MAX_REPLICAS {
+        return refuse(
+            Key::Replicas,
+            config.replicas,
+            "must be 1, 3, 5 or 7: an even number needs more of them for the same fault tolerance",
+        );
+    }
+    Ok(())
+}
+
+fn check_memory(config: &Config) -> Result<(), ConfigError> {
+    if config.memory.total < MIN_MEMORY {
+        let given = value::format_bytes(config.memory.total);
+        let least = value::format_bytes(MIN_MEMORY);
+        return refuse(Key::Memory, given, &format!("must be at least {least}"));
+    }
+    Ok(())
+}
+
+fn refuse<T>(key: Key, value: impl Display, reason: &str) -> Result<T, ConfigError> {
+    let variable = key.env();
+    Err(ConfigError::Refused(format!("{key} is {value}, but {reason} (--{key} or {variable})")))
+}
+
+fn check_range(key: Key, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    refuse(key, value, &format!("must be from {least} to {most}"))
+}
+
+fn check_data_dir(config: &Config) -> Result<(), ConfigError> {
+    if config.data_dir.as_os_str().is_empty() {
+        let variable = Key::DataDir.env();
+        return Err(ConfigError::Refused(format!(
+            "data-dir is not set; a node needs a directory of its own (--data-dir or {variable})"
+        )));
+    }
+    Ok(())
+}
+
+fn check_names(config: &Config) -> Result<(), ConfigError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let name = &config.cluster_name;
+    if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
+        return refuse(
+            Key::ClusterName,
+            format!("{name:?}"),
+            "must be 1 to 64 of a-z A-Z 0-9 - _ .",
+        );
+    }
+    if value::plain(config.node_id) == 0 || value::plain(config.node_id) > u64::from(u32::MAX) {
+        return refuse(
+            Key::NodeId,
+            value::plain(config.node_id),
+            &format!("must be from 1 to {}", u32::MAX),
+        );
+    }
+    if !config.initial_cluster.contains_key(&config.node_id) {
+        let listed: Vec<_> =
+            config.initial_cluster.keys().map(|id| value::plain(*id).to_string()).collect();
+        return refuse(
+            Key::NodeId,
+            value::plain(config.node_id),
+            &format!(
+                "initial-cluster lists only {}; it must list this node too",
+                listed.join(", ")
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// One tick of the Raft core; all its times are whole ticks.
+const TICK: Duration = Duration::from_millis(10);
+/// An election timeout beyond this is a mistake in the unit.
+const LONGEST_ELECTION: Duration = Duration::from_secs(60);
+
+fn check_timing(config: &Config) -> Result<(), ConfigError> {
+    let times = [
+        (Key::Heartbeat, config.heartbeat),
+        (Key::ElectionMin, config.election_min),
+        (Key::ElectionMax, config.election_max),
+    ];
+    for (key, time) in times {
+        if time < TICK
+            || !time.as_millis().is_multiple_of(TICK.as_millis())
+            || time > LONGEST_ELECTION
+        {
+            return refuse(
+                key,
+                value::format_duration(time),
+                "must be a multiple of 10ms, from 10ms to 60s",
+            );
+        }
+    }
+    if config.election_min < 3 * config.heartbeat {
+        return refuse(
+            Key::ElectionMin,
+            value::format_duration(config.election_min),
+            &format!(
+                "must be at least three times heartbeat ({}), or one lost message starts an election",
+                value::format_duration(config.heartbeat)
+            ),
+        );
+    }
+    if config.election_max < config.election_min + config.heartbeat {
+        return refuse(
+            Key::ElectionMax,
+            value::format_duration(config.election_max),
+            &format!(
+                "must exceed election-min ({}) by at least one heartbeat ({}), or candidates keep splitting the vote",
+                value::format_duration(config.election_min),
+                value::format_duration(config.heartbeat)
+            ),
+        );
+    }
+    Ok(())
+}
+
+fn check_listeners(config: &Config) -> Result<(), ConfigError> {
+    let listeners = [
+        (Key::Listen, Some(config.listen)),
+        (Key::PeerListen, Some(config.peer_listen)),
+        (Key::MetricsListen, config.metrics_listen),
+    ];
+    for (key, address) in listeners {
+        let Some(address) = address else { continue };
+        if !address.ip().is_loopback() && !config.insecure {
+            return refuse(
+                key,
+                address,
+                "there is no TLS yet, so anyone who reaches it can read and change everything; \
+                 listen on loopback, or allow it with --insecure",
+            );
+        }
+    }
+    if let Some(metrics) = config.metrics_listen
+        && metrics.port() != 0
+        && (metrics == config.listen || metrics == config.peer_listen)
+    {
+        return refuse(Key::MetricsListen, metrics, "that address already serves clients or nodes");
+    }
+    Ok(())
+}
+
+fn check_advertised(key: Key, address: &HostPort) -> Result<(), ConfigError> {
+    if address.is_unspecified() {
+        return refuse(
+            key,
+            address,
+            "that means every address of this machine and cannot be connected to from another; \
+             give a name or an address that can",
+        );
+    }
+    if address.port == 0 {
+        return refuse(key, address, "port 0 cannot be connected to; give the real port");
+    }
+    Ok(())
+}
