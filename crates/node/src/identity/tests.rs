@@ -60,7 +60,11 @@ fn the_directory_is_private_and_explains_itself() {
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let _identity = open(&dir, 1).unwrap();
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
-    assert!(fs::read_to_string(dir.join("README")).unwrap().contains("IDENTITY"));
+    let explained = fs::read_to_string(dir.join("README")).unwrap();
+    for name in ["IDENTITY", "LOCK", "MARK", "sled/", "log/", "snapshots/", "aside/"] {
+        assert!(explained.lines().any(|line| line.starts_with(name)), "{name}: {explained}");
+    }
+    assert!(!explained.contains("kvnode inspect"), "there is no such command yet");
 
     // A directory with other people's files in it keeps its mode.
     let shared = temp.path().join("shared");
