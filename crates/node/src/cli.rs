@@ -67,9 +67,9 @@ struct HealthArgs {
     /// TOML file with the settings of the node [env: QUORATE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// How long to wait for the answer, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
-    timeout: u64,
+    /// How long to wait for the answer: 2s, 500ms, or a number of seconds [default: 2s]
+    #[arg(long, value_name = "DURATION", value_parser = patience)]
+    timeout: Option<Duration>,
 }
 
 /// Runs the command line of this process and says how it ends.
@@ -132,13 +132,26 @@ fn health(args: HealthArgs) -> Result<u8, Fatal> {
             health_probe::reachable(resolved.config.listen)
         }
     };
-    let answer = health_probe::ask(&endpoint, question, Duration::from_secs(args.timeout));
+    let timeout = args.timeout.unwrap_or(Duration::from_secs(2));
+    let answer = health_probe::ask(&endpoint, question, timeout);
     let (well, sentence) = match answer {
         Ok(sentence) => (true, sentence),
         Err(sentence) => (false, sentence),
     };
     print(&format!("{sentence}\n"));
     Ok(u8::from(!well))
+}
+
+/// A duration as the settings take it, or plain seconds.
+fn patience(text: &str) -> Result<Duration, String> {
+    let timeout = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => config::parse_duration(text)?,
+    };
+    if timeout.is_zero() {
+        return Err("no answer comes in no time; expected a duration such as 2s".to_owned());
+    }
+    Ok(timeout)
 }
 
 /// Reads the configuration file, if there is one, and puts all layers together.

@@ -80,6 +80,17 @@ async fn check(endpoint: &HostPort, question: Question) -> Result<ServingStatus,
     let request = HealthCheckRequest { service: question.service().to_owned() };
     match HealthClient::new(channel).check(request).await {
         Ok(response) => Ok(response.into_inner().status()),
+        // The transport failed after the connection stood, or something else than a node answered.
+        Err(status)
+            if std::error::Error::source(&status).is_some()
+                || status.code() == tonic::Code::Unimplemented =>
+        {
+            let why = match std::error::Error::source(&status) {
+                Some(source) => innermost(source),
+                None => status.message().to_owned(),
+            };
+            Err(format!("what answers there is not a node's client port (--listen): {why}"))
+        }
         Err(status) => Err(status.message().to_owned()),
     }
 }
@@ -129,6 +140,26 @@ mod tests {
         let ready = ask(&endpoint, Question::Ready, PATIENCE);
         assert_eq!(ready, Err(format!("not ready: {endpoint} says so itself")));
         assert_eq!(ask(&endpoint, Question::Live, PATIENCE), Ok(format!("live: {endpoint}")));
+    }
+
+    #[test]
+    fn a_port_that_is_not_the_clients_is_said_to_be_none() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let endpoint = HostPort::from(listener.local_addr().unwrap());
+        let metrics = std::sync::Arc::new(crate::metrics::Metrics::new());
+        let health = crate::health::Health::new(crate::core::CoreCell::default());
+        runtime.spawn(crate::metrics::serve(
+            listener,
+            metrics,
+            std::sync::Arc::new(health),
+            std::future::pending(),
+        ));
+        let answer = ask(&endpoint, Question::Ready, PATIENCE).unwrap_err();
+        let sentence = format!(
+            "not ready: {endpoint}: what answers there is not a node's client port (--listen)"
+        );
+        assert!(answer.starts_with(&sentence), "{answer}");
     }
 
     #[test]

@@ -205,6 +205,16 @@ fn health_of_a_node_that_is_not_there_is_no() {
     assert_eq!(by_environment, (1, expected, String::new()));
     assert_eq!(kvnode(&[], &["health", "--live", "--ready"]).0, 2);
     assert_eq!(kvnode(&[], &["health", "--endpoint", "nowhere"]).0, 2);
+    for timeout in ["1s", "1500ms", "3"] {
+        let flags = ["health", "--endpoint", &address, "--timeout", timeout];
+        assert_eq!(kvnode(&[], &flags).0, 1, "{timeout}");
+    }
+    for (timeout, sentence) in
+        [("0", "no answer comes in no time"), ("soon", "such as 100ms or 2s")]
+    {
+        let (code, _, err) = kvnode(&[], &["health", "--timeout", timeout]);
+        assert!(code == 2 && err.contains(sentence), "{timeout}: {err}");
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub use layers::{CONFIG_VARIABLE, Environment, Layers, Source};
 pub use memory::{MIN_MEMORY, MemoryPlan, default_memory};
 pub use resolve::{DEFAULT_PORT, Effective, Resolved, resolve};
 pub use show::table;
+pub(crate) use value::parse_duration;
 pub use value::{HostPort, LogStore};
 
 /// Everything a node needs to know to start: all defaults filled in, all addresses parsed, checked by

@@ -225,7 +225,7 @@ pub(super) fn format_bytes(bytes: u64) -> String {
 }
 
 /// A duration of whole milliseconds: `100ms`, `2s`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "expected a duration such as 100ms or 2s";
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
