@@ -353,3 +353,20 @@ fn ephemeral_data_is_gone_at_the_end() {
     assert!(!Path::new(&path).exists());
     assert!(!dev.data().exists());
 }
+
+#[test]
+fn a_first_start_is_calm_and_ends_with_the_lines_to_copy() {
+    let mut dev = Dev::start_real(&["--ephemeral", "--base-port", &base_port(3)]);
+    dev.line(&["  kill -9 "]);
+    dev.line(&["ready: 8 of 8 shards have leaders"]);
+    while dev.seen.last().is_none_or(|line| line != "try") {
+        let line = dev.lines.recv_timeout(PATIENCE).unwrap();
+        dev.seen.push(line);
+    }
+    dev.line(&["put greeting hello"]);
+    dev.line(&["  kill -9 "]);
+    for noise in ["role: changed", "WARN"] {
+        let noisy: Vec<_> = dev.seen.iter().filter(|line| line.contains(noise)).collect();
+        assert!(noisy.is_empty(), "{noisy:#?}");
+    }
+}

@@ -31,6 +31,8 @@ use supervisor::Supervisor;
 
 /// Metrics are served this far above the port of the node.
 const METRICS_OFFSET: u16 = 50;
+/// What the nodes log: each change of a role would bury what a user wants to read.
+const CALM: &str = "info,quorate_node::engine::group=warn";
 /// So that the ports of metrics do not meet those of nodes.
 const MAX_NODES: u16 = 15;
 
@@ -135,6 +137,8 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
     // The nodes share one machine, and with it what one node would take of it.
     let memory = (config::default_memory() / u64::from(args.nodes)).max(MIN_MEMORY);
     let replicas = if args.nodes >= 3 { 3 } else { 1 };
+    // A flag would win over the filter that the user set.
+    let quiet = std::env::var_os("QUORATE_LOG").is_none_or(|filter| filter.is_empty());
     let plan = |id| {
         let (client, metrics) = addresses(args, id);
         let settings = [
@@ -153,7 +157,9 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
             ("max-connections", "512".to_owned()),
             ("log-format", "text".to_owned()),
         ];
-        let flags = settings.into_iter().map(|(name, value)| format!("--{name}={value}"));
+        let log = quiet.then(|| ("log-level", CALM.to_owned()));
+        let flags =
+            settings.into_iter().chain(log).map(|(name, value)| format!("--{name}={value}"));
         let first = ["start".to_owned(), "--exit-with-parent".to_owned()];
         NodePlan { id, client, metrics, arguments: first.into_iter().chain(flags).collect() }
     };

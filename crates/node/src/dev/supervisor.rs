@@ -72,7 +72,11 @@ impl Supervisor {
                     self.obey(command).await;
                 }
                 () = stop.received() => break,
-                sentence = &mut ready => say(&sentence),
+                sentence = &mut ready => {
+                    say(&sentence);
+                    // What was said at the start is far above by now.
+                    self.suggest();
+                }
             }
         }
         self.stop_all(&mut stop).await;
@@ -94,6 +98,14 @@ impl Supervisor {
         }
         let fate = if place.is_ephemeral() { " (deleted at the end)" } else { "" };
         say(&format!("data {}{fate}", place.directory().display()));
+        self.suggest();
+        if takes_commands {
+            say("type help for commands, quit or Ctrl-C to end");
+        }
+    }
+
+    /// Lines to copy.
+    fn suggest(&self) {
         let clients: Vec<_> = self.nodes.iter().map(|node| node.plan.client).collect();
         let kvctl = kvctl_words(&clients);
         say("try");
@@ -103,9 +115,6 @@ impl Supervisor {
         if let Some(State::Running(pid)) = self.nodes.get(1).or(self.nodes.first()).map(Node::state)
         {
             say(&format!("  kill -9 {pid}"));
-        }
-        if takes_commands {
-            say("type help for commands, quit or Ctrl-C to end");
         }
     }
 

@@ -19,6 +19,8 @@ use super::{Lane, PeerHello, PeerTarget, PeerView, Shared, dial, hello};
 pub(super) const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// The largest answer on a link: a Hello.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// A peer that cannot be reached is something to warn of when it has had so long to start.
+const START_PATIENCE: Duration = Duration::from_secs(5);
 /// A connection that stood for so long is dialled again without a pause when it breaks.
 const STOOD: Duration = Duration::from_secs(1);
 /// A refusal so long after the break still tells of the break.
@@ -48,6 +50,8 @@ struct State {
     connected: bool,
     /// Why not connected.
     detail: String,
+    /// That was told as something that passes, and not yet as a warning.
+    told_quietly: bool,
 }
 
 impl Peer {
@@ -58,7 +62,7 @@ impl Peer {
             target: Mutex::new(target),
             control: Arc::new(Outbox::new(usize::MAX, config.frame_bytes_max)),
             bulk: Arc::new(Outbox::new(config.bulk_queue_bytes, config.frame_bytes_max)),
-            state: Mutex::new(State { connected: false, detail: "not yet dialled".into() }),
+            state: Mutex::new(State { detail: "not yet dialled".into(), ..State::default() }),
             born: Instant::now(),
             heard: AtomicU64::new(0),
             snapshot_out: Arc::new(Semaphore::new(1)),
@@ -221,11 +225,13 @@ impl<Q: Queue> Link<Q> {
                         );
                         self.shared.inbound.peer_refused(self.peer.node);
                     }
-                    self.say(&format!("cannot reach {}: {}", self.address(), error.sentence));
+                    let sentence = format!("cannot reach {}: {}", self.address(), error.sentence);
+                    // Nodes that start together do not find each other at once.
+                    self.say(&sentence, self.peer.born.elapsed() >= START_PATIENCE);
                 }
                 End::Refused(sentence) => {
                     broke_at = None;
-                    self.say(&format!("refused: {sentence}"));
+                    self.say(&format!("refused: {sentence}"), true);
                     tokio::time::sleep(jittered(self.shared.config.refused_pause)).await;
                     continue;
                 }
@@ -323,8 +329,7 @@ impl<Q: Queue> Link<Q> {
         }
         {
             let mut state = self.peer.state.lock();
-            state.connected = true;
-            state.detail.clear();
+            *state = State { connected: true, ..State::default() };
         }
         debug!(
             peer = self.peer.node.0,
@@ -353,10 +358,20 @@ impl<Q: Queue> Link<Q> {
         }
     }
 
-    /// Warns when the sentence is news; both lanes share it, so that it is said once.
-    fn say(&self, sentence: &str) {
-        if self.peer.note(sentence) {
+    /// Says the sentence when it is news, and again as a warning when it has become one. Both lanes
+    /// share it, so that it is said once.
+    fn say(&self, sentence: &str, warning: bool) {
+        let news = self.peer.note(sentence);
+        let quietly = {
+            let mut state = self.peer.state.lock();
+            let quietly = state.told_quietly;
+            state.told_quietly = !warning && (news || quietly);
+            quietly
+        };
+        if warning && (news || quietly) {
             warn!(peer = self.peer.node.0, sentence, "peer not connected");
+        } else if news {
+            info!(peer = self.peer.node.0, sentence, "peer not connected");
         }
     }
 
