@@ -23,7 +23,7 @@ use crate::core::{Core, CoreCell, Disk};
 use crate::engine::{Engine, Parts, fatal_of};
 use crate::exit::Fatal;
 use crate::health::Health;
-use crate::identity::{DataDir, Formed, Identity};
+use crate::identity::{DataDir, Formed, Identity, IdentityError};
 use crate::listener::{self, Services};
 use crate::map::MapCell;
 use crate::map::keeper::{self, Keeper};
@@ -362,7 +362,13 @@ fn wait_for_signal() -> Result<impl Future<Output = &'static str>, Fatal> {
 }
 
 fn open_identity(config: &Config) -> Result<Arc<Identity>, Fatal> {
-    let dir = DataDir::open(&config.data_dir).map_err(Fatal::from)?;
+    let dir = DataDir::open(&config.data_dir).map_err(|error| match error {
+        // A path that cannot be such a directory: nothing is wrong with who the node is.
+        IdentityError::Io { .. } => {
+            Fatal::Usage(format!("{error}; a node needs a directory of its own (--data-dir)"))
+        }
+        error => error.into(),
+    })?;
     Ok(Arc::new(Identity::open(dir, config.node_id).map_err(Fatal::from)?))
 }
 

@@ -193,6 +193,17 @@ fn too_few_files_for_the_connections_is_a_sentence() {
 }
 
 #[test]
+fn a_path_that_cannot_be_a_data_directory_is_a_usage_error() {
+    let home = tempfile::tempdir().unwrap();
+    let file = write(home.path(), "file", "");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for path in ["/proc/quorate", &file] {
+        let (code, _, err) = kvnode(&[], &["start", "--data-dir", path, "--listen", &free]);
+        assert!(code == 2 && err.contains(path) && err.contains("--data-dir"), "{code}: {err}");
+    }
+}
+
+#[test]
 fn health_of_a_node_that_is_not_there_is_no() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
