@@ -49,6 +49,8 @@ pub struct NodeView {
     pub status: Result<GetStatusResponse, String>,
     /// What is wrong with it, in words that go on after its name.
     pub problem: Option<String>,
+    /// It did not answer here, but a node that did is connected with it.
+    pub out_of_reach: bool,
 }
 
 /// One shard.
@@ -60,7 +62,7 @@ pub struct ShardView {
     pub voters: Vec<u64>,
     /// Those of them whose replica answered.
     pub present: Vec<u64>,
-    /// The node that leads it, if it says so itself, and its term.
+    /// The node that leads it: it says so itself, or its followers do and it is only out of reach here.
     pub leader: Option<u64>,
     /// The highest term that was seen.
     pub term: u64,
@@ -91,7 +93,7 @@ pub enum Trouble {
         /// For how long, as far as one of them knows.
         since: Option<Duration>,
     },
-    /// It is said to be led by a node that does not answer.
+    /// It is said to be led by a node that does not answer, and that no node that answers hears.
     LeaderSilent {
         /// That node.
         leader: u64,
@@ -108,7 +110,8 @@ pub enum Trouble {
 impl View {
     /// The picture that these answers give, beside the newest map that is known.
     pub fn of(answers: Vec<Answer>, map: Option<ClusterMap>) -> View {
-        let nodes = nodes(answers);
+        let connected = connected(&answers);
+        let nodes = nodes(answers, &connected);
         let replicas = replicas(&nodes);
         let mut ids: BTreeSet<u64> = replicas.keys().copied().collect();
         if let Some(map) = &map {
@@ -118,7 +121,7 @@ impl View {
         let none = Vec::new();
         let shards = ids
             .into_iter()
-            .map(|id| shard(id, replicas.get(&id).unwrap_or(&none), map.as_ref()))
+            .map(|id| shard(id, replicas.get(&id).unwrap_or(&none), map.as_ref(), &connected))
             .collect();
         View { nodes, shards, map }
     }
@@ -138,22 +141,40 @@ impl View {
         self.nodes.iter().filter(|node| node.status.is_ok()).count()
     }
 
-    /// Whether every shard serves and every node is in order.
+    /// Whether there are shards and every one of them serves, as far as the nodes that answer know.
     pub fn healthy(&self) -> bool {
         self.user_shards().next().is_some()
             && self.shards.iter().all(|shard| shard.trouble.is_none())
     }
 }
 
+/// A connection on which nothing was heard for so long says nothing of the other end.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// The nodes that a node which answered is connected with, and heard a moment ago.
+fn connected(answers: &[Answer]) -> BTreeSet<u64> {
+    let peers = answers.iter().filter_map(|answer| answer.status.as_ref().ok());
+    peers
+        .flat_map(|status| &status.peers)
+        .filter(|peer| {
+            let silent_for = peer.silent_for.as_ref().map(std_duration);
+            peer.connected && silent_for.is_none_or(|silent| silent < SILENCE_MAX)
+        })
+        .map(|peer| peer.node_id)
+        .collect()
+}
+
 /// The nodes, those with problems first.
-fn nodes(answers: Vec<Answer>) -> Vec<NodeView> {
+fn nodes(answers: Vec<Answer>, connected: &BTreeSet<u64>) -> Vec<NodeView> {
     let mut nodes: Vec<NodeView> = answers
         .into_iter()
-        .map(|Answer { id, address, status }| NodeView {
-            id,
-            address,
-            problem: problem(&status),
-            status,
+        .map(|Answer { id, address, status }| {
+            let out_of_reach = status.is_err() && id.is_some_and(|id| connected.contains(&id));
+            let problem = match &status {
+                Err(why) if out_of_reach => Some(format!("cannot be reached from here: {why}")),
+                status => problem(status),
+            };
+            NodeView { id, address, problem, status, out_of_reach }
         })
         .collect();
     nodes.sort_by_key(|node| (node.problem.is_none(), node.id.unwrap_or(u64::MAX)));
@@ -197,7 +218,12 @@ fn replicas(nodes: &[NodeView]) -> BTreeMap<u64, Vec<(u64, &ReplicaStatus)>> {
     replicas
 }
 
-fn shard(id: u64, replicas: &[(u64, &ReplicaStatus)], map: Option<&ClusterMap>) -> ShardView {
+fn shard(
+    id: u64,
+    replicas: &[(u64, &ReplicaStatus)],
+    map: Option<&ClusterMap>,
+    connected: &BTreeSet<u64>,
+) -> ShardView {
     let term = replicas.iter().map(|(_, replica)| replica.term).max().unwrap_or(0);
     // A leader of an older term has been deposed and does not know it yet.
     let leader = replicas
@@ -209,9 +235,10 @@ fn shard(id: u64, replicas: &[(u64, &ReplicaStatus)], map: Option<&ClusterMap>) 
     let furthest = leader.or_else(|| replicas.iter().max_by_key(|(_, replica)| replica.applied));
     let commit = replicas.iter().map(|(_, replica)| replica.commit).max().unwrap_or(0);
     let wanted = map.map_or(0, |map| map.replicas_wanted as usize);
+    let standing = standing(&voters, replicas, leader.copied(), connected);
     ShardView {
         id,
-        leader: leader.map(|(node, _)| *node),
+        leader: standing.as_ref().ok().copied().or(leader.map(|(node, _)| *node)),
         term,
         commit,
         applied: furthest.map_or(0, |(_, replica)| replica.applied),
@@ -222,7 +249,7 @@ fn shard(id: u64, replicas: &[(u64, &ReplicaStatus)], map: Option<&ClusterMap>) 
             .iter()
             .filter_map(|(node, replica)| Some((*node, ailment(replica.health())?)))
             .collect(),
-        trouble: trouble(&voters, replicas, leader.copied()),
+        trouble: standing.err(),
         under_replicated: id != META && !voters.is_empty() && voters.len() < wanted,
         voters,
         present,
@@ -275,31 +302,38 @@ fn ailment(health: ReplicaHealth) -> Option<&'static str> {
     }
 }
 
-fn trouble(
+/// Who leads a shard that serves, or why it does not serve.
+fn standing(
     voters: &[u64],
     replicas: &[(u64, &ReplicaStatus)],
     leader: Option<(u64, &ReplicaStatus)>,
-) -> Option<Trouble> {
+    connected: &BTreeSet<u64>,
+) -> Result<u64, Trouble> {
     if replicas.is_empty() {
-        return Some(Trouble::Unseen);
+        return Err(Trouble::Unseen);
     }
     let Some((leader, status)) = leader else {
-        // Replicas that hear a leader which did not answer us: it may have died a moment ago.
-        let said =
-            replicas.iter().map(|(_, replica)| replica.leader_node_id).find(|node| *node != 0);
+        // The newest term knows best who leads now.
+        let said = replicas
+            .iter()
+            .filter(|(_, replica)| replica.leader_node_id != 0)
+            .max_by_key(|(_, replica)| replica.term)
+            .map(|(_, replica)| replica.leader_node_id);
         if let Some(leader) = said
             && !replicas.iter().any(|(node, _)| *node == leader)
         {
-            return Some(Trouble::LeaderSilent { leader });
+            // One that is only out of reach here serves all the same.
+            let heard = connected.contains(&leader);
+            return if heard { Ok(leader) } else { Err(Trouble::LeaderSilent { leader }) };
         }
         let since = replicas.iter().filter_map(|(_, replica)| replica.leaderless_for.as_ref());
-        return Some(Trouble::NoLeader { since: since.map(std_duration).max() });
+        return Err(Trouble::NoLeader { since: since.map(std_duration).max() });
     };
     let hears = |progress: &&crate::wire::ReplicaProgress| {
         progress.active && voters.contains(&progress.node_id) && progress.node_id != leader
     };
-    let heard = status.progress.iter().filter(hears).count() + 1;
-    (heard <= voters.len() / 2).then_some(Trouble::NoQuorum { leader })
+    let hearing = status.progress.iter().filter(hears).count() + 1;
+    if hearing <= voters.len() / 2 { Err(Trouble::NoQuorum { leader }) } else { Ok(leader) }
 }
 
 #[cfg(test)]

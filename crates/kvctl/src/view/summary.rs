@@ -33,10 +33,19 @@ impl View {
         parts.join("; ")
     }
 
+    /// `1 of 3 nodes answers; n2 n3 cannot be reached from here`
     fn nodes_sentence(&self) -> String {
         let (answering, total) = (self.answering(), self.nodes.len());
+        let nodes = if total == 1 { "node" } else { "nodes" };
         let verb = if answering == 1 { "answers" } else { "answer" };
-        format!("{answering} of {total} nodes {verb}")
+        let sentence = format!("{answering} of {total} {nodes} {verb}");
+        let mut hidden: Vec<u64> =
+            self.nodes.iter().filter(|node| node.out_of_reach).filter_map(|node| node.id).collect();
+        hidden.sort_unstable();
+        match hidden.is_empty() {
+            true => sentence,
+            false => format!("{sentence}; {} cannot be reached from here", node_names(&hidden)),
+        }
     }
 
     /// Each problem, the gravest first.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::wire::{MapNode, MapReplica, MapShard, ReplicaProgress};
+use crate::wire::{MapNode, MapReplica, MapShard, PeerStatus, ReplicaProgress};
 
 fn replica_ids(nodes: &[u64]) -> Vec<MapReplica> {
     nodes.iter().map(|node| MapReplica { replica_id: *node, node_id: *node }).collect()
@@ -170,6 +170,37 @@ fn a_leader_that_does_not_answer_is_named() {
     let view = View::of(answers, Some(map(2)));
     assert_eq!(view.shards[2].trouble, Some(Trouble::LeaderSilent { leader: 2 }));
     assert!(view.sentence().contains("shard 2 is led by n2, which does not answer"));
+}
+
+#[test]
+fn a_leader_that_is_only_out_of_reach_here_serves() {
+    let mut answers = healthy_three();
+    answers[1] = silent(2);
+    answers[2] = silent(3);
+    let Ok(status) = &mut answers[0].status else { unreachable!() };
+    let peer = |node_id| PeerStatus { node_id, connected: true, ..Default::default() };
+    status.peers = vec![peer(2), peer(3)];
+    let view = View::of(answers.clone(), Some(map(2)));
+    assert_eq!(
+        view.sentence(),
+        "2 of 2 shards serve; 1 of 3 nodes answers; n2 n3 cannot be reached from here"
+    );
+    assert!(view.healthy());
+    assert_eq!(view.shards[2].leader, Some(2));
+    assert_eq!(
+        view.problems(),
+        ["n2", "n3"].map(|node| {
+            let place = node.replace('n', "127.0.0.1:740");
+            format!("{node} ({place}) cannot be reached from here: connection refused")
+        })
+    );
+
+    // A connection that stands and carries nothing is no sign of life.
+    let Ok(status) = &mut answers[0].status else { unreachable!() };
+    status.peers[0].silent_for = Duration::from_secs(3).try_into().ok();
+    let view = View::of(answers, Some(map(2)));
+    assert_eq!(view.shards[2].trouble, Some(Trouble::LeaderSilent { leader: 2 }));
+    assert!(view.sentence().ends_with("1 of 3 nodes answers; n3 cannot be reached from here"));
 }
 
 #[test]

@@ -9,10 +9,10 @@ fn status_health_and_shards() {
     call(&fake, &["put", "k", "v"]).ends(0);
     let status = call(&fake, &["status"]).ends(0);
     assert!(
-        status.starts_with("1 of 1 shards serve; 1 of 1 nodes answers\n\nNODE  ADDRESS"),
+        status.starts_with("1 of 1 shards serve; 1 of 1 node answers\n\nNODE  ADDRESS"),
         "{status}"
     );
-    assert_eq!(call(&fake, &["health"]).ends(0), "1 of 1 shards serve; 1 of 1 nodes answers\n");
+    assert_eq!(call(&fake, &["health"]).ends(0), "1 of 1 shards serve; 1 of 1 node answers\n");
     assert_eq!(
         call(&fake, &["shards", "-o", "tsv"]).ends(0),
         "meta\tserves\tn1\tn1\t2\t1\t1\t0\t1\t0\n1\tserves\tn1\tn1\t2\t1\t1\t0\t1\t0\n"
