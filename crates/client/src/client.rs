@@ -179,6 +179,15 @@ impl Client {
         (table.map.epoch != 0).then(|| table.map.clone())
     }
 
+    /// The nodes that could not be reached at the address the cluster advertises for them when this client
+    /// last tried, and that address, in order of their ids. Calls to them go through the given endpoints,
+    /// which forward; a given endpoint itself is never among them. Asks nobody.
+    #[must_use]
+    pub fn unreachable_nodes(&self) -> Vec<(u64, String)> {
+        let lost = self.inner.router.unreachable().into_iter();
+        lost.map(|(id, connection)| (id, connection.address().to_owned())).collect()
+    }
+
     pub(crate) fn deadline(&self, timeout: Option<Duration>) -> Instant {
         Instant::now() + timeout.unwrap_or(self.inner.config.timeout)
     }

@@ -149,6 +149,11 @@ impl Connection {
         }
     }
 
+    /// Whether the last attempt to connect failed.
+    pub fn is_unreachable(&self) -> bool {
+        self.state.lock().failed.is_some()
+    }
+
     /// Notes that a node answered.
     pub fn answered(&self) {
         let mut state = self.state.lock();

@@ -166,6 +166,15 @@ impl Router {
         last_resort.cloned()
     }
 
+    /// The nodes whose advertised address could not be connected to, without those that were given under
+    /// that very address: the calls to them go through the given endpoints.
+    pub fn unreachable(&self) -> Vec<(u64, Arc<Connection>)> {
+        let table = self.table();
+        let given = |c: &Arc<Connection>| self.seeds.iter().any(|seed| Arc::ptr_eq(seed, c));
+        let lost = table.nodes().filter(|(_, c)| c.is_unreachable() && !given(c));
+        lost.map(|(id, c)| (id, Arc::clone(c))).collect()
+    }
+
     /// Every node of the map, and those given endpoints that are none of them; with node ids where known.
     pub fn everyone(&self) -> Vec<(Option<u64>, Arc<Connection>)> {
         let table = self.table();

@@ -229,6 +229,18 @@ impl Command {
         }
     }
 
+    /// Whether its output itself says which nodes cannot be reached.
+    pub fn tells_of_nodes(&self) -> bool {
+        matches!(
+            self,
+            Command::Status(_)
+                | Command::Shards(_)
+                | Command::Nodes(_)
+                | Command::Health
+                | Command::Version
+        )
+    }
+
     /// Whether it is one write that can be asked again by session and sequence.
     pub fn is_single_write(&self) -> bool {
         match self {

@@ -10,8 +10,9 @@ use crate::cli::{Command, Consistency, Format, Global};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
-use crate::output::{Output, describe, json, note, waiting};
+use crate::output::{self, Output, describe, json, note, waiting};
 use crate::token_file::TokenFile;
+use crate::view::node_names;
 use crate::wire::{ReadLevel, Receipt};
 
 /// How long a command may take that says nothing else.
@@ -102,6 +103,27 @@ impl Context {
         }
     }
 
+    /// A line for people on standard error; with `-o json` an object with this message.
+    pub fn remark(&self, message: impl AsRef<str>) {
+        output::remark(self.global.output, message.as_ref());
+    }
+
+    /// Tells that calls took the longer way, through the given endpoints, because advertised addresses
+    /// cannot be reached from here. For the end of a command, so that it is told once.
+    pub fn tell_fallback(&self) {
+        let (nodes, addresses): (Vec<u64>, Vec<String>) =
+            self.client.unreachable_nodes().into_iter().unzip();
+        if !nodes.is_empty() {
+            self.remark(format!(
+                "{} cannot be reached from here at the address{} that the cluster advertises ({}); \
+                 the given endpoints forward instead",
+                node_names(&nodes),
+                if nodes.len() == 1 { "" } else { "es" },
+                addresses.join(", "),
+            ));
+        }
+    }
+
     /// Keeps what this call has seen for the next one.
     pub fn keep_token(&self) -> Result<()> {
         let Some(file) = &self.token_file else { return Ok(()) };
@@ -110,7 +132,7 @@ impl Context {
             && !token.cluster_id.is_empty()
             && (token.cluster_id != map.cluster_id || token.history != map.history)
         {
-            note(
+            self.remark(
                 "the session file holds the token of another cluster, or of this one before a \
                  restore; it was not used and not changed",
             );

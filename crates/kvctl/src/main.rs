@@ -72,11 +72,15 @@ async fn run(cli: Cli) -> Result<Exit> {
     let interrupt = Interrupt::listen();
     let mut context = Context::new(&cli.global, &cli.command, interrupt.clone())?;
     let time = context.time_for_all;
+    let tells_of_nodes = cli.command.tells_of_nodes();
     let done = async {
         let done = command::run(&mut context, cli.command).await;
         // What was printed and seen before a failure counts all the same; but the failure is told first.
         let flushed = context.output.flush();
         let kept = context.keep_token();
+        if !tells_of_nodes {
+            context.tell_fallback();
+        }
         let exit = done?;
         flushed?;
         kept?;

@@ -78,6 +78,15 @@ pub fn note(line: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", line.as_ref());
 }
 
+/// A remark for people on standard error; with `-o json` an object with this message, so that a program
+/// that reads standard error finds objects alone.
+pub fn remark(format: Option<Format>, message: &str) {
+    match format {
+        Some(Format::Json) => note(serde_json::json!({ "message": message }).to_string()),
+        _ => note(message),
+    }
+}
+
 /// Whether the user has not asked for plain output (<https://no-color.org>).
 pub fn color_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

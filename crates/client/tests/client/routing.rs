@@ -110,6 +110,19 @@ async fn unreachable_advertised_addresses_fall_back_to_the_given_endpoint() {
     }
     assert!(fake.writes().iter().all(|w| w.node == 2));
     assert_eq!(fake.writes().len(), 10);
+    let advertised = (1..=3).map(|id| (id, format!("127.0.0.1:{id}"))).collect::<Vec<_>>();
+    assert_eq!(client.unreachable_nodes(), advertised);
+}
+
+#[tokio::test]
+async fn a_given_endpoint_that_is_down_is_no_unreachable_advertised_address() {
+    let fake = Fake::start().await;
+    let closed = "127.0.0.1:1";
+    fake.state.lock().map.as_mut().unwrap().nodes[0].client_address = closed.into();
+    let config = ClientConfig::new([closed, fake.addresses[1].as_str()]).unwrap();
+    let client = Client::connect(config).await.unwrap();
+    client.put("k", "v").await.unwrap();
+    assert_eq!(client.unreachable_nodes(), []);
 }
 
 #[tokio::test]

@@ -79,6 +79,24 @@ fn one_endpoint_that_answers_is_enough() {
 }
 
 #[test]
+fn the_way_through_the_given_endpoint_is_told_once() {
+    let fake = Fake::start();
+    fake.state().advertised = Some("127.0.0.1:1".into());
+    let told = "n1 cannot be reached from here at the address that the cluster advertises \
+                (127.0.0.1:1); the given endpoints forward instead";
+    let put = call(&fake, &["put", "k", "v"]);
+    assert_eq!(put.stderr, format!("{told}\n"));
+    assert_eq!(put.ends(0), "OK\n");
+    let got = call(&fake, &["get", "k", "nothing", "k", "-o", "json"]);
+    let line = got.stderr.lines().find(|line| line.contains("advertises")).unwrap();
+    let object: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(object["message"], told);
+    assert_eq!(got.stderr.matches("advertises").count(), 1);
+    // The status answers by the given endpoint, and that is all there is to tell.
+    assert_eq!(call(&fake, &["status"]).stderr, "");
+}
+
+#[test]
 fn a_refusal_of_the_cluster_has_its_code() {
     let fake = Fake::start();
     for (reason, code) in [(Reason::BadKey, 2), (Reason::TokenForeign, 5), (Reason::Internal, 70)] {

@@ -46,6 +46,8 @@ pub struct State {
     pub reads: Vec<(i32, bool)>,
     /// Whether the shard has a leader.
     pub leaderless: bool,
+    /// Where the map says that the node is, if not where it is.
+    pub advertised: Option<String>,
 }
 
 #[derive(Clone, Default)]
@@ -96,13 +98,14 @@ impl Fake {
     fn map(&self) -> ClusterMap {
         let (first, last) = even_range(0, 1);
         let replica = MapReplica { replica_id: 1, node_id: 1 };
+        let advertised = self.state().advertised.clone();
         ClusterMap {
             cluster_id: CLUSTER,
             history: HISTORY,
             epoch: 1,
             nodes: vec![MapNode {
                 id: 1,
-                client_address: self.address.clone(),
+                client_address: advertised.unwrap_or_else(|| self.address.clone()),
                 ..Default::default()
             }],
             shards: vec![MapShard { id: 1, first, last, epoch: 1, replicas: vec![replica] }],
