@@ -1,5 +1,6 @@
 //! What every command works with: the client, the outputs, the flags that all commands share.
 
+use std::cell::OnceCell;
 use std::future::Future;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub struct Context {
     /// The time for the whole command; `None` where it holds for each request.
     pub time_for_all: Option<Duration>,
     token_file: Option<TokenFile>,
+    /// Set when a write was applied: which one, where there is but one.
+    applied: OnceCell<Option<WriteId>>,
 }
 
 impl Context {
@@ -48,10 +51,11 @@ impl Context {
             .level(level(global.consistency));
         let client = Client::new(config);
         let token_file = global.session.as_deref().map(TokenFile::new);
-        if let Some(file) = &token_file
-            && let Some(token) = file.read()?
-        {
-            client.absorb_token(&token);
+        if let Some(file) = &token_file {
+            file.check()?;
+            if let Some(token) = file.read()? {
+                client.absorb_token(&token);
+            }
         }
         Ok(Context {
             client,
@@ -60,6 +64,7 @@ impl Context {
             global: global.clone(),
             time_for_all: (!long).then_some(timeout),
             token_file,
+            applied: OnceCell::new(),
         })
     }
 
@@ -86,6 +91,21 @@ impl Context {
         match hex::decode(text) {
             Ok(id) if id.len() == 24 => Ok(Some(WriteId { session: id.into(), sequence })),
             _ => Err(Failure::usage("--session-id takes 48 hexadecimal digits")),
+        }
+    }
+
+    /// Notes that a write was applied, from when on nothing may be called a wrong command line any more;
+    /// its identity if it is the only one.
+    pub fn note_applied(&self, write: Option<WriteId>) {
+        // The first of many is enough.
+        let _ = self.applied.set(write);
+    }
+
+    /// The failure to tell: one of printing or keeping the answer says if a write was applied before.
+    pub fn after_writes(&self, failure: Failure) -> Failure {
+        match self.applied.get() {
+            Some(write) => failure.though_applied(write.clone()),
+            None => failure,
         }
     }
 

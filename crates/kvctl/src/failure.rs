@@ -64,6 +64,18 @@ impl Failure {
         Failure { answer: Some(Box::new(answer)), ..Failure::of(Exit::Unknown, message) }
     }
 
+    /// What is told if writes were applied before this came: when it is that the answer could not be
+    /// printed or kept, the caller does not know the outcome, though it can be asked for again.
+    #[must_use]
+    pub fn though_applied(self, write: Option<WriteId>) -> Failure {
+        if self.exit != Exit::Usage || self.answer.is_some() || self.reader_gone {
+            return self;
+        }
+        let answer = AnswerOfCluster { reason: "ANSWER_LOST", write, ..AnswerOfCluster::default() };
+        let message = format!("applied, but the answer could not be given: {}", self.message);
+        Failure { answer: Some(Box::new(answer)), ..Failure::of(Exit::Unknown, message) }
+    }
+
     /// A file could not be read or written.
     pub fn file(path: &std::path::Path, error: &io::Error) -> Failure {
         Failure::usage(format!("{}: {}", path.display(), plain(error)))

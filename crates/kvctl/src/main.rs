@@ -81,10 +81,12 @@ async fn run(cli: Cli) -> Result<Exit> {
         if !tells_of_nodes {
             context.tell_fallback();
         }
-        let exit = done?;
-        flushed?;
-        kept?;
-        Ok(exit)
+        let ended = done.and_then(|exit| {
+            flushed?;
+            kept?;
+            Ok(exit)
+        });
+        ended.map_err(|failure| context.after_writes(failure))
     };
     // What is out is asked within these branches: the command is dropped before a handler runs.
     let interrupted = async {

@@ -39,7 +39,7 @@ struct StoredPart {
 }
 
 impl TokenFile {
-    /// The file need not exist; it is made when there is something to keep.
+    /// The file need not exist; it is made by the first [`TokenFile::check`].
     pub fn new(path: &Path) -> TokenFile {
         TokenFile { path: path.to_owned() }
     }
@@ -55,17 +55,22 @@ impl TokenFile {
         self.parse(&mut file)
     }
 
+    /// Makes sure that the file can be written, before anything is asked of the cluster: afterwards it
+    /// would be too late to say that nothing was done.
+    pub fn check(&self) -> Result<()> {
+        self.open().map(drop)
+    }
+
+    fn open(&self) -> Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(&self.path).map_err(|error| self.failed(&error))
+    }
+
     /// Adds what this call has seen.
     pub fn merge(&self, seen: &SessionToken) -> Result<()> {
         let failed = |error| self.failed(&error);
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&self.path)
-            .map_err(failed)?;
+        let mut file = self.open()?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         let mut token = self.parse(&mut file)?.unwrap_or_default();
         token.merge(seen).map_err(|_| {

@@ -1,22 +1,22 @@
 //! `load` and `dump`: many records from and to files.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorate_client::{Client, Rows};
 use serde_json::json;
 
 use super::kv::decode;
-use super::load::{self, Journal, Limits, Loading, Progress, Stored};
+use super::load::{self, Counts, Journal, Limits, Loading, Progress, Stored};
 use crate::cli::{DumpArgs, Format, LoadArgs, RecordFormat};
 use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
-use crate::output::{describe, note};
+use crate::output::{Output, describe, note};
 use crate::records::{Layout, write_pair};
 use crate::wire::{PutResponse, Receipt};
 
@@ -59,24 +59,10 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     let took = begun.elapsed();
 
     let counts = loaded.counts;
-    match context.output.format_or(Format::Raw) {
-        Format::Json => context.output.json(&json!({
-            "put": counts.put,
-            "unchanged": counts.unchanged,
-            "failed": counts.failed,
-            "unknown": counts.unknown,
-            "elapsed_ms": took.as_millis() as u64,
-        }))?,
-        Format::Tsv => {
-            let counts = [counts.put, counts.unchanged, counts.failed, counts.unknown];
-            context
-                .output
-                .fields(&counts.map(|count| count.to_string()).each_ref().map(|c| &**c))?;
-        }
-        Format::Raw | Format::Table => context.output.line(format!(
-            "{} put, {} unchanged, {} failed, {} unknown",
-            counts.put, counts.unchanged, counts.failed, counts.unknown
-        ))?,
+    if let Err(error) = print_counts(&mut context.output, counts, took) {
+        let failure = Failure::from(error);
+        let applied = counts.put > 0;
+        return Err(if applied { failure.though_applied(None) } else { failure });
     }
     let rate = counts.stored() as f64 / took.as_secs_f64().max(0.001);
     note(format!(
@@ -89,6 +75,28 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
         Some(failure) => Err(Failure { exit: loaded.exit, ..failure }),
         None => Ok(loaded.exit),
     }
+}
+
+/// What a load came to, so that it is known to be out.
+fn print_counts(output: &mut Output, counts: Counts, took: Duration) -> io::Result<()> {
+    match output.format_or(Format::Raw) {
+        Format::Json => output.json(&json!({
+            "put": counts.put,
+            "unchanged": counts.unchanged,
+            "failed": counts.failed,
+            "unknown": counts.unknown,
+            "elapsed_ms": took.as_millis() as u64,
+        })),
+        Format::Tsv => {
+            let counts = [counts.put, counts.unchanged, counts.failed, counts.unknown];
+            output.fields(&counts.map(|count| count.to_string()).each_ref().map(|c| &**c))
+        }
+        Format::Raw | Format::Table => output.line(format!(
+            "{} put, {} unchanged, {} failed, {} unknown",
+            counts.put, counts.unchanged, counts.failed, counts.unknown
+        )),
+    }?;
+    output.flush()
 }
 
 /// Stores a record unless its value is there already. A new key takes one write; a changed one takes a

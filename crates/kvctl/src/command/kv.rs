@@ -40,6 +40,9 @@ macro_rules! single_write {
         };
         let answer = context.told($what, call.note_identity(&slot).into_future()).await;
         drop(out);
+        if answer.as_ref().is_ok_and(|answer| answer.applied) {
+            context.note_applied(slot.get());
+        }
         answer
     }};
 }
@@ -247,6 +250,9 @@ async fn remove(
             Ok(answer) => {
                 let written = Written::from(answer);
                 removed += u64::from(written.applied && written.found);
+                if written.applied {
+                    context.note_applied(None);
+                }
                 context.output.removed(&key, &written, with)?;
                 exit = exit.and(told_of_write(context, &written));
             }

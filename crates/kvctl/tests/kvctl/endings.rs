@@ -130,6 +130,50 @@ fn a_lost_answer_is_4_and_the_printed_command_settles_it() {
     assert_eq!(&fake.state().rows[&b"n"[..]].value[..], b"5");
 }
 
+#[test]
+fn a_session_file_that_cannot_be_written_is_told_before_the_write() {
+    let fake = Fake::start();
+    let put = call(&fake, &["put", "k", "v", "--session", "/no/such/place/session"]);
+    assert_eq!(put.stderr, "kvctl: /no/such/place/session: No such file or directory\n");
+    assert_eq!(put.ends(2), "");
+    assert_eq!(fake.state().writes, 0);
+}
+
+#[test]
+fn an_applied_write_whose_answer_cannot_be_printed_is_4() {
+    let fake = Fake::start();
+    let called = |words: &[&str], input: &[u8]| {
+        let mut command = program();
+        command.args(["--endpoints", &fake.address]).args(words);
+        let mut child = command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let lost =
+        "applied, but the answer could not be given: standard output: No space left on device";
+    let (code, told) = called(&["incr", "n"], b"");
+    assert!(told.starts_with(&format!("kvctl: {lost}\n")), "{told}");
+    assert_eq!(code, Some(4), "{told}");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &again(&told)]);
+    shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    assert_eq!(run(shell, b"").ends(0), "1\n");
+
+    for (words, input) in [(&["del", "n", "m"][..], &b""[..]), (&["load", "-"], b"k\tv\n")] {
+        let (code, told) = called(words, input);
+        assert_eq!(code, Some(4), "{words:?} {told}");
+        assert!(told.contains(lost), "{words:?} {told}");
+    }
+    // What wrote nothing is as before.
+    let (code, told) = called(&["get", "k"], b"");
+    assert_eq!((code, &*told), (Some(2), "kvctl: standard output: No space left on device\n"));
+}
+
 fn wait(child: &mut Child) -> Option<i32> {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
