@@ -201,6 +201,7 @@ impl Lost {
         if has_source::<tonic::TimeoutExpired>(status) {
             return Lost {
                 code: Code::DeadlineExceeded,
+                message: "the node took the request and did not answer in time".into(),
                 ..Lost::plain(status, Effect::Maybe, false)
             };
         }
@@ -383,8 +384,11 @@ fn sentence(status: &Status) -> String {
         source = error.source();
     }
     match last {
-        Some(cause) if status.message().is_empty() => cause.to_string(),
-        Some(cause) => format!("{}: {cause}", status.message()),
+        // Some statuses have their cause's own words for a message.
+        Some(cause) if !cause.to_string().ends_with(status.message()) => {
+            format!("{}: {cause}", status.message())
+        }
+        Some(cause) => cause.to_string(),
         None => status.message().to_owned(),
     }
 }
@@ -471,9 +475,11 @@ mod tests {
         let lost = Lost::of_status(&expired);
         assert_eq!((lost.effect, lost.broken), (Effect::Maybe, false));
         assert_eq!(lost.code, Code::DeadlineExceeded);
+        assert_eq!(lost.message, "the node took the request and did not answer in time");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         let lost = Lost::of_status(&Status::from_error(Box::new(reset)));
         assert_eq!((lost.effect, lost.broken), (Effect::Maybe, true));
+        assert_eq!(lost.message, "connection reset", "the cause is named once");
     }
 
     #[test]

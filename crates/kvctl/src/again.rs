@@ -1,10 +1,15 @@
 //! The command that asks a write of unknown outcome again, safely: the same words, and the session and
-//! sequence that it was sent with, by which the cluster knows it again.
+//! sequence that it was sent with, by which the cluster knows it again. A load needs neither: it writes
+//! only what is not there yet.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
 use quorate_client::WriteId;
+
+/// The line before the command.
+pub const INTRODUCTION: &str =
+    "To ask again safely (it is applied once, however often it is asked):";
 
 /// The command line to type into a shell, made of the words that this process was started with.
 pub fn command_line(words: &[OsString], id: &WriteId) -> String {
@@ -33,6 +38,37 @@ pub fn command_line(words: &[OsString], id: &WriteId) -> String {
         line.push_str(&quote(word));
     }
     line
+}
+
+/// The command line that deletes one key of several again, by the session and sequence of its own write.
+/// `options` are the conditions it was sent with.
+pub fn delete_line(endpoints: &[String], options: &[String], key: &[u8], id: &WriteId) -> String {
+    let mut words: Vec<OsString> = std::env::args_os().take(1).collect();
+    words.extend(["--endpoints".into(), endpoints.join(",").into(), "del".into()]);
+    words.extend(options.iter().map(OsString::from));
+    if key.contains(&0) {
+        // No argument can hold this byte.
+        words.extend(["--key-encoding".into(), "hex".into(), hex::encode(key).into()]);
+    } else {
+        words.extend(["--".into(), OsStr::from_bytes(key).to_owned()]);
+    }
+    command_line(&words, id)
+}
+
+/// The command line that loads the same file again. A journal is a new file each time, and is left out.
+pub fn load_line(words: &[OsString]) -> String {
+    let mut line: Vec<String> = Vec::new();
+    let mut is_journal = false;
+    for word in words {
+        if std::mem::take(&mut is_journal) || word.as_bytes().starts_with(b"--journal=") {
+            continue;
+        }
+        is_journal = word == "--journal";
+        if !is_journal {
+            line.push(quote(word));
+        }
+    }
+    line.join(" ")
 }
 
 /// One word as a shell reads it back: plain where that is safe, in single quotes where it is text,
@@ -85,6 +121,23 @@ mod tests {
             again(&["./kvctl", "put", "--session-id", "00", "--sequence=3", "k", ""]),
             "./kvctl --session-id ID --sequence 7 put k ''"
         );
+    }
+
+    #[test]
+    fn a_load_is_the_same_without_its_journal() {
+        let words = ["kvctl", "load", "--journal", "j", "--journal=k", "a file"];
+        assert_eq!(load_line(&words.map(OsString::from)), "kvctl load 'a file'");
+    }
+
+    #[test]
+    fn one_key_of_several_is_deleted_by_its_own_write() {
+        let line = |key: &[u8]| {
+            let line =
+                delete_line(&["h:1".into(), "i:2".into()], &["--if-absent".into()], key, &id());
+            line.split_once(" --sequence 7 ").unwrap().1.to_owned()
+        };
+        assert_eq!(line(b"-k 1"), "--endpoints h:1,i:2 del --if-absent -- '-k 1'");
+        assert_eq!(line(b"\0a"), "--endpoints h:1,i:2 del --if-absent --key-encoding hex 0061");
     }
 
     #[test]

@@ -83,12 +83,17 @@ impl Failure {
 
     /// One JSON object, for `-o json`.
     pub fn json(&self, again: Option<&str>) -> Value {
-        self.object(Object::new()).with_some("ask_again", again).into()
+        self.json_of(Object::new(), again)
+    }
+
+    /// The write to ask again with, if its outcome is unknown and that is safe.
+    pub fn write(&self) -> Option<&WriteId> {
+        self.answer.as_ref().and_then(|answer| answer.write.as_ref())
     }
 
     /// As [`Failure::json`], after the fields that say which item it belongs to.
-    pub fn json_of(&self, item: Object) -> Value {
-        self.object(item).into()
+    pub fn json_of(&self, item: Object, again: Option<&str>) -> Value {
+        self.object(item).with_some("ask_again", again).into()
     }
 
     fn object(&self, item: Object) -> Object {

@@ -23,7 +23,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-use quorate_client::WriteId;
 
 use crate::cli::{Cli, Format};
 use crate::context::Context;
@@ -114,7 +113,14 @@ fn ended(interrupt: &Interrupt, otherwise: Exit, what: &str) -> Failure {
     if exit != Exit::Unknown {
         return Failure::of(otherwise, what);
     }
-    let message = format!("{what} while a write was out; its outcome is unknown");
+    let message = match &write {
+        Some(_) => format!("{what} while a write was out; its outcome is unknown"),
+        // One of the commands on many keys, which may be given twice.
+        None => format!(
+            "{what} while writes were out; their outcomes are unknown until the same command is \
+             given again and ends"
+        ),
+    };
     Failure::unknown(message, write)
 }
 
@@ -123,15 +129,14 @@ fn tell(failure: &Failure, format: Option<Format>, words: &[OsString]) {
     if failure.reader_gone {
         return;
     }
-    let write: Option<&WriteId> = failure.answer.as_ref().and_then(|answer| answer.write.as_ref());
-    let again = write.map(|write| again::command_line(words, write));
+    let again = failure.write().map(|write| again::command_line(words, write));
     if format == Some(Format::Json) {
         note(failure.json(again.as_deref()).to_string());
         return;
     }
     note(format!("kvctl: {failure}"));
     if let Some(again) = again {
-        note("To ask again safely (it is applied once, however often it is asked):");
+        note(again::INTRODUCTION);
         note(format!("  {again}"));
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::kv::decode;
 use super::load::{self, Counts, Journal, Limits, Loading, Progress, Stored};
+use crate::again;
 use crate::cli::{DumpArgs, Format, LoadArgs, RecordFormat};
 use crate::context::Context;
 use crate::encoding::Encoding;
@@ -71,9 +72,28 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
         crate::duration::show(took),
         describe::count(rate as u64)
     ));
+    if counts.unknown > 0 {
+        tell_how_to_load_again(context, &args.file);
+    }
     match loaded.stopped {
         Some(failure) => Err(Failure { exit: loaded.exit, ..failure }),
         None => Ok(loaded.exit),
+    }
+}
+
+/// The command that settles records of unknown outcome: it writes what is not there, and nothing twice.
+fn tell_how_to_load_again(context: &Context, file: &Path) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let again = again::load_line(&words);
+    let input = if file.as_os_str() == "-" { " with the same input" } else { "" };
+    let message = format!(
+        "To settle what is unknown, load again{input} (what is there already is not written again):"
+    );
+    if context.global.output == Some(Format::Json) {
+        note(json!({ "message": message, "ask_again": again }).to_string());
+    } else {
+        note(message);
+        note(format!("  {again}"));
     }
 }
 

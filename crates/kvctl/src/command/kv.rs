@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use quorate_client::Client;
 
+use crate::again;
 use crate::cli::{CasArgs, DelArgs, Encodings, Format, GetArgs, IncrArgs, PutArgs};
 use crate::context::Context;
 use crate::encoding::Encoding;
@@ -117,7 +118,7 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
             }
             Err(failure) => {
                 exit = exit.and(failure.exit);
-                tell_item(context, key, &failure);
+                tell_item(context, key, &failure, None);
             }
         }
     }
@@ -259,7 +260,11 @@ async fn remove(
             Err(error) => {
                 let failure = Failure::from(error);
                 exit = exit.and(failure.exit);
-                tell_item(context, &key, &failure);
+                let endpoints = &context.global.endpoints;
+                let again = failure
+                    .write()
+                    .map(|write| again::delete_line(endpoints, &flags_of(&condition), &key, write));
+                tell_item(context, &key, &failure, again.as_deref());
             }
         }
     }
@@ -281,12 +286,17 @@ fn ask(question: &str) -> bool {
     read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-/// Tells the failure of one of several items.
-fn tell_item(context: &Context, key: &[u8], failure: &Failure) {
-    note(match context.global.output {
-        Some(Format::Json) => failure.json_of(Object::new().with_bytes("key", key)).to_string(),
-        _ => format!("{}: {failure}", Encoding::Utf8.field(key)),
-    });
+/// Tells the failure of one of several items, and the command that asks for it again if there is one.
+fn tell_item(context: &Context, key: &[u8], failure: &Failure, again: Option<&str>) {
+    if context.global.output == Some(Format::Json) {
+        note(failure.json_of(Object::new().with_bytes("key", key), again).to_string());
+        return;
+    }
+    note(format!("{}: {failure}", Encoding::Utf8.field(key)));
+    if let Some(again) = again {
+        note(again::INTRODUCTION);
+        note(format!("  {again}"));
+    }
 }
 
 /// Tells the receipt of a write and why it was not applied, and gives the exit code.
@@ -312,6 +322,16 @@ fn condition(if_absent: bool, if_revision: Option<u64>) -> Option<Condition> {
         (false, None) => return None,
     };
     Some(Condition { expect: Some(expect) })
+}
+
+/// The flags of `del` that stand for a condition.
+fn flags_of(condition: &Option<Condition>) -> Vec<String> {
+    match condition.as_ref().and_then(|condition| condition.expect.as_ref()) {
+        Some(Expect::Absent(_)) => vec!["--if-absent".into()],
+        Some(Expect::Revision(revision)) => vec!["--if-revision".into(), revision.to_string()],
+        // del offers no other.
+        Some(Expect::Value(_)) | None => Vec::new(),
+    }
 }
 
 /// The bytes that an argument stands for.

@@ -174,6 +174,51 @@ fn an_applied_write_whose_answer_cannot_be_printed_is_4() {
     assert_eq!((code, &*told), (Some(2), "kvctl: standard output: No space left on device\n"));
 }
 
+#[test]
+fn each_lost_delete_of_several_can_be_asked_again() {
+    let fake = Fake::start();
+    for key in ["a", "b"] {
+        call(&fake, &["put", key, "v"]).ends(0);
+    }
+    fake.state().hang_writes = true;
+    let lost = call(&fake, &["--timeout", "600ms", "del", "a", "b"]);
+    assert_eq!(lost.code, Some(4), "{lost:?}");
+    assert!(!lost.stderr.contains("expired"), "{lost:?}");
+    fake.state().hang_writes = false;
+    let commands: Vec<&str> =
+        lost.stderr.lines().filter(|line| line.contains("--session-id")).collect();
+    assert_eq!(commands.len(), 2, "{lost:?}");
+    for command in commands {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]);
+        shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        // The remembered answer: it was there.
+        assert_eq!(run(shell, b"").ends(0), "1\n", "{command}");
+    }
+    fake.state().hang_writes = true;
+    let lost = call(&fake, &["--timeout", "600ms", "del", "a", "b", "-o", "json"]);
+    for line in lost.stderr.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(object["ask_again"].as_str().unwrap().contains("--session-id"), "{line}");
+    }
+}
+
+#[test]
+fn a_load_of_unknown_outcome_says_how_to_load_again() {
+    let fake = Fake::start();
+    fake.state().hang_writes = true;
+    let words = ["--timeout", "600ms", "load", "-"];
+    let lost = crate::call_with(&fake, &words, b"k\tv\n");
+    let command = lost.stderr.lines().last().unwrap().trim().to_owned();
+    assert!(lost.stderr.contains("load again with the same input"), "{lost:?}");
+    assert_eq!(lost.ends(4), "0 put, 0 unchanged, 0 failed, 1 unknown\n");
+    fake.state().hang_writes = false;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command]);
+    shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    assert_eq!(run(shell, b"k\tv\n").ends(0), "0 put, 1 unchanged, 0 failed, 0 unknown\n");
+}
+
 fn wait(child: &mut Child) -> Option<i32> {
     let until = Instant::now() + Duration::from_secs(20);
     loop {

@@ -59,7 +59,7 @@ impl Progress {
     /// Tells the failure of the record on a line, above the progress.
     pub fn failed(&self, line: u64, failure: &Failure) {
         let told = match self.json {
-            true => failure.json_of(Object::new().with("line", line)).to_string(),
+            true => failure.json_of(Object::new().with("line", line), None).to_string(),
             false => format!("line {line}: {failure}"),
         };
         match &self.bar {
