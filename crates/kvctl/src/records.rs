@@ -14,7 +14,7 @@ use crate::encoding::{escape, from_base64, to_base64, unescape};
 mod csv_text;
 mod jsonl;
 
-pub use jsonl::one_of;
+pub use jsonl::{one_of, why};
 
 /// The longest text of one record: a value of 1 MiB and a key of 4 KiB fit with every byte escaped.
 const TEXT_BYTES_MAX: usize = 6 << 20;

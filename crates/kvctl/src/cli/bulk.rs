@@ -58,9 +58,11 @@ pub enum RecordFormat {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Pairs (without --delimiter and --key-field), as dump writes them:
-  tsv    key, tab, value; \\t \\n \\r \\\\ \\xHH stand for what they say
+  tsv    key, tab, value; \\t \\n \\r \\\\ stand for tab, line feed, carriage return, backslash, and
+         \\xHH for the byte HH (hexadecimal)
   csv    key, comma, value; quotes around what holds commas, quotes or line ends
-  jsonl  {\"key\": K, \"value\": V}; key_base64 and value_base64 for what is not UTF-8
+  jsonl  {\"key\": K, \"value\": V} on each line; key_base64 and value_base64 instead for what is not
+         UTF-8; other fields are passed over
 Records (with --delimiter or --key-field, tsv and csv): the key is one field of the record, and
 the value is the whole record as it stands in the file, without its line end. With tsv a record is a
 line and nothing is unescaped; with csv a quoted field may hold delimiters and line ends.

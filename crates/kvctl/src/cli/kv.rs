@@ -128,12 +128,19 @@ pub struct IncrArgs {
 #[command(after_help = "\
 Each line is one operation, a JSON object:
   {\"op\": \"put\", \"key\": K, \"value\": V}
-  {\"op\": \"delete\", \"key\": K}
-  {\"op\": \"increment\", \"key\": K, \"by\": N}
+  {\"op\": \"delete\", \"key\": K}                (or \"del\")
+  {\"op\": \"increment\", \"key\": K, \"by\": N}    (or \"incr\"; without by: 1)
   {\"op\": \"check\", \"key\": K, CONDITION}
   {\"op\": \"get\", \"key\": K}
 put, delete and increment take a CONDITION too: \"if_absent\": true, \"if_revision\": N or
-\"if_value\": V. Instead of key, value and if_value: key_base64, value_base64, if_value_base64.")]
+\"if_value\": V. Instead of key, value and if_value: key_base64, value_base64, if_value_base64.
+
+Example, of keys that share the hash tag 42 and so the shard:
+kvctl batch <<'END'
+{\"op\": \"check\", \"key\": \"{42}owner\", \"if_value\": \"Ada\"}
+{\"op\": \"put\", \"key\": \"{42}name\", \"value\": \"Analytical Engine\"}
+{\"op\": \"increment\", \"key\": \"{42}visits\", \"by\": 1}
+END")]
 pub struct BatchArgs {
     /// File with the operations, or - for standard input
     #[arg(default_value = "-")]

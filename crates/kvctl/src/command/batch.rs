@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::output::json::{self, Object};
 use crate::output::note;
-use crate::records::one_of;
+use crate::records::{one_of, why};
 use crate::wire::batch_operation::Action;
 use crate::wire::condition::Expect;
 use crate::wire::{
@@ -46,7 +46,10 @@ struct Line {
 #[serde(rename_all = "snake_case")]
 enum Op {
     Put,
+    // Also by the name of the command.
+    #[serde(alias = "del")]
     Delete,
+    #[serde(alias = "incr")]
     Increment,
     Check,
     Get,
@@ -97,7 +100,7 @@ fn wrong(place: usize, error: &dyn std::fmt::Display) -> Failure {
 }
 
 fn operation(text: &str) -> Result<BatchOperation, String> {
-    let line: Line = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let line: Line = serde_json::from_str(text).map_err(|error| why(&error))?;
     let given = |field: &str, is_given: bool, wanted: bool| match (is_given, wanted) {
         (true, false) => Err(format!("{field} does not go with this operation")),
         _ => Ok(()),
@@ -210,9 +213,11 @@ mod tests {
 {\"op\":\"increment\",\"key\":\"{a}2\",\"by\":-3}
 {\"op\":\"check\",\"key\":\"{a}3\",\"if_value\":\"v\"}
 {\"op\":\"get\",\"key\":\"{a}4\"}
+{\"op\":\"del\",\"key\":\"{a}5\"}
+{\"op\":\"incr\",\"key\":\"{a}6\"}
 ";
         let read = operations(text.as_bytes()).unwrap();
-        assert_eq!(read.len(), 5);
+        assert_eq!(read.len(), 7);
         assert_eq!(read[0].action, Some(Action::Put(PutAction { value: vec![0xff].into() })));
         assert_eq!(read[0].condition, Some(Condition { expect: Some(Expect::Absent(true)) }));
         assert_eq!(read[1].key, [0xff][..]);
@@ -220,12 +225,15 @@ mod tests {
         assert_eq!(read[2].action, Some(Action::Increment(IncrementAction { delta: -3 })));
         assert_eq!(read[3].condition, Some(Condition { expect: Some(Expect::Value("v".into())) }));
         assert_eq!(read[4].action, Some(Action::Get(GetAction {})));
+        assert_eq!(read[5].action, Some(Action::Delete(DeleteAction {})));
+        assert_eq!(read[6].action, Some(Action::Increment(IncrementAction { delta: 1 })));
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         for (line, part) in [
             ("{\"op\":\"put\",\"key\":\"a\"}", "neither value nor value_base64"),
+            ("{\"op\": put", "line 2: expected value (column 8)"),
             ("{\"op\":\"putt\",\"key\":\"a\"}", "unknown variant `putt`"),
             ("{\"op\":\"get\",\"key\":\"a\",\"valu\":1}", "unknown field `valu`"),
             ("{\"op\":\"get\",\"key\":\"a\",\"value\":\"\"}", "value does not go with"),
@@ -240,6 +248,7 @@ mod tests {
             let failure = operations(format!("\n{line}\n").as_bytes()).unwrap_err();
             assert!(failure.message.starts_with("line 2: "), "{failure}");
             assert!(failure.message.contains(part), "{failure}");
+            assert!(!failure.message.contains("line 1"), "{failure}");
         }
         assert!(operations(&b"\n"[..]).is_err());
     }

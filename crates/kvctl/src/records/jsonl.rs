@@ -22,10 +22,20 @@ struct Line {
 
 pub fn parse(text: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
     let line: Line = serde_json::from_slice(text)
-        .map_err(|error| format!("is not a JSON object with a key and a value: {error}"))?;
+        .map_err(|error| format!("is not a JSON object with a key and a value: {}", why(&error)))?;
     let key = one_of("key", line.key, line.key_base64)?;
     let value = one_of("value", line.value, line.value_base64)?;
     Ok((key, value))
+}
+
+/// What is wrong with the JSON of one line, without the line that the parser counts: it sees only one.
+pub fn why(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match text.strip_suffix(&place) {
+        Some(what) => format!("{what} (column {})", error.column()),
+        None => text,
+    }
 }
 
 /// The bytes of a field that may be given as text or in base64, but must be given once.
