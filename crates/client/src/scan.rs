@@ -100,11 +100,19 @@ impl<'a> Scan<'a> {
     ///
     /// # Errors
     /// As any read.
-    pub async fn count(mut self) -> Result<u64> {
+    pub async fn count(self) -> Result<u64> {
+        self.count_with_receipts().await.map(|(count, _)| count)
+    }
+
+    /// As [`Scan::count`], and what was guaranteed: receipts as [`Rows::receipts`] has them.
+    ///
+    /// # Errors
+    /// As any read.
+    pub async fn count_with_receipts(mut self) -> Result<(u64, Vec<Receipt>)> {
         self.request.count_only = true;
         let mut rows = self.rows();
         while rows.next().await?.is_some() {}
-        Ok(rows.counted)
+        Ok((rows.counted, rows.receipts))
     }
 
     /// Reads all rows into memory.

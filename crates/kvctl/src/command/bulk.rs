@@ -1,8 +1,10 @@
 //! `load` and `dump`: many records from and to files.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -43,9 +45,11 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     context.interrupt.take_first();
     let interrupt = context.interrupt.clone();
     let client = context.client.clone();
+    // The last receipt of each shard stands for all: one for each record would drown everything else.
+    let receipts: Arc<Mutex<BTreeMap<u64, Receipt>>> = Arc::default();
     let store = |key, value| {
         let out = interrupt.write_out();
-        let stored = store(client.clone(), key, value);
+        let stored = store(client.clone(), key, value, Arc::clone(&receipts));
         async move {
             let stored = stored.await;
             drop(out);
@@ -60,6 +64,8 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     let took = begun.elapsed();
 
     let counts = loaded.counts;
+    let receipts = std::mem::take(&mut *receipts.lock().unwrap_or_else(PoisonError::into_inner));
+    context.tell_receipts(receipts.values());
     if let Err(error) = print_counts(&mut context.output, counts, took) {
         let failure = Failure::from(error);
         let applied = counts.put > 0;
@@ -121,16 +127,29 @@ fn print_counts(output: &mut Output, counts: Counts, took: Duration) -> io::Resu
 
 /// Stores a record unless its value is there already. A new key takes one write; a changed one takes a
 /// second, which is unconditional: the file says what the value shall be.
-async fn store(client: Client, key: Bytes, value: Bytes) -> Result<Stored> {
+async fn store(
+    client: Client,
+    key: Bytes,
+    value: Bytes,
+    receipts: Arc<Mutex<BTreeMap<u64, Receipt>>>,
+) -> Result<Stored> {
+    let stored = |answer: PutResponse, unchanged| {
+        let stored = stored(&answer, unchanged);
+        if let Some(receipt) = answer.receipt {
+            let mut receipts = receipts.lock().unwrap_or_else(PoisonError::into_inner);
+            receipts.insert(receipt.shard, receipt);
+        }
+        stored
+    };
     let first = client.put(key.clone(), value.clone()).if_absent().return_previous().await?;
     if first.applied {
-        return Ok(stored(&first, false));
+        return Ok(stored(first, false));
     }
     let there = first.previous.as_ref().filter(|previous| !previous.value_omitted);
     if there.is_some_and(|previous| previous.value == value) {
-        return Ok(stored(&first, true));
+        return Ok(stored(first, true));
     }
-    Ok(stored(&client.put(key, value).await?, false))
+    Ok(stored(client.put(key, value).await?, false))
 }
 
 fn stored(answer: &PutResponse, unchanged: bool) -> Stored {

@@ -36,11 +36,13 @@ pub async fn scan(context: &mut Context, args: ScanArgs) -> Result<Exit> {
         scan = scan.limit(limit);
     }
     if args.count {
-        let count = context.told("the number of keys", scan.count()).await?;
+        let counted = context.told("the number of keys", scan.count_with_receipts());
+        let (count, receipts) = counted.await?;
         match context.output.format_or(Format::Raw) {
             Format::Json => context.output.json(&serde_json::json!({ "count": count }))?,
             _ => context.output.line(count.to_string())?,
         }
+        context.tell_receipts(&receipts);
         return Ok(Exit::Done);
     }
     if args.keys_only {

@@ -168,6 +168,11 @@ fn receipts_are_told_to_those_who_ask() {
     assert_eq!(stale.stderr, "stale · of unknown age · shard 1 · term 2 · index 1 · n1\n");
     assert_eq!(stale.ends(0), "v");
     assert_eq!(fake.state().reads, [(5, false)]);
+    let receipt = "linearizable · shard 1 · term 2 · index 1 · n1\n";
+    assert_eq!(call(&fake, &["scan", "--count", "-v"]).stderr, receipt);
+    let loaded = call_with(&fake, &["load", "-", "-v"], b"k\tv\nl\tv\n");
+    let receipts = loaded.stderr.lines().filter(|line| line.starts_with("linearizable · shard 1"));
+    assert_eq!(receipts.count(), 1, "{loaded:?}");
 }
 
 #[test]
