@@ -152,6 +152,7 @@ impl Call<'_> {
     /// Sets route and session for the next attempt.
     async fn prepare<R: Rpc>(&mut self, request: &mut R) -> Result<(), Lost> {
         self.inner.need_map(self.how.deadline).await;
+        self.inner.clusters.check()?;
         let table = self.inner.router.table();
         self.shard = request.key().and_then(|k| table.shard_of(k));
         request.set_route(table.hint(self.shard));

@@ -15,6 +15,7 @@ use quorate_proto::v1::{
 use tonic::transport::Channel;
 
 use crate::call::{How, Identity, RequestIds};
+use crate::clusters::Clusters;
 use crate::config::ClientConfig;
 use crate::error::{Detail, Error, Lost, Result, WriteId};
 use crate::pool::{Connection, Pool};
@@ -27,6 +28,9 @@ use crate::token::Tokens;
 
 /// How long one node may take to send its map.
 const MAP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the other endpoints may take to name their cluster once the first map is there.
+const CLUSTERS_PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long an attempt to learn the first map is not repeated.
 const MAP_PAUSE: Duration = Duration::from_millis(500);
@@ -46,6 +50,7 @@ pub(crate) struct Inner {
     pub sessions: Sessions,
     pub tokens: Tokens,
     pub request_ids: RequestIds,
+    pub clusters: Clusters,
     /// Held while one task fetches the map, so that others wait for it; says when that was last.
     fetching: tokio::sync::Mutex<Option<Instant>>,
     /// A task in the background fetches the map.
@@ -67,6 +72,7 @@ impl Client {
             sessions: Sessions::default(),
             tokens: Tokens::default(),
             request_ids: RequestIds::new(),
+            clusters: Clusters::default(),
             fetching: tokio::sync::Mutex::default(),
             refreshing: AtomicBool::new(false),
             me: me.clone(),
@@ -78,7 +84,7 @@ impl Client {
     /// A cluster that is still forming has none; the client is ready to wait for it with its calls.
     ///
     /// # Errors
-    /// When no endpoint answers in time.
+    /// When no endpoint answers in time; [`Error::Invalid`] when they are of several clusters.
     pub async fn connect(config: ClientConfig) -> Result<Client> {
         let client = Client::new(config);
         let patience = client.inner.config.timeout;
@@ -179,6 +185,15 @@ impl Client {
         (table.map.epoch != 0).then(|| table.map.clone())
     }
 
+    /// Whether all endpoints that answered are nodes of one cluster, as far as this client was told. Calls
+    /// fail by themselves if not; this is for those who only ask for [`Client::status`]. Asks nobody.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with a sentence that names the odd one out.
+    pub fn check_endpoints(&self) -> Result<()> {
+        self.inner.clusters.check().map_err(|lost| Error::Invalid(Box::new(lost.detail(""))))
+    }
+
     /// The nodes that could not be reached at the address the cluster advertises for them when this client
     /// last tried, and that address, in order of their ids. Calls to them go through the given endpoints,
     /// which forward; a given endpoint itself is never among them. Asks nobody.
@@ -251,30 +266,53 @@ impl Inner {
         });
     }
 
-    /// Asks everybody at once and is content with the first map that is newer.
+    /// Asks everybody at once and is content with the first map that is newer. Before any map is known,
+    /// the others may say for a moment longer to which cluster they belong.
     async fn ask_for_map(&self, deadline: Instant) -> Result<()> {
         let newer_than = self.router.epoch();
         let everyone = self.router.everyone();
         let mut asked: FuturesUnordered<_> = everyone
             .iter()
-            .map(|(_, connection)| get_map(connection, newer_than, deadline))
+            .map(|(_, connection)| async move {
+                (connection.address(), get_map(connection, newer_than, deadline).await)
+            })
             .collect();
         let mut answered = false;
         let mut last = None;
-        while let Some(result) = asked.next().await {
+        let mut clusters = Vec::new();
+        let mut until: Option<Instant> = None;
+        loop {
+            let next = match until {
+                None => asked.next().await,
+                // Who is later than this is not waited for.
+                Some(until) => {
+                    tokio::time::timeout_at(until.into(), asked.next()).await.unwrap_or(None)
+                }
+            };
+            let Some((address, result)) = next else { break };
             match result {
                 Ok(answer) => {
                     answered = true;
-                    let newer = answer.map.is_some();
+                    let cluster = answer.map.as_ref().map(|map| map.cluster_id.clone());
                     if !self.router.learn_map(answer, &self.pool) {
                         tracing::warn!(
                             "an endpoint belongs to another cluster; its map is ignored"
                         );
-                    } else if newer {
+                    } else if cluster.is_some() && newer_than != 0 {
                         return Ok(());
+                    }
+                    if let Some(cluster) = cluster {
+                        clusters.push((address, cluster));
+                        until.get_or_insert_with(|| Instant::now() + CLUSTERS_PATIENCE);
                     }
                 }
                 Err(lost) => last = Some(lost),
+            }
+        }
+        if newer_than == 0 {
+            self.clusters.note(clusters.iter().map(|(address, cluster)| (*address, cluster)));
+            if let Err(lost) = self.clusters.check() {
+                return Err(Error::Invalid(Box::new(lost.detail(""))));
             }
         }
         match last {

@@ -134,6 +134,10 @@ impl Client {
             }
         });
         let mut all = futures::future::join_all(asked).await;
+        let given = everyone.iter().zip(&all).filter(|((_, c), _)| self.inner.router.is_given(c));
+        self.inner.clusters.note(given.filter_map(|(_, node)| {
+            Some((node.address.as_str(), &node.status.as_ref().ok()?.cluster_id))
+        }));
         // A given endpoint may be a node of the map under another address: one row for each node.
         all.sort_by_key(|n| (n.node_id.unwrap_or(u64::MAX), n.status.is_err()));
         all.dedup_by(|b, a| a.node_id.is_some() && a.node_id == b.node_id);
@@ -168,6 +172,7 @@ impl Client {
     ) -> Result<TransferLeaderResponse> {
         let deadline = self.deadline(None);
         self.inner.need_map(deadline).await;
+        self.check_endpoints()?;
         let everyone = self.inner.router.everyone();
         let mut last = None;
         for (_, connection) in &everyone {

@@ -67,6 +67,7 @@
 mod call;
 mod client;
 mod cluster;
+mod clusters;
 mod config;
 mod error;
 mod pool;

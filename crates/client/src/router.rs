@@ -111,13 +111,13 @@ impl Router {
     /// Takes in an answer to GetMap. Returns false for a map of another cluster, which is ignored.
     pub fn learn_map(&self, answer: GetMapResponse, pool: &Pool) -> bool {
         let mut table = self.table.write();
-        if let Some(map) = answer.map
-            && (table.map.epoch == 0 || map.epoch > table.map.epoch)
-        {
+        if let Some(map) = answer.map {
             if table.map.epoch != 0 && map.cluster_id != table.map.cluster_id {
                 return false;
             }
-            *table = Arc::new(table_of(map, &table, pool));
+            if map.epoch > table.map.epoch {
+                *table = Arc::new(table_of(map, &table, pool));
+            }
         }
         for leader in answer.leaders {
             table.learn_leader(leader.shard, leader.node_id);
@@ -170,9 +170,13 @@ impl Router {
     /// that very address: the calls to them go through the given endpoints.
     pub fn unreachable(&self) -> Vec<(u64, Arc<Connection>)> {
         let table = self.table();
-        let given = |c: &Arc<Connection>| self.seeds.iter().any(|seed| Arc::ptr_eq(seed, c));
-        let lost = table.nodes().filter(|(_, c)| c.is_unreachable() && !given(c));
+        let lost = table.nodes().filter(|(_, c)| c.is_unreachable() && !self.is_given(c));
         lost.map(|(id, c)| (id, Arc::clone(c))).collect()
+    }
+
+    /// Whether it is one of the endpoints that were given.
+    pub fn is_given(&self, connection: &Arc<Connection>) -> bool {
+        self.seeds.iter().any(|seed| Arc::ptr_eq(seed, connection))
     }
 
     /// Every node of the map, and those given endpoints that are none of them; with node ids where known.

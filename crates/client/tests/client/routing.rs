@@ -206,3 +206,22 @@ async fn status_asks_every_node_once_and_shows_the_silent() {
     assert!(matches!(refused, Error::Refused(_)), "{refused}");
     assert_eq!(refused.reason(), Some(Reason::NotOffered));
 }
+
+#[tokio::test]
+async fn endpoints_of_several_clusters_are_refused() {
+    let (fake, other) = (Fake::start().await, Fake::start().await);
+    let odd = bytes::Bytes::from_static(b"other---16-bytes");
+    other.state.lock().map.as_mut().unwrap().cluster_id = odd;
+    let endpoints =
+        [fake.addresses[0].as_str(), other.addresses[0].as_str(), fake.addresses[1].as_str()];
+    let config = ClientConfig::new(endpoints).unwrap();
+    let error = Client::connect(config.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+    let named = format!("{} belongs to cluster 6f746865, but ", other.addresses[0]);
+    assert!(error.to_string().contains(&named), "{error}");
+
+    let client = Client::new(config);
+    assert!(matches!(client.put("k", "v").await.unwrap_err(), Error::Invalid(_)));
+    assert!(client.check_endpoints().is_err());
+    assert_eq!(fake.writes().len() + other.writes().len(), 0);
+}

@@ -43,7 +43,7 @@ async fn show(
     names_problems: bool,
 ) -> Result<Exit> {
     let Some(pause) = args.watch else {
-        let view = look(context).await;
+        let view = look(context).await?;
         print(&mut context.output, &view)?;
         return Ok(match view.answering() {
             0 if names_problems => unanswered(context, &view),
@@ -52,7 +52,7 @@ async fn show(
         });
     };
     loop {
-        let view = look(context).await;
+        let view = look(context).await?;
         context.output.begin_picture()?;
         print(&mut context.output, &view)?;
         context.output.flush()?;
@@ -61,7 +61,7 @@ async fn show(
 }
 
 pub async fn health(context: &mut Context) -> Result<Exit> {
-    let view = look(context).await;
+    let view = look(context).await?;
     let sentence = view.sentence();
     match context.output.format_or(Format::Raw) {
         Format::Json => context.output.json(
@@ -77,14 +77,15 @@ pub async fn health(context: &mut Context) -> Result<Exit> {
 }
 
 /// Asks every node how it stands, all at once.
-async fn look(context: &Context) -> View {
+async fn look(context: &Context) -> Result<View> {
     let asked = context.told("the nodes' status", context.client.status(PATIENCE)).await;
+    context.client.check_endpoints()?;
     let answers = asked.into_iter().map(|node| Answer {
         id: node.node_id,
         status: node.status.map_err(|error| why_silent(&error.detail().message, &node.address)),
         address: node.address,
     });
-    View::of(answers.collect(), context.client.known_map())
+    Ok(View::of(answers.collect(), context.client.known_map()))
 }
 
 /// Why a node does not answer, without what its row says already and without the system's number.
@@ -197,7 +198,7 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, u64)> {
 /// The versions; that no node answers is no failure of asking for kvctl's own.
 pub async fn version(context: &mut Context) -> Result<Exit> {
     let own = env!("CARGO_PKG_VERSION");
-    let view = look(context).await;
+    let view = look(context).await?;
     let mut nodes: Vec<(u64, String)> = Vec::new();
     for node in &view.nodes {
         if let Ok(status) = &node.status {

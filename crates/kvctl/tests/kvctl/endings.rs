@@ -97,6 +97,22 @@ fn the_way_through_the_given_endpoint_is_told_once() {
 }
 
 #[test]
+fn endpoints_of_several_clusters_are_2() {
+    let (fake, other) = (Fake::start(), Fake::start());
+    other.state().cluster = Some(bytes::Bytes::from_static(b"other---16-bytes"));
+    for words in [&["get", "k"][..], &["put", "k", "v"], &["status"], &["health"], &["scan"]] {
+        let mut command = program();
+        command.args(["--endpoints", &format!("{},{}", fake.address, other.address)]).args(words);
+        let called = run(command, b"");
+        assert!(called.stderr.contains("endpoints are of several clusters"), "{called:?}");
+        let odd = format!("{} belongs to cluster 6f746865", other.address);
+        assert!(called.stderr.contains(&odd), "{called:?}");
+        assert_eq!(called.ends(2), "", "{words:?}");
+    }
+    assert_eq!(fake.state().writes + other.state().writes, 0);
+}
+
+#[test]
 fn a_refusal_of_the_cluster_has_its_code() {
     let fake = Fake::start();
     for (reason, code) in [(Reason::BadKey, 2), (Reason::TokenForeign, 5), (Reason::Internal, 70)] {

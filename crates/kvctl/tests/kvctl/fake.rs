@@ -48,6 +48,8 @@ pub struct State {
     pub leaderless: bool,
     /// Where the map says that the node is, if not where it is.
     pub advertised: Option<String>,
+    /// The cluster that the map names, if not the usual one.
+    pub cluster: Option<Bytes>,
 }
 
 #[derive(Clone, Default)]
@@ -99,8 +101,9 @@ impl Fake {
         let (first, last) = even_range(0, 1);
         let replica = MapReplica { replica_id: 1, node_id: 1 };
         let advertised = self.state().advertised.clone();
+        let cluster_id = self.state().cluster.clone().unwrap_or(CLUSTER);
         ClusterMap {
-            cluster_id: CLUSTER,
+            cluster_id,
             history: HISTORY,
             epoch: 1,
             nodes: vec![MapNode {
@@ -443,6 +446,7 @@ impl Cluster for Fake {
             ready: true,
             live: true,
             version: "0.1.0".into(),
+            cluster_id: state.cluster.clone().unwrap_or(CLUSTER),
             replicas: vec![replica(0), replica(1)],
             ..Default::default()
         }))

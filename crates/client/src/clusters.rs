@@ -1,0 +1,82 @@
+//! Whether the given endpoints are nodes of one cluster: those of several are refused, because answers
+//! would come now from one and now from another.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use quorate_proto::v1::Reason;
+
+use crate::error::Lost;
+
+/// What is known of it; it stays once it is found out.
+#[derive(Debug, Default)]
+pub(crate) struct Clusters {
+    mixed: OnceLock<String>,
+}
+
+impl Clusters {
+    /// Takes in to which cluster each endpoint that answered belongs.
+    pub fn note<'a>(&self, endpoints: impl IntoIterator<Item = (&'a str, &'a Bytes)>) {
+        if let Some(sentence) = mixed(endpoints) {
+            tracing::warn!("{sentence}");
+            // It may have been found out already.
+            let _ = self.mixed.set(sentence);
+        }
+    }
+
+    /// Fails once endpoints of several clusters were seen.
+    pub fn check(&self) -> Result<(), Lost> {
+        match self.mixed.get() {
+            Some(sentence) => Err(Lost::local(Reason::BadRequest, sentence.as_str())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The sentence that names the odd ones out; none where all belong together.
+fn mixed<'a>(endpoints: impl IntoIterator<Item = (&'a str, &'a Bytes)>) -> Option<String> {
+    let mut clusters: BTreeMap<&Bytes, Vec<&str>> = BTreeMap::new();
+    for (address, cluster) in endpoints {
+        // A node that is still forming belongs to none.
+        if !cluster.is_empty() {
+            clusters.entry(cluster).or_default().push(address);
+        }
+    }
+    if clusters.len() < 2 {
+        return None;
+    }
+    let mut groups: Vec<(&Bytes, Vec<&str>)> = clusters.into_iter().collect();
+    groups.sort_by_key(|(_, addresses)| addresses.len());
+    let of = |(cluster, addresses): &(&Bytes, Vec<&str>)| {
+        let verb = if addresses.len() == 1 { "belongs" } else { "belong" };
+        format!("{} {verb} to cluster {}", addresses.join(" and "), short(cluster))
+    };
+    let groups: Vec<String> = groups.iter().map(of).collect();
+    Some(format!(
+        "the given endpoints are of several clusters: {}; give the nodes of one",
+        groups.join(", but ")
+    ))
+}
+
+/// The first four bytes of a cluster's id, as eight hexadecimal digits.
+fn short(cluster: &Bytes) -> String {
+    cluster.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_odd_one_out_is_named_first() {
+        let (one, other) = (Bytes::from(vec![0xab; 16]), Bytes::from(vec![0x12; 16]));
+        let forming = Bytes::new();
+        assert_eq!(mixed([("a:1", &one), ("b:1", &one), ("c:1", &forming)]), None);
+        assert_eq!(
+            mixed([("a:1", &one), ("b:1", &other), ("c:1", &one)]).unwrap(),
+            "the given endpoints are of several clusters: b:1 belongs to cluster 12121212, but a:1 and \
+             c:1 belong to cluster abababab; give the nodes of one"
+        );
+    }
+}
