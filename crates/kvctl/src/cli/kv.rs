@@ -59,7 +59,8 @@ pub struct DelArgs {
     #[arg(value_name = "KEY")]
     pub keys: Vec<OsString>,
 
-    /// Remove all keys that begin with PREFIX; counts them first, and asks on a terminal
+    /// Remove all keys that begin with PREFIX (all keys if it is empty); counts them first, and asks on a
+    /// terminal
     #[arg(long, value_name = "PREFIX", conflicts_with_all = ["if_absent", "if_revision"])]
     pub prefix: Option<OsString>,
 

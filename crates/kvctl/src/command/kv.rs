@@ -154,7 +154,8 @@ fn told_if_absent(key: &[u8], found: bool) -> Exit {
 pub async fn del(context: &mut Context, args: DelArgs) -> Result<Exit> {
     let with = args.encodings;
     if let Some(prefix) = &args.prefix {
-        let prefix = with.key(prefix).map_err(Failure::usage)?;
+        // An empty prefix is one too: every key begins with it.
+        let prefix = decode(with.key_encoding, prefix)?;
         return del_prefix(context, prefix, args.yes, &with).await;
     }
     let keys: Vec<Bytes> =
@@ -186,9 +187,14 @@ async fn del_prefix(
 ) -> Result<Exit> {
     let scan = context.client.scan().prefix(prefix.clone());
     let count = context.told("the number of keys", scan.count()).await?;
-    let plural = if count == 1 { "" } else { "s" };
-    let what = format!("{count} key{plural} that begin with {}", with.key_encoding.field(&prefix));
-    if count > 0 && !agreed && io::stdin().is_terminal() && io::stderr().is_terminal() {
+    let what = counted(count, &with.key_encoding.field(&prefix));
+    let asks = io::stdin().is_terminal() && io::stderr().is_terminal();
+    if prefix.is_empty() && !agreed && !asks {
+        return Err(Failure::usage(format!(
+            "an empty prefix stands for every key, {what}; --yes removes them"
+        )));
+    }
+    if count > 0 && !agreed && asks {
         let asked =
             tokio::task::spawn_blocking(move || ask(&format!("Remove {what}? [y/N] "))).await;
         if !asked.unwrap_or(false) {
@@ -220,6 +226,16 @@ async fn del_prefix(
             Err(Failure { exit, ..failure })
         }
         None => Ok(exit),
+    }
+}
+
+/// `2 keys that begin with a/`; the prefix as it is shown, and empty for all keys.
+fn counted(count: u64, prefix: &str) -> String {
+    match (count, prefix) {
+        (1, "") => "1 key in all".into(),
+        (_, "") => format!("{count} keys in all"),
+        (1, _) => format!("1 key that begins with {prefix}"),
+        (_, _) => format!("{count} keys that begin with {prefix}"),
     }
 }
 

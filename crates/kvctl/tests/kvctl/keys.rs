@@ -112,6 +112,29 @@ fn del_counts_what_was_there() {
     assert_eq!(removed.stderr, "removing 2 keys that begin with a/\n");
     assert_eq!(removed.ends(0), "2\n");
     assert!(fake.state().rows.is_empty());
+    call(&fake, &["put", "a/1", "v"]).ends(0);
+    let removed = call(&fake, &["del", "--prefix", "a/"]);
+    assert_eq!(removed.stderr, "removing 1 key that begins with a/\n");
+}
+
+#[test]
+fn an_empty_prefix_stands_for_every_key() {
+    let fake = Fake::start();
+    for key in ["a", "b"] {
+        call(&fake, &["put", key, "v"]).ends(0);
+    }
+    assert_eq!(call(&fake, &["scan", "", "--keys-only"]).ends(0), "a\nb\n");
+    // Nobody can be asked, and nobody has agreed.
+    let refused = call(&fake, &["del", "--prefix", ""]);
+    assert_eq!(
+        refused.stderr,
+        "kvctl: an empty prefix stands for every key, 2 keys in all; --yes removes them\n"
+    );
+    refused.ends(2);
+    let removed = call(&fake, &["del", "--prefix", "", "--yes"]);
+    assert_eq!(removed.stderr, "removing 2 keys in all\n");
+    assert_eq!(removed.ends(0), "2\n");
+    assert!(fake.state().rows.is_empty());
 }
 
 #[test]
