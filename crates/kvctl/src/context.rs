@@ -128,6 +128,13 @@ impl Context {
         output::remark(self.global.output, message.as_ref());
     }
 
+    /// A line for people about what is printed; nothing with `-o json`, where the result says it itself.
+    pub fn explain(&self, message: impl AsRef<str>) {
+        if self.global.output != Some(Format::Json) {
+            note(message);
+        }
+    }
+
     /// Tells that calls took the longer way, through the given endpoints, because advertised addresses
     /// cannot be reached from here. For the end of a command, so that it is told once.
     pub fn tell_fallback(&self) {

@@ -39,6 +39,12 @@ fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && asks_for_json(&words) => {
+            let text = error.to_string();
+            let message = text.trim().strip_prefix("error: ").unwrap_or(text.trim());
+            note(Failure::usage(message).json(None).to_string());
+            return Exit::Usage.into();
+        }
         Err(error) => {
             // Help and version go to standard output, which may be closed; both are no errors.
             let _ = error.print();
@@ -139,6 +145,16 @@ fn tell(failure: &Failure, format: Option<Format>, words: &[OsString]) {
         note(again::INTRODUCTION);
         note(format!("  {again}"));
     }
+}
+
+/// Whether a command line that could not be understood asks for JSON.
+fn asks_for_json(words: &[OsString]) -> bool {
+    let pairs = words.iter().zip(words.iter().skip(1));
+    let apart = |(flag, format): (&OsString, &OsString)| {
+        (flag == "-o" || flag == "--output") && format == "json"
+    };
+    pairs.into_iter().any(apart)
+        || words.iter().any(|word| word == "-ojson" || word == "-o=json" || word == "--output=json")
 }
 
 /// The client's own log, for those who set `KVCTL_LOG` (such as `debug`); nothing otherwise.

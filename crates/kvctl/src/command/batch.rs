@@ -13,7 +13,6 @@ use crate::encoding::{Encoding, escape};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::output::json::{self, Object};
-use crate::output::note;
 use crate::records::{one_of, why};
 use crate::wire::batch_operation::Action;
 use crate::wire::condition::Expect;
@@ -71,7 +70,7 @@ pub async fn batch(context: &mut Context, args: BatchArgs) -> Result<Exit> {
     for (operation, result) in operations.iter().zip(&answer.results) {
         if !result.condition_held {
             let key = escape(&operation.key);
-            note(match result.found {
+            context.explain(match result.found {
                 true => format!("not applied: {key} is at revision {}", result.revision),
                 false => format!("not applied: {key} is absent"),
             });

@@ -72,7 +72,7 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
         return Err(if applied { failure.though_applied(None) } else { failure });
     }
     let rate = counts.stored() as f64 / took.as_secs_f64().max(0.001);
-    note(format!(
+    context.explain(format!(
         "{} records stored in {}, {} per second",
         describe::count(counts.stored()),
         crate::duration::show(took),
@@ -187,7 +187,7 @@ pub async fn dump(context: &mut Context, args: DumpArgs) -> Result<Exit> {
     };
     let receipts: Vec<Receipt> = rows.receipts().to_vec();
     context.tell_receipts(&receipts);
-    note(format!("{} records", describe::count(dumped)));
+    context.remark(format!("{} records", describe::count(dumped)));
     Ok(Exit::Done)
 }
 

@@ -98,7 +98,7 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
         let got = context.told("an answer to the read", read(context, key.clone())).await?;
         context.tell_receipts(&got.receipt);
         context.output.got(key, &got, &with)?;
-        return Ok(told_if_absent(key, got.found));
+        return Ok(told_if_absent(context, key, got.found));
     }
     let client = context.client.clone();
     let (level, staleness) = (context.level(), context.global.max_staleness);
@@ -114,7 +114,7 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
             Ok(got) => {
                 context.tell_receipts(&got.receipt);
                 context.output.got_one(key, &got, &with)?;
-                exit = exit.and(told_if_absent(key, got.found));
+                exit = exit.and(told_if_absent(context, key, got.found));
             }
             Err(failure) => {
                 exit = exit.and(failure.exit);
@@ -143,11 +143,11 @@ async fn read_of(
     Ok(get.await?)
 }
 
-fn told_if_absent(key: &[u8], found: bool) -> Exit {
+fn told_if_absent(context: &Context, key: &[u8], found: bool) -> Exit {
     if found {
         return Exit::Done;
     }
-    note(format!("there is no key {}", Encoding::Utf8.field(key)));
+    context.explain(format!("there is no key {}", Encoding::Utf8.field(key)));
     Exit::No
 }
 
@@ -198,11 +198,11 @@ async fn del_prefix(
         let asked =
             tokio::task::spawn_blocking(move || ask(&format!("Remove {what}? [y/N] "))).await;
         if !asked.unwrap_or(false) {
-            note("nothing was removed");
+            context.remark("nothing was removed");
             return Ok(Exit::No);
         }
     } else {
-        note(format!("removing {what}"));
+        context.remark(format!("removing {what}"));
     }
     let rows = context.client.scan().prefix(prefix).keys_only().rows();
     let failed = std::sync::Mutex::new(None);
@@ -319,12 +319,12 @@ fn tell_item(context: &Context, key: &[u8], failure: &Failure, again: Option<&st
 pub(super) fn told_of_write(context: &Context, written: &Written) -> Exit {
     context.tell_receipts(&written.receipt);
     if written.replayed && context.global.verbose {
-        note("this is the remembered answer of an earlier attempt");
+        context.explain("this is the remembered answer of an earlier attempt");
     }
     if written.applied {
         return Exit::Done;
     }
-    note(match written.found {
+    context.explain(match written.found {
         true => format!("not applied: the key is at revision {}", written.revision),
         false => "not applied: the key is absent".into(),
     });

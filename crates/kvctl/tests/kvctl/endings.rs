@@ -113,6 +113,31 @@ fn endpoints_of_several_clusters_are_2() {
 }
 
 #[test]
+fn json_output_has_nothing_but_objects_on_stderr() {
+    let fake = Fake::start();
+    call(&fake, &["put", "k", "v"]).ends(0);
+    for (words, input, code) in [
+        (&["get", "nothing"][..], &b""[..], 1),
+        (&["get", "k", "nothing"], b"", 1),
+        (&["put", "k", "w", "--if-absent"], b"", 1),
+        (&["del", "--prefix", "x"], b"", 0),
+        (&["load", "-"], b"l\tv\n", 0),
+        (&["load", "-"], b"l\n", 2),
+        (&["dump"], b"", 0),
+        (&["get", "k", "--no-such-flag"], b"", 2),
+        (&["get", "k", "-v"], b"", 0),
+    ] {
+        let words: Vec<&str> = words.iter().copied().chain(["-o", "json"]).collect();
+        let called = crate::call_with(&fake, &words, input);
+        for line in called.stderr.lines() {
+            let object: Result<serde_json::Value, _> = serde_json::from_str(line);
+            assert!(object.is_ok_and(|object| object.is_object()), "{words:?} {line}");
+        }
+        assert_eq!(called.code, Some(code), "{words:?} {called:?}");
+    }
+}
+
+#[test]
 fn a_refusal_of_the_cluster_has_its_code() {
     let fake = Fake::start();
     for (reason, code) in [(Reason::BadKey, 2), (Reason::TokenForeign, 5), (Reason::Internal, 70)] {
@@ -199,7 +224,7 @@ fn each_lost_delete_of_several_can_be_asked_again() {
     fake.state().hang_writes = true;
     let lost = call(&fake, &["--timeout", "600ms", "del", "a", "b"]);
     assert_eq!(lost.code, Some(4), "{lost:?}");
-    assert!(!lost.stderr.contains("expired"), "{lost:?}");
+    assert!(!lost.stderr.contains("expired: Timeout"), "{lost:?}");
     fake.state().hang_writes = false;
     let commands: Vec<&str> =
         lost.stderr.lines().filter(|line| line.contains("--session-id")).collect();
