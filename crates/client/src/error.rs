@@ -375,8 +375,18 @@ fn source_of<E: StdError + 'static>(status: &Status) -> Option<&E> {
     None
 }
 
+/// How the library begins its message on an answer that is no gRPC.
+const NOT_GRPC: &str = "grpc-status header missing";
+
 /// The status's message and the last of its causes, which is the one that says something.
 fn sentence(status: &Status) -> String {
+    if status.message().starts_with(NOT_GRPC) {
+        let http = status.message().rsplit(' ').next().unwrap_or_default();
+        return format!(
+            "the answer is not gRPC (HTTP status {http}): this is not the port that Quorate's clients \
+             connect to"
+        );
+    }
     let mut last = None;
     let mut source = StdError::source(status);
     while let Some(error) = source {
@@ -476,6 +486,10 @@ mod tests {
         assert_eq!((lost.effect, lost.broken), (Effect::Maybe, false));
         assert_eq!(lost.code, Code::DeadlineExceeded);
         assert_eq!(lost.message, "the node took the request and did not answer in time");
+        let other =
+            Status::unimplemented("grpc-status header missing, mapped from HTTP status code 404");
+        let message = Lost::of_status(&other).message;
+        assert!(message.starts_with("the answer is not gRPC (HTTP status 404): "), "{message}");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         let lost = Lost::of_status(&Status::from_error(Box::new(reset)));
         assert_eq!((lost.effect, lost.broken), (Effect::Maybe, true));

@@ -20,6 +20,9 @@ pub use kv::{BatchArgs, CasArgs, DelArgs, GetArgs, IncrArgs, LocateArgs, PutArgs
 /// The nodes that are asked when no `--endpoints` is given: those of `kvnode dev`.
 pub const DEFAULT_ENDPOINTS: &str = "127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403";
 
+/// Where endpoints are looked for that are not given.
+const ENDPOINTS_VARIABLE: &str = "KVCTL_ENDPOINTS";
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -49,13 +52,14 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    // Not a doc comment: there the brackets would be a link.
+    // Not a doc comment: there the brackets would be a link. The environment is looked at by
+    // `Global::settle`, because clap would show an option that it finds there in each usage line.
     #[arg(
         help = "Nodes to ask, as host:port, [v6]:port or http://host:port; repeated or separated \
-        by commas. They are asked in parallel, and one that answers is enough"
+        by commas. They are asked in parallel, and one that answers is enough \
+        [env: KVCTL_ENDPOINTS] [default: 127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403]"
     )]
     #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
-    #[arg(env = "KVCTL_ENDPOINTS", hide_env_values = true, default_value = DEFAULT_ENDPOINTS)]
     pub endpoints: Vec<String>,
 
     /// What a read must guarantee
@@ -119,6 +123,18 @@ pub struct Global {
     /// Name in the nodes' certificate (TLS is not offered yet)
     #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
     pub server_name: Option<String>,
+}
+
+impl Global {
+    /// Fills in the endpoints that the command line does not name: those of the environment, else those
+    /// of `kvnode dev`.
+    pub fn settle(&mut self) {
+        if self.endpoints.is_empty() {
+            let named = std::env::var(ENDPOINTS_VARIABLE).ok().filter(|named| !named.is_empty());
+            let named = named.as_deref().unwrap_or(DEFAULT_ENDPOINTS);
+            self.endpoints = named.split(',').map(str::to_owned).collect();
+        }
+    }
 }
 
 /// What a read guarantees.

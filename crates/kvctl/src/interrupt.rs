@@ -1,4 +1,4 @@
-//! Ctrl-C, and what may be under way when it comes.
+//! Ctrl-C or SIGTERM, which ends a command in the same order, and what may be under way when it comes.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +29,17 @@ impl Interrupt {
     pub fn listen() -> Interrupt {
         let (sender, seen) = watch::channel(0);
         tokio::spawn(async move {
-            while tokio::signal::ctrl_c().await.is_ok() {
-                sender.send_modify(|count| *count += 1);
+            use tokio::signal::unix::{SignalKind, signal};
+            if let (Ok(mut interrupts), Ok(mut ends)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            {
+                loop {
+                    tokio::select! {
+                        _ = interrupts.recv() => {}
+                        _ = ends.recv() => {}
+                    }
+                    sender.send_modify(|count| *count += 1);
+                }
             }
             // Without a handler Ctrl-C still ends the process; nobody is to be told.
             std::future::pending::<()>().await;

@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::duration;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
+use crate::output::describe::plural;
 use crate::output::json::Object;
 use crate::output::table::{Align, Column, Table, Tone};
 use crate::output::{describe, note, waiting};
@@ -141,10 +142,11 @@ fn print(context: &mut Context, plan: &Plan, connections: u32, report: &Report) 
             }
             context.output.table(&table)?;
             note(format!(
-                "{} clients on {connections} connections, {}, values of {} bytes",
-                plan.clients,
+                "{} on {}, {}, values of {}",
+                plural(plan.clients.into(), "client"),
+                plural(connections.into(), "connection"),
                 duration::show(report.elapsed),
-                plan.value_size,
+                plural(plan.value_size as u64, "byte"),
             ));
             for (name, operation) in report.operations() {
                 for (reason, count) in &operation.failures {

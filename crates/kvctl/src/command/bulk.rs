@@ -19,7 +19,8 @@ use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
-use crate::output::{Output, describe, note};
+use crate::output::describe::{self, plural};
+use crate::output::{Output, note};
 use crate::records::{Layout, write_pair};
 use crate::wire::{PutResponse, Receipt};
 
@@ -73,8 +74,8 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     }
     let rate = counts.stored() as f64 / took.as_secs_f64().max(0.001);
     context.explain(format!(
-        "{} records stored in {}, {} per second",
-        describe::count(counts.stored()),
+        "{} stored in {}, {} per second",
+        plural(counts.stored(), "record"),
         crate::duration::show(took),
         describe::count(rate as u64)
     ));
@@ -187,7 +188,7 @@ pub async fn dump(context: &mut Context, args: DumpArgs) -> Result<Exit> {
     };
     let receipts: Vec<Receipt> = rows.receipts().to_vec();
     context.tell_receipts(&receipts);
-    context.remark(format!("{} records", describe::count(dumped)));
+    context.remark(plural(dumped, "record"));
     Ok(Exit::Done)
 }
 

@@ -206,6 +206,9 @@ pub async fn version(context: &mut Context) -> Result<Exit> {
         }
     }
     nodes.sort_unstable();
+    if nodes.is_empty() {
+        context.remark(format!("no node answers ({})", context.global.endpoints.join(", ")));
+    }
     match context.output.format_or(Format::Table) {
         Format::Json => {
             let nodes: Vec<Value> = nodes

@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
+use crate::output::describe::plural;
 use crate::output::json::Object;
 use crate::output::note;
 use crate::output::shapes::Written;
@@ -231,11 +232,11 @@ async fn del_prefix(
 
 /// `2 keys that begin with a/`; the prefix as it is shown, and empty for all keys.
 fn counted(count: u64, prefix: &str) -> String {
-    match (count, prefix) {
-        (1, "") => "1 key in all".into(),
-        (_, "") => format!("{count} keys in all"),
-        (1, _) => format!("1 key that begins with {prefix}"),
-        (_, _) => format!("{count} keys that begin with {prefix}"),
+    let keys = plural(count, "key");
+    let begin = if count == 1 { "begins" } else { "begin" };
+    match prefix {
+        "" => format!("{keys} in all"),
+        _ => format!("{keys} that {begin} with {prefix}"),
     }
 }
 

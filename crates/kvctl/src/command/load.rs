@@ -16,6 +16,7 @@ use crate::encoding::escape;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
+use crate::output::describe::plural;
 use crate::records::{Layout, Record, RecordError, RecordReader};
 
 mod progress;
@@ -240,7 +241,7 @@ where
                 if failures == self.limits.max_failures {
                     self.stop(Failure::of(
                         failure.exit,
-                        format!("given up at line {line} after {failures} failures"),
+                        format!("given up at line {line} after {}", plural(failures, "failure")),
                     ));
                 }
             }

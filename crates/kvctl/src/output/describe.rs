@@ -45,6 +45,12 @@ pub fn bytes(bytes: u64) -> String {
     format!("{amount:.1} {}", UNITS[unit])
 }
 
+/// `1 key`, `2 keys`; for nouns that only take an s.
+pub fn plural(number: u64, noun: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{s}", count(number))
+}
+
 /// A count for people, in groups of three digits: `34 924`.
 pub fn count(count: u64) -> String {
     let digits = count.to_string();

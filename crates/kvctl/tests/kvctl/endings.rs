@@ -68,6 +68,27 @@ fn nobody_there_is_3() {
 }
 
 #[test]
+fn the_environment_names_endpoints_and_is_not_in_the_usage() {
+    let fake = Fake::start();
+    let with = |words: &[&str]| {
+        let mut command = program();
+        command.env("KVCTL_ENDPOINTS", &fake.address).args(words);
+        run(command, b"")
+    };
+    with(&["put", "k", "v"]).ends(0);
+    assert_eq!(fake.state().writes, 1);
+    let wrong = with(&["get"]);
+    assert!(wrong.stderr.contains("Usage: kvctl get <KEY>..."), "{wrong:?}");
+    let told = {
+        let mut command = program();
+        command.args(["--endpoints", "127.0.0.1:1", "version"]);
+        run(command, b"")
+    };
+    assert_eq!(told.stderr, "no node answers (127.0.0.1:1)\n");
+    told.ends(0);
+}
+
+#[test]
 fn one_endpoint_that_answers_is_enough() {
     let fake = Fake::start();
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -272,8 +293,12 @@ fn wait(child: &mut Child) -> Option<i32> {
 }
 
 fn interrupt(child: &Child) {
+    send(child, Signal::INT);
+}
+
+fn send(child: &Child, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    kill_process(pid, Signal::INT).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
 #[test]
@@ -310,6 +335,15 @@ fn ctrl_c_is_130_but_4_when_a_write_is_out() {
 
 #[test]
 fn an_interrupted_load_waits_for_what_is_out_and_counts() {
+    a_load_ended_by(Signal::INT);
+}
+
+#[test]
+fn a_load_that_is_told_to_end_counts_too() {
+    a_load_ended_by(Signal::TERM);
+}
+
+fn a_load_ended_by(signal: Signal) {
     let fake = Fake::start();
     let mut command = program();
     // Slow enough that it cannot end by itself while the test waits.
@@ -325,7 +359,7 @@ fn an_interrupted_load_waits_for_what_is_out_and_counts() {
         assert!(begun.elapsed() < Duration::from_secs(20), "nothing was loaded");
         std::thread::sleep(Duration::from_millis(5));
     }
-    interrupt(&child);
+    send(&child, signal);
     assert_eq!(wait(&mut child), Some(130));
     let mut told = String::new();
     child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
