@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use serde_json::Value;
 
 use crate::cli::Format;
+use crate::output::table::{Align, Column, Table, Tone};
 
 pub mod cluster;
 pub mod describe;
@@ -21,7 +22,19 @@ pub struct Output {
     /// Whether it may be coloured: a terminal, and no NO_COLOR.
     pub color: bool,
     format: Option<Format>,
+    /// Rows that wait for others of their table: the columns are as wide as all of them need.
+    entries: Option<Entries>,
 }
+
+/// The rows of a table with a key and one more column.
+struct Entries {
+    heading: &'static str,
+    table: Table,
+    rows: usize,
+}
+
+/// Rows of one table; more begin another one.
+const ENTRIES_MAX: usize = 1_000;
 
 impl Output {
     /// The process's own standard output.
@@ -32,6 +45,7 @@ impl Output {
             terminal,
             color: terminal && color_wanted(),
             format,
+            entries: None,
         }
     }
 
@@ -56,6 +70,34 @@ impl Output {
         self.line(fields.join("\t"))
     }
 
+    /// A key and what belongs to it under this heading: a row of a table if one was asked for, else a
+    /// line of fields. Both must be free of tabs and line ends.
+    pub fn entry(&mut self, heading: &'static str, key: &str, cell: &str) -> io::Result<()> {
+        if self.format != Some(Format::Table) {
+            return self.fields(&[key, cell]);
+        }
+        let fits = |entries: &mut Entries| entries.heading == heading && entries.rows < ENTRIES_MAX;
+        if !self.entries.as_mut().is_some_and(fits) {
+            self.end_table()?;
+        }
+        let entries = self.entries.get_or_insert_with(|| Entries {
+            heading,
+            table: Table::new(&[Column("KEY", Align::Left), Column(heading, Align::Left)]),
+            rows: 0,
+        });
+        entries.table.row(Tone::Plain, vec![key.to_owned(), cell.to_owned()]);
+        entries.rows += 1;
+        Ok(())
+    }
+
+    /// Prints the rows that wait.
+    fn end_table(&mut self) -> io::Result<()> {
+        match self.entries.take() {
+            Some(entries) => self.table(&entries.table),
+            None => Ok(()),
+        }
+    }
+
     /// A line with one JSON object.
     pub fn json(&mut self, value: &Value) -> io::Result<()> {
         serde_json::to_writer(&mut self.writer, value)?;
@@ -64,6 +106,7 @@ impl Output {
 
     /// Sends on what is buffered.
     pub fn flush(&mut self) -> io::Result<()> {
+        self.end_table()?;
         self.writer.flush()
     }
 
@@ -130,7 +173,7 @@ mod captured {
         pub fn captured(format: Option<Format>) -> (Output, Captured) {
             let captured = Captured::default();
             let writer = Box::new(captured.clone());
-            (Output { writer, terminal: false, color: false, format }, captured)
+            (Output { writer, terminal: false, color: false, format, entries: None }, captured)
         }
     }
 }

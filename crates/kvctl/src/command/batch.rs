@@ -161,7 +161,7 @@ fn print(
                     Some(Action::Get(_)) | None => continue,
                     Some(_) => result.revision.to_string(),
                 };
-                output.fields(&[&Encoding::Utf8.field(&operation.key), &shown])?;
+                output.entry("RESULT", &Encoding::Utf8.field(&operation.key), &shown)?;
             }
         }
     }

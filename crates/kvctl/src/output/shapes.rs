@@ -109,9 +109,9 @@ impl Output {
         }
     }
 
-    /// A key and its value in a line.
+    /// A key and its value, in a line or a row.
     pub fn pair(&mut self, key: &[u8], value: &[u8], with: &Encodings) -> io::Result<()> {
-        self.fields(&[&with.key_encoding.field(key), &with.value_encoding.field(value)])
+        self.entry("VALUE", &with.key_encoding.field(key), &with.value_encoding.field(value))
     }
 
     /// A write that stores something: `OK`, or what is there instead.
@@ -121,7 +121,7 @@ impl Output {
             Format::Raw if it.applied => self.line("OK"),
             _ if it.applied => {
                 let key = with.key_encoding.field(key);
-                self.fields(&[&key, &it.revision.to_string()])
+                self.entry("REVISION", &key, &it.revision.to_string())
             }
             format => self.there(key, it, with, format),
         }
@@ -133,7 +133,9 @@ impl Output {
         match self.format_or(Format::Raw) {
             Format::Json => self.json(&it.json(key)),
             Format::Raw => self.line(number),
-            Format::Tsv | Format::Table => self.fields(&[&with.key_encoding.field(key), &number]),
+            Format::Tsv | Format::Table => {
+                self.entry("NUMBER", &with.key_encoding.field(key), &number)
+            }
         }
     }
 
@@ -146,7 +148,7 @@ impl Output {
             Format::Raw => Ok(()),
             Format::Tsv | Format::Table => {
                 let revision = it.revision.to_string();
-                self.fields(&[&with.key_encoding.field(key), &revision])
+                self.entry("REVISION", &with.key_encoding.field(key), &revision)
             }
         }
     }
@@ -222,6 +224,7 @@ mod tests {
         FORMATS.map(|format| {
             let (mut output, written) = Output::captured(format);
             print(&mut output).unwrap();
+            output.flush().unwrap();
             written.text()
         })
     }
@@ -241,7 +244,7 @@ mod tests {
     #[test]
     fn get() {
         let text = printed(|output| output.got(b"k", &got(b"a\tb\n"), &TEXT));
-        assert_eq!(text[..4], ["a\tb\n", "a\tb\n", "k\ta\\tb\\n\n", "k\ta\\tb\\n\n"]);
+        assert_eq!(text[..4], ["a\tb\n", "a\tb\n", "k\ta\\tb\\n\n", "KEY  VALUE\nk    a\\tb\\n\n"]);
         assert_eq!(
             text[4],
             format!(
@@ -300,7 +303,7 @@ mod tests {
     #[test]
     fn put() {
         let text = printed(|output| output.stored(b"k", &written(), &TEXT));
-        assert_eq!(text[..4], ["OK\n", "OK\n", "k\t812\n", "k\t812\n"]);
+        assert_eq!(text[..4], ["OK\n", "OK\n", "k\t812\n", "KEY  REVISION\nk    812\n"]);
         assert_eq!(
             text[4],
             format!(

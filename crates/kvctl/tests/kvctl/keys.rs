@@ -143,6 +143,10 @@ fn several_keys_are_lines_and_an_absent_one_is_an_exit_code() {
     call(&fake, &["put", "a", "1\t2"]).ends(0);
     call(&fake, &["put", "b", ""]).ends(0);
     assert_eq!(call(&fake, &["get", "b", "a"]).ends(0), "b\t\na\t1\\t2\n");
+    assert_eq!(
+        call(&fake, &["get", "b", "a", "-o", "table"]).ends(0),
+        "KEY  VALUE\nb\na    1\\t2\n"
+    );
     let mixed = call(&fake, &["get", "a", "nothing", "b"]);
     assert_eq!(mixed.stderr, "there is no key nothing\n");
     assert_eq!(mixed.ends(1), "a\t1\\t2\nb\t\n");
