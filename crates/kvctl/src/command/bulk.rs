@@ -37,6 +37,11 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
         return Err(Failure::usage("--delimiter and --key-field do not go with jsonl"));
     }
     let (input, size) = load::open(&args.file)?;
+    // Endpoints of several clusters are told once, not for each record. Other failures to learn the map
+    // may pass while records wait.
+    if context.told("the cluster map", context.client.map()).await.is_err() {
+        context.client.check_endpoints()?;
+    }
     let journal = args.journal.as_deref().map(Journal::create).transpose()?;
     let limits = Limits {
         in_flight: args.in_flight as usize,

@@ -121,10 +121,13 @@ fn the_way_through_the_given_endpoint_is_told_once() {
 fn endpoints_of_several_clusters_are_2() {
     let (fake, other) = (Fake::start(), Fake::start());
     other.state().cluster = Some(bytes::Bytes::from_static(b"other---16-bytes"));
-    for words in [&["get", "k"][..], &["put", "k", "v"], &["status"], &["health"], &["scan"]] {
+    for words in
+        [&["get", "k"][..], &["put", "k", "v"], &["status"], &["health"], &["scan"], &["load", "-"]]
+    {
         let mut command = program();
         command.args(["--endpoints", &format!("{},{}", fake.address, other.address)]).args(words);
-        let called = run(command, b"");
+        let called = run(command, b"k\tv\nl\tv\n");
+        assert_eq!(called.stderr.matches("several").count(), 1, "{called:?}");
         assert!(called.stderr.contains("endpoints are of several clusters"), "{called:?}");
         let odd = format!("{} belongs to cluster 6f746865", other.address);
         assert!(called.stderr.contains(&odd), "{called:?}");
