@@ -334,9 +334,11 @@ impl Lost {
 
 /// What a failure that a node described says of this attempt.
 fn effect_of(failure: &Failure) -> Effect {
-    // A sequence that Cancel barred is refused whenever it comes, also where an earlier attempt comes late.
-    // Other refusals are not remembered, and say nothing of an attempt that is still on its way.
-    if failure.reason() == Reason::SequencePast && failure.outcome() == Outcome::NotApplied {
+    // A sequence that Cancel barred, or whose increment met no number, is refused whenever it comes, also
+    // where an earlier attempt comes late. Other refusals are not remembered, and say nothing of an attempt
+    // that is still on its way.
+    let remembered = matches!(failure.reason(), Reason::SequencePast | Reason::NotANumber);
+    if remembered && failure.outcome() == Outcome::NotApplied {
         return Effect::Final;
     }
     match failure.outcome() {
@@ -440,6 +442,7 @@ mod tests {
             let lost = of(&Failure::of(row.reason, "why"));
             let expected = match row.outcome {
                 Outcome::Unknown => Effect::Maybe,
+                _ if row.reason == Reason::NotANumber => Effect::Final,
                 _ => Effect::None,
             };
             assert_eq!(lost.effect, expected, "{:?}", row.reason);
@@ -452,13 +455,18 @@ mod tests {
     }
 
     #[test]
-    fn a_barred_sequence_is_final() {
+    fn what_a_session_remembers_as_refused_is_final() {
         let barred = Failure {
             outcome: Outcome::NotApplied as i32,
             ..Failure::of(Reason::SequencePast, "barred")
         };
         assert_eq!(of(&barred).effect, Effect::Final);
         assert_eq!(of(&Failure::of(Reason::SequencePast, "past")).effect, Effect::None);
+        let refused = Failure {
+            outcome: Outcome::NotApplied as i32,
+            ..Failure::of(Reason::NotANumber, "no number")
+        };
+        assert_eq!(of(&refused).effect, Effect::Final);
     }
 
     #[test]
