@@ -75,7 +75,7 @@ pub struct Metrics {
     pub snapshots_installed: Counter,
     /// Open connections of clients.
     pub connections: Gauge,
-    /// Connections of clients that were refused at the limit.
+    /// Requests of connections beyond the limits, and connections closed because too many asked nothing.
     pub connections_refused: Counter,
     /// Bytes the data directory takes.
     pub disk_used_bytes: Gauge,
@@ -225,7 +225,7 @@ impl Metrics {
             connections_refused: counter(
                 r,
                 "connections_refused",
-                "Connections of clients refused at the limit",
+                "Requests refused at the limit of connections, and connections closed that asked nothing",
             ),
             disk_used_bytes: gauge(r, "disk_used_bytes", "Bytes the data directory takes"),
             disk_free_bytes: gauge(
