@@ -11,8 +11,8 @@ use quorate_proto::v1::batch_operation::Action;
 use quorate_proto::v1::condition::Expect;
 use quorate_proto::v1::{
     BatchOperation, BatchRequest, CompareAndSetRequest, Condition, Failure, GetRequest,
-    IncrementRequest, Outcome, PutAction, PutRequest, ReadOptions, Reason, RouteHint, ScanRequest,
-    WriteSession,
+    IncrementRequest, Outcome, PutAction, PutRequest, ReadLevel, ReadOptions, Reason, RouteHint,
+    ScanRequest, SessionToken, SessionTokenPart, WriteSession,
 };
 use quorate_tests::cluster::PATIENCE;
 use quorate_tests::ports::lease;
@@ -389,6 +389,18 @@ async fn meaningless(cluster: &Cluster) {
     let refused = kv.scan(ScanRequest { read: level, ..ScanRequest::default() }).await;
     let refused = refused.map(|_| ()).expect_err("no such level");
     assert_eq!(failure(&refused).reason(), Reason::BadLevel);
+    let parts = [0, 3].map(|first| {
+        let part = |shard| SessionTokenPart { shard, index: 1 };
+        SessionToken { parts: vec![part(first), part(3)], ..SessionToken::default() }
+    });
+    for token in parts {
+        let read = ReadOptions { token: Some(token), ..ReadOptions::default() };
+        let read = Some(ReadOptions { level: ReadLevel::Session as i32, ..read });
+        let get = GetRequest { key: "text".into(), read, ..GetRequest::default() };
+        let refused = kv.get(get).await.expect_err("no shard, or one twice");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(failure(&refused).reason(), Reason::BadToken);
+    }
     for page_token in ["x".into(), Bytes::from(vec![1; 60]), Bytes::from(vec![0; 5_000])] {
         let scan = ScanRequest { page_token, ..ScanRequest::default() };
         let refused = kv.scan(scan).await.map(|_| ()).expect_err("no token of ours");

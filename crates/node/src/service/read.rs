@@ -1,5 +1,6 @@
 //! Reads at the level that the caller chose, from the replica of this node where it can answer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -75,6 +76,11 @@ fn check_token(core: &Core, token: &SessionToken) -> Result<(), Failure> {
     }
     if token.parts.iter().any(|part| part.shard == 0) {
         return Err(core.failure(Reason::BadToken, "a part of the token names no shard"));
+    }
+    let mut named = BTreeSet::new();
+    if let Some(twice) = token.parts.iter().find(|part| !named.insert(part.shard)) {
+        let message = format!("the token names shard {} twice", twice.shard);
+        return Err(core.failure(Reason::BadToken, message));
     }
     let history = core.map.get().map_or_else(Bytes::new, |map| map.proto().history.clone());
     let foreign = |ours: &Bytes, theirs: &Bytes| !theirs.is_empty() && theirs != ours;
