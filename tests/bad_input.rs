@@ -467,3 +467,22 @@ async fn kvctl_ends_with_the_code_of_what_went_wrong() {
     cluster.wait_ready().await;
     assert_eq!(cluster.kvctl(&["get", "k"]).stdout, b"v", "nothing was lost on the way");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_the_largest_values_ends_no_node_and_is_kept() {
+    let cluster = Cluster::start(ClusterOptions { shards: 4, ..ClusterOptions::default() }).await;
+    let client = cluster.client();
+    let value = |number: usize| vec![number as u8; VALUE_BYTES_MAX];
+    let puts = (0..96).map(|number| {
+        let put = client.put(format!("large-{number}"), value(number));
+        async move { put.timeout(PATIENCE).await.expect("it is taken in time") }
+    });
+    futures::future::join_all(puts).await;
+    for node in 1..=3 {
+        assert!(!cluster.has_ended(node), "node {node} has ended");
+    }
+    for number in [0, 47, 95] {
+        let got = client.get(format!("large-{number}")).await.expect("a read");
+        assert!(got.value == value(number), "value {number} is another one");
+    }
+}
