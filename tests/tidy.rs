@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
 use quorate_tests::binaries::repository;
+use quorate_tests::needs::Need;
 use toml::Table;
 
 /// A source file: its path from the top, and its text.
@@ -314,6 +316,23 @@ fn what_may_be_skipped_is_written_down() {
         })
         .collect();
     assert_eq!(written, tests_with_a_need(), "tests/README.md lists what the code says");
+}
+
+/// The suite is the last of a run, so what was skipped stands at its end. The line goes past the capture
+/// of a test's output, which is shown for failures alone.
+#[test]
+fn what_is_absent_here_is_told_at_the_end_of_the_run() {
+    let tests = tests_with_a_need();
+    let used: BTreeSet<&str> = tests.iter().map(|(_, need)| need.as_str()).collect();
+    let known: BTreeSet<String> = Need::ALL.iter().map(|need| format!("{need:?}")).collect();
+    assert_eq!(used, known.iter().map(String::as_str).collect(), "every need has a test");
+    for need in Need::ALL.into_iter().filter(|need| !need.is_met()) {
+        let name = format!("{need:?}");
+        let of_need = tests.iter().filter(|(_, other)| *other == name);
+        let skipped: Vec<&str> = of_need.map(|(test, _)| test.as_str()).collect();
+        let line = format!("skipped, for want of {need}: {}\n", skipped.join(", "));
+        std::io::stderr().write_all(line.as_bytes()).expect("it is told");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What a test needs beyond a plain user, named in one place.
 //!
-//! Where a need is absent the test says so and ends: one line per need is left in a file that
-//! `.ci/run` prints at the end. With `QUORATE_REQUIRE=all` an absent need is a failure, but for those
+//! Where a need is absent the test says so and ends, and one line per need stands at the end of the run:
+//! `tests/tidy.rs`, whose suite is the last, prints it. `QUORATE_SKIPPED` names a file that collects the
+//! lines of the tests; `.ci/run` prints that. With `QUORATE_REQUIRE=all` an absent need is a failure, but for those
 //! in [`NOT_IN_CI`]. `tests/README.md` lists each test with a need; `tests/tidy.rs` compares.
 
 use std::fmt;
@@ -46,6 +47,10 @@ impl fmt::Display for Need {
 }
 
 impl Need {
+    /// All of them.
+    pub const ALL: [Need; 5] =
+        [Need::Docker, Need::UnicodeData, Need::PythonGrpc, Need::Grpcurl, Need::Setsid];
+
     /// Whether this machine has it.
     #[must_use]
     pub fn is_met(self) -> bool {
