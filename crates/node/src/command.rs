@@ -28,8 +28,7 @@ use quorate_proto::{
 use thiserror::Error;
 
 use crate::apply::machine::{COMMAND_VERSION, FEATURE_LEVEL};
-use crate::engine::WriteKey;
-use crate::session_id::SessionId;
+use crate::session_id::{SessionId, WriteKey};
 use check::{
     check_condition, check_keys_once, check_sequence, check_session, check_session_id, check_value,
 };
@@ -229,14 +228,9 @@ impl CommandDraft {
     /// Which write of which session it is; `None` = it has no session, or is a Cancel.
     pub fn write_key(&self) -> Option<WriteKey> {
         let session = self.command.session.as_ref()?;
-        matches!(self.command.action, Some(Action::Write(_))).then(|| {
-            let mut key = WriteKey::default();
-            let (id, sequence) = key.split_at_mut(SessionId::BYTES);
-            // The draft was checked: the id has its length.
-            id.copy_from_slice(&session.id);
-            sequence.copy_from_slice(&session.sequence.to_be_bytes());
-            key
-        })
+        let is_write = matches!(self.command.action, Some(Action::Write(_)));
+        let id = SessionId::from_slice(&session.id).filter(|_| is_write)?;
+        Some(id.write_key(session.sequence))
     }
 
     /// Whether the write is exactly-once. Without a session it must be proposed at most once.

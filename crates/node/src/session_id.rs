@@ -11,6 +11,9 @@ use std::{
 
 use crate::apply::stamp::LogTime;
 
+/// Names a write of a session; see [`SessionId::write_key`].
+pub type WriteKey = [u8; SessionId::BYTES + 8];
+
 /// The identity of a client's exactly-once session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId([u8; SessionId::BYTES]);
@@ -37,6 +40,14 @@ impl SessionId {
     /// The bytes as they travel.
     pub fn as_bytes(&self) -> &[u8; SessionId::BYTES] {
         &self.0
+    }
+
+    /// What names the write of this sequence: the id, and the sequence in big-endian order.
+    pub fn write_key(&self, sequence: u64) -> WriteKey {
+        let mut key = [0; SessionId::BYTES + 8];
+        key[..SessionId::BYTES].copy_from_slice(&self.0);
+        key[SessionId::BYTES..].copy_from_slice(&sequence.to_be_bytes());
+        key
     }
 
     /// The log time at which the session was born.

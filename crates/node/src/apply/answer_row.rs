@@ -94,23 +94,18 @@ pub enum Stored {
     Done(Done),
 }
 
-/// What is to be remembered of a sequence: as [`Stored`], of an answer that goes out as well.
-#[derive(Clone, Copy, Debug)]
-pub enum Decision<'a> {
-    /// See [`Stored::Barred`].
-    Barred,
-    /// See [`Stored::NotANumber`].
-    NotANumber(NotANumber),
-    /// See [`Stored::Done`].
-    Done(&'a Done),
+impl From<Result<Done, NotANumber>> for Stored {
+    fn from(decided: Result<Done, NotANumber>) -> Stored {
+        match decided {
+            Ok(done) => Stored::Done(done),
+            Err(why) => Stored::NotANumber(why),
+        }
+    }
 }
 
 /// The key of the row of a session's sequence.
 pub fn answer_row_key(session: &SessionId, sequence: u64) -> RowKey {
-    let mut key = [0; SessionId::BYTES + 8];
-    key[..SessionId::BYTES].copy_from_slice(session.as_bytes());
-    key[SessionId::BYTES..].copy_from_slice(&sequence.to_be_bytes());
-    RowKey::new(RowKind::Session, 0, &key)
+    RowKey::new(RowKind::Session, 0, &session.write_key(sequence))
 }
 
 /// The session and sequence that a row key names.
@@ -127,12 +122,7 @@ pub fn read_answer_row_key(key: &RowKey) -> Result<(SessionId, u64), Damaged> {
 impl AnswerRow {
     /// The row's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let decision = match &self.stored {
-            Stored::Barred => Decision::Barred,
-            Stored::NotANumber(why) => Decision::NotANumber(*why),
-            Stored::Done(done) => Decision::Done(done),
-        };
-        encode_row(self.last, self.content_hash, self.answered_below, decision)
+        encode_row(self.last, self.content_hash, self.answered_below, &self.stored)
     }
 
     /// Reads a row. Any byte string is a row or [`Damaged`].
@@ -163,27 +153,27 @@ pub(super) fn encode_row(
     last: bool,
     content_hash: u64,
     answered_below: u64,
-    decision: Decision<'_>,
+    stored: &Stored,
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(48);
     let mut flags = if last { row_flag::LAST } else { 0 };
-    flags |= match decision {
-        Decision::Barred => row_flag::BARRED,
-        Decision::NotANumber(_) => row_flag::REFUSED,
-        Decision::Done(done) if done.applied => row_flag::APPLIED,
-        Decision::Done(_) => 0,
+    flags |= match stored {
+        Stored::Barred => row_flag::BARRED,
+        Stored::NotANumber(_) => row_flag::REFUSED,
+        Stored::Done(done) if done.applied => row_flag::APPLIED,
+        Stored::Done(_) => 0,
     };
     out.push(FORMAT);
     out.push(flags);
     out.extend_from_slice(&content_hash.to_le_bytes());
     out.extend_from_slice(&answered_below.to_le_bytes());
-    match decision {
-        Decision::Barred => {}
-        Decision::NotANumber(NotANumber { operation, overflow }) => {
-            put_varint(&mut out, operation as u64);
-            out.push(u8::from(overflow));
+    match stored {
+        Stored::Barred => {}
+        Stored::NotANumber(NotANumber { operation, overflow }) => {
+            put_varint(&mut out, *operation as u64);
+            out.push(u8::from(*overflow));
         }
-        Decision::Done(done) => {
+        Stored::Done(done) => {
             put_varint(&mut out, done.index);
             out.extend_from_slice(&done.log_time.0.to_le_bytes());
             put_varint(&mut out, done.results.len() as u64);

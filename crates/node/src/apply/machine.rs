@@ -13,8 +13,8 @@ use quorate_raft::{Entry, EntryKind, Membership};
 use quorate_storage::{RowKey, StorageError};
 
 use super::{
-    answer::{Done, NotANumber, Refusal, WriteAnswer},
-    answer_row::{Decision, Stored},
+    answer::{Refusal, WriteAnswer},
+    answer_row::Stored,
     error::{ApplyError, Damaged},
     execute::{self, EntryPlace},
     meta::MapState,
@@ -238,7 +238,7 @@ impl<R: Rows> ShardTurn<'_, R> {
         let Some(session) = session else {
             return match self.owned(write) {
                 Err(refusal) => Ok(WriteAnswer::Refused(refusal)),
-                Ok(()) => Ok(answer(execute::execute(write, self.place, self.rows)?)),
+                Ok(()) => Ok(answer_of(execute::execute(write, self.place, self.rows)?.into())),
             };
         };
         // What was decided before is answered as it was, also when the shard has changed since: an
@@ -253,13 +253,9 @@ impl<R: Rows> ShardTurn<'_, R> {
         if let Admission::Refused(refusal) = admission {
             return Ok(WriteAnswer::Refused(refusal));
         }
-        let decided = execute::execute(write, self.place, self.rows)?;
-        let decision = match &decided {
-            Ok(done) => Decision::Done(done),
-            Err(why) => Decision::NotANumber(*why),
-        };
-        self.sessions.record(&session, decision, self.rows)?;
-        Ok(answer(decided))
+        let decided = execute::execute(write, self.place, self.rows)?.into();
+        self.sessions.record(&session, &decided, self.rows)?;
+        Ok(answer_of(decided))
     }
 
     fn cancel(self, session: Option<&CommandSession>) -> Result<WriteAnswer, ApplyError> {
@@ -281,7 +277,7 @@ impl<R: Rows> ShardTurn<'_, R> {
         if let Admission::Refused(refusal) = admission {
             return Ok(WriteAnswer::Refused(refusal));
         }
-        self.sessions.record(&session, Decision::Barred, self.rows)?;
+        self.sessions.record(&session, &Stored::Barred, self.rows)?;
         Ok(WriteAnswer::Barred)
     }
 
@@ -320,15 +316,8 @@ fn session_use(session: &CommandSession, content_hash: Option<u64>) -> Result<Se
 
 fn answer_of(stored: Stored) -> WriteAnswer {
     match stored {
-        Stored::Done(done) => answer(Ok(done)),
-        Stored::NotANumber(why) => answer(Err(why)),
+        Stored::Done(done) => WriteAnswer::Done(done),
+        Stored::NotANumber(why) => WriteAnswer::Refused(Refusal::NotANumber(why)),
         Stored::Barred => WriteAnswer::Barred,
-    }
-}
-
-fn answer(decided: Result<Done, NotANumber>) -> WriteAnswer {
-    match decided {
-        Ok(done) => WriteAnswer::Done(done),
-        Err(why) => WriteAnswer::Refused(Refusal::NotANumber(why)),
     }
 }

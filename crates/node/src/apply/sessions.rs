@@ -26,7 +26,7 @@ use quorate_storage::{RowKey, StorageError};
 
 use super::{
     answer::Refusal,
-    answer_row::{AnswerRow, Decision, Stored, answer_row_key, encode_row, read_answer_row_key},
+    answer_row::{AnswerRow, Stored, answer_row_key, encode_row, read_answer_row_key},
     error::{ApplyError, Damaged},
     rows::Rows,
     stamp::LogTime,
@@ -268,14 +268,14 @@ impl SessionTable {
     pub fn record(
         &mut self,
         command: &SessionUse,
-        decision: Decision<'_>,
+        stored: &Stored,
         rows: &mut impl Rows,
     ) -> Result<(), ApplyError> {
-        let barred = matches!(decision, Decision::Barred);
+        let barred = matches!(stored, Stored::Barred);
         let content_hash = if barred { 0 } else { command.content_hash.unwrap_or_default() };
         let floor = if command.last { command.sequence } else { command.floor() };
         let key = answer_row_key(&command.id, command.sequence);
-        let value = encode_row(command.last, content_hash, floor, decision);
+        let value = encode_row(command.last, content_hash, floor, stored);
         let bytes = row_cost(&key, &value);
         let stub = RowStub { sequence: command.sequence, content_hash, bytes, barred };
         // The table has no stub of it, and there is one for each row.

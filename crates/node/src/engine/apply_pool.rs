@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use super::Shard;
 use super::group::Committed;
 use super::inbox::{Inbox, Weigh};
-use super::request::Answer;
+use super::request::{Answer, answer_all};
 use super::snapshots::Staged;
 use super::turn::Input;
 use crate::apply::sessions::SessionLimits;
@@ -288,11 +288,7 @@ impl Applier {
             transaction.commit();
             last = Some(entry.index);
             if let Some(answer) = result {
-                let applied = Answer::Applied { at, log_time: entry.stamp, answer };
-                for waiter in answers {
-                    // A handler that is gone loses the answer, not the write.
-                    let _ = waiter.send(applied.clone());
-                }
+                answer_all(answers, Answer::Applied { at, log_time: entry.stamp, answer });
             }
         }
         if let Some(index) = last {

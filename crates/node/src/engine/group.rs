@@ -13,10 +13,11 @@ use quorate_raft::{
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
-use super::request::{Answer, Proposal, ReadGrant, RefusedProposal, WriteKey};
+use super::request::{Answer, Proposal, ReadGrant, RefusedProposal, answer_all};
 use super::shard::{Leadership, Shard};
 use crate::apply::{LogTime, next_stamp};
 use crate::metrics::Metrics;
+use crate::session_id::WriteKey;
 
 /// A committed entry with the handlers that wait for it; mostly one or none.
 #[derive(Debug)]
@@ -32,15 +33,6 @@ struct Waiting {
     proposed: Instant,
     /// Which write it is, and its command.
     write: Option<(WriteKey, Bytes)>,
-}
-
-impl Waiting {
-    fn answer(self, answer: &Answer) {
-        for waiter in self.answers {
-            // A handler that is gone does not need to know.
-            let _ = waiter.send(answer.clone());
-        }
-    }
 }
 
 /// A group and its waiters.
@@ -228,7 +220,7 @@ impl Group {
                         metrics.commit_seconds.observe_duration(now - waiting.proposed);
                         answers = waiting.answers;
                     } else {
-                        waiting.answer(&Answer::Lost);
+                        answer_all(waiting.answers, Answer::Lost);
                     }
                 }
                 Committed { entry, answers }
@@ -239,7 +231,7 @@ impl Group {
     /// A snapshot took the place of the log up to `last`: nobody here will see those entries.
     pub(super) fn forget_waiters(&mut self, last: Index) {
         while let Some((_, waiting)) = self.next_waiting(last) {
-            waiting.answer(&Answer::Unknown);
+            answer_all(waiting.answers, Answer::Unknown);
         }
     }
 

@@ -38,7 +38,7 @@ pub use handle::{Engine, Parts};
 pub use inbox::{Inbox, Refused};
 pub use log_writer::LogProgress;
 pub use replica::{OpenReplicaError, restore, settle_log};
-pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal, WriteKey};
+pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 pub use shard::{Leadership, Shard, ShardStats, Shards};
 pub use snapshots::{SnapshotOrder, Staged};
 

@@ -33,10 +33,11 @@ pub enum OpenReplicaError {
 /// well: what is appended from here on follows it without a gap, and would pass for its continuation.
 fn drop_other_history(header: &ShardHeader, recovered: &mut RecoveredGroup) -> Option<LogId> {
     let applied = header.applied();
-    let after_install = header.log_valid_from == applied.index.next();
-    let there = recovered.entries.iter().find(|entry| entry.index == applied.index);
-    let other = there.is_some_and(|entry| entry.id() != applied);
-    (after_install && other).then(|| {
+    if header.log_valid_from != applied.index.next() {
+        return None;
+    }
+    let there = recovered.entries.iter().find(|entry| entry.index == applied.index)?;
+    (there.id() != applied).then(|| {
         recovered.entries.clear();
         applied
     })

@@ -5,10 +5,7 @@ use quorate_raft::{GroupId, Index, LogId, NodeId};
 use tokio::sync::oneshot;
 
 use crate::apply::WriteAnswer;
-use crate::session_id::SessionId;
-
-/// Names a write of a session: the session's id and the write's sequence.
-pub type WriteKey = [u8; SessionId::BYTES + 8];
+use crate::session_id::WriteKey;
 
 /// A command to be proposed to a group, once.
 #[derive(Debug)]
@@ -43,6 +40,18 @@ pub enum Answer {
     /// It was proposed, and this replica cannot tell what became of it (a snapshot replaced its
     /// part of the log, or the replica stopped).
     Unknown,
+}
+
+/// Tells all who wait for one proposal; a handler that is gone loses the answer, and no more.
+pub(super) fn answer_all(mut waiters: Vec<oneshot::Sender<Answer>>, answer: Answer) {
+    // Mostly there is one, and nothing is copied for it.
+    let last = waiters.pop();
+    for waiter in waiters {
+        let _ = waiter.send(answer.clone());
+    }
+    if let Some(last) = last {
+        let _ = last.send(answer);
+    }
 }
 
 /// Why a loop did not propose.

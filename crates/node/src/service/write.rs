@@ -15,7 +15,8 @@ use super::route::{self, Place};
 use crate::apply::WriteAnswer;
 use crate::command::CommandDraft;
 use crate::core::{Core, retry_after};
-use crate::engine::{Answer, Leadership, Proposal, RefusedProposal, Shard, WriteKey};
+use crate::engine::{Answer, Leadership, Proposal, RefusedProposal, Shard};
+use crate::session_id::WriteKey;
 
 /// How long a call waits for a shard to get a leader: the longest election timeout twice. A client
 /// learns more by asking another node than by waiting longer.
