@@ -98,6 +98,29 @@ fn the_search_for_words_finds_words() {
     assert!(!contains_word("let sled_dir = 1;", "sled"));
 }
 
+/// A word that is planted behind the last line of code of a file is found, wherever the file declares
+/// its tests; so no rule below passes because it did not look.
+#[test]
+fn every_file_is_searched_to_its_end() {
+    let all: Vec<Source> = ["crates", "tests"].into_iter().flat_map(sources).collect();
+    let mut blind = Vec::new();
+    for source in all.iter().filter(|source| !source.is_test()) {
+        let lines: Vec<&str> = source.text.lines().collect();
+        let inline = |at: &usize| lines[*at].starts_with("mod ") && lines[*at].ends_with('{');
+        let tests = (1..lines.len()).filter(inline).find(|at| lines[at - 1] == "#[cfg(test)]");
+        let end = tests.map_or(lines.len(), |at| at - 1);
+        let mut planted = lines[..end].to_vec();
+        planted.push("fn planted() { unbounded_channel() }");
+        planted.extend(&lines[end..]);
+        let planted = Source { path: source.path.clone(), text: planted.join("\n") };
+        let at_the_end = format!("{}:{}: unbounded_channel", source.path, end + 1);
+        if !hits([&planted], &["unbounded_channel"]).contains(&at_the_end) {
+            blind.push(source.path.clone());
+        }
+    }
+    assert_none("the rules see each file to its end", &blind);
+}
+
 #[test]
 fn the_raft_core_is_pure() {
     let banned = [
