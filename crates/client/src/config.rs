@@ -148,6 +148,8 @@ mod tests {
             ("http://a:1/", "a:1"),
             ("[::1]:7401", "[::1]:7401"),
             ("http://[fe80::1]:7401", "[fe80::1]:7401"),
+            ("HTTP://127.0.0.1:7401", "127.0.0.1:7401"),
+            ("Http://a:1/", "a:1"),
         ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().address(), address);
         }
@@ -166,6 +168,10 @@ mod tests {
             ("a b:80", "no valid host"),
             ("a/b:80", "no valid host"),
             ("https://a:1", "TLS"),
+            ("HTTPS://a:1", "TLS"),
+            ("grpc://a:1", "begins with a scheme that is not http"),
+            ("a:b:80", "no valid host"),
+            ("[a]:80", "no valid IPv6 address between its brackets"),
         ] {
             let error = text.parse::<Endpoint>().unwrap_err();
             assert!(error.to_string().contains(part), "{text}: {error}");
@@ -173,5 +179,24 @@ mod tests {
         }
         let none: [&str; 0] = [];
         assert!(ClientConfig::new(none).is_err());
+    }
+
+    #[test]
+    fn user_information_is_refused_without_repeating_it() {
+        for texts in [
+            &["http://user:secret@127.0.0.1:7401"][..],
+            &["HTTPS://user:secret@127.0.0.1:7401"],
+            &["user:secret@127.0.0.1:7401"],
+            &["secret@a:1"],
+            &["a:1", "http://user:sec@secret:80@a:1/"],
+            &["http://user:secret@a"],
+            // A password with a comma, as a list separated by commas comes apart.
+            &["http://user:secret", "secret@a:1"],
+        ] {
+            let error = ClientConfig::new(texts).unwrap_err();
+            let told = format!("{error} {error:?}");
+            assert!(told.contains("has user information before its `@`"), "{texts:?}: {told}");
+            assert!(!told.contains("secret"), "{texts:?}: {told}");
+        }
     }
 }

@@ -216,6 +216,11 @@ fn health_of_a_node_that_is_not_there_is_no() {
     assert_eq!(by_environment, (1, expected, String::new()));
     assert_eq!(kvnode(&[], &["health", "--live", "--ready"]).0, 2);
     assert_eq!(kvnode(&[], &["health", "--endpoint", "nowhere"]).0, 2);
+    for endpoint in ["http://user:secret@127.0.0.1:1", "user:secret@127.0.0.1:1"] {
+        let (code, out, err) = kvnode(&[], &["health", "--endpoint", endpoint]);
+        assert!(code == 2 && err.contains("no user information"), "{code}: {err}");
+        assert!(!err.contains("secret") && out.is_empty(), "{out}{err}");
+    }
     for timeout in ["1s", "1500ms", "3"] {
         let flags = ["health", "--endpoint", &address, "--timeout", timeout];
         assert_eq!(kvnode(&[], &flags).0, 1, "{timeout}");

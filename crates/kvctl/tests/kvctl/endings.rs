@@ -35,6 +35,25 @@ fn a_wrong_command_line_is_2() {
 }
 
 #[test]
+fn a_password_in_an_endpoint_is_not_repeated() {
+    for endpoint in ["http://user:secret@127.0.0.1:1", "HTTP://user:se,secret@127.0.0.1:1"] {
+        for words in [&["get", "k"][..], &["status", "-o", "json"], &["bench", "put"]] {
+            for by_flag in [true, false] {
+                let mut command = program();
+                match by_flag {
+                    true => command.args(["--endpoints", endpoint]).args(words),
+                    false => command.env("KVCTL_ENDPOINTS", endpoint).args(words),
+                };
+                let called = run(command, b"");
+                assert!(called.stderr.contains("user information"), "{called:?}");
+                assert!(!called.stderr.contains("se,") && !called.stderr.contains("secret"));
+                assert_eq!(called.ends(2), "", "{words:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_offered_is_5() {
     let fake = Fake::start();
     let tls = call(&fake, &["get", "k", "--cacert", "ca.pem"]);

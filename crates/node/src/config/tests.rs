@@ -251,6 +251,33 @@ fn values_that_cannot_be_read_are_refused_with_their_source() {
 }
 
 #[test]
+fn addresses_are_refused_for_what_is_wrong_with_them_and_passwords_are_not_repeated() {
+    let scheme = "an address is written without a scheme: HOST:PORT, for example node1:7401";
+    for (key, value, reason) in [
+        (Key::Advertise, "http://node1:7401", scheme),
+        (Key::AdvertiseClient, "HTTP://node1:7401/", scheme),
+        (Key::Listen, "http://127.0.0.1:7401", scheme),
+        (Key::InitialCluster, "1=http://a:1", &format!("\"1=http://a:1\": {scheme}")),
+    ] {
+        let refusal = Start { flags: &[(key, value)], ..Start::default() }.refusal();
+        assert_eq!(refusal, format!("{key} = {value:?} (flag): {reason}"));
+    }
+    for (key, value) in [
+        (Key::Advertise, "http://user:secret@node1:7401"),
+        (Key::AdvertiseClient, "user:secret@node1:7401"),
+        (Key::Listen, "http://user:sec@secret:1@127.0.0.1:7401"),
+        (Key::PeerListen, "user:secret@127.0.0.1:7401"),
+        (Key::MetricsListen, "user:secret@127.0.0.1:7401"),
+        (Key::InitialCluster, "1=a:1,2=http://user:secret@b:1"),
+        (Key::InitialCluster, "1=http://user:secret,secret@a:1"),
+    ] {
+        let refusal = Start { flags: &[(key, value)], ..Start::default() }.refusal();
+        let reason = "an address has no user information: leave out what stands before its `@`";
+        assert_eq!(refusal, format!("{key} (flag): {reason}"));
+    }
+}
+
+#[test]
 fn limits_and_combinations_are_refused_with_the_knob() {
     for (flags, sentence) in [
         (
