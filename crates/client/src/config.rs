@@ -1,6 +1,7 @@
 //! What a client is told before it starts.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -32,8 +33,12 @@ impl ClientConfig {
     /// # Errors
     /// When there is no endpoint, or one is malformed.
     pub fn new<E: AsRef<str>>(endpoints: impl IntoIterator<Item = E>) -> Result<ClientConfig> {
+        let endpoints: Vec<E> = endpoints.into_iter().collect();
+        // All are looked at before one is refused: where a password with a comma came apart, the other
+        // half would be repeated.
+        endpoints.iter().try_for_each(|e| no_user_information(e.as_ref()))?;
         let endpoints: Vec<Endpoint> =
-            endpoints.into_iter().map(|e| e.as_ref().parse()).collect::<Result<_>>()?;
+            endpoints.iter().map(|e| e.as_ref().parse()).collect::<Result<_>>()?;
         if endpoints.is_empty() {
             let message = "no endpoint is given; one is needed to find the cluster";
             return Err(Error::invalid(Reason::BadRequest, message));
@@ -84,7 +89,7 @@ impl ClientConfig {
     }
 }
 
-/// One address to ask: `host:port`, `[v6]:port`, either with `http://` before it.
+/// One address to ask: `host:port`, `[v6]:port`, either with `http://` before it, in any case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     address: String,
@@ -108,15 +113,21 @@ impl FromStr for Endpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Endpoint> {
+        no_user_information(text)?;
         let wrong = |why: &str| {
             let message = format!("the endpoint `{text}` {why}");
             Err(Error::invalid(Reason::BadRequest, message))
         };
-        let trimmed = text.trim();
-        if trimmed.starts_with("https://") {
-            return wrong("asks for TLS, which is not offered yet");
-        }
-        let address = trimmed.strip_prefix("http://").unwrap_or(trimmed);
+        let address = match text.trim().split_once("://") {
+            None => text.trim(),
+            Some((scheme, address)) if scheme.eq_ignore_ascii_case("http") => address,
+            Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
+                return wrong("asks for TLS, which is not offered yet");
+            }
+            Some(_) => {
+                return wrong("begins with a scheme that is not http; write host:port");
+            }
+        };
         let address = address.strip_suffix('/').unwrap_or(address);
         let Some((host, port)) = address.rsplit_once(':') else {
             return wrong("has no port; write host:port");
@@ -124,16 +135,32 @@ impl FromStr for Endpoint {
         if !port.parse::<u16>().is_ok_and(|p| p != 0) {
             return wrong("has no port from 1 to 65535");
         }
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        if host.contains(':') && !bracketed {
+        if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            if v6.parse::<Ipv6Addr>().is_err() {
+                return wrong("has no valid IPv6 address between its brackets");
+            }
+            return Ok(Endpoint { address: address.to_owned() });
+        }
+        if host.parse::<Ipv6Addr>().is_ok() {
             return wrong("looks like an IPv6 address; write [address]:port");
         }
-        let bad = |c: char| c.is_whitespace() || c.is_control() || "/@?#".contains(c);
+        let bad = |c: char| c.is_whitespace() || c.is_control() || "/@?#:[]".contains(c);
         if host.is_empty() || host.contains(bad) {
             return wrong("has no valid host; write host:port");
         }
         Ok(Endpoint { address: address.to_owned() })
     }
+}
+
+/// Refuses what stands before an `@` without repeating it: it may be a password, and messages end up in
+/// logs.
+fn no_user_information(text: &str) -> Result<()> {
+    if !text.contains('@') {
+        return Ok(());
+    }
+    let message = "an endpoint has user information before its `@`, and a node takes none; \
+                   write host:port";
+    Err(Error::invalid(Reason::BadRequest, message))
 }
 
 #[cfg(test)]

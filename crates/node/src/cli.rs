@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, ConfigArgs, ConfigError, Environment, Layers, Resolved};
+use crate::config::{self, ConfigArgs, ConfigError, Environment, HostPort, Layers, Resolved};
 use crate::dev::{self, DevArgs};
 use crate::exit::Fatal;
 use crate::health_probe::{self, Question};
@@ -63,7 +63,7 @@ struct HealthArgs {
     /// Client address of the node [default: --listen of a node started with the same environment and
     /// --config]
     #[arg(long, value_name = "HOST:PORT")]
-    endpoint: Option<config::HostPort>,
+    endpoint: Option<String>,
     /// TOML file with the settings of the node [env: QUORATE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -125,7 +125,10 @@ fn show(args: ConfigArgs) -> Result<u8, Fatal> {
 fn health(args: HealthArgs) -> Result<u8, Fatal> {
     let question = if args.live { Question::Live } else { Question::Ready };
     let endpoint = match args.endpoint {
-        Some(endpoint) => endpoint,
+        // Not by the parser of the command line: that repeats what it refuses, a password too.
+        Some(endpoint) => endpoint
+            .parse::<HostPort>()
+            .map_err(|reason| Fatal::Usage(format!("--endpoint: {reason}")))?,
         None => {
             let settings = ConfigArgs { config: args.config, ..ConfigArgs::default() };
             let resolved = resolve(settings, &Environment::of_process())?;

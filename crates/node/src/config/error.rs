@@ -18,6 +18,16 @@ pub enum ConfigError {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// One value cannot be read and is not repeated, as it may hold a password.
+    #[error("{key} ({origin}): {reason}")]
+    Hidden {
+        /// The setting.
+        key: Key,
+        /// Where it was given.
+        origin: Source,
+        /// What is wrong, and what would be right; without any of the value.
+        reason: String,
+    },
     /// A limit or a combination of settings is refused.
     #[error("{0}")]
     Refused(String),

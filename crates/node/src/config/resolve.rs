@@ -219,14 +219,16 @@ impl Reader<'_> {
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<Option<(T, Source)>, ConfigError> {
         let Some((text, source)) = self.layers.get(key) else { return Ok(None) };
+        let origin = source.clone();
         match parse(text) {
-            Ok(value) => Ok(Some((value, source.clone()))),
-            Err(reason) => Err(ConfigError::Value {
-                key,
-                value: text.clone(),
-                origin: source.clone(),
-                reason: reason.to_string(),
-            }),
+            Ok(value) => Ok(Some((value, origin))),
+            Err(reason) if value::has_user_information(text) => {
+                Err(ConfigError::Hidden { key, origin, reason: reason.to_string() })
+            }
+            Err(reason) => {
+                let (value, reason) = (text.clone(), reason.to_string());
+                Err(ConfigError::Value { key, value, origin, reason })
+            }
         }
     }
 }

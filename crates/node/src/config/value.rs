@@ -70,6 +70,7 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "expected HOST:PORT, for example node1:7401 or [::1]:7401";
+        is_bare(text)?;
         let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
         let port: u16 = port.parse().map_err(|_| EXPECTED)?;
         if port == 0 {
@@ -77,17 +78,42 @@ impl FromStr for HostPort {
         }
         let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| EXPECTED)?.to_string(),
-            None if host.contains(':') => {
+            None if host.parse::<Ipv6Addr>().is_ok() => {
                 return Err(format!("{EXPECTED}; an IPv6 address stands in brackets"));
             }
             None => host.to_ascii_lowercase(),
         };
-        let legal = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
-        if host.is_empty() || !host.chars().all(legal) {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-._%".contains(c);
+        let is_v6 = host.contains(':') && host.parse::<Ipv6Addr>().is_ok();
+        if host.is_empty() || !(is_v6 || host.chars().all(legal)) {
             return Err(EXPECTED.to_owned());
         }
         Ok(Self { host, port })
     }
+}
+
+/// Refuses an address that is more than a host and a port.
+fn is_bare(text: &str) -> Result<(), String> {
+    no_user_information(text)?;
+    if text.contains("://") {
+        let reason = "an address is written without a scheme: HOST:PORT, for example node1:7401";
+        return Err(reason.to_owned());
+    }
+    Ok(())
+}
+
+/// Refuses what stands before an `@` without repeating it: it may be a password.
+fn no_user_information(text: &str) -> Result<(), String> {
+    if has_user_information(text) {
+        let reason = "an address has no user information: leave out what stands before its `@`";
+        return Err(reason.to_owned());
+    }
+    Ok(())
+}
+
+/// Whether a value that cannot be read may hold a password and must not be repeated.
+pub(super) fn has_user_information(text: &str) -> bool {
+    text.contains('@')
 }
 
 impl fmt::Display for HostPort {
@@ -103,6 +129,7 @@ impl fmt::Display for HostPort {
 /// An address to listen on: an IP address, or `localhost`. Other names are refused, because what a name
 /// resolves to can change, and with it who can reach the node. Port 0 takes any free port.
 pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    is_bare(text)?;
     if let Some(port) = text.strip_prefix("localhost:")
         && let Ok(port) = port.parse()
     {
@@ -116,6 +143,8 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 
 /// `1=host:port,2=host:port`: nodes and their peer addresses.
 pub(super) fn parse_initial_cluster(text: &str) -> Result<BTreeMap<NodeId, HostPort>, String> {
+    // Before a part is named: a password with a comma would come apart and be repeated.
+    no_user_information(text)?;
     let mut nodes = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (id, address) =
