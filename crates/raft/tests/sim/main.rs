@@ -117,20 +117,8 @@ fn work(cluster: &mut Cluster) {
     }
 }
 
-/// Runs one seed; the world it describes is in its choices alone.
-fn run(seed: u64) -> (u64, Coverage) {
-    let mut rng = Rng::new(seed.wrapping_mul(31));
-    let (membership, config, weather) = (membership(&mut rng), config(&mut rng), weather(&mut rng));
-    let mut cluster = Cluster::new(seed, config.clone(), &membership, weather);
-    let trouble_per_mille = [5, 20, 60, 150][rng.below(4) as usize];
-    for _ in 0..CHAOS {
-        if cluster.rng.chance(trouble_per_mille) {
-            trouble(&mut cluster);
-        }
-        work(&mut cluster);
-        cluster.tick();
-    }
-    cluster.heal();
+/// After the healing: every node must answer a read and apply what was proposed since, in time.
+fn serve_again(cluster: &mut Cluster, config: &Config) {
     let healed = cluster.now;
     let limit = healed + 10 * config.election_max.0;
     let mut mark = None;
@@ -153,6 +141,23 @@ fn run(seed: u64) -> (u64, Coverage) {
             cluster.describe()
         );
     }
+}
+
+/// Runs one seed; the world it describes is in its choices alone.
+fn run(seed: u64) -> (u64, Coverage) {
+    let mut rng = Rng::new(seed.wrapping_mul(31));
+    let (membership, config, weather) = (membership(&mut rng), config(&mut rng), weather(&mut rng));
+    let mut cluster = Cluster::new(seed, config.clone(), &membership, weather);
+    let trouble_per_mille = [5, 20, 60, 150][rng.below(4) as usize];
+    for _ in 0..CHAOS {
+        if cluster.rng.chance(trouble_per_mille) {
+            trouble(&mut cluster);
+        }
+        work(&mut cluster);
+        cluster.tick();
+    }
+    cluster.heal();
+    serve_again(&mut cluster, &config);
     (cluster.fingerprint(), cluster.coverage)
 }
 
@@ -219,6 +224,49 @@ fn a_seed_replays_bit_for_bit() {
 fn one_seed() {
     let (_, coverage) = run_named(number("QUORATE_SIM_SEED").unwrap_or(1));
     assert!(coverage.applied > 0);
+}
+
+/// Seeds whose smallest limits leave a long log to send and to apply when the faults end.
+#[test]
+fn seeds_that_leave_a_backlog() {
+    for seed in [5_008_406, 5_015_723, 5_018_083] {
+        run_named(seed);
+    }
+}
+
+/// A follower that was down misses 600 entries, which travel and are applied one by one.
+fn backlog() -> (Cluster, Config) {
+    let config = Config {
+        election_min: Ticks(20),
+        election_max: Ticks(40),
+        max_append_bytes: 1,
+        max_inflight_messages: 1,
+        max_committed_bytes: 1,
+        ..Config::default()
+    };
+    let members = Membership::of_voters((1..=3).map(replica));
+    let mut cluster = Cluster::new(1, config.clone(), &members, Weather::FINE);
+    while cluster.leader().is_none() {
+        cluster.tick();
+    }
+    let leader = cluster.leader().expect("one was elected");
+    cluster.crash((leader + 1) % 3);
+    let mut last = None;
+    for _ in 0..600 {
+        last = cluster.propose(leader, 1).or(last);
+        cluster.tick();
+    }
+    while last.is_some_and(|last| cluster.position(leader) < last) {
+        cluster.tick();
+    }
+    (cluster, config)
+}
+
+#[test]
+fn a_backlog_that_goes_entry_by_entry_gets_its_time() {
+    let (mut cluster, config) = backlog();
+    cluster.heal();
+    serve_again(&mut cluster, &config);
 }
 
 #[test]
