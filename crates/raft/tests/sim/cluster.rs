@@ -65,6 +65,15 @@ impl Weather {
         Weather { loss: 0, doubled: 0, delay: 1, disk: 1, report: 0, apply: 1 };
 }
 
+/// A fault of the cluster itself, by which a check shows that it can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// An acknowledgement is looked at only when the next heartbeat is due.
+    AcknowledgementsWaitForTheNextBeat,
+    /// What is committed is never applied.
+    AppliesNothing,
+}
+
 /// How often something happened that a run should exercise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -99,6 +108,7 @@ pub struct Cluster {
     pub weather: Weather,
     pub coverage: Coverage,
     pub oracle: Oracle,
+    pub bug: Option<Bug>,
     config: Config,
     seed: u64,
     rafts: Vec<Option<Raft>>,
@@ -129,6 +139,7 @@ impl Cluster {
             weather,
             coverage: Coverage::default(),
             oracle: Oracle::default(),
+            bug: None,
             config,
             seed,
             rafts: vec![None; size],
@@ -178,6 +189,13 @@ impl Cluster {
 
     pub fn position(&self, node: usize) -> Index {
         self.nodes[node].position
+    }
+
+    /// The entries between the state machine that is furthest behind and the end of the longest log.
+    pub fn backlog(&self) -> u64 {
+        let last = self.rafts.iter().flatten().map(|raft| raft.last_index().0).max().unwrap_or(0);
+        let position = self.nodes.iter().map(|node| node.position.0).min().unwrap_or(0);
+        last.saturating_sub(position)
     }
 
     /// Where every replica stands, for the message of a failure.
@@ -420,7 +438,12 @@ impl Cluster {
         }
         let copies = 1 + u64::from(self.rng.chance(self.weather.doubled));
         for _ in 0..copies {
-            let at = self.now + self.rng.below(self.weather.delay + 1);
+            let mut at = self.now + self.rng.below(self.weather.delay + 1);
+            if self.bug == Some(Bug::AcknowledgementsWaitForTheNextBeat)
+                && matches!(envelope.message, Message::AppendReply { .. })
+            {
+                at = at.next_multiple_of(self.config.heartbeat.0);
+            }
             self.later(to, at, Event::Deliver(envelope.clone()));
         }
     }
@@ -458,6 +481,9 @@ impl Cluster {
     }
 
     fn apply(&mut self, node: usize, count: usize) {
+        if self.bug == Some(Bug::AppliesNothing) {
+            return;
+        }
         for _ in 0..count {
             let Some(entry) = self.nodes[node].queue.pop_front() else { break };
             self.oracle.applied(&self.disks[node], &entry, self.nodes[node].position);

@@ -1,0 +1,56 @@
+//! Service after all faults have ended, and how long it may take to come back.
+
+use quorate_raft::{Config, Entry};
+
+use crate::cluster::Cluster;
+
+/// The longest payload that the simulator proposes: a number of 8 bytes, and fewer than 60 more.
+const LARGEST_ENTRY: u64 = Entry::OVERHEAD_BYTES + 8 + 60;
+
+/// Ticks of a round trip of entries in fine weather: the append travels, waits for the barrier that
+/// is under way and for its own, and the answer travels.
+const ROUND_TRIP: u64 = 4;
+
+/// Ticks that a page of entries takes to be applied in fine weather.
+const PAGE: u64 = 1;
+
+/// How long a backlog of this many entries takes at most, when it is first sent, a full window per
+/// round trip, and then applied, page by page. In truth the two overlap.
+fn backlog_ticks(config: &Config, entries: u64) -> u64 {
+    let fitting = |bytes: u64| (bytes / LARGEST_ENTRY).max(1);
+    let by_messages =
+        fitting(config.max_append_bytes).saturating_mul(config.max_inflight_messages as u64);
+    let window = by_messages.min(fitting(config.max_inflight_bytes));
+    let page = fitting(config.max_committed_bytes);
+    entries.div_ceil(window) * ROUND_TRIP + entries.div_ceil(page) * PAGE
+}
+
+/// After the healing every node must answer a read that began since, and apply what was proposed
+/// since. Ten election timeouts are for elections and snapshots that fail; what must be sent and
+/// applied comes on top.
+pub fn serve_again(cluster: &mut Cluster, config: &Config) {
+    let healed = cluster.now;
+    let backlog = cluster.backlog();
+    let allowed = 10 * config.election_max.0 + backlog_ticks(config, backlog);
+    let mut mark = None;
+    loop {
+        cluster.tick();
+        if let Some(leader) = cluster.leader()
+            && cluster.now.is_multiple_of(20)
+        {
+            mark = cluster.propose(leader, 1).or(mark);
+            (0..cluster.size()).for_each(|node| cluster.read(node));
+        }
+        let served = |node: usize| cluster.last_read[node] > healed;
+        let applied = |node: usize| mark.is_some_and(|mark| cluster.position(node) >= mark);
+        if (0..cluster.size()).all(|node| served(node) && applied(node)) {
+            break;
+        }
+        assert!(
+            cluster.now < healed + allowed,
+            "no full service within {allowed} ticks of the healing, with {backlog} entries to send \
+             and to apply: {}",
+            cluster.describe()
+        );
+    }
+}
