@@ -204,6 +204,28 @@ fn a_path_that_cannot_be_a_data_directory_is_a_usage_error() {
 }
 
 #[test]
+fn a_configuration_file_may_begin_with_a_byte_order_mark_but_is_utf_8() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("node.toml");
+    let file = path.to_str().unwrap();
+    let text = "\u{feff}node-id = 7\nshards = 8\n";
+    std::fs::write(&path, text).unwrap();
+    let (code, out, err) = kvnode(&[], &["config", "show", "--config", file]);
+    assert!(code == 0 && err.is_empty(), "{code}: {err}");
+    let from = |key: &str, line: u32| {
+        let row = out.lines().find(|row| row.starts_with(key)).unwrap();
+        assert!(row.ends_with(&format!("{file}:{line}")), "{row}");
+    };
+    from("node-id", 1);
+    from("shards", 2);
+    let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(&path, wide).unwrap();
+    let (code, _, err) = kvnode(&[], &["config", "show", "--config", file]);
+    let sentence = "begins with the byte order mark of UTF-16; it must be UTF-8";
+    assert!(code == 2 && err.contains(sentence) && err.contains(file), "{code}: {err}");
+}
+
+#[test]
 fn health_of_a_node_that_is_not_there_is_no() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -124,3 +124,62 @@ fn what_scan_prints_as_json_can_be_loaded() {
     let text = b"{\"key\":\"k\",\"value\":\"v\",\"revision\":7}\n";
     assert_eq!(pairs(text, layout(RecordFormat::Jsonl)), [(b"k".to_vec(), b"v".to_vec())]);
 }
+
+#[test]
+fn a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_record() {
+    let mark = "\u{feff}";
+    for (format, text) in [
+        (RecordFormat::Tsv, "k\tv\n"),
+        (RecordFormat::Csv, "k,v\r\n"),
+        (RecordFormat::Csv, "\"k\",\"v\"\n"),
+        (RecordFormat::Jsonl, "{\"key\":\"k\",\"value\":\"v\"}\n"),
+        (RecordFormat::Tsv, "\r\nk\tv"),
+    ] {
+        let file = format!("{mark}{text}");
+        assert_eq!(pairs(file.as_bytes(), layout(format)), [(b"k".to_vec(), b"v".to_vec())]);
+        // A reader that gets a byte at a time, as from a slow pipe.
+        let slow = io::BufReader::with_capacity(1, file.as_bytes());
+        let mut slow = RecordReader::new(slow, layout(format));
+        let record = slow.next().unwrap().unwrap();
+        assert_eq!((&record.key[..], record.end), (&b"k"[..], file.len() as u64));
+        assert!(slow.next().is_none());
+    }
+    let mut whole = layout(RecordFormat::Csv);
+    whole.key_field = Some(1);
+    let file = format!("{mark}\"a\nb\",c\n");
+    assert_eq!(
+        pairs(file.as_bytes(), whole),
+        [(b"a\nb".to_vec(), b"\"a\nb\",c".to_vec())],
+        "the quote after the mark opens a field"
+    );
+    let later = format!("a\tb\n{mark}k\tv\n");
+    let later = pairs(later.as_bytes(), layout(RecordFormat::Tsv));
+    assert_eq!(later[1].0, "\u{feff}k".as_bytes(), "only the beginning of a file has a mark");
+    assert!(read(mark.as_bytes(), layout(RecordFormat::Tsv)).is_empty());
+}
+
+#[test]
+fn a_first_key_that_begins_with_a_mark_is_dumped_so_that_it_is_loaded_again() {
+    for format in [RecordFormat::Tsv, RecordFormat::Csv, RecordFormat::Jsonl] {
+        let key = "\u{feff}k".as_bytes();
+        let mut text = Vec::new();
+        write_pair(&mut text, format, key, b"v").unwrap();
+        assert_eq!(pairs(&text, layout(format)), [(key.to_vec(), b"v".to_vec())], "{format:?}");
+    }
+}
+
+#[test]
+fn files_in_another_encoding_than_utf_8_are_refused_with_a_sentence() {
+    for (bytes, encoding) in [
+        (&b"\xff\xfek\0\t\0v\0\n\0"[..], "UTF-16"),
+        (b"\xfe\xff\0k\0\t\0v\0\n", "UTF-16"),
+        (b"\xff\xfe\0\0k\0\0\0", "UTF-32"),
+        (b"\0\0\xfe\xff\0\0\0k", "UTF-32"),
+    ] {
+        for format in [RecordFormat::Tsv, RecordFormat::Csv, RecordFormat::Jsonl] {
+            let (line, message) = error(bytes, layout(format));
+            let begins = format!("the file begins with the byte order mark of {encoding}; ");
+            assert!(line == 1 && message.starts_with(&begins), "{format:?}: {message}");
+        }
+    }
+}

@@ -76,6 +76,32 @@ fn a_delimited_file_is_loaded_line_by_line_with_a_journal() {
 }
 
 #[test]
+fn a_byte_order_mark_is_not_stored_and_not_in_the_way_of_a_batch() {
+    let fake = Fake::start();
+    let loaded = call_with(&fake, &["load", "-"], "\u{feff}k\tv\n".as_bytes());
+    assert_eq!(loaded.ends(0), "1 put, 0 unchanged, 0 failed, 0 unknown\n");
+    assert_eq!(fake.state().rows.keys().collect::<Vec<_>>(), ["k"]);
+    let text = "\u{feff}{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\r\n";
+    let batch = call_with(&fake, &["batch", "-"], text.as_bytes());
+    assert_eq!(batch.code, Some(0), "{batch:?}");
+    let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for command in ["load", "batch"] {
+        let refused = call_with(&fake, &[command, "-"], &wide);
+        let sentence = "line 1: the file begins with the byte order mark of UTF-16; ";
+        assert!(refused.stderr.contains(sentence), "{refused:?}");
+        assert_eq!(refused.ends(2), refused_counts(command));
+    }
+}
+
+/// What a refused command still prints: `load` counts what was stored before.
+fn refused_counts(command: &str) -> &'static str {
+    match command {
+        "load" => "0 put, 0 unchanged, 0 failed, 0 unknown\n",
+        _ => "",
+    }
+}
+
+#[test]
 fn an_error_names_the_line() {
     let fake = Fake::start();
     let loaded = call_with(&fake, &["load", "-"], b"a\t1\nb\n");
