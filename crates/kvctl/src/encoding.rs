@@ -69,9 +69,12 @@ pub fn from_base64(text: &str) -> Result<Vec<u8>, String> {
     STANDARD.decode(text).map_err(|error| error.to_string())
 }
 
+/// At the beginning of a file it says how the file is encoded, elsewhere nobody sees it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Any bytes as one field of a line: printable text stays as it is, `\`, tab, line feed and
-/// carriage return become `\\`, `\t`, `\n` and `\r`, and every other control character and every
-/// byte that is not UTF-8 becomes `\x` and two hexadecimal digits.
+/// carriage return become `\\`, `\t`, `\n` and `\r`, and every other control character, the byte order
+/// mark and every byte that is not UTF-8 becomes `\x` and two hexadecimal digits.
 ///
 /// A line of such fields is safe to print: no byte of a key can move a terminal's cursor.
 pub fn escape(bytes: &[u8]) -> String {
@@ -83,7 +86,7 @@ pub fn escape(bytes: &[u8]) -> String {
                 '\t' => text.push_str("\\t"),
                 '\n' => text.push_str("\\n"),
                 '\r' => text.push_str("\\r"),
-                c if c.is_control() => {
+                c if c.is_control() || c == BYTE_ORDER_MARK => {
                     let mut buffer = [0; 4];
                     for byte in c.encode_utf8(&mut buffer).bytes() {
                         push_hex(&mut text, byte);

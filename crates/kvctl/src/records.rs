@@ -13,8 +13,10 @@ use crate::encoding::{escape, from_base64, to_base64, unescape};
 
 mod csv_text;
 mod jsonl;
+mod mark;
 
 pub use jsonl::{one_of, why};
+pub use mark::strip as strip_mark;
 
 /// The longest text of one record: a value of 1 MiB and a key of 4 KiB fit with every byte escaped.
 const TEXT_BYTES_MAX: usize = 6 << 20;
@@ -154,6 +156,10 @@ impl<R: BufRead> RecordReader<R> {
                     .take(room as u64)
                     .read_until(b'\n', &mut text)
                     .map_err(RecordError::Io)?;
+                if self.taken == 0 {
+                    let malformed = |message| RecordError::Malformed { line, message };
+                    mark::strip(&mut text).map_err(malformed)?;
+                }
                 self.taken += read as u64;
                 if text.len() > TEXT_BYTES_MAX {
                     let message = format!("the record is longer than {TEXT_BYTES_MAX} bytes");

@@ -165,9 +165,10 @@ fn resolve(args: ConfigArgs, environment: &Environment) -> Result<Resolved, Fata
     };
     let file = match path {
         Some(path) => {
-            let text = std::fs::read_to_string(&path).map_err(|error| {
+            let read = std::fs::read(&path).map_err(|error| error.to_string());
+            let text = read.and_then(config::utf8_text).map_err(|reason| {
                 Fatal::Usage(format!(
-                    "cannot read the configuration file {}: {error} (--config or {})",
+                    "cannot read the configuration file {}: {reason} (--config or {})",
                     path.display(),
                     config::CONFIG_VARIABLE
                 ))

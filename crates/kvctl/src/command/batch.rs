@@ -13,7 +13,7 @@ use crate::encoding::{Encoding, escape};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::output::json::{self, Object};
-use crate::records::{one_of, why};
+use crate::records::{one_of, strip_mark, why};
 use crate::wire::batch_operation::Action;
 use crate::wire::condition::Expect;
 use crate::wire::{
@@ -82,8 +82,12 @@ pub async fn batch(context: &mut Context, args: BatchArgs) -> Result<Exit> {
 /// One operation per line; blank lines are passed over.
 fn operations(input: impl BufRead) -> Result<Vec<BatchOperation>> {
     let mut operations = Vec::new();
-    for (place, line) in input.take(INPUT_BYTES_MAX).lines().enumerate() {
-        let line = line.map_err(|error| wrong(place, &error))?;
+    for (place, line) in input.take(INPUT_BYTES_MAX).split(b'\n').enumerate() {
+        let mut line = line.map_err(|error| wrong(place, &error))?;
+        if place == 0 {
+            strip_mark(&mut line).map_err(|error| wrong(place, &error))?;
+        }
+        let line = String::from_utf8(line).map_err(|_| wrong(place, &"is not UTF-8"))?;
         if !line.trim().is_empty() {
             operations.push(operation(&line).map_err(|error| wrong(place, &error))?);
         }

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read as _, Write};
 
+use super::mark;
+
 /// Follows the quotes of a record over its lines: a quote opens a field only at its beginning, so
 /// that a stray one within a field (`5" pipe`) is text, as the parser has it too.
 pub struct Quotes {
@@ -55,9 +57,14 @@ pub fn fields(text: &[u8], delimiter: u8) -> Result<Vec<Vec<u8>>, String> {
     Ok(record.iter().map(<[u8]>::to_vec).collect())
 }
 
-/// Writes one record, quoted where it must be.
+/// Writes one record, quoted where it must be, and where it would begin a file with a byte order mark.
 pub fn write(output: &mut impl Write, fields: &[&[u8]]) -> io::Result<()> {
-    let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 10).from_writer(output);
+    let quote = match fields.first() {
+        Some(first) if first.starts_with(mark::UTF_8) => csv::QuoteStyle::Always,
+        _ => csv::QuoteStyle::Necessary,
+    };
+    let mut writer =
+        csv::WriterBuilder::new().quote_style(quote).buffer_capacity(1 << 10).from_writer(output);
     writer.write_byte_record(&csv::ByteRecord::from(fields.to_vec()))?;
     writer.flush()
 }

@@ -177,9 +177,12 @@ fn files_in_another_encoding_than_utf_8_are_refused_with_a_sentence() {
         (b"\0\0\xfe\xff\0\0\0k", "UTF-32"),
     ] {
         for format in [RecordFormat::Tsv, RecordFormat::Csv, RecordFormat::Jsonl] {
-            let (line, message) = error(bytes, layout(format));
+            let first = read(bytes, layout(format)).swap_remove(0);
+            let Err(RecordError::Malformed { line: 1, message }) = first else {
+                panic!("{format:?}: {first:?}");
+            };
             let begins = format!("the file begins with the byte order mark of {encoding}; ");
-            assert!(line == 1 && message.starts_with(&begins), "{format:?}: {message}");
+            assert!(message.starts_with(&begins), "{format:?}: {message}");
         }
     }
 }

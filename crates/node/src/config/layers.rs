@@ -132,6 +132,18 @@ impl Layers {
     }
 }
 
+/// The text of a configuration file, which may begin with a byte order mark.
+///
+/// # Errors
+/// A sentence: it is not UTF-8.
+pub fn utf8_text(bytes: Vec<u8>) -> Result<String, String> {
+    let is_utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
+    String::from_utf8(bytes).map_err(|error| match is_utf16 {
+        true => "it begins with the byte order mark of UTF-16; it must be UTF-8".to_owned(),
+        false => format!("it is not UTF-8: {error}"),
+    })
+}
+
 fn read_file(path: &Path, text: &str) -> Result<BTreeMap<Key, (String, Source)>, ConfigError> {
     let line_at = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
     let at = |line: usize| format!("{}:{line}", path.display());

@@ -28,7 +28,7 @@ use quorate_raft::NodeId;
 pub use args::ConfigArgs;
 pub use error::ConfigError;
 pub use key::Key;
-pub use layers::{CONFIG_VARIABLE, Environment, Layers, Source};
+pub use layers::{CONFIG_VARIABLE, Environment, Layers, Source, utf8_text};
 pub use memory::{MIN_MEMORY, MemoryPlan, default_memory};
 pub use resolve::{DEFAULT_PORT, Effective, Resolved, resolve};
 pub use show::table;
