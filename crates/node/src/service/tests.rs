@@ -1,4 +1,6 @@
-//! Scans over the services of a node alone, without listeners and peers.
+//! Scans and refused writes over the services of a node alone, without listeners and peers.
+
+mod refusals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,6 +56,12 @@ struct Node {
 
 impl Node {
     fn start(id: u64, address_of_1: &str) -> Self {
+        let holder = MapNode { id: 1, peer_address: address_of_1.to_owned(), ..MapNode::default() };
+        Self::with(id, vec![holder], |_| {})
+    }
+
+    /// A node of a map in which each of `holders` has a replica of the shard, with another engine.
+    fn with(id: u64, holders: Vec<MapNode>, change: impl FnOnce(&mut Parts)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let flags = BTreeMap::from([(Key::DataDir, dir.path().display().to_string())]);
         let nothing = Environment::from_pairs([]);
@@ -65,7 +73,7 @@ impl Node {
         let budget = Arc::new(DeltaBudget::new(config.memory.delta));
         let (map, metrics) = (MapCell::default(), Arc::new(Metrics::new()));
         let (snapshots, orders) = mpsc::channel(1);
-        let engine = Engine::start(Parts {
+        let mut parts = Parts {
             node: config.node_id,
             seed: 1,
             raft: quorate_raft::Config::default(),
@@ -76,15 +84,15 @@ impl Node {
             map: map.clone(),
             snapshots,
             metrics: metrics.clone(),
-        });
-        let engine = engine.expect("an engine");
-        let holder = MapNode { id: 1, peer_address: address_of_1.to_owned(), ..MapNode::default() };
+        };
+        change(&mut parts);
+        let engine = Engine::start(parts).expect("an engine");
         map.offer(first_map(&Founding {
             cluster_id: CLUSTER,
             cluster_name: "quorate".into(),
             shards: 1,
-            replicas: 1,
-            nodes: vec![holder],
+            replicas: holders.len() as u32,
+            nodes: holders,
         }));
         let replicas = &map.get().expect("a map").shards()[0].replicas.clone();
         let shard = init(GroupId(1), replicas, id, HashRange::ALL, 1);
