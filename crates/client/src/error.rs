@@ -334,11 +334,7 @@ impl Lost {
 
 /// What a failure that a node described says of this attempt.
 fn effect_of(failure: &Failure) -> Effect {
-    // A sequence that Cancel barred, or whose increment met no number, is refused whenever it comes, also
-    // where an earlier attempt comes late. Other refusals are not remembered, and say nothing of an attempt
-    // that is still on its way.
-    let remembered = matches!(failure.reason(), Reason::SequencePast | Reason::NotANumber);
-    if remembered && failure.outcome() == Outcome::NotApplied {
+    if failure.is_remembered() {
         return Effect::Final;
     }
     match failure.outcome() {

@@ -36,6 +36,15 @@ impl Failure {
         }
     }
 
+    /// Whether it is the answer that a session remembers of its write: the sequence was barred by
+    /// Cancel, or its increment met no number. It then stands for all attempts, earlier and later
+    /// ones. What else is refused says nothing of an attempt that was sent before.
+    #[must_use]
+    pub fn is_remembered(&self) -> bool {
+        matches!(self.reason(), Reason::SequencePast | Reason::NotANumber)
+            && self.outcome() == Outcome::NotApplied
+    }
+
     /// The value for the status's `grpc-status-details-bin`: an encoded `google.rpc.Status` with
     /// ErrorInfo, RetryInfo where there is a time to wait, RequestInfo where there is an id, and the
     /// failure itself.

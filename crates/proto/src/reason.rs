@@ -12,7 +12,9 @@ pub struct ReasonRow {
     /// The gRPC code of the status. Of OUTCOME_UNKNOWN it is DEADLINE_EXCEEDED instead when the deadline
     /// is past.
     pub code: Code,
-    /// What is known of the effect of a write that fails for it; unspecified where only reads do.
+    /// What is known of the effect of a write without a session that fails for it; unspecified where
+    /// only reads do. Where a write has a session, "not applied" is this attempt, unless the session
+    /// remembers it: [`Failure::is_remembered`](crate::v1::Failure::is_remembered).
     pub outcome: Outcome,
 }
 
@@ -78,8 +80,8 @@ impl Reason {
         self.row().map_or(Code::Unknown, |r| r.code)
     }
 
-    /// What is known of the effect of a write that fails for this reason; unknown for a reason that is
-    /// not in the table.
+    /// What is known of the effect of a write without a session that fails for this reason; unknown for
+    /// a reason that is not in the table.
     #[must_use]
     pub fn outcome(self) -> Outcome {
         self.row().map_or(Outcome::Unknown, |r| r.outcome)

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
 use crate::service::context::{Context, HOPS};
+use crate::service::outcome::Subject;
 
 /// Connections of peers: four of each of the other nodes (control, bulk, snapshot, passed-on
 /// calls), twice over while old ones end.
@@ -190,7 +191,9 @@ pub(super) fn admit(
             Ok(()) => Ok(request),
             Err(sentence) => {
                 place.places.refused(&sentence);
-                let failure = Failure::of(Reason::Overloaded, sentence);
+                // Whether the call is a write with a session stands in its message, which is not
+                // read here: what is said is true of every write.
+                let failure = Subject::Attempt.told(Failure::of(Reason::Overloaded, sentence));
                 Err(Context::of(request.metadata()).status(&failure))
             }
         }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use quorate_proto::v1::{Failure, Outcome};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 use tonic::Code;
@@ -56,6 +57,9 @@ async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not(
     assert_eq!(refused.code(), Code::ResourceExhausted);
     let sentence = "this node already serves 2 client connections; the limit is --max-connections";
     assert_eq!(refused.message(), sentence);
+    // The request is not read, so that the node cannot know whether it is a repeated attempt.
+    let (failure, _) = Failure::from_details(refused.details()).expect("a failure of ours");
+    assert_eq!(failure.outcome(), Outcome::AttemptNotApplied);
     assert_eq!(metrics.connections_refused.get(), 1);
 
     let peer = channel(address).await;

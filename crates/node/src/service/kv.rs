@@ -17,6 +17,7 @@ use quorate_proto::v1::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
+use super::outcome::{HasOutcome, Subject};
 use super::write::{Written, write};
 use super::{read, scan};
 use crate::apply::{LogTime, Refusal, WriteAnswer};
@@ -41,7 +42,8 @@ impl KvService {
         Self { cell }
     }
 
-    /// Runs a unary call: reads its context, counts it, and turns a failure into its status.
+    /// Runs a unary call: reads its context, counts it, and turns a failure into its status, which
+    /// says what is known of the outcome.
     async fn unary<R, T, F>(
         &self,
         method: Method,
@@ -50,20 +52,23 @@ impl KvService {
         run: impl FnOnce(Arc<Core>, Context, R) -> F,
     ) -> Result<Response<T>, Status>
     where
+        R: HasOutcome,
         F: Future<Output = Result<T, Failure>>,
     {
         let context = Context::of(request.metadata());
+        let subject = request.get_ref().subject();
+        let refused = |failure| context.status(&subject.told(failure));
         let core = match level {
             LevelLabel::Stale => self.cell.open(),
             _ => self.cell.serving(),
         };
-        let core = core.map_err(|failure| context.status(&failure))?;
+        let core = core.map_err(refused)?;
         let _call = core.life.call();
         let outcome = run(core.clone(), context.clone(), request.into_inner()).await;
         let code = outcome.as_ref().map_or_else(|failure| failure.code, |_| 0);
         core.metrics.requests.observe(method, code, level, context.started.elapsed());
         note_slow(method, code, &context);
-        let answer = outcome.map_err(|failure| context.status(&failure))?;
+        let answer = outcome.map_err(refused)?;
         let mut response = Response::new(answer);
         context.sign(response.metadata_mut());
         Ok(response)
@@ -218,7 +223,7 @@ impl Kv for KvService {
         &self,
         request: Request<MultiGetRequest>,
     ) -> Result<Response<Self::MultiGetStream>, Status> {
-        not_offered(&Context::of(request.metadata()), "MultiGet")
+        not_offered(&Context::of(request.metadata()), "MultiGet", Subject::Read)
     }
 
     type ScanStream = Answers<ScanResponse>;
@@ -243,13 +248,14 @@ impl Kv for KvService {
         &self,
         request: Request<Streaming<PipelineRequest>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
-        not_offered(&Context::of(request.metadata()), "Pipeline")
+        // Its operations may have sessions, and are not read.
+        not_offered(&Context::of(request.metadata()), "Pipeline", Subject::Attempt)
     }
 }
 
-fn not_offered<T>(context: &Context, what: &str) -> Result<Response<T>, Status> {
+fn not_offered<T>(context: &Context, what: &str, subject: Subject) -> Result<Response<T>, Status> {
     let message = format!("this version does not serve {what}");
-    Err(context.status(&Failure::of(Reason::NotOffered, message)))
+    Err(context.status(&subject.told(Failure::of(Reason::NotOffered, message))))
 }
 
 async fn cancel(

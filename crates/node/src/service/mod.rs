@@ -5,6 +5,7 @@ pub mod context;
 pub mod forward;
 pub mod kv;
 mod merge;
+pub mod outcome;
 pub mod page_token;
 pub mod read;
 pub mod route;
