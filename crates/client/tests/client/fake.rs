@@ -408,6 +408,7 @@ impl Kv for Node {
         request: Request<CancelRequest>,
     ) -> Result<Response<CancelResponse>, Status> {
         let cancel = request.into_inner();
+        self.play(self.step(), "").await?;
         let mut state = self.fake.state.lock();
         let id = Some((cancel.session_id.clone(), cancel.sequence));
         let result = match state.applied.contains(&id) {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use quorate_client::api::{CancelResult, Outcome, Reason};
-use quorate_client::{Client, Error};
+use bytes::Bytes;
+use quorate_client::api::{CancelResult, Failure, Outcome, Reason};
+use quorate_client::{Client, ClientConfig, Error, WriteId};
 use tonic::Code;
 
 use crate::fake::{Fake, Step, failure};
@@ -178,6 +179,123 @@ async fn an_answer_settles_an_unknown_attempt() {
     assert!(matches!(error, Error::Refused(_)), "{error}");
     assert_eq!(fake.writes().len(), 4, "and it is not tried with another sequence");
     assert_eq!(error.detail().outcome, Outcome::NotApplied);
+}
+
+/// A failure as a node gives it to a write with a session.
+fn of_attempt(reason: Reason) -> Failure {
+    Failure { outcome: Outcome::AttemptNotApplied as i32, ..failure(reason) }
+}
+
+/// A write that an earlier call has sent.
+fn sent_before() -> WriteId {
+    WriteId { session: Bytes::from_static(b"a-session-from-elsewhere"), sequence: 3 }
+}
+
+#[tokio::test]
+async fn a_refused_attempt_is_the_whole_write_when_it_is_the_first() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    for reason in [Reason::NoLeader, Reason::Overloaded, Reason::DiskFull, Reason::WrongShard] {
+        everywhere(&fake, &Step::Fail(of_attempt(reason)));
+        for put in [
+            client.put("k", "v"),
+            client.put("k", "v").one_shot(),
+            client.put("k", "v").without_session(),
+        ] {
+            let error = put.timeout(SHORT).await.unwrap_err();
+            assert!(!error.is_unknown(), "{reason:?}: {error}");
+            assert_eq!(error.detail().outcome, Outcome::NotApplied, "{reason:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let again = || client.put("k", "v").identity(sent_before()).timeout(SHORT);
+    for reason in [
+        Reason::NoLeader,
+        Reason::NoQuorum,
+        Reason::Starting,
+        Reason::Draining,
+        Reason::Overloaded,
+        Reason::Quota,
+        Reason::DiskFull,
+        Reason::SessionsFull,
+        Reason::WrongShard,
+        Reason::TokenForeign,
+        Reason::SessionExpired,
+        Reason::SequencePast,
+        Reason::SessionFromFuture,
+        Reason::NotOffered,
+        Reason::Internal,
+    ] {
+        // Also what a node says that does not look at the session.
+        for said in [of_attempt(reason), failure(reason)] {
+            everywhere(&fake, &Step::Fail(said.clone()));
+            let error = again().await.unwrap_err();
+            let Error::Unknown { write, detail } = error else { panic!("{said:?}: {error}") };
+            assert_eq!(write, Some(sent_before()), "{said:?}");
+            assert_eq!(detail.outcome, Outcome::Unknown);
+            assert!(!detail.message.contains("an attempt was sent"), "none was lost here");
+        }
+    }
+    // The request is wrong, and is asked again when it is right; of the earlier one it says nothing.
+    for reason in [Reason::BadKey, Reason::SequenceReused, Reason::TooLarge] {
+        everywhere(&fake, &Step::Fail(failure(reason)));
+        let error = again().await.unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)), "{reason:?}: {error}");
+        assert_eq!(error.detail().outcome, Outcome::AttemptNotApplied, "{reason:?}");
+    }
+    // What the session remembers stands for every attempt.
+    for reason in [Reason::SequencePast, Reason::NotANumber] {
+        let remembered = Failure { outcome: Outcome::NotApplied as i32, ..failure(reason) };
+        everywhere(&fake, &Step::Fail(remembered));
+        let error = again().await.unwrap_err();
+        assert!(matches!(error, Error::Refused(_)), "{reason:?}: {error}");
+        assert_eq!(error.detail().outcome, Outcome::NotApplied);
+    }
+    fake.state.lock().always.clear();
+    assert!(again().await.unwrap().applied);
+}
+
+#[tokio::test]
+async fn a_write_that_was_sent_before_is_unknown_while_no_node_can_be_reached() {
+    let client = Client::new(ClientConfig::new(["127.0.0.1:1"]).unwrap());
+    let again = client.put("k", "v").identity(sent_before()).timeout(SHORT);
+    let error = again.await.unwrap_err();
+    assert!(matches!(error, Error::Unknown { write: Some(_), .. }), "{error}");
+    let error = client.put("k", "v").identity(sent_before()).timeout(Duration::ZERO).await;
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::Unknown { write: Some(_), .. }), "{error}");
+    // Not even asked to be sent: the request itself is too long.
+    let error = client.put("k", vec![0; 5 << 20]).identity(sent_before()).await.unwrap_err();
+    assert_eq!(error.detail().outcome, Outcome::AttemptNotApplied, "{error}");
+}
+
+#[tokio::test]
+async fn a_cancel_that_fails_leaves_the_write_as_unknown_as_before() {
+    let fake = Fake::start().await;
+    let config = fake.config().timeout(SHORT);
+    let client = Client::connect(config).await.unwrap();
+    for step in [
+        Step::Fail(of_attempt(Reason::NoLeader)),
+        Step::Fail(of_attempt(Reason::DiskFull)),
+        Step::Fail(of_attempt(Reason::SessionExpired)),
+        Step::Fail(failure(Reason::OutcomeUnknown)),
+        Step::Foreign(Code::Unavailable),
+        Step::Hang,
+    ] {
+        everywhere(&fake, &step);
+        let error = client.cancel("k", &sent_before()).await.unwrap_err();
+        let Error::Unknown { write, detail } = error else { panic!("{step:?}: {error}") };
+        assert_eq!(write, Some(sent_before()), "{step:?}");
+        assert_eq!(detail.outcome, Outcome::Unknown, "{step:?}");
+    }
+    fake.state.lock().always.clear();
+    let settled = client.cancel("k", &sent_before()).await.unwrap();
+    assert_eq!(settled.result(), CancelResult::Barred);
 }
 
 #[tokio::test]
