@@ -71,13 +71,6 @@ impl Inner {
     /// Sends a request until it is answered, refused, or out of time.
     pub(crate) async fn execute<R: Rpc>(&self, mut request: R, how: How) -> Result<R::Answer> {
         let (request_id, header) = self.request_ids.next();
-        let bytes = request.encoded_len();
-        if bytes > SENDABLE_BYTES_MAX {
-            let message = format!(
-                "the request is {bytes} bytes long; the limit is {REQUEST_BYTES_MAX} bytes"
-            );
-            return Err(Lost::local(Reason::TooLarge, message).into_error(&request_id));
-        }
         let mut call = Call {
             inner: self,
             how,
@@ -90,6 +83,13 @@ impl Inner {
             header,
             last: None,
         };
+        let bytes = request.encoded_len();
+        if bytes > SENDABLE_BYTES_MAX {
+            let message = format!(
+                "the request is {bytes} bytes long; the limit is {REQUEST_BYTES_MAX} bytes"
+            );
+            return Err(call.give_up(Lost::local(Reason::TooLarge, message)));
+        }
         loop {
             if call.remaining() < call.least() {
                 return Err(call.out_of_time());
@@ -372,12 +372,16 @@ impl Call<'_> {
 
     /// The error of a call that ends with this attempt.
     fn give_up(&mut self, lost: Lost) -> Error {
-        if !self.maybe || lost.effect == Effect::Final {
-            return match self.how.kind {
-                Kind::Read if lost.silence() => Lost::local(Reason::ReadTimeout, lost.message),
-                Kind::Read | Kind::Sessioned | Kind::Bare => lost,
-            }
-            .into_error(&self.request_id);
+        if self.how.kind == Kind::Read {
+            let lost = match lost.silence() {
+                true => Lost::local(Reason::ReadTimeout, lost.message),
+                false => lost,
+            };
+            return lost.into_error(&self.request_id);
+        }
+        if lost.effect == Effect::Final || !(self.maybe || self.leaves_unknown(&lost)) {
+            let outcome = self.outcome_of_write(&lost);
+            return lost.into_error(&self.request_id).with_outcome(outcome);
         }
         let write = match &self.how.identity {
             Identity::None => None,
@@ -387,10 +391,12 @@ impl Call<'_> {
         if let Some(ticket) = self.ticket.take() {
             ticket.keep_open();
         }
-        // The last attempt may be known not to have been applied; the call as a whole is not.
+        // The last attempt may be known not to have been applied; the write as a whole is not.
         let earlier = match lost.effect {
-            Effect::Maybe => "",
-            Effect::None | Effect::Final => "an attempt was sent and its answer was lost; then: ",
+            Effect::None | Effect::Final if self.maybe => {
+                "an attempt was sent and its answer was lost; then: "
+            }
+            Effect::Maybe | Effect::None | Effect::Final => "",
         };
         let detail = lost.detail(&self.request_id);
         Error::Unknown {
@@ -401,6 +407,21 @@ impl Call<'_> {
                 ..detail
             }),
             write,
+        }
+    }
+
+    /// Whether an attempt that changed nothing leaves the write unknown all the same, because an earlier
+    /// call has sent it. A request that is wrong is not that write, until it is asked rightly.
+    fn leaves_unknown(&self, lost: &Lost) -> bool {
+        matches!(self.how.identity, Identity::Given(_)) && !lost.is_invalid()
+    }
+
+    /// What is known of a write that this call did not leave unknown: of an attempt that was the first, it
+    /// is known of the write.
+    fn outcome_of_write(&self, lost: &Lost) -> Outcome {
+        match &self.how.identity {
+            Identity::Given(_) if lost.effect != Effect::Final => Outcome::AttemptNotApplied,
+            _ => Outcome::NotApplied,
         }
     }
 

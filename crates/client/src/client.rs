@@ -143,7 +143,8 @@ impl Client {
     /// applied. Asking twice does no harm.
     ///
     /// # Errors
-    /// When no answer is had in time, or the session is over; the outcome is then as unknown as before.
+    /// [`Error::Unknown`] when no answer is had in time, or the session is over: the write is as unknown as
+    /// before. [`Error::Invalid`] when there can be no such write.
     pub async fn cancel(&self, key: impl Into<Bytes>, write: &WriteId) -> Result<CancelResponse> {
         let request = CancelRequest {
             key: key.into(),
@@ -154,8 +155,8 @@ impl Client {
         };
         let how = How {
             want: Want::Leader,
-            kind: Kind::Read,
-            identity: Identity::None,
+            kind: Kind::Sessioned,
+            identity: Identity::Given(write.clone()),
             slot: None,
             deadline: self.deadline(None),
         };

@@ -14,7 +14,8 @@ use tonic::{Code, Status};
 #[derive(Clone, Debug)]
 pub enum Error {
     /// It could not be done now, and certainly was not: no leader, no node reached, overload, or a read
-    /// that ran out of time. Trying again later is safe.
+    /// that ran out of time. Trying again later is safe. Never said of a write that an earlier call has
+    /// sent with the same [`WriteId`]: that one stays unknown.
     NotApplied(Box<Detail>),
     /// A write may have been applied, or may still be. Ask again with [`WriteId`], which is safe at any
     /// time within the session's life, or settle it with [`Client::cancel`](crate::Client::cancel).
@@ -25,9 +26,10 @@ pub enum Error {
         write: Option<WriteId>,
     },
     /// The cluster does not do this as things stand: a precondition, a feature that is not offered, a
-    /// damaged replica. This attempt changed nothing.
+    /// damaged replica. Nothing was changed.
     Refused(Box<Detail>),
-    /// The request is wrong in itself; sent again it fails again. Nothing was changed.
+    /// The request is wrong in itself; sent again it fails again. It changed nothing; of an earlier call
+    /// with the same [`WriteId`] this says nothing.
     Invalid(Box<Detail>),
 }
 
@@ -84,7 +86,9 @@ pub struct Detail {
     pub reason: Option<Reason>,
     /// A sentence for people.
     pub message: String,
-    /// What the last answer said of the effect; unspecified for reads.
+    /// What is known of the effect of a write: not applied, unknown, or, where the request was invalid and
+    /// an earlier call may have sent the same [`WriteId`], this attempt not applied. Of reads what the
+    /// answer said, which means nothing.
     pub outcome: Outcome,
     /// The shard concerned; 0 = none or unknown.
     pub shard: u64,
@@ -133,6 +137,17 @@ impl Error {
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         matches!(self, Error::Unknown { .. })
+    }
+
+    /// The same with what is known of the effect as a whole.
+    pub(crate) fn with_outcome(mut self, outcome: Outcome) -> Error {
+        match &mut self {
+            Error::NotApplied(detail)
+            | Error::Refused(detail)
+            | Error::Invalid(detail)
+            | Error::Unknown { detail, .. } => detail.outcome = outcome,
+        }
+        self
     }
 
     /// The request is wrong, found before anything was sent.
@@ -280,6 +295,11 @@ impl Lost {
             && !self.broken
     }
 
+    /// The request is wrong in itself, as [`Error::Invalid`] says.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self.code, Code::InvalidArgument | Code::OutOfRange)
+    }
+
     pub fn reason(&self) -> Option<Reason> {
         let reason = self.failure.as_ref()?.reason();
         (reason != Reason::Unspecified).then_some(reason)
@@ -316,10 +336,10 @@ impl Lost {
 
     /// The error of a call whose attempts changed nothing, or of a read.
     pub fn into_error(self, request_id: &str) -> Error {
-        let code = self.code;
+        let (code, is_invalid) = (self.code, self.is_invalid());
         let detail = Box::new(self.detail(request_id));
         match code {
-            Code::InvalidArgument | Code::OutOfRange => Error::Invalid(detail),
+            _ if is_invalid => Error::Invalid(detail),
             Code::FailedPrecondition
             | Code::Unimplemented
             | Code::DataLoss

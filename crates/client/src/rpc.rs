@@ -31,7 +31,7 @@ pub(crate) trait Rpc: prost::Message + Clone {
 
     fn set_route(&mut self, route: Option<RouteHint>);
 
-    /// Only called on writes.
+    /// Only called on writes; a Cancel names its session itself.
     fn set_session(&mut self, _session: Option<WriteSession>) {}
 }
 
