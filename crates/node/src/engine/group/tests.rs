@@ -1,7 +1,7 @@
 //! What a group proposes, and what it tells others, in virtual time.
 
 use bytes::Bytes;
-use quorate_raft::{Config, Envelope, Output};
+use quorate_raft::{Config, Envelope, Message, Output};
 use quorate_storage::DeltaBudget;
 
 use super::*;
@@ -130,5 +130,68 @@ fn a_new_leader_takes_commands_once_a_majority_has_told_its_clock() {
     let mut proposed = propose(&mut group, now, ahead);
     assert!(proposed.try_recv().is_err(), "it waits for its commit");
     let stamped = LogTime(group.raft.last_stamp()).millis();
-    assert_eq!(stamped, NOW_MS + crate::apply::stamp::AHEAD_OF_MEDIAN_MAX_MS);
+    assert_eq!(stamped, NOW_MS + 500);
+}
+
+#[test]
+fn a_leader_whose_clock_is_slow_stamps_near_the_clocks_of_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut group = group(dir.path());
+    lead(&mut group, Ticks(100));
+    let (now, beats) = beat(&mut group);
+    answer_of_both(&mut group, now, beats, NOW_MS);
+    drop(propose(&mut group, now, NOW_MS - 3_000));
+    assert_eq!(stamped_ms(&group), NOW_MS - 500);
+}
+
+#[test]
+fn a_voters_clock_runs_on_after_its_last_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut group = group(dir.path());
+    lead(&mut group, Ticks(100));
+    let (now, beats) = beat(&mut group);
+    answer_of_both(&mut group, now, beats, NOW_MS);
+    // The two others have been silent for 400 ms since, and the leader's clock was set 3 s back.
+    drop(propose(&mut group, now.after(Ticks(40)), NOW_MS + 400 - 3_000));
+    assert_eq!(stamped_ms(&group), NOW_MS + 400 - 500);
+}
+
+#[test]
+fn an_answer_that_was_held_up_changes_no_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut group = group(dir.path());
+    lead(&mut group, Ticks(100));
+    let (_, held_up) = beat(&mut group);
+    let (now, beats) = beat(&mut group);
+    answer_of_both(&mut group, now, beats, NOW_MS);
+    let arrival = now.after(Ticks(90));
+    answer_of_both(&mut group, arrival, held_up, NOW_MS - 100);
+    drop(propose(&mut group, arrival, NOW_MS + 900 - 3_000));
+    assert_eq!(stamped_ms(&group), NOW_MS + 900 - 500);
+}
+
+/// The next heartbeats, and when they are due.
+fn beat(group: &mut Group) -> (Ticks, Vec<Envelope>) {
+    loop {
+        let now = group.raft.next_deadline();
+        group.raft.advance(now);
+        let mut sent = turn(group, now);
+        sent.retain(|envelope| matches!(envelope.message, Message::Heartbeat { .. }));
+        if !sent.is_empty() {
+            return (now, sent);
+        }
+    }
+}
+
+/// The answers of both other voters, whose clocks show the same.
+fn answer_of_both(group: &mut Group, now: Ticks, sent: Vec<Envelope>, clock: u64) {
+    for reply in sent.into_iter().filter_map(|envelope| agree(envelope, clock)) {
+        group.raft.step(now, reply);
+    }
+    turn(group, now);
+}
+
+/// The newest stamp, in milliseconds.
+fn stamped_ms(group: &Group) -> u64 {
+    LogTime(group.raft.last_stamp()).millis()
 }
