@@ -93,6 +93,8 @@ pub(crate) struct Progress {
     pub(crate) echo: (Ticks, Index),
     /// Its wall clock, as last reported; 0 = not yet.
     pub(crate) clock: u64,
+    /// When that report came.
+    pub(crate) clock_at: Ticks,
     /// Its node says that it is not there.
     pub(crate) gone: bool,
 }
@@ -114,16 +116,23 @@ impl Progress {
             reading_in_round: Ticks(0),
             echo: (Ticks(0), Index(0)),
             clock: 0,
+            clock_at: now,
             gone: false,
         }
     }
 
     /// Notes what every reply tells. A reading in our future can only be damage and counts as now.
     pub(crate) fn heard(&mut self, timing: &Timing, begun_round: u64, now: Ticks) {
-        self.acked = self.acked.max(timing.echo_time.min(now));
+        let echo = timing.echo_time.min(now);
+        // Answers overtake each other, and one that waited for a disk tells what the clock showed
+        // before the wait.
+        if echo >= self.acked {
+            self.clock = timing.clock;
+            self.clock_at = now;
+        }
+        self.acked = self.acked.max(echo);
         self.round = self.round.max(timing.round.min(begun_round));
         self.reading = self.reading.max(timing.probe_time);
-        self.clock = timing.clock;
         self.gone = false;
     }
 

@@ -165,15 +165,15 @@ impl Raft {
         self.log.id_at(index)
     }
 
-    /// At the leader: the wall clock of each voter as last reported, its own included; 0 = not
-    /// reported in this leadership. Elsewhere empty.
-    pub fn clocks(&self) -> Vec<(ReplicaId, u64)> {
+    /// At the leader: the wall clock of each voter as last reported, its own included, and when the
+    /// report came; 0 = not reported in this leadership. Elsewhere empty.
+    pub fn clocks(&self) -> Vec<(ReplicaId, u64, Ticks)> {
         let Role::Leader(leader) = &self.role else { return Vec::new() };
         let clock = |voter: ReplicaId| match leader.progress.get(&voter) {
-            Some(progress) => progress.clock,
-            None => self.clock,
+            Some(progress) => (voter, progress.clock, progress.clock_at),
+            None => (voter, self.clock, self.now),
         };
-        self.members.current().voters().map(|voter| (voter.id, clock(voter.id))).collect()
+        self.members.current().voters().map(|voter| clock(voter.id)).collect()
     }
 
     /// At a follower: the newest (own earlier clock reading, index) such that a state which has

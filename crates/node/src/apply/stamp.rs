@@ -1,12 +1,14 @@
 //! Log time: the hybrid clock that the leader stamps into each entry, and the only time apply sees.
 //!
 //! No safety rests on it: it ages sessions and dates values. What it promises is that it never goes
-//! back, and that one wrong clock among the voters cannot carry it more than half a second away.
+//! back, and that one wrong clock among three voters cannot carry it more than half a second away
+//! from the right ones, neither ahead nor behind. Where it is ahead already it waits for them.
 
 use std::fmt;
 
-/// How far the log time may stand above the median of the voters' clocks, in milliseconds.
-pub const AHEAD_OF_MEDIAN_MAX_MS: u64 = 500;
+/// How far a stamp may stand from the median of the voters' clocks, in milliseconds. A clock that is
+/// further away from the median than this is off, and named so.
+pub const FROM_MEDIAN_MAX_MS: u64 = 500;
 
 /// Unix milliseconds << 16 | a logical counter, which carries into the milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,21 +43,26 @@ impl fmt::Display for LogTime {
     }
 }
 
-/// The stamp of the next entry: max(last + 1 logical, min(own clock, M + 500 ms)).
+/// The stamp of the next entry: max(last + 1 logical, own clock held within M ± 500 ms).
 ///
 /// `last` is the stamp of the newest entry of the leader's log, `own_ms` the leader's clock (Unix
-/// milliseconds), and `voter_clocks_ms` the last reported clock of each voter that has reported
-/// one, the leader's own among them; its order does not matter. M is their median, of an even
-/// number the smaller of the middle two. Without any report only the own clock counts.
+/// milliseconds), and `voter_clocks_ms` what the clock of each voter shows that has reported one,
+/// the leader's own among them; its order does not matter. M is their [`median`]. Never going back
+/// wins over the bound. Without any report only the own clock counts.
 pub fn next_stamp(last: LogTime, own_ms: u64, voter_clocks_ms: &mut [u64]) -> LogTime {
     let now_ms = match median(voter_clocks_ms) {
-        Some(median) => own_ms.min(median.saturating_add(AHEAD_OF_MEDIAN_MAX_MS)),
+        Some(median) => own_ms.clamp(
+            median.saturating_sub(FROM_MEDIAN_MAX_MS),
+            median.saturating_add(FROM_MEDIAN_MAX_MS),
+        ),
         None => own_ms,
     };
     last.next().max(LogTime::from_millis(now_ms))
 }
 
-fn median(clocks: &mut [u64]) -> Option<u64> {
+/// The median of these clocks, of an even number the smaller of the middle two; `None` = there are
+/// none.
+pub fn median(clocks: &mut [u64]) -> Option<u64> {
     let middle = clocks.len().checked_sub(1)? / 2;
     Some(*clocks.select_nth_unstable(middle).1)
 }

@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::request::{Answer, Proposal, ReadGrant, RefusedProposal, answer_all};
 use super::shard::{Leadership, Shard};
+use super::turn::TICK;
 use crate::apply::{LogTime, next_stamp};
 use crate::metrics::Metrics;
 use crate::session_id::WriteKey;
@@ -87,7 +88,7 @@ impl Group {
         }
         let Some(proposal) = self.join(proposal) else { return };
         let last = LogTime(self.raft.last_stamp());
-        let stamp = next_stamp(last, clock, &mut self.reported_clocks(clock)).0;
+        let stamp = next_stamp(last, clock, &mut self.clocks(now, clock)).0;
         let write = proposal.write.map(|key| (key, proposal.payload.clone()));
         match self.raft.propose(now, proposal.payload, stamp) {
             Ok(LogId { term, index }) => {
@@ -160,13 +161,14 @@ impl Group {
         !self.shard.serves() && self.raft.log_bytes() >= log_max
     }
 
-    /// The clocks of the voters as they last reported them, with this node's own.
-    fn reported_clocks(&self, own: u64) -> Vec<u64> {
+    /// What the clocks of the voters show now, this node's own among them: a reported one has run on
+    /// since. So neither the time between two reports nor a voter that is down makes a clock slow.
+    fn clocks(&self, now: Ticks, own: u64) -> Vec<u64> {
         let me = self.shard.replica.id;
         let others = self.raft.clocks().into_iter();
         let mut clocks: Vec<u64> = others
-            .filter(|(replica, clock)| *replica != me && *clock != 0)
-            .map(|(_, c)| c)
+            .filter(|(replica, clock, _)| *replica != me && *clock != 0)
+            .map(|(_, clock, at)| clock.saturating_add(now.since(at).0 * TICK.as_millis() as u64))
             .collect();
         clocks.push(own);
         clocks

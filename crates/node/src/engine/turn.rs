@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 /// Without any input a loop turns at least this often, so that liveness can be told.
 const IDLE: Duration = Duration::from_millis(500);
 /// One tick of the core's clock.
-const TICK: Duration = Duration::from_millis(10);
+pub(super) const TICK: Duration = Duration::from_millis(10);
 
 /// What a loop is asked to do, or told.
 #[derive(Debug)]

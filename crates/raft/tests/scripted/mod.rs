@@ -172,7 +172,7 @@ impl Script {
             "clocks" => {
                 let clocks = self.raft(id).clocks();
                 let clocks: Vec<_> =
-                    clocks.iter().map(|(id, clock)| format!("{id}={clock}")).collect();
+                    clocks.iter().map(|(id, clock, _)| format!("{id}={clock}")).collect();
                 format!("clocks {}", clocks.join(" "))
             }
             "freshness" => match self.raft(id).freshness() {
