@@ -192,7 +192,7 @@ fn a_refusal_of_the_cluster_has_its_code() {
 }
 
 /// The command line that a failed call printed to ask again.
-fn again(stderr: &str) -> String {
+pub fn again(stderr: &str) -> String {
     let line = stderr.lines().find(|line| line.contains("--session-id")).expect(stderr);
     line.trim().to_owned()
 }
@@ -303,7 +303,7 @@ fn a_load_of_unknown_outcome_says_how_to_load_again() {
     assert_eq!(run(shell, b"k\tv\n").ends(0), "0 put, 1 unchanged, 0 failed, 0 unknown\n");
 }
 
-fn wait(child: &mut Child) -> Option<i32> {
+pub fn wait(child: &mut Child) -> Option<i32> {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -318,7 +318,7 @@ fn interrupt(child: &Child) {
     send(child, Signal::INT);
 }
 
-fn send(child: &Child, signal: Signal) {
+pub fn send(child: &Child, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     kill_process(pid, signal).unwrap();
 }

@@ -36,6 +36,8 @@ pub struct State {
     sessions: u64,
     /// The next calls of `Kv` fail with these.
     pub failures: VecDeque<Reason>,
+    /// All writes are refused for this reason, and not done.
+    pub refuse_writes: Option<Reason>,
     /// Writes are done and never answered.
     pub hang_writes: bool,
     /// Reads are never answered.
@@ -118,9 +120,14 @@ impl Fake {
         }
     }
 
-    fn fail(&self) -> Result<(), Status> {
-        let Some(reason) = self.state().failures.pop_front() else { return Ok(()) };
-        let failure = Failure::of(reason, "as the test says");
+    /// Fails as the test says; of a write with a session a refusal says nothing but of this attempt.
+    fn fail(&self, refusal: Option<Reason>, in_session: bool) -> Result<(), Status> {
+        let next = self.state().failures.pop_front();
+        let Some(reason) = next.or(refusal) else { return Ok(()) };
+        let mut failure = Failure::of(reason, "as the test says");
+        if in_session && failure.outcome() == Outcome::NotApplied {
+            failure.outcome = Outcome::AttemptNotApplied as i32;
+        }
         let (code, message) = (Code::from(failure.code), failure.message.clone());
         Err(Status::with_details(code, message, failure.to_details("request-1")))
     }
@@ -142,7 +149,7 @@ impl Fake {
     }
 
     async fn read(&self, options: Option<ReadOptions>) -> Result<i32, Status> {
-        self.fail()?;
+        self.fail(None, false)?;
         let options = options.unwrap_or_default();
         self.state().reads.push((options.level, options.token.is_some()));
         if self.state().hang_reads {
@@ -159,7 +166,8 @@ impl Fake {
         session: Option<WriteSession>,
         change: impl FnOnce(Option<&Row>) -> Result<Option<Bytes>, Reason>,
     ) -> Result<Written, Status> {
-        self.fail()?;
+        let refusal = self.state().refuse_writes;
+        self.fail(refusal, session.is_some())?;
         let written = self.apply(key, condition, session, change)?;
         if self.state().hang_writes {
             std::future::pending::<()>().await;

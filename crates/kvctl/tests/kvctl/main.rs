@@ -3,6 +3,7 @@
 // Helpers of tests are tests too, but the lint knows only functions marked so.
 #![allow(clippy::unwrap_used)]
 
+mod asked_again;
 mod bulk;
 mod cluster;
 mod endings;

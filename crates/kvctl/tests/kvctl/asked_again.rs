@@ -1,0 +1,121 @@
+//! A write that was sent before, and whose outcome is asked for again: until it is known it is unknown.
+
+use std::io::Read as _;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use quorate_client::api::Reason;
+use rustix::process::Signal;
+
+use crate::endings::{again, send, wait};
+use crate::fake::Fake;
+use crate::{Called, call, program, run};
+
+/// Runs a command line that was printed.
+fn typed(line: &str) -> Called {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    run(shell, b"")
+}
+
+const GIVEN: [&str; 4] =
+    ["--session-id", "6162636465666768696a6b6c6d6e6f707172737475767778", "--sequence", "3"];
+
+#[test]
+fn the_printed_command_stays_4_until_it_is_answered() {
+    let fake = Fake::start();
+    fake.state().hang_writes = true;
+    let lost = call(&fake, &["--timeout", "600ms", "incr", "n", "5"]);
+    assert_eq!(lost.code, Some(4), "{lost:?}");
+    let mut line = again(&lost.stderr);
+    fake.state().hang_writes = false;
+    for reason in
+        [Reason::NoLeader, Reason::Overloaded, Reason::SessionExpired, Reason::SessionFromFuture]
+    {
+        fake.state().refuse_writes = Some(reason);
+        let refused = typed(&line);
+        assert_eq!(refused.code, Some(4), "{reason:?}: {refused:?}");
+        assert!(refused.stderr.contains("the outcome is unknown"), "{refused:?}");
+        // It prints the same command again.
+        assert_eq!(again(&refused.stderr), line, "{reason:?}");
+        line = again(&refused.stderr);
+    }
+    fake.state().refuse_writes = None;
+    assert_eq!(typed(&line).ends(0), "5\n");
+    assert_eq!(&fake.state().rows[&b"n"[..]].value[..], b"5");
+}
+
+#[test]
+fn the_same_refusal_of_a_first_attempt_is_3_and_not_applied() {
+    let fake = Fake::start();
+    fake.state().refuse_writes = Some(Reason::NoLeader);
+    let words = ["--timeout", "400ms", "incr", "n", "5", "-o", "json"];
+    let outcome = |called: &Called| {
+        let object: serde_json::Value = serde_json::from_str(&called.stderr).unwrap();
+        (called.code, object["outcome"].clone(), object.get("ask_again").is_some())
+    };
+    let first = call(&fake, &words);
+    assert_eq!(outcome(&first), (Some(3), "not_applied".into(), false), "{first:?}");
+    let again = call(&fake, &[&words[..], &GIVEN].concat());
+    assert_eq!(outcome(&again), (Some(4), "unknown".into(), true), "{again:?}");
+    // The words are wrong, which says nothing of the write that was sent with others.
+    fake.state().refuse_writes = Some(Reason::SequenceReused);
+    let wrong = call(&fake, &[&words[..], &GIVEN].concat());
+    assert_eq!(outcome(&wrong), (Some(2), "attempt_not_applied".into(), false), "{wrong:?}");
+}
+
+#[test]
+fn a_write_asked_again_of_nobody_is_4() {
+    let mut command = program();
+    command.args(["--timeout", "400ms", "--endpoints", "127.0.0.1:1", "put", "k", "v"]);
+    command.args(GIVEN);
+    let called = run(command, b"");
+    assert_eq!(called.code, Some(4), "{called:?}");
+    assert!(again(&called.stderr).contains(GIVEN[1]), "{called:?}");
+}
+
+#[test]
+fn a_write_asked_again_that_is_interrupted_before_it_is_sent_is_4() {
+    // It takes connections and never says a word, so that nothing is ever sent.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for (given, code) in [(&GIVEN[..], 4), (&[], 130)] {
+        let mut command = program();
+        command.args(["--timeout", "20s", "--endpoints", &address, "put", "k", "v"]).args(given);
+        let mut child = command.spawn().unwrap();
+        let connection = silent.accept().unwrap();
+        send(&child, Signal::INT);
+        assert_eq!(wait(&mut child), Some(code), "{given:?}");
+        let mut told = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        assert_eq!(told.contains("--session-id"), code == 4, "{told}");
+        drop(connection);
+    }
+}
+
+#[test]
+fn a_bench_that_ends_while_writes_are_out_is_4() {
+    // After the first Ctrl-C it waits for what is out; the second ends it at once.
+    for (timeout, twice) in [("1s", false), ("20s", true)] {
+        let fake = Fake::start();
+        fake.state().hang_writes = true;
+        let mut command = program();
+        command.args(["--endpoints", &fake.address, "--timeout", timeout]);
+        command.args(["bench", "put", "--clients", "2", "--duration", "60s"]);
+        let mut child = command.spawn().unwrap();
+        let begun = Instant::now();
+        while fake.state().writes == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nothing was written");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        send(&child, Signal::INT);
+        // Two that come at once are one.
+        while twice && child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(15), "the second does not end it");
+            std::thread::sleep(Duration::from_millis(50));
+            send(&child, Signal::INT);
+        }
+        assert_eq!(wait(&mut child), Some(4), "{timeout}");
+    }
+}
