@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use quorate_client::{Client, Error};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -62,6 +63,7 @@ pub struct Progress {
     prepared: AtomicU64,
     done: AtomicU64,
     measuring: AtomicBool,
+    measured: Notify,
     end: AtomicBool,
 }
 
@@ -79,6 +81,11 @@ impl Progress {
     /// Whether the clock runs.
     pub fn measuring(&self) -> bool {
         self.measuring.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the clock runs: what is only written to be read is then stored. For one waiter.
+    pub async fn begun_measuring(&self) {
+        self.measured.notified().await;
     }
 
     /// Ends the run: nothing more is begun, and what was measured is reported.
@@ -147,6 +154,7 @@ pub async fn run(
         plan,
     });
     progress.measuring.store(true, Ordering::Relaxed);
+    progress.measured.notify_one();
     let mut workers = JoinSet::new();
     for worker in 0..shared.plan.clients {
         let client = connections[worker as usize % connections.len()].clone();
@@ -229,28 +237,42 @@ async fn prepare(
     progress: &Arc<Progress>,
 ) -> Result<(), BenchError> {
     let next = Arc::new(AtomicU64::new(0));
+    let failed = Arc::new(AtomicBool::new(false));
     let give_up = Instant::now() + PREPARATION_MAX;
     let mut workers = JoinSet::new();
     for worker in 0..plan.clients.max(PREPARATION_WORKERS) {
         let client = connections[worker as usize % connections.len()].clone();
         let (plan, next, progress) = (plan.clone(), Arc::clone(&next), Arc::clone(progress));
+        let failed = Arc::clone(&failed);
         let mut values = ValueMaker::new(run, plan.clients + worker, plan.value_size);
         workers.spawn(async move {
-            while Instant::now() < give_up && !progress.ended() {
+            while Instant::now() < give_up && !progress.ended() && !failed.load(Ordering::Relaxed) {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= plan.keys {
                     break;
                 }
                 let put = client.put(plan.key(number), values.next_value());
-                put.timeout(plan.timeout).await?;
+                if let Err(error) = put.timeout(plan.timeout).await {
+                    failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
                 progress.prepared.fetch_add(1, Ordering::Relaxed);
             }
             Ok::<(), Error>(())
         });
     }
+    // Those under way are waited for, and one of unknown outcome is told before one that was refused.
+    let mut worst: Option<Error> = None;
     while let Some(worked) = workers.join_next().await {
         let worked = worked.map_err(|error| BenchError::Worker(error.to_string()))?;
-        worked.map_err(BenchError::Preparation)?;
+        if let Err(error) = worked
+            && (worst.is_none() || error.is_unknown())
+        {
+            worst = Some(error);
+        }
+    }
+    if let Some(error) = worst {
+        return Err(BenchError::Preparation(error));
     }
     let stored = progress.prepared();
     if stored < plan.keys && !progress.ended() {

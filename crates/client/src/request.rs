@@ -135,7 +135,7 @@ macro_rules! every_write {
         }
 
         /// Puts the write's identity into `slot` before it is first sent, for a caller that may stop
-        /// waiting for the answer and ask again later.
+        /// waiting for the answer and ask again later. One that was given is there at once.
         pub fn note_identity(mut self, slot: &IdentitySlot) -> Self {
             self.slot = Some(slot.clone());
             self
@@ -213,6 +213,10 @@ fn write(
     slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
 ) -> How {
+    // An earlier call has sent it: it is out already, whether this call gets to send it or not.
+    if let (Some(slot), Identity::Given(id)) = (&slot, &identity) {
+        slot.set(id.clone());
+    }
     How {
         slot,
         want: Want::Leader,

@@ -27,12 +27,12 @@ struct Out {
 impl Interrupt {
     /// Begins to listen; must be called within the runtime.
     pub fn listen() -> Interrupt {
+        use tokio::signal::unix::{SignalKind, signal};
         let (sender, seen) = watch::channel(0);
+        // Here and not in the task, so that none is missed once the command has begun.
+        let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
         tokio::spawn(async move {
-            use tokio::signal::unix::{SignalKind, signal};
-            if let (Ok(mut interrupts), Ok(mut ends)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            {
+            if let (Ok(mut interrupts), Ok(mut ends)) = signals {
                 loop {
                     tokio::select! {
                         _ = interrupts.recv() => {}
@@ -76,7 +76,7 @@ impl Interrupt {
     }
 
     /// The only write of the command is out from when its identity is in `slot` until the guard is
-    /// dropped.
+    /// dropped; one that is asked again has been out since an earlier command.
     pub fn single_write_out(&self, slot: &IdentitySlot) -> WriteOut {
         *self.single() = Some(slot.clone());
         self.write_out()

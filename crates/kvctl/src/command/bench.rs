@@ -72,11 +72,21 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
     let stop = async {
         interrupt.first().await;
         progress.end();
-        std::future::pending::<()>().await;
+        std::future::pending().await
+    };
+    // What is read is written before.
+    let out = interrupt.write_out();
+    let writes_out = async {
+        progress.begun_measuring().await;
+        if kind == Kind::Get {
+            drop(out);
+        }
+        std::future::pending().await
     };
     let report = tokio::select! {
         report = waiting::counted(&progress, plan.duration, running) => report,
-        () = stop => return Err(Failure::of(Exit::Interrupted, "interrupted")),
+        never = stop => never,
+        never = writes_out => never,
     };
     let report = report.map_err(failed)?;
     print(context, &plan, connections, &report)?;
@@ -97,10 +107,10 @@ fn failed(error: quorate_bench::BenchError) -> Failure {
 fn exit(report: &Report) -> Exit {
     let failed: u64 = report.operations().map(|(_, operation)| operation.failed()).sum();
     match (report.put.unknown, failed) {
+        (1.., _) => Exit::Unknown,
         _ if report.ended_early => Exit::Interrupted,
         (0, 0) => Exit::Done,
         (0, _) => Exit::Unavailable,
-        _ => Exit::Unknown,
     }
 }
 
