@@ -206,7 +206,7 @@ fn a_node_that_fails_is_reported_with_its_exit_status() {
     let node =
         "#!/bin/sh\ncase \"$*\" in *--node-id=2*) exit 20;; esac\nwhile read -r line; do :; done\n";
     let mut dev = Dev::start(node, &["--base-port", &base_port(3)]);
-    dev.line(&["n2 ended with exit status 20; start 2 starts it again"]);
+    dev.line(&["n2 ended with exit status 20; ", "start 2 starts it again"]);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn without_a_terminal_it_ends_with_its_last_node() {
 
 #[test]
 fn killed_itself_it_leaves_no_node_behind_not_even_a_paused_one() {
-    let mut dev = Dev::start_real(&["--ephemeral", "--base-port", &base_port(3)]);
+    let mut dev = Dev::start_real(&["--ephemeral", "--logs", "--base-port", &base_port(3)]);
     let pids: Vec<_> = ["n1", "n2", "n3"].iter().map(|node| dev.pid(node)).collect();
     dev.line(&["n3 | ", "node: listening"]);
     kill_process(pids[2], Signal::STOP).unwrap();
@@ -290,9 +290,12 @@ fn data_is_found_again_compared_and_only_deleted_when_asked() {
     fs::create_dir_all(kept.parent().unwrap()).unwrap();
     fs::write(&kept, "x").unwrap();
     fs::create_dir(&foreign).unwrap();
+    let log = home.path().join("data/quorate/dev/n1.log");
+    let starts = || fs::read_to_string(&log).unwrap().matches("up start").count();
 
     let home = end(run(home, &[]));
     assert!(kept.exists());
+    assert_eq!(starts(), 2);
 
     let mut refused = run(home, &["--nodes", "5", "--shards", "16"]);
     let said = refused.line(&["kvnode: "]);
@@ -321,6 +324,7 @@ fn data_is_found_again_compared_and_only_deleted_when_asked() {
 
     let home = end(run(home, &["--fresh", "--shards", "16"]));
     assert!(!kept.exists() && foreign.exists());
+    assert_eq!(starts(), 1, "a fresh start has fresh logs");
     drop(home);
 }
 
@@ -355,9 +359,34 @@ fn ephemeral_data_is_gone_at_the_end() {
 }
 
 #[test]
-fn a_first_start_is_calm_and_ends_with_the_lines_to_copy() {
-    let mut dev = Dev::start_real(&["--ephemeral", "--base-port", &base_port(3)]);
+fn a_first_start_is_one_screen_without_log_lines_and_names_their_files() {
+    let mut dev = Dev::start_real(&["--base-port", &base_port(3)]);
+    let logs = dev.data().join("n*.log").display().to_string();
+    let named = dev.line(&["logs ", "--logs"]);
+    assert!(named.contains(&logs), "{named}");
+    dev.line(&["ready: 8 of 8 shards have leaders"]);
+    for parts in [&["  ", "put greeting hello"], &["  ", "kill -9 "]] {
+        dev.line(parts);
+    }
+    // With the four lines waited for.
+    assert!(dev.seen.len() + 4 <= 12, "{:#?}", dev.seen);
+    let noisy: Vec<_> = dev.seen.iter().filter(|line| line.contains(" | ")).collect();
+    assert!(noisy.is_empty(), "{noisy:#?}");
+    dev.signal(Signal::TERM);
+    assert_eq!(dev.wait().code(), Some(0));
+    for id in 1..=3 {
+        let log = fs::read_to_string(dev.data().join(format!("n{id}.log"))).unwrap();
+        for line in ["node: listening", "role: changed", "node: stopped"] {
+            assert!(log.contains(line), "{line} is missing in {log}");
+        }
+    }
+}
+
+#[test]
+fn with_logs_a_start_is_calm_and_ends_with_the_lines_to_copy() {
+    let mut dev = Dev::start_real(&["--ephemeral", "--logs", "--base-port", &base_port(3)]);
     dev.line(&["  kill -9 "]);
+    dev.line(&["n2 | ", "INFO", "node: listening"]);
     dev.line(&["ready: 8 of 8 shards have leaders"]);
     while dev.seen.last().is_none_or(|line| line != "try") {
         let line = dev.lines.recv_timeout(PATIENCE).unwrap();
@@ -369,4 +398,28 @@ fn a_first_start_is_calm_and_ends_with_the_lines_to_copy() {
         let noisy: Vec<_> = dev.seen.iter().filter(|line| line.contains(noise)).collect();
         assert!(noisy.is_empty(), "{noisy:#?}");
     }
+}
+
+#[test]
+fn warnings_and_last_words_are_shown_and_everything_is_in_the_file() {
+    let node = "#!/bin/sh
+echo '2026-11-26T13:21:06.423820Z  INFO node: listening'
+echo '2026-11-26T13:21:06.423820Z DEBUG node: detail'
+echo '2026-11-26T13:21:06.423820Z  WARN node: a warning' >&2
+echo '2026-11-26T13:21:06.423820Z ERROR node: an error' >&2
+echo 'kvnode: storage failed' >&2
+exit 20
+";
+    let mut dev = Dev::start(node, &["--nodes", "1", "--base-port", &base_port(1)]);
+    for shown in ["WARN node: a warning", "ERROR node: an error", "kvnode: storage failed"] {
+        dev.line(&["n1 | ", shown]);
+    }
+    let log = dev.data().join("n1.log");
+    dev.line(&["n1 ended with exit status 20; ", &format!("its log is {}", log.display())]);
+    dev.line(&["all nodes have ended"]);
+    assert!(!dev.seen.iter().any(|line| line.contains("node: ")), "{:#?}", dev.seen);
+    let lines = fs::read_to_string(log).unwrap();
+    let mut lines: Vec<_> = lines.lines().filter_map(|line| line.split("node: ").last()).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["a warning", "an error", "detail", "listening", "storage failed"]);
 }
