@@ -3,8 +3,10 @@
 use std::io;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -12,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::NodePlan;
-use crate::telemetry::has_colour;
+use super::log::Log;
 
 /// A longer line of a child is cut: what it could make this process hold is bounded.
 const LONGEST_LINE: usize = 64 * 1024;
@@ -26,6 +28,8 @@ pub(super) struct Node {
     /// What it is started with.
     pub(super) plan: NodePlan,
     process: Option<Process>,
+    /// One for what a process writes to each of its outputs, whichever process of the node it is.
+    log: Arc<Mutex<Log>>,
 }
 
 struct Process {
@@ -47,8 +51,9 @@ pub(super) enum State {
 }
 
 impl Node {
-    pub(super) const fn new(plan: NodePlan) -> Self {
-        Self { plan, process: None }
+    pub(super) fn new(plan: NodePlan) -> Self {
+        let log = Log::new(plan.id, plan.log.clone(), plan.shows_log);
+        Self { plan, process: None, log: Arc::new(Mutex::new(log)) }
     }
 
     pub(super) fn state(&self) -> State {
@@ -75,9 +80,9 @@ impl Node {
             .and_then(|pid| i32::try_from(pid).ok())
             .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other("the process has no id"))?;
-        let label = Label::new(self.plan.id);
-        let stdout = child.stdout.take().map(|out| tokio::spawn(pump(out, label.clone())));
-        let stderr = child.stderr.take().map(|err| tokio::spawn(pump(err, label)));
+        let log = || Arc::clone(&self.log);
+        let stdout = child.stdout.take().map(|out| tokio::spawn(pump(out, log())));
+        let stderr = child.stderr.take().map(|err| tokio::spawn(pump(err, log())));
         let pumps = stdout.into_iter().chain(stderr).collect();
         let lifeline = child.stdin.take();
         self.process = Some(Process { child, pid, paused: false, pumps, _lifeline: lifeline });
@@ -128,46 +133,23 @@ impl Node {
 
     /// Asks the process to end in order. A paused one is woken, or it could not.
     pub(super) fn terminate(&mut self) {
+        self.log.lock().end();
         self.signal(Signal::TERM);
         self.go_on();
     }
 }
 
-/// The prefix of a node's lines.
-#[derive(Debug, Clone)]
-struct Label(String);
-
-impl Label {
-    fn new(id: u16) -> Self {
-        /// Colours that can be read on a light and on a dark ground.
-        const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
-        let plain = format!("n{id} |");
-        if has_colour(&io::stderr()) {
-            let colour = COLOURS[usize::from(id - 1) % COLOURS.len()];
-            Self(format!("\x1b[{colour}m{plain}\x1b[0m"))
-        } else {
-            Self(plain)
-        }
-    }
-}
-
-/// Copies the lines of a child to stderr, each behind its label.
-async fn pump(stream: impl AsyncRead + Unpin, label: Label) {
+/// Copies the lines of a child into the log of its node.
+async fn pump(stream: impl AsyncRead + Unpin, log: Arc<Mutex<Log>>) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
         line.clear();
         match read_line(&mut reader, &mut line).await {
-            Ok(true) => eprint_line(&label, &String::from_utf8_lossy(&line)),
+            Ok(true) => log.lock().line(&String::from_utf8_lossy(&line)),
             Ok(false) | Err(_) => return,
         }
     }
-}
-
-fn eprint_line(label: &Label, line: &str) {
-    use std::io::Write;
-    let mut err = io::stderr().lock();
-    let _ = writeln!(err, "{} {line}", label.0);
 }
 
 /// Reads a line without its end, at most [`LONGEST_LINE`] bytes of it. `false` at the end.

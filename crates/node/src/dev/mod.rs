@@ -8,6 +8,7 @@
 
 mod child;
 mod console;
+mod log;
 mod place;
 mod probe;
 mod supervisor;
@@ -31,7 +32,7 @@ use supervisor::Supervisor;
 
 /// Metrics are served this far above the port of the node.
 const METRICS_OFFSET: u16 = 50;
-/// What the nodes log: each change of a role would bury what a user wants to read.
+/// What the nodes log where it is shown: each change of a role would bury what a user wants to read.
 const CALM: &str = "info,quorate_node::engine::group=warn";
 /// So that the ports of metrics do not meet those of nodes.
 const MAX_NODES: u16 = 15;
@@ -60,6 +61,9 @@ pub struct DevArgs {
     /// Delete the data of earlier runs first
     #[arg(long, conflicts_with = "ephemeral")]
     fresh: bool,
+    /// Show what the nodes log, each line behind the name of its node; it is in files in any case
+    #[arg(long)]
+    logs: bool,
     /// Run this program in place of the nodes
     #[arg(long, hide = true, value_name = "FILE")]
     node_binary: Option<PathBuf>,
@@ -72,6 +76,10 @@ struct NodePlan {
     client: SocketAddr,
     metrics: SocketAddr,
     arguments: Vec<String>,
+    /// The file that takes what the node logs.
+    log: PathBuf,
+    /// Whether all of that is shown as well.
+    shows_log: bool,
 }
 
 /// Runs a cluster until it is told to stop. The result is the exit code.
@@ -97,7 +105,7 @@ pub fn run(args: &DevArgs) -> Result<u8, Fatal> {
         .map_err(|error| Fatal::Bug(format!("cannot start the runtime: {error}")))?;
     let interactive = std::io::stdin().is_terminal();
     let commands = interactive.then(console::read_commands);
-    let supervisor = Supervisor::new(program, plans, args.shards);
+    let supervisor = Supervisor::new(program, plans, args.shards, args.logs);
     let result = runtime.block_on(supervisor.run(&place, commands));
     place.close();
     result
@@ -138,7 +146,7 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
     let memory = (config::default_memory() / u64::from(args.nodes)).max(MIN_MEMORY);
     let replicas = if args.nodes >= 3 { 3 } else { 1 };
     // A flag would win over the filter that the user set.
-    let quiet = std::env::var_os("QUORATE_LOG").is_none_or(|filter| filter.is_empty());
+    let unfiltered = std::env::var_os("QUORATE_LOG").is_none_or(|filter| filter.is_empty());
     let plan = |id| {
         let (client, metrics) = addresses(args, id);
         let settings = [
@@ -157,11 +165,18 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
             ("max-connections", "512".to_owned()),
             ("log-format", "text".to_owned()),
         ];
-        let log = quiet.then(|| ("log-level", CALM.to_owned()));
+        let log = (args.logs && unfiltered).then(|| ("log-level", CALM.to_owned()));
         let flags =
             settings.into_iter().chain(log).map(|(name, value)| format!("--{name}={value}"));
         let first = ["start".to_owned(), "--exit-with-parent".to_owned()];
-        NodePlan { id, client, metrics, arguments: first.into_iter().chain(flags).collect() }
+        NodePlan {
+            id,
+            client,
+            metrics,
+            arguments: first.into_iter().chain(flags).collect(),
+            log: place.log(id),
+            shows_log: args.logs,
+        }
     };
     (1..=args.nodes).map(plan).collect()
 }

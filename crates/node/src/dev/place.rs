@@ -79,6 +79,11 @@ impl Place {
         self.directory.join(format!("n{id}"))
     }
 
+    /// What the node logs.
+    pub(super) fn log(&self, id: u16) -> PathBuf {
+        self.directory.join(format!("n{id}.log"))
+    }
+
     /// Deletes the data if it was not meant to last.
     pub(super) fn close(self) {
         if self.ephemeral
@@ -88,7 +93,8 @@ impl Place {
         }
     }
 
-    /// Deletes what earlier runs left, and nothing else: only in a marked directory, only nodes.
+    /// Deletes what earlier runs left, and nothing else: only in a marked directory, only nodes and
+    /// their logs.
     fn empty(&self) -> io::Result<()> {
         if !self.directory.join(MARKER).exists() {
             return Ok(());
@@ -96,12 +102,16 @@ impl Place {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let name = entry.file_name();
-            let is_node = name
-                .to_str()
-                .and_then(|name| name.strip_prefix('n'))
-                .is_some_and(|id| id.parse::<u16>().is_ok());
-            if is_node && entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?;
+            let of_node = name.to_str().and_then(|name| name.strip_prefix('n')).unwrap_or_default();
+            let (id, kind) = of_node.split_once('.').unwrap_or((of_node, ""));
+            if id.parse::<u16>().is_err() {
+                continue;
+            }
+            let is_directory = entry.file_type()?.is_dir();
+            match (kind, is_directory) {
+                ("", true) => fs::remove_dir_all(entry.path())?,
+                ("log" | "log.old", false) => fs::remove_file(entry.path())?,
+                _ => {}
             }
         }
         fs::remove_file(self.directory.join(MARKER))

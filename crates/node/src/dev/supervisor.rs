@@ -30,11 +30,18 @@ pub(super) struct Supervisor {
     program: PathBuf,
     nodes: Vec<Node>,
     shards: u32,
+    shows_logs: bool,
 }
 
 impl Supervisor {
-    pub(super) fn new(program: PathBuf, plans: Vec<NodePlan>, shards: u32) -> Self {
-        Self { program, nodes: plans.into_iter().map(Node::new).collect(), shards }
+    pub(super) fn new(
+        program: PathBuf,
+        plans: Vec<NodePlan>,
+        shards: u32,
+        shows_logs: bool,
+    ) -> Self {
+        let nodes = plans.into_iter().map(Node::new).collect();
+        Self { program, nodes, shards, shows_logs }
     }
 
     /// Starts all nodes and runs until `quit`, a signal, or the end of the terminal; then ends them.
@@ -74,8 +81,10 @@ impl Supervisor {
                 () = stop.received() => break,
                 sentence = &mut ready => {
                     say(&sentence);
-                    // What was said at the start is far above by now.
-                    self.suggest();
+                    if self.shows_logs {
+                        // What was said at the start is far above by now.
+                        self.suggest();
+                    }
                 }
             }
         }
@@ -98,6 +107,8 @@ impl Supervisor {
         }
         let fate = if place.is_ephemeral() { " (deleted at the end)" } else { "" };
         say(&format!("data {}{fate}", place.directory().display()));
+        let here = if self.shows_logs { "" } else { " (--logs shows them here)" };
+        say(&format!("logs {}{here}", place.directory().join("n*.log").display()));
         self.suggest();
         if takes_commands {
             say("type help for commands, quit or Ctrl-C to end");
@@ -119,8 +130,12 @@ impl Supervisor {
     }
 
     fn report_end(&self, at: usize, status: &io::Result<ExitStatus>) {
-        let id = self.nodes[at].plan.id;
+        let NodePlan { id, log, .. } = &self.nodes[at].plan;
         let how = match status {
+            // It ended by itself, so it said why.
+            Ok(status) if status.code().is_some() => {
+                format!("{}; its log is {}", ending(*status), log.display())
+            }
             Ok(status) => ending(*status),
             Err(error) => format!("ended, and its status is lost: {error}"),
         };

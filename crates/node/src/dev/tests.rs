@@ -59,7 +59,7 @@ async fn nodes_are_killed_paused_and_started_by_command() {
     for id in 1..=3 {
         fs::create_dir_all(place.node(id)).unwrap();
     }
-    let supervisor = Supervisor::new(program, plans(&args, &place), args.shards);
+    let supervisor = Supervisor::new(program, plans(&args, &place), args.shards, args.logs);
 
     let (commands, receiver) = mpsc::channel(1);
     let script = async {
