@@ -45,6 +45,13 @@ enum Event {
     },
 }
 
+/// The longest way of a message that went astray.
+const STRAY: u64 = 400;
+
+/// The highest reading that a clock shows when its machine starts: low enough for the readings of one
+/// start to come again in the next.
+const FIRST_READING: u64 = 1_000;
+
 /// How bad the world is.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
@@ -53,6 +60,8 @@ pub struct Weather {
     pub doubled: u64,
     /// Ticks on the way, at most.
     pub delay: u64,
+    /// Messages that take up to `STRAY` ticks, of 1,000: whole terms and starts of processes later.
+    pub stray: u64,
     /// Ticks a write takes, and its completion needs to be reported, at most.
     pub disk: u64,
     pub report: u64,
@@ -62,7 +71,7 @@ pub struct Weather {
 
 impl Weather {
     pub const FINE: Weather =
-        Weather { loss: 0, doubled: 0, delay: 1, disk: 1, report: 0, apply: 1 };
+        Weather { loss: 0, doubled: 0, delay: 1, stray: 0, disk: 1, report: 0, apply: 1 };
 }
 
 /// A fault of the cluster itself, by which a check shows that it can fail.
@@ -89,11 +98,16 @@ pub struct Coverage {
     pub snapshots: u64,
     pub compactions: u64,
     pub transfers: u64,
+    /// Ticks of followers that knew how old their state is.
+    pub ages: u64,
 }
 
 /// A node outside of its replica.
 struct Node {
     boot: u64,
+    /// What the machine's clock shows beyond the time of the simulation. No two clocks agree, and a
+    /// clock begins low again when its machine starts.
+    clock: i64,
     paused_until: u64,
     /// Handed out to be applied.
     queue: VecDeque<Entry>,
@@ -147,6 +161,7 @@ impl Cluster {
             nodes: (0..size)
                 .map(|_| Node {
                     boot: 0,
+                    clock: 0,
                     paused_until: 0,
                     queue: VecDeque::new(),
                     position: Index(0),
@@ -162,8 +177,35 @@ impl Cluster {
             last_read: vec![0; size],
             trace: DefaultHasher::new(),
         };
-        (0..size).for_each(|node| cluster.start(node));
+        for node in 0..size {
+            cluster.reset_clock(node);
+            cluster.start(node);
+        }
         cluster
+    }
+
+    /// What the clock of a node shows now.
+    fn reading(&self, node: usize) -> Ticks {
+        let reading = self.now.checked_add_signed(self.nodes[node].clock);
+        Ticks(reading.expect("a clock does not show less than when its machine started"))
+    }
+
+    /// The time at which the clock of a node showed this, or would have: it may not have run then.
+    fn time_of(&self, node: usize, reading: Ticks) -> u64 {
+        reading.0.saturating_add_signed(-self.nodes[node].clock)
+    }
+
+    /// The machine of a node starts.
+    fn reset_clock(&mut self, node: usize) {
+        let first = self.rng.below(FIRST_READING);
+        self.nodes[node].clock = first.cast_signed() - self.now.cast_signed();
+    }
+
+    /// Since when a follower's state is known to be as new as what was committed; nothing where that
+    /// is unknown, and at a leader, which does not ask.
+    pub fn fresh_since(&self, node: usize) -> Option<u64> {
+        let (reading, _) = self.rafts[node].as_ref()?.freshness()?;
+        Some(self.time_of(node, reading))
     }
 
     pub fn size(&self) -> usize {
@@ -220,8 +262,8 @@ impl Cluster {
         state.touched = true;
         let seed = self.seed.wrapping_mul(1_000) + (node as u64) * 100 + state.boot;
         let restored = self.disks[node].restore();
-        let raft =
-            Raft::new(self.config.clone(), GROUP, replica(node), seed, restored, Ticks(self.now));
+        let now = self.reading(node);
+        let raft = Raft::new(self.config.clone(), GROUP, replica(node), seed, restored, now);
         self.rafts[node] = Some(raft.expect("what was durable fits together"));
     }
 
@@ -230,6 +272,10 @@ impl Cluster {
             self.coverage.crashes += 1;
             self.coverage.lost_writes += self.disks[node].writes.len() as u64;
             self.disks[node].crash();
+            // Sometimes it was the whole machine.
+            if self.rng.chance(500) {
+                self.reset_clock(node);
+            }
             // What was under way in the process dies with it.
             self.nodes[node].boot += 1;
             self.reads.retain(|_, read| read.0 != node);
@@ -338,9 +384,10 @@ impl Cluster {
 
     /// Gives an input to a replica and checks what became of it.
     fn input(&mut self, node: usize, input: impl FnOnce(&mut Raft, Ticks)) {
+        let now = self.reading(node);
         let Some(raft) = &mut self.rafts[node] else { return };
         let before = raft.clone();
-        input(raft, Ticks(self.now));
+        input(raft, now);
         let disks: Vec<_> = self.disks.iter().collect();
         self.oracle.after_step(&before, raft, &disks);
         self.coverage.elections = self.oracle.elections;
@@ -429,9 +476,9 @@ impl Cluster {
         if self.blocked[node][to] || self.rng.chance(self.weather.loss) {
             // The transport notices some losses.
             if envelope.message.is_bulk() && self.rng.chance(300) {
-                let peer = envelope.to.id;
+                let (peer, now) = (envelope.to.id, self.reading(node));
                 if let Some(raft) = &mut self.rafts[node] {
-                    raft.unreachable(Ticks(self.now), peer);
+                    raft.unreachable(now, peer);
                 }
             }
             return;
@@ -439,6 +486,9 @@ impl Cluster {
         let copies = 1 + u64::from(self.rng.chance(self.weather.doubled));
         for _ in 0..copies {
             let mut at = self.now + self.rng.below(self.weather.delay + 1);
+            if self.rng.chance(self.weather.stray) {
+                at += self.rng.below(STRAY);
+            }
             if self.bug == Some(Bug::AcknowledgementsWaitForTheNextBeat)
                 && matches!(envelope.message, Message::AppendReply { .. })
             {
@@ -539,7 +589,8 @@ impl Cluster {
             }
             for node in 0..self.size() {
                 let stopped = self.nodes[node].paused_until > self.now;
-                let due = |raft: &Raft| raft.next_deadline() <= Ticks(self.now);
+                let now = self.reading(node);
+                let due = |raft: &Raft| raft.next_deadline() <= now;
                 if !stopped && self.rafts[node].as_ref().is_some_and(due) {
                     self.input(node, |raft, now| raft.advance(now));
                 }
@@ -559,6 +610,15 @@ impl Cluster {
     /// One tick of time.
     pub fn tick(&mut self) {
         self.settle();
+        self.oracle.end_of_tick(self.now);
+        for node in 0..self.size() {
+            if let Some(raft) = &self.rafts[node]
+                && let Some((reading, index)) = raft.freshness()
+            {
+                self.oracle.age(raft, self.time_of(node, reading), index);
+                self.coverage.ages += 1;
+            }
+        }
         self.now += 1;
     }
 }

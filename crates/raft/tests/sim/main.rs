@@ -66,6 +66,7 @@ fn weather(rng: &mut Rng) -> Weather {
         loss: [0, 20, 200][rng.below(3) as usize],
         doubled: [0, 50][rng.below(2) as usize],
         delay: [0, 2, 15][rng.below(3) as usize],
+        stray: [0, 20][rng.below(2) as usize],
         disk: [0, 3, 25][rng.below(3) as usize],
         report: [0, 10][rng.below(2) as usize],
         apply: [0, 20][rng.below(2) as usize],
@@ -170,6 +171,7 @@ fn safety_through_chaos_and_service_after_it() {
         total.snapshots += coverage.snapshots;
         total.compactions += coverage.compactions;
         total.transfers += coverage.transfers;
+        total.ages += coverage.ages;
     }
     println!("{seeds} seeds: {total:?}");
     // A simulation in which nothing happens finds nothing.
@@ -185,6 +187,7 @@ fn safety_through_chaos_and_service_after_it() {
         ("snapshots", total.snapshots),
         ("compactions", total.compactions),
         ("transfers", total.transfers),
+        ("known ages", total.ages),
     ] {
         assert!(count >= seeds / 2, "only {count} {what} in {seeds} seeds");
     }

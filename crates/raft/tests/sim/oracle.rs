@@ -21,6 +21,8 @@ pub struct Oracle {
     /// What is committed, by index, and in which term it was.
     committed: BTreeMap<Index, (Term, Entry)>,
     pub highest_commit: Index,
+    /// The time, and what was committed at its end, for each time at which that grew.
+    commits: Vec<(u64, Index)>,
     pub elections: u64,
 }
 
@@ -140,6 +142,24 @@ impl Oracle {
     /// A read is no older than what was committed anywhere before it began.
     pub fn read(&self, index: Index, floor: Index) {
         assert!(index >= floor, "a read at {index} misses what was committed at {floor}");
+    }
+
+    pub fn end_of_tick(&mut self, now: u64) {
+        if self.commits.last().is_none_or(|last| last.1 < self.highest_commit) {
+            self.commits.push((now, self.highest_commit));
+        }
+    }
+
+    /// A state that has applied `index` is claimed to be no older than `time`: it must contain all
+    /// that was committed before.
+    pub fn age(&self, raft: &Raft, time: u64, index: Index) {
+        let earlier = self.commits.partition_point(|commit| commit.0 < time);
+        let committed = earlier.checked_sub(1).map_or(Index(0), |last| self.commits[last].1);
+        assert!(
+            index >= committed,
+            "{}: its state at {index} counts as that of {time}, when {committed} was committed",
+            raft.me()
+        );
     }
 
     /// The stamp of a committed entry; 0 before the first.

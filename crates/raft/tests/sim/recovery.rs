@@ -25,8 +25,8 @@ fn backlog_ticks(config: &Config, entries: u64) -> u64 {
     entries.div_ceil(window) * ROUND_TRIP + entries.div_ceil(page) * PAGE
 }
 
-/// After the healing every node must answer a read that began since, and apply what was proposed
-/// since. Ten election timeouts are for elections and snapshots that fail; what must be sent and
+/// After the healing every node must answer a read that began since, apply what was proposed since,
+/// and know an age of its state that is no older. Ten election timeouts are for elections and snapshots that fail; what must be sent and
 /// applied comes on top.
 pub fn serve_again(cluster: &mut Cluster, config: &Config) {
     let healed = cluster.now;
@@ -43,7 +43,11 @@ pub fn serve_again(cluster: &mut Cluster, config: &Config) {
         }
         let served = |node: usize| cluster.last_read[node] > healed;
         let applied = |node: usize| mark.is_some_and(|mark| cluster.position(node) >= mark);
-        if (0..cluster.size()).all(|node| served(node) && applied(node)) {
+        let fresh = |node: usize| {
+            cluster.leader() == Some(node)
+                || cluster.fresh_since(node).is_some_and(|since| since > healed)
+        };
+        if (0..cluster.size()).all(|node| served(node) && applied(node) && fresh(node)) {
             break;
         }
         assert!(
