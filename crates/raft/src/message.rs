@@ -38,6 +38,10 @@ pub struct Timing {
     /// In a leader's message: the leader's commit index when that round began. A follower that has
     /// applied it has a state no older than `echo_time`. 0 in replies.
     pub echo_commit: Index,
+    /// In a reply: the start of the sender's process, whose clock `probe_time` was read from; a
+    /// machine that starts again begins its readings anew. In a leader's message: the start that
+    /// `echo_time` belongs to. 0 = not told.
+    pub boot: u64,
     /// The last quorum round the leader had begun when it sent the message; replies return it.
     pub round: u64,
     /// The sender's wall clock as given to [`crate::Raft::set_clock`]; opaque here, 0 = unknown.

@@ -62,6 +62,15 @@ impl Inflight {
     }
 }
 
+/// A reading of a member's clock. It means something only to the process that took it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Reading {
+    /// What its clock showed; 0 = not yet heard.
+    pub(crate) at: Ticks,
+    /// The start of its process.
+    pub(crate) boot: u64,
+}
+
 /// One member's progress. `matched < next` always holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Progress {
@@ -85,12 +94,12 @@ pub(crate) struct Progress {
     pub(crate) acked: Ticks,
     /// The newest quorum round it has answered.
     pub(crate) round: u64,
-    /// The newest clock reading in its replies.
-    pub(crate) reading: Ticks,
+    /// Its clock's reading in the answer to the newest of our messages that it has answered.
+    pub(crate) reading: Reading,
     /// `reading` as it was when the age round now running began.
-    pub(crate) reading_in_round: Ticks,
+    pub(crate) reading_in_round: Reading,
     /// What to tell it about ages: (its own reading, commit index), confirmed by a quorum.
-    pub(crate) echo: (Ticks, Index),
+    pub(crate) echo: (Reading, Index),
     /// Its wall clock, as last reported; 0 = not yet.
     pub(crate) clock: u64,
     /// When that report came.
@@ -112,9 +121,9 @@ impl Progress {
             ping: false,
             acked: now,
             round: 0,
-            reading: Ticks(0),
-            reading_in_round: Ticks(0),
-            echo: (Ticks(0), Index(0)),
+            reading: Reading::default(),
+            reading_in_round: Reading::default(),
+            echo: (Reading::default(), Index(0)),
             clock: 0,
             clock_at: now,
             gone: false,
@@ -123,23 +132,24 @@ impl Progress {
 
     /// Notes what every reply tells. A reading in our future can only be damage and counts as now.
     pub(crate) fn heard(&mut self, timing: &Timing, begun_round: u64, now: Ticks) {
-        let echo = timing.echo_time.min(now);
-        // Answers overtake each other, and one that waited for a disk tells what the clock showed
-        // before the wait.
-        if echo >= self.acked {
+        let sent = timing.echo_time.min(now);
+        // Answers overtake each other, and one that waited for a disk tells what the clocks showed
+        // before the wait. The newest reading is not the largest: where its machine started again,
+        // its clock began anew.
+        if sent >= self.acked {
+            self.reading = Reading { at: timing.probe_time, boot: timing.boot };
             self.clock = timing.clock;
             self.clock_at = now;
         }
-        self.acked = self.acked.max(echo);
+        self.acked = self.acked.max(sent);
         self.round = self.round.max(timing.round.min(begun_round));
-        self.reading = self.reading.max(timing.probe_time);
         self.gone = false;
     }
 
     /// What rides on a message to it.
     pub(crate) fn timing(&self, now: Ticks, round: u64, clock: u64) -> Timing {
-        let (echo_time, echo_commit) = self.echo;
-        Timing { probe_time: now, echo_time, echo_commit, round, clock }
+        let (Reading { at: echo_time, boot }, echo_commit) = self.echo;
+        Timing { probe_time: now, echo_time, echo_commit, boot, round, clock }
     }
 
     /// Whether it answered something that was sent within `span`.

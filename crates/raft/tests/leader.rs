@@ -2,7 +2,7 @@
 
 mod support;
 
-use quorate_raft::{Envelope, Message, ReplicaId, Ticks, Timing};
+use quorate_raft::{Envelope, Index, Message, ReplicaId, SessionId, Term, Ticks, Timing};
 use support::Bench;
 
 const INTERVAL: u64 = 10;
@@ -16,16 +16,23 @@ fn leader() -> Bench {
     bench
 }
 
-/// What a follower whose clock shows `reading` answers to a heartbeat.
+/// What a follower whose clock shows `reading` answers to a heartbeat. Where that is much, its
+/// machine has not started anew yet.
 fn answer(beat: &Envelope, reading: u64) -> Option<Message> {
     let Message::Heartbeat { session, timing, .. } = &beat.message else { return None };
     let timing = Timing {
         probe_time: Ticks(reading),
+        boot: start_of(reading),
         echo_time: timing.probe_time,
         round: timing.round,
         ..Timing::default()
     };
     Some(Message::HeartbeatReply { session: *session, installing: false, timing })
+}
+
+/// The start of a follower's process that read this from its clock.
+fn start_of(reading: u64) -> u64 {
+    if reading > 8_000_000 { 1 } else { 2 }
 }
 
 /// One heartbeat interval, in which follower 2 answers with this reading of its clock; returns the
@@ -36,6 +43,9 @@ fn echo_in_beat(bench: &mut Bench, reading: u64) -> u64 {
     let Message::Heartbeat { timing, .. } = &beat.message else { panic!("{beat}") };
     let reply = answer(beat, reading).expect("a heartbeat");
     bench.step(2, 1, reply);
+    if timing.echo_time > Ticks(0) {
+        assert_eq!(timing.boot, start_of(timing.echo_time.0), "a reading goes with its start");
+    }
     timing.echo_time.0
 }
 
@@ -63,4 +73,27 @@ fn an_overtaken_answer_brings_no_old_reading_back() {
     bench.step(2, 1, answer(late, 8_640_000).expect("a heartbeat"));
     let echoes: Vec<_> = (4..8).map(|beat| echo_in_beat(&mut bench, 300 + beat * 10)).collect();
     assert_eq!(echoes, [320, 330, 340, 350]);
+}
+
+/// A reading counts only in the start of the process that took it.
+#[test]
+fn a_reading_of_an_earlier_start_is_no_age() {
+    let mut follower = Bench::new(2, 3, 1, &[1]);
+    let session = SessionId { term: Term(1), counter: 1 };
+    let mut hear = |timing| {
+        let sent = follower.step(1, 1, Message::Heartbeat { session, commit: Index(1), timing });
+        let Message::HeartbeatReply { timing, .. } = sent[0].message else { panic!("{}", sent[0]) };
+        (timing, follower.raft.freshness())
+    };
+    let (own, _) = hear(Timing::default());
+    let echo = Timing {
+        echo_time: own.probe_time,
+        echo_commit: Index(1),
+        boot: own.boot,
+        ..Timing::default()
+    };
+    let (_, age) = hear(Timing { boot: own.boot ^ 1, ..echo });
+    assert_eq!(age, None, "the clock of an earlier start showed the same");
+    let (_, age) = hear(echo);
+    assert_eq!(age, Some((own.probe_time, Index(1))));
 }

@@ -29,6 +29,7 @@ fn timing() -> impl Strategy<Value = Timing> {
         probe_time: Ticks(probe),
         echo_time: Ticks(echo),
         echo_commit: Index(commit),
+        boot: round,
         round,
         clock: round,
     })

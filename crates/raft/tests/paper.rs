@@ -90,10 +90,15 @@ fn s5_1_the_rejection_of_a_stale_heartbeat_carries_own_readings() {
     let timing = Timing { probe_time: Ticks(5), round: 9, clock: 4, ..Timing::default() };
     let session = SessionId::default();
     let sent = bench.step(2, 1, Message::Heartbeat { session, commit: Index(0), timing });
+    let Message::HeartbeatReply { timing: Timing { boot, .. }, .. } = sent[0].message else {
+        panic!("{}", sent[0])
+    };
+    assert_ne!(boot, 0, "each start has a number");
     let own = Timing {
         probe_time: Ticks(bench.now),
         echo_time: Ticks(5),
         echo_commit: Index(0),
+        boot,
         round: 9,
         clock: 77,
     };

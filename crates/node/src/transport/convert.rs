@@ -268,6 +268,7 @@ fn timing_to_wire(timing: Timing) -> Option<wire::Timing> {
         echo_commit: timing.echo_commit.0,
         round: timing.round,
         clock: timing.clock,
+        boot: timing.boot,
     })
 }
 
@@ -277,6 +278,7 @@ fn read_timing(timing: Option<wire::Timing>, kind: &str) -> Result<Timing> {
         probe_time: Ticks(timing.probe_time),
         echo_time: Ticks(timing.echo_time),
         echo_commit: Index(timing.echo_commit),
+        boot: timing.boot,
         round: timing.round,
         clock: timing.clock,
     })

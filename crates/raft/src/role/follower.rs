@@ -179,9 +179,10 @@ impl Raft {
 
     /// The follower's side of the ages: the echo concerns our own clock alone.
     fn note_echo(&mut self, timing: &Timing) {
-        let (started, now) = (self.started, self.now);
+        let (boot, started, now) = (self.entropy.boot(), self.started, self.now);
         if let Role::Follower(follower) = &mut self.role
-            // A reading from before our start, or from the future, is not one of ours.
+            // A reading of another start, from before ours, or from the future, is not one of ours.
+            && timing.boot == boot
             && timing.echo_time >= started.max(Ticks(1))
             && timing.echo_time <= now
         {
@@ -195,6 +196,7 @@ impl Raft {
             probe_time: self.now,
             echo_time: request.probe_time,
             echo_commit: Index(0),
+            boot: self.entropy.boot(),
             round: request.round,
             clock: self.clock,
         }

@@ -281,7 +281,7 @@ impl Raft {
         }
         if let Some((_, commit)) = leader.age.take_if(|age| age.0 <= confirmed) {
             for progress in leader.progress.values_mut() {
-                if progress.reading_in_round > Ticks(0) {
+                if progress.reading_in_round.at > Ticks(0) {
                     progress.echo = (progress.reading_in_round, commit);
                 }
             }

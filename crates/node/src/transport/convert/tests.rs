@@ -17,12 +17,15 @@ fn sessions() -> impl Strategy<Value = SessionId> {
 }
 
 fn timings() -> impl Strategy<Value = Timing> {
-    any::<(u64, u64, u64, u64, u64)>().prop_map(|(probe, echo, commit, round, clock)| Timing {
-        probe_time: Ticks(probe),
-        echo_time: Ticks(echo),
-        echo_commit: Index(commit),
-        round,
-        clock,
+    any::<(u64, u64, u64, u64, u64, u64)>().prop_map(|(probe, echo, commit, boot, round, clock)| {
+        Timing {
+            probe_time: Ticks(probe),
+            echo_time: Ticks(echo),
+            echo_commit: Index(commit),
+            boot,
+            round,
+            clock,
+        }
     })
 }
 
@@ -221,6 +224,7 @@ fn the_wire_form_is_fixed() {
         probe_time: Ticks(5),
         echo_time: Ticks(6),
         echo_commit: Index(7),
+        boot: 0,
         round: 8,
         clock: 9,
     };
@@ -259,6 +263,7 @@ fn the_wire_form_is_fixed() {
         Message::ReadIndexReply { request, index: Some(Index(17)) },
         Message::TimeoutNow { last },
         Message::ReplicaGone,
+        Message::Heartbeat { session, commit: Index(15), timing: Timing { boot: 18, ..timing } },
     ];
     let got: Vec<String> = messages
         .into_iter()
