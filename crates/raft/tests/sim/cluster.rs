@@ -137,6 +137,8 @@ pub struct Cluster {
     next_payload: u64,
     /// The last read that each node answered began at this time.
     pub last_read: Vec<u64>,
+    /// How often a turn of a driver ends after one input, of 1,000; else it takes all that have come.
+    short_turns: u64,
     trace: DefaultHasher,
 }
 
@@ -175,6 +177,7 @@ impl Cluster {
             next_read: 0,
             next_payload: 0,
             last_read: vec![0; size],
+            short_turns: [0, 900, 500, 500][(seed % 4) as usize],
             trace: DefaultHasher::new(),
         };
         for node in 0..size {
@@ -321,6 +324,16 @@ impl Cluster {
             events.map(|((at, order), event)| ((at.clamp(due, next), order), event)).collect();
     }
 
+    /// The power may fail at any moment: what is durable then, the process being asked or not, is
+    /// what it starts from.
+    fn could_start(&self, node: usize) {
+        let restored = self.disks[node].restore();
+        let raft = Raft::new(self.config.clone(), GROUP, replica(node), 0, restored, Ticks(0));
+        if let Err(error) = raft {
+            panic!("{} could not start from what is durable: {error}", replica(node));
+        }
+    }
+
     // --- Clients -----------------------------------------------------------------------------
 
     /// Proposes at a node; returns where the entry went.
@@ -367,10 +380,12 @@ impl Cluster {
         let membership = self.disks[node].checkpoint.membership.clone();
         let stamp = self.oracle.stamp_of(position);
         self.disks[node].checkpoint = SnapshotMeta { last, stamp, membership };
+        self.could_start(node);
         let mut base = None;
         self.input(node, |raft, _| base = Some(raft.compact(position)));
         if let Some(base) = base {
             self.disks[node].purge(base);
+            self.could_start(node);
             self.coverage.compactions += 1;
         }
     }
@@ -392,8 +407,7 @@ impl Cluster {
         self.oracle.after_step(&before, raft, &disks);
         self.coverage.elections = self.oracle.elections;
         self.nodes[node].touched = true;
-        // Sometimes a turn of the driver has one input, sometimes many.
-        if self.rng.chance(500) {
+        if self.rng.chance(self.short_turns) {
             self.drain(node);
         }
     }
@@ -505,6 +519,7 @@ impl Cluster {
             Event::Durable { boot: of, writes } if of == boot => {
                 for _ in 0..writes {
                     let persist = self.disks[node].complete_one().expect("writes are issued once");
+                    self.could_start(node);
                     for envelope in persist.send_after {
                         self.send(node, &envelope);
                     }
@@ -565,6 +580,7 @@ impl Cluster {
         let meta = install.meta;
         assert!(meta.last.index > self.nodes[node].position, "a snapshot went back");
         self.disks[node].install(&meta);
+        self.could_start(node);
         self.nodes[node].position = meta.last.index;
         self.coverage.snapshots += 1;
         self.input(node, |raft, now| raft.on_installed(now, meta));

@@ -1,6 +1,6 @@
 //! A seeded simulation of whole clusters: chaos first, with every safety property checked after
-//! every step; then all faults end, and the cluster has to serve again within a bound: ten election
-//! timeouts, and what its backlog of log entries takes.
+//! every step, and every disk after every write to it; then all faults end, and the cluster has to
+//! serve again within a bound: ten election timeouts, and what its backlog of log entries takes.
 //!
 //! A failure prints its seed; `QUORATE_SIM_SEED=n cargo test -p quorate-raft --test sim one_seed`
 //! runs that seed alone, `QUORATE_SIM_SEEDS=n` runs that many.
@@ -12,7 +12,7 @@ mod recovery;
 mod rng;
 
 use cluster::{Bug, Cluster, Coverage, Weather};
-use quorate_raft::{Config, Membership, NodeId, Replica, ReplicaId, Ticks};
+use quorate_raft::{Config, Index, Membership, NodeId, Replica, ReplicaId, Ticks};
 use recovery::serve_again;
 use rng::Rng;
 
@@ -261,6 +261,34 @@ fn a_cluster_that_is_slow_without_a_reason_misses_the_bound() {
         let failure = std::panic::catch_unwind(served).expect_err("it cannot be in time");
         let text = failure.downcast_ref::<String>().expect("a failure in words");
         assert!(text.starts_with("no full service within"), "{bug:?}: {text}");
+    }
+}
+
+/// What a follower that was stopped finds in its inbox is more than one write, and of two leaders.
+/// The cluster looks at its disk after each of them.
+#[test]
+fn a_stopped_follower_may_lose_power_after_any_of_its_writes() {
+    for seed in 0..5 {
+        let config = Config { max_persist_bytes: 300, ..Config::default() };
+        let members = Membership::of_voters((1..=3).map(replica));
+        let mut cluster = Cluster::new(seed, config, &members, Weather::FINE);
+        let serve = |cluster: &mut Cluster, ticks| {
+            for _ in 0..ticks {
+                cluster.leader().map(|leader| cluster.propose(leader, 20));
+                cluster.tick();
+            }
+        };
+        serve(&mut cluster, 300);
+        let leader = cluster.leader().expect("nothing keeps it from electing one");
+        let (stopped, heir) = ((leader + 1) % 3, (leader + 2) % 3);
+        let stood = cluster.position(stopped);
+        cluster.pause(stopped, 100);
+        serve(&mut cluster, 30);
+        cluster.transfer(leader, heir);
+        serve(&mut cluster, 200);
+        assert_eq!(cluster.leader(), Some(heir), "seed {seed}");
+        let caught_up = cluster.position(stopped) >= Index(stood.0 + 100);
+        assert!(caught_up, "seed {seed}: from {stood} to {}", cluster.position(stopped));
     }
 }
 

@@ -1,0 +1,79 @@
+//! What is on a disk after a power cut. Writes become durable one after the other; whatever prefix
+//! of them is there must start again, and must hold what was acknowledged.
+
+#[path = "sim/disk.rs"]
+#[allow(dead_code, reason = "the simulator uses the rest of it")]
+mod disk;
+mod support;
+
+use bytes::Bytes;
+use disk::{Disk, Write};
+use quorate_raft::{
+    Config, Entry, EntryKind, Envelope, HardState, Index, LogId, Membership, Message, Raft,
+    RestoreError, SessionId, Term, Ticks, Timing,
+};
+use support::{GROUP, entry, log_id, replica};
+
+/// Replica 2 on this disk.
+fn start(disk: &Disk) -> Result<Raft, RestoreError> {
+    Raft::new(Config::default(), GROUP, replica(2), 7, disk.restore(), Ticks(1_000))
+}
+
+/// An empty disk whose replica has seen this term.
+fn disk_in_term(term: u64) -> Disk {
+    let mut disk = Disk::new(Membership::of_voters((1..=3).map(replica)));
+    disk.hard_state = HardState { term: Term(term), ..HardState::default() };
+    disk
+}
+
+fn session(term: u64) -> SessionId {
+    SessionId { term: Term(term), counter: 1 }
+}
+
+/// A message of the leader of this term.
+fn tell(raft: &mut Raft, from: u64, term: u64, message: Message) {
+    let (from, to, term) = (replica(from), replica(2), Term(term));
+    raft.step(Ticks(1_001), Envelope { group: GROUP, from, to, term, message });
+}
+
+fn append(term: u64, prev: LogId, commit: u64, entries: Vec<Entry>) -> Message {
+    let (session, commit, timing) = (session(term), Index(commit), Timing::default());
+    Message::Append { session, prev, commit, entries, timing }
+}
+
+/// An entry that fills an append by itself.
+fn large(index: u64, term: u64) -> Entry {
+    let payload = Bytes::from(vec![0; (1 << 20) - Entry::OVERHEAD_BYTES as usize]);
+    Entry { payload, kind: EntryKind::Command, ..entry(index, term) }
+}
+
+/// Issues all that the replica wants to have written; returns how many writes that were.
+fn issue(raft: &mut Raft, disk: &mut Disk) -> usize {
+    let before = disk.writes.len();
+    while raft.has_output() {
+        let persist = raft.take_output().persist;
+        disk.writes.extend(persist.map(|persist| Write { persist, void: false }));
+    }
+    disk.writes.len() - before
+}
+
+/// The follower was stopped and finds in its inbox what a leader sent within its window, all of it
+/// committed by the others, and the heartbeat of the next leader: more than one write, and a hard
+/// state with the first of them.
+#[test]
+fn each_write_of_a_backlog_leaves_a_disk_that_starts() {
+    let mut disk = disk_in_term(1);
+    let mut raft = start(&disk).unwrap();
+    for index in 1..=6 {
+        let prev = if index == 1 { LogId::ZERO } else { log_id(index - 1, 1) };
+        tell(&mut raft, 1, 1, append(1, prev, 6, vec![large(index, 1)]));
+    }
+    let (session, commit, timing) = (session(2), Index(6), Timing::default());
+    tell(&mut raft, 3, 2, Message::Heartbeat { session, commit, timing });
+    assert!(issue(&mut raft, &mut disk) >= 2, "it does not fit into one write");
+    while disk.complete_one().is_some() {
+        let again = start(&disk).unwrap_or_else(|error| panic!("after {}: {error}", disk.last()));
+        assert_eq!((again.term(), again.last_index()), (Term(2), disk.last().index));
+    }
+    assert_eq!(disk.last(), log_id(6, 1));
+}
