@@ -94,6 +94,13 @@ fn record_end(bytes: impl Iterator<Item = u64>) -> usize {
     fits.count()
 }
 
+/// Takes from the first writes what makes one record; nothing where there are none.
+fn next_record(writes: &mut Vec<Write>) -> Option<Vec<Write>> {
+    let rest = writes.split_off(record_end(writes.iter().map(Write::entry_bytes)));
+    let record = std::mem::replace(writes, rest);
+    (!record.is_empty()).then_some(record)
+}
+
 impl Write {
     fn entry_bytes(&self) -> u64 {
         self.persist.entries.iter().map(Entry::bytes).sum()
@@ -121,9 +128,8 @@ impl LogWriter {
                     LogInput::Close => close = true,
                 }
             }
-            while !writes.is_empty() {
-                let rest = writes.split_off(record_end(writes.iter().map(Write::entry_bytes)));
-                self.write(std::mem::replace(&mut writes, rest))?;
+            while let Some(record) = next_record(&mut writes) {
+                self.write(record)?;
             }
             self.log.maintain()?;
             self.progress.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
@@ -178,7 +184,86 @@ impl LogWriter {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use quorate_raft::{
+        Config, EntryKind, LogId, Message, Output, Raft, SessionId, Term, Ticks, Timing,
+    };
+    use quorate_storage::{DeltaBudget, LogBackend, RecoveredGroup, ShardHeader};
+
     use super::*;
+    use crate::engine::replica::restore;
+    use crate::engine::testing::{GROUP, Peers, replica, sled, store};
+
+    fn open(header: &ShardHeader, recovered: Option<RecoveredGroup>) -> Raft {
+        let restored = restore(header, recovered).expect("log and state fit together");
+        let raft = Raft::new(Config::default(), GROUP, replica(1), 1, restored, Ticks(1));
+        raft.unwrap_or_else(|error| panic!("an intact replica is refused: {error}"))
+    }
+
+    /// What a follower wants to have written that finds, after a stop, more in its inbox than fits
+    /// into a record: entries that the others have committed, and the heartbeat of the next leader.
+    fn backlog(raft: &mut Raft) -> Vec<Write> {
+        let mut tell = |from: u64, term: u64, message| {
+            let (from, to, term) = (replica(from), replica(1), Term(term));
+            raft.step(Ticks(2), Envelope { group: GROUP, from, to, term, message });
+        };
+        let (commit, timing) = (Index(6), Timing::default());
+        for index in 1..=6 {
+            let prev = LogId { term: Term(u64::from(index > 1)), index: Index(index - 1) };
+            let payload = Bytes::from(vec![0; (1 << 20) - Entry::OVERHEAD_BYTES as usize]);
+            let (term, kind) = (Term(1), EntryKind::Command);
+            let entries = vec![Entry { term, index: Index(index), kind, stamp: index, payload }];
+            let session = SessionId { term, counter: 1 };
+            tell(2, 1, Message::Append { session, prev, commit, entries, timing });
+        }
+        let session = SessionId { term: Term(2), counter: 1 };
+        tell(3, 2, Message::Heartbeat { session, commit, timing });
+        let mut writes = Vec::new();
+        while raft.has_output() {
+            let Output { persist, .. } = raft.take_output();
+            let write =
+                |persist| Write { group: GROUP, replica: replica(1).id, engine_loop: 0, persist };
+            writes.extend(persist.map(write));
+        }
+        writes
+    }
+
+    #[test]
+    fn a_replica_starts_whichever_record_of_a_backlog_was_the_last_to_become_durable() {
+        let mut durable_entries = Vec::new();
+        for records in 0.. {
+            let dir = tempfile::tempdir().expect("a directory");
+            let engine = sled(dir.path());
+            let store = store(&engine, &Arc::new(DeltaBudget::new(1 << 20)), GROUP, 3);
+            let header = store.header();
+            let open_log =
+                || RecordLog::open(LogBackend::Sled, &engine, dir.path()).expect("a log");
+            let mut writer = LogWriter {
+                log: open_log().0,
+                inbox: Arc::new(Inbox::new(usize::MAX)),
+                loops: vec![Arc::new(Inbox::new(usize::MAX))],
+                outbox: Arc::<Peers>::default(),
+                progress: Arc::default(),
+                epoch: Instant::now(),
+                metrics: Arc::new(Metrics::new()),
+            };
+            let mut writes = backlog(&mut open(header, None));
+            for _ in 0..records {
+                let record = next_record(&mut writes).expect("a record is left");
+                writer.write(record).expect("it is written");
+            }
+            drop(writer);
+            let recovered = open_log().1.remove(&(GROUP, replica(1).id));
+            let started = open(header, recovered);
+            assert_eq!(started.term(), Term(if records == 0 { 0 } else { 2 }));
+            durable_entries.push(started.last_index().0);
+            if writes.is_empty() {
+                break;
+            }
+        }
+        assert!(durable_entries.len() > 2, "more than one record: {durable_entries:?}");
+        assert!(durable_entries.is_sorted() && durable_entries.ends_with(&[6]));
+    }
 
     #[test]
     fn a_record_ends_with_the_write_that_fills_it() {
