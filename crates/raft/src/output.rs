@@ -30,8 +30,9 @@ impl PersistToken {
 
 /// A write to the durable log.
 ///
-/// Writes of one replica take effect in the order of their tokens: what survives a crash is a
-/// prefix of them. They may overlap, and their completions may be reported in any order.
+/// Writes of one replica take effect in the order of their tokens, each as a whole: what survives a
+/// crash is a prefix of them, and [`crate::Raft::new`] takes any prefix. They may overlap, and their
+/// completions may be reported in any order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Persist {
     /// To be handed to [`crate::Raft::on_persisted`] when this write is durable.

@@ -121,7 +121,8 @@ impl Persistence {
     }
 
     /// Hands out what has to be written, with at most `max_bytes` of entries, or one entry; what is
-    /// left comes with the next call, and with it the messages that wait for all of it.
+    /// left comes with the next call, and with it the messages that wait for all of it. Each write
+    /// and those before it make a log that can be started from.
     pub(crate) fn take(
         &mut self,
         log: &Log,
@@ -140,6 +141,8 @@ impl Persistence {
         let dirty = std::mem::take(&mut self.hard_state_dirty);
         self.hard_states_pending += usize::from(dirty);
         self.handed = last.index;
+        // The write may be the last that becomes durable: what it says is committed must be there.
+        let hard_state = HardState { commit: hard_state.commit.min(last.index), ..hard_state };
         self.pending.push_back(Pending {
             sequence: self.sequence,
             last: last.index,
@@ -287,7 +290,8 @@ mod tests {
         persistence.send_after(ready.clone());
         let two = 2 * Entry::OVERHEAD_BYTES;
         let mut writes = Vec::new();
-        while let Some(write) = persistence.take(&log, HardState::default(), two) {
+        let state = HardState { commit: Index(4), ..HardState::default() };
+        while let Some(write) = persistence.take(&log, state, two) {
             persistence.check(log.last().index);
             writes.push(write);
         }
@@ -296,8 +300,8 @@ mod tests {
             writes.iter().map(indexes).collect::<Vec<_>>(),
             [vec![1, 2], vec![3, 4], vec![5]]
         );
-        let states = writes.iter().map(|write| write.hard_state.is_some()).collect::<Vec<_>>();
-        assert_eq!(states, [true, false, false]);
+        let commits = writes.iter().map(|write| write.hard_state.map(|state| state.commit.0));
+        assert_eq!(commits.collect::<Vec<_>>(), [Some(2), None, None]);
         assert_eq!(writes[2].send_after, [ready]);
         assert!(writes[..2].iter().all(|write| write.send_after.is_empty()));
         for (write, durable) in writes.iter().zip([2, 4, 5]) {
