@@ -9,8 +9,8 @@ mod support;
 use bytes::Bytes;
 use disk::{Disk, Write};
 use quorate_raft::{
-    Config, Entry, EntryKind, Envelope, HardState, Index, LogId, Membership, Message, Raft,
-    RestoreError, SessionId, Term, Ticks, Timing,
+    AppendResult, Config, Entry, EntryKind, Envelope, HardState, Index, LogId, Membership, Message,
+    Raft, RestoreError, SessionId, SnapshotMeta, Term, Ticks, Timing,
 };
 use support::{GROUP, entry, log_id, replica};
 
@@ -76,4 +76,43 @@ fn each_write_of_a_backlog_leaves_a_disk_that_starts() {
         assert_eq!((again.term(), again.last_index()), (Term(2), disk.last().index));
     }
     assert_eq!(disk.last(), log_id(6, 1));
+}
+
+/// A snapshot that was installed while the write with its leader's term was under way.
+fn snapshot(last: LogId) -> SnapshotMeta {
+    let membership = Membership::of_voters((1..=3).map(replica));
+    SnapshotMeta { last, stamp: last.index.0, membership }
+}
+
+/// The snapshot is durable, the term in which it came is not when the power fails. What is
+/// acknowledged in that term afterwards must be there, and in it, after the next failure.
+#[test]
+fn a_term_known_from_a_snapshot_alone_is_written_before_anything_is_acknowledged_in_it() {
+    let mut disk = disk_in_term(3);
+    let mut raft = start(&disk).unwrap();
+    let meta = snapshot(log_id(100, 5));
+    tell(&mut raft, 1, 5, Message::InstallSnapshot { session: session(5), meta: meta.clone() });
+    issue(&mut raft, &mut disk);
+    disk.install(&meta);
+    disk.crash();
+    assert_eq!(disk.term(), Term(3), "the write with term 5 is lost");
+
+    let mut raft = start(&disk).unwrap();
+    assert_eq!(raft.term(), Term(5));
+    tell(&mut raft, 1, 5, append(5, log_id(100, 5), 100, vec![entry(101, 5)]));
+    let output = raft.take_output();
+    assert_eq!(output.send, [], "nothing is promised before it is durable");
+    let persist = output.persist.expect("an entry is to be written");
+    assert_eq!(persist.hard_state.map(|state| state.term), Some(Term(5)));
+    disk.writes.push_back(Write { persist, void: false });
+    let acknowledged = disk.complete_one().expect("it was issued").send_after;
+    let accepted = AppendResult::Accepted { last: Index(101) };
+    assert!(
+        acknowledged.iter().any(|sent| matches!(&sent.message,
+            Message::AppendReply { result, .. } if *result == accepted)),
+        "{acknowledged:?}"
+    );
+    disk.crash();
+    let again = start(&disk).unwrap();
+    assert_eq!((again.term(), again.last_index()), (Term(5), Index(101)));
 }

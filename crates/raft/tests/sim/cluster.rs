@@ -67,11 +67,21 @@ pub struct Weather {
     pub report: u64,
     /// Ticks between being handed out and being applied, at most.
     pub apply: u64,
+    /// Power failures right after a snapshot became durable, of 1,000.
+    pub install_crash: u64,
 }
 
 impl Weather {
-    pub const FINE: Weather =
-        Weather { loss: 0, doubled: 0, delay: 1, stray: 0, disk: 1, report: 0, apply: 1 };
+    pub const FINE: Weather = Weather {
+        loss: 0,
+        doubled: 0,
+        delay: 1,
+        stray: 0,
+        disk: 1,
+        report: 0,
+        apply: 1,
+        install_crash: 0,
+    };
 }
 
 /// A fault of the cluster itself, by which a check shows that it can fail.
@@ -96,6 +106,7 @@ pub struct Coverage {
     pub pauses: u64,
     pub partitions: u64,
     pub snapshots: u64,
+    pub install_crashes: u64,
     pub compactions: u64,
     pub transfers: u64,
     /// Ticks of followers that knew how old their state is.
@@ -583,6 +594,11 @@ impl Cluster {
         self.could_start(node);
         self.nodes[node].position = meta.last.index;
         self.coverage.snapshots += 1;
+        if self.rng.chance(self.weather.install_crash) {
+            // The snapshot is there, and what is still being written to the log will not be.
+            self.coverage.install_crashes += 1;
+            return self.crash(node);
+        }
         self.input(node, |raft, now| raft.on_installed(now, meta));
     }
 

@@ -70,6 +70,7 @@ fn weather(rng: &mut Rng) -> Weather {
         disk: [0, 3, 25][rng.below(3) as usize],
         report: [0, 10][rng.below(2) as usize],
         apply: [0, 20][rng.below(2) as usize],
+        install_crash: [0, 500][rng.below(2) as usize],
     }
 }
 
@@ -169,6 +170,7 @@ fn safety_through_chaos_and_service_after_it() {
         total.pauses += coverage.pauses;
         total.partitions += coverage.partitions;
         total.snapshots += coverage.snapshots;
+        total.install_crashes += coverage.install_crashes;
         total.compactions += coverage.compactions;
         total.transfers += coverage.transfers;
         total.ages += coverage.ages;
@@ -191,6 +193,8 @@ fn safety_through_chaos_and_service_after_it() {
     ] {
         assert!(count >= seeds / 2, "only {count} {what} in {seeds} seeds");
     }
+    let install_crashes = total.install_crashes;
+    assert!(install_crashes >= seeds / 20, "only {install_crashes} power failures at an install");
 }
 
 #[test]
