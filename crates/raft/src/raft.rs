@@ -74,7 +74,8 @@ pub struct Raft {
 }
 
 impl Raft {
-    /// Starts a replica as a follower. All of `restored` counts as durable.
+    /// Starts a replica as a follower. All of `restored` counts as durable. A term that only a
+    /// snapshot tells is written with the first output.
     ///
     /// `seed` should differ between replicas and between starts, for instance a hash of the node's
     /// incarnation, the group and a boot counter: election timeouts and the identity of read
@@ -120,6 +121,15 @@ impl Raft {
         if hard_state.commit > last.index {
             return Err(RestoreError::Commit { commit: hard_state.commit, last });
         }
+        // A snapshot may be durable before the write with the term in which it came. That term has
+        // to be written again before anything is promised in it: else the next start would find
+        // entries of a term that the replica never had.
+        let term = hard_state.term.max(last.term);
+        let vote = hard_state.vote.filter(|_| hard_state.term == term);
+        let mut persistence = Persistence::new(last.index);
+        if term > hard_state.term {
+            persistence.touch_hard_state();
+        }
         let mut entropy = Entropy::new(seed);
         let deadline = now.after(entropy.between(config.election_min, config.election_max));
         Ok(Raft {
@@ -128,11 +138,10 @@ impl Raft {
             me,
             started: now,
             now,
-            // A log restored from a snapshot alone may be ahead of the hard state.
-            term: hard_state.term.max(last.term),
-            vote: hard_state.vote.filter(|_| hard_state.term >= last.term),
+            term,
+            vote,
             commit: hard_state.commit.max(applied.index),
-            persistence: Persistence::new(last.index),
+            persistence,
             log,
             members,
             applying: Applying { applied: applied.index, handed: applied.index, bytes: 0 },
