@@ -1,6 +1,7 @@
 //! The clocks of the process: one that runs through suspend, for the Raft core, and the wall clock in
 //! Unix milliseconds, for stamps.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use quorate_raft::Ticks;
@@ -34,10 +35,20 @@ impl Clock {
     /// The wall clock in Unix milliseconds; 0 for a clock that stands before 1970.
     #[must_use]
     pub fn unix_millis(self) -> u64 {
-        SystemTime::now()
+        let shown = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        shown.saturating_add_signed(WALL_CLOCK_IS_OFF_BY_MS.load(Ordering::Relaxed))
     }
+}
+
+/// By how much the wall clock of this process is made to be off, in milliseconds.
+static WALL_CLOCK_IS_OFF_BY_MS: AtomicI64 = AtomicI64::new(0);
+
+/// Makes the wall clock of this process wrong by so many milliseconds, for the tests of the whole
+/// system: they need nodes whose clocks differ, on one machine. The clock of the Raft core stays.
+pub fn make_wall_clock_wrong(by_ms: i64) {
+    WALL_CLOCK_IS_OFF_BY_MS.store(by_ms, Ordering::Relaxed);
 }
 
 /// Where Linux says which boot this is.

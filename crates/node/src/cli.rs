@@ -12,7 +12,7 @@ use crate::dev::{self, DevArgs};
 use crate::exit::Fatal;
 use crate::health_probe::{self, Question};
 use crate::version::VERSION;
-use crate::{node, telemetry};
+use crate::{boottime, node, telemetry};
 
 /// The Quorate server: a sharded, Raft-replicated key-value store
 #[derive(Debug, Parser)]
@@ -44,6 +44,9 @@ struct StartArgs {
     /// End as soon as standard input is closed: the process that holds its other end is gone
     #[arg(long, hide = true)]
     exit_with_parent: bool,
+    /// For tests alone: make the wall clock of this node wrong by so many milliseconds
+    #[arg(long, hide = true, default_value_t = 0, allow_negative_numbers = true)]
+    clock_offset_ms: i64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,6 +106,14 @@ fn start(args: StartArgs) -> Result<(), Fatal> {
     telemetry::init(&resolved.log_filter, resolved.log_format).map_err(Fatal::Usage)?;
     for warning in environment.warnings() {
         tracing::warn!("{warning}");
+    }
+    if args.clock_offset_ms != 0 {
+        tracing::warn!(
+            offset_ms = args.clock_offset_ms,
+            "clock: made wrong on purpose by --clock-offset-ms, which is for tests; never start a \
+             node that holds data you want to keep like this"
+        );
+        boottime::make_wall_clock_wrong(args.clock_offset_ms);
     }
     if args.exit_with_parent {
         dev::exit_with_parent();
@@ -208,10 +219,11 @@ mod tests {
     fn every_setting_is_a_flag_of_start_in_the_same_order() {
         let command = Cli::command();
         let start = command.find_subcommand("start").unwrap();
+        let no_settings = ["config", "exit-with-parent", "clock-offset-ms", "help"];
         let flags: Vec<_> = start
             .get_arguments()
             .filter_map(|argument| argument.get_long())
-            .filter(|name| !["config", "exit-with-parent", "help"].contains(name))
+            .filter(|name| !no_settings.contains(name))
             .collect();
         let keys: Vec<_> = Key::ALL.iter().map(|key| key.name()).collect();
         assert_eq!(flags, keys);

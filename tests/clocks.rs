@@ -1,0 +1,105 @@
+//! One clock that is wrong stops no session write: every node mints sessions that every shard takes,
+//! whoever leads it.
+
+use std::time::{Duration, Instant};
+
+use quorate_client::Client;
+use quorate_proto::v1::{OpenSessionRequest, PutRequest, WriteSession};
+use quorate_tests::cluster::PATIENCE;
+use quorate_tests::raw::{CALL, failure, key_in, within};
+use quorate_tests::{Cluster, ClusterOptions, until_async};
+
+/// The node whose clock is wrong.
+const OFF: u64 = 1;
+
+/// By how much, in milliseconds: seconds, an hour, a year.
+const OFFSETS_MS: [i64; 5] = [-3_000, 3_000, -3_600_000, 3_600_000, 365 * 24 * 3_600_000];
+
+/// Writes of one run, half of them in sessions of their own.
+const WRITES: u32 = 300;
+
+/// Tasks that write at the same time.
+const TASKS: u32 = 8;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_writes_continue_at_full_rate_through_every_node_whatever_one_clock_shows() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    all_lead(&cluster).await;
+    every_shard_takes_the_sessions_of_every_node(&cluster, 0).await;
+    let sound = write_through_every_node(&cluster, 0).await;
+    for offset in OFFSETS_MS {
+        cluster.stop(OFF);
+        cluster.start_node_with(OFF, &["--clock-offset-ms", &offset.to_string()]);
+        cluster.wait_ready().await;
+        all_lead(&cluster).await;
+        every_shard_takes_the_sessions_of_every_node(&cluster, offset).await;
+        let took = write_through_every_node(&cluster, offset).await;
+        eprintln!("{offset} ms off: {took:?}; no clock off: {sound:?}");
+        assert!(took < sound * 10, "{offset} ms off: {took:?}, and with no clock off {sound:?}");
+    }
+    cluster.wait_equal().await;
+}
+
+/// Waits until each node leads a shard, the one whose clock is off among them.
+async fn all_lead(cluster: &Cluster) {
+    until_async("every node leads a shard", PATIENCE, || async {
+        let leaders = cluster.leaders().await;
+        let leads = |id: &u64| leaders.iter().any(|(shard, leader)| *shard != 0 && leader == id);
+        cluster.ids().iter().all(leads).then_some(())
+    })
+    .await;
+}
+
+/// Without the client's retries: the first attempt in a new session is applied.
+async fn every_shard_takes_the_sessions_of_every_node(cluster: &Cluster, offset: i64) {
+    let shards = ClusterOptions::default().shards;
+    let leaders = cluster.leaders().await;
+    let mut refused = Vec::new();
+    for minter in cluster.ids() {
+        let open = within(CALL, OpenSessionRequest::default());
+        let session = cluster.kv(minter).open_session(open).await.expect("a session").into_inner();
+        for shard in 1..=u64::from(shards) {
+            let put = PutRequest {
+                key: key_in(shard, shards, "raw").into(),
+                value: offset.to_string().into(),
+                session: Some(WriteSession {
+                    id: session.session_id.clone(),
+                    sequence: shard,
+                    answered_below: 1,
+                    last: false,
+                }),
+                ..PutRequest::default()
+            };
+            let answer = cluster.kv(leaders[&shard]).put(within(CALL, put)).await;
+            if let Err(status) = answer {
+                let reason = failure(&status).reason().as_str_name();
+                refused.push((minter, leaders[&shard], reason));
+            }
+        }
+    }
+    assert!(refused.is_empty(), "{offset} ms off, (minted by, led by, reason): {refused:?}");
+}
+
+/// How long it takes to write through clients that are given one node each.
+async fn write_through_every_node(cluster: &Cluster, offset: i64) -> Duration {
+    let begun = Instant::now();
+    for id in cluster.ids() {
+        let client = cluster.client_of(&[id]);
+        let tasks: Vec<_> =
+            (0..TASKS).map(|task| tokio::spawn(write(client.clone(), id, offset, task))).collect();
+        for task in tasks {
+            task.await.expect("every write is answered");
+        }
+    }
+    begun.elapsed()
+}
+
+async fn write(client: Client, id: u64, offset: i64, task: u32) {
+    for number in (task..WRITES / 3).step_by(TASKS as usize) {
+        let put = client.put(format!("through-{id}-{number}"), offset.to_string());
+        let put = if number % 2 == 0 { put } else { put.one_shot() };
+        let answer = put.timeout(PATIENCE).await;
+        let answer = answer.unwrap_or_else(|error| panic!("{offset} ms off, n{id}: {error}"));
+        assert!(answer.applied);
+    }
+}
