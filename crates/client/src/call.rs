@@ -131,7 +131,9 @@ impl Inner {
             slot: None,
             deadline,
         };
-        Box::pin(self.execute(OpenSessionRequest { not_before }, how))
+        Box::pin(
+            self.execute(OpenSessionRequest { not_before, ..OpenSessionRequest::default() }, how),
+        )
     }
 }
 

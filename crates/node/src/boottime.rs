@@ -15,7 +15,22 @@ const NANOS_PER_TICK: u64 = 10_000_000;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock;
 
+/// Both clocks at one moment, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The wall clock, as [`Clock::unix_millis`].
+    pub wall_ms: u64,
+    /// The time since boot: nobody sets it, so it measures how long ago a clock was read.
+    pub boot_ms: u64,
+}
+
 impl Clock {
+    /// Both clocks now.
+    #[must_use]
+    pub fn moment(self) -> Moment {
+        Moment { wall_ms: self.unix_millis(), boot_ms: self.boot_nanos() / 1_000_000 }
+    }
+
     /// The time since boot, suspend included (CLOCK_BOOTTIME), in ticks of 10 ms. It never goes back
     /// while the machine runs, and says nothing across a reboot.
     #[must_use]

@@ -93,7 +93,7 @@ impl Inbound for Incoming {
     fn deliver(&self, from: NodeId, _lane: Lane, mut messages: Vec<Envelope>) {
         // Here and not in a loop: while it waits for one a message only ages.
         if let Some(clock) = clock_offset::reported(&messages) {
-            self.clocks.note(from, clock, Clock.unix_millis(), Instant::now());
+            self.clocks.note(from, clock, Clock.moment());
         }
         // A snapshot is announced by the end of its transfer and by nothing else: an announcement
         // without the bytes would have nothing to install.

@@ -14,6 +14,7 @@ use quorate_storage::{DeltaBudget, DeltaLevel, DiskLevel};
 use tokio::sync::Semaphore;
 
 use crate::boottime::Clock;
+use crate::clock_offset::ClockOffsets;
 use crate::command::RequestLimits;
 use crate::config::Config;
 use crate::engine::{Engine, Shard};
@@ -53,8 +54,10 @@ pub struct Core {
     pub disk: Arc<Disk>,
     /// Replicas whose state is there and did not open; they serve nothing.
     pub damaged: Mutex<BTreeSet<GroupId>>,
-    /// The clocks.
+    /// This node's clocks.
     pub clock: Clock,
+    /// What the wall clocks of the other nodes show.
+    pub clocks: Arc<ClockOffsets>,
 }
 
 /// How much of the disk's reserve is left, as it was last seen.

@@ -1,8 +1,9 @@
 //! The gauges that are read off the node once a second.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::boottime::Clock;
 use crate::clock_offset::ClockOffsets;
 use crate::core::Core;
 use crate::metrics::Metrics;
@@ -12,13 +13,13 @@ use crate::transport::Transport;
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.
-pub async fn keep(core: Arc<Core>, transport: Transport, clocks: Arc<ClockOffsets>) {
+pub async fn keep(core: Arc<Core>, transport: Transport) {
     let mut interval = tokio::time::interval(EVERY);
     loop {
         interval.tick().await;
         groups(&core).await;
         peers(&core, &transport);
-        clock_offsets(&core.metrics, &clocks);
+        clock_offsets(&core.metrics, &core.clocks);
         let queue = core.metrics.queue("engine");
         queue.bytes.set(core.engine.queued_bytes() as i64);
     }
@@ -60,7 +61,7 @@ fn peers(core: &Core, transport: &Transport) {
 }
 
 pub(crate) fn clock_offsets(metrics: &Metrics, clocks: &ClockOffsets) {
-    for (node, seconds) in clocks.publish(Instant::now()) {
+    for (node, seconds) in clocks.publish(Clock.moment()) {
         metrics.set_clock_offset(node.0, seconds);
     }
 }

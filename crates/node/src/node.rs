@@ -16,10 +16,9 @@ use crate::addresses;
 use crate::bootstrap::{self, AskAnswers, Plan};
 use crate::boottime::Clock;
 use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
-use crate::clock_offset::ClockOffsets;
 use crate::command::RequestLimits;
 use crate::config::Config;
-use crate::core::{Core, CoreCell, Disk};
+use crate::core::{Core, CoreCell};
 use crate::engine::{Engine, Parts, fatal_of};
 use crate::exit::Fatal;
 use crate::health::Health;
@@ -215,13 +214,11 @@ impl Node {
             }
             map_cell.offer(map);
         }
-        let disk = Arc::new(Disk::default());
-        let clocks = Arc::new(ClockOffsets::default());
         let inbound = Arc::new(Incoming {
             engine: engine.clone(),
             peers: peers.clone(),
-            disk: disk.clone(),
-            clocks: clocks.clone(),
+            disk: Arc::default(),
+            clocks: Arc::default(),
         });
         let targets = first_targets(config, &formed, map_cell.get().as_ref().map(|m| m.proto()));
         let transport_config = TransportConfig {
@@ -233,12 +230,13 @@ impl Node {
         };
         let transport_config =
             TransportConfig { labels: config.locality.clone(), ..transport_config };
-        let transport = Transport::start(transport_config, &self.identity, &targets, inbound)
-            .map_err(Fatal::Bug)?;
+        let transport =
+            Transport::start(transport_config, &self.identity, &targets, inbound.clone())
+                .map_err(Fatal::Bug)?;
         outgoing.attach(transport.clone());
         self.peer_service.attach(&transport);
         self.health.set_transport(transport.clone());
-        let core = self.core(&engine, &map_cell, &budget, &formed, &disk);
+        let core = self.core(&inbound, &map_cell, &budget, &formed);
         self.cell.set(core.clone());
         let waiting =
             open_replicas(&core, &sled, &formed, stores, recovered, last_run, &mut damaged)?;
@@ -264,7 +262,7 @@ impl Node {
         };
         tokio::spawn(keeper.run());
         tokio::spawn(leadership::keep(core.clone(), peers));
-        tokio::spawn(gauges::keep(core.clone(), transport.clone(), clocks));
+        tokio::spawn(gauges::keep(core.clone(), transport.clone()));
         tokio::spawn(watch_disk(core.clone(), self.health.clone(), sled));
         tokio::spawn(become_ready(core.clone()));
         Ok(Serving { core, transport, records })
@@ -272,17 +270,16 @@ impl Node {
 
     fn core(
         &self,
-        engine: &Arc<Engine>,
+        inbound: &Incoming,
         map: &MapCell,
         budget: &Arc<DeltaBudget>,
         formed: &Formed,
-        disk: &Arc<Disk>,
     ) -> Arc<Core> {
         Arc::new(Core {
             config: Config::clone(&self.config),
             node: self.config.node_id,
             cluster_id: formed.cluster_id.to_bytes().to_vec().into(),
-            engine: engine.clone(),
+            engine: inbound.engine.clone(),
             map: map.clone(),
             forward: Forwarder::default(),
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
@@ -291,9 +288,10 @@ impl Node {
             limits: RequestLimits { value_bytes_max: self.config.max_value_bytes },
             metrics: self.metrics.clone(),
             life: self.cell.life.clone(),
-            disk: disk.clone(),
+            disk: inbound.disk.clone(),
             damaged: Mutex::default(),
             clock: Clock,
+            clocks: inbound.clocks.clone(),
         })
     }
 

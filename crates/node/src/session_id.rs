@@ -84,17 +84,26 @@ impl SessionMint {
         SessionMint { node: node as u32, counter: AtomicU32::new(0) }
     }
 
-    /// A new id. `clock` is the node's idea of the log time (its wall clock, or the newest log time
-    /// that its shards have applied, if that is later).
-    ///
-    /// `not_before` is what a client passes on from SESSION_EXPIRED, the log time of the shard that
-    /// refused its last session: the new session is born no earlier, so that a node whose clock is
-    /// slow cannot mint dead sessions for ever; 0 = no wish. A wish in the far future gains
-    /// nothing: shards refuse a birth more than a second ahead of their log time.
-    pub fn mint(&self, clock: LogTime, not_before: LogTime, random: u64) -> SessionId {
+    /// A new id, born at `clock`, the node's idea of the log time, unless the client wishes
+    /// otherwise.
+    pub fn mint(&self, clock: LogTime, wish: BirthWish, random: u64) -> SessionId {
+        let latest = if wish.not_after == LogTime(0) { clock } else { clock.min(wish.not_after) };
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
-        SessionId::from_parts(clock.max(not_before), self.node, counter, random)
+        SessionId::from_parts(latest.max(wish.not_before), self.node, counter, random)
     }
+}
+
+/// What a client passes on from the refusal of its last session, the log time of the shard that
+/// refused it, so that a node with wrong clocks cannot mint useless sessions forever; 0 = no wish.
+///
+/// No wish gains anything but that: shards refuse a birth more than a second ahead of their log
+/// time, and one that is a time to live behind it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BirthWish {
+    /// From SESSION_EXPIRED: the session is born no earlier. It wins over `not_after`.
+    pub not_before: LogTime,
+    /// From SESSION_FROM_FUTURE: the session is born no later.
+    pub not_after: LogTime,
 }
 
 #[cfg(test)]
@@ -121,15 +130,24 @@ mod tests {
     fn ids_differ_by_the_counter_even_when_all_else_is_equal() {
         let mint = SessionMint::new(3);
         let clock = LogTime::from_millis(1_000);
-        assert_ne!(mint.mint(clock, LogTime(0), 7), mint.mint(clock, LogTime(0), 7));
+        assert_ne!(
+            mint.mint(clock, BirthWish::default(), 7),
+            mint.mint(clock, BirthWish::default(), 7)
+        );
     }
 
     #[test]
-    fn a_slow_node_is_carried_on_by_not_before() {
+    fn slow_clocks_and_fast_ones_yield_to_the_log_time_of_a_shard() {
         let mint = SessionMint::new(3);
-        let (clock, shard) = (LogTime::from_millis(1_000), LogTime::from_millis(900_000));
-        assert_eq!(mint.mint(clock, shard, 7).birth(), shard);
-        assert_eq!(mint.mint(shard, clock, 7).birth(), shard);
+        let (early, late) = (LogTime::from_millis(1_000), LogTime::from_millis(900_000));
+        let born = |clock, not_before, not_after| {
+            mint.mint(clock, BirthWish { not_before, not_after }, 7).birth()
+        };
+        assert_eq!(born(early, late, LogTime(0)), late);
+        assert_eq!(born(late, early, LogTime(0)), late);
+        assert_eq!(born(late, LogTime(0), early), early);
+        assert_eq!(born(early, LogTime(0), late), early);
+        assert_eq!(born(early, late, early), late, "not_before wins");
     }
 
     proptest! {

@@ -223,8 +223,8 @@ impl fmt::Display for Refusal {
             Refusal::SessionFromFuture { log_time } => write!(
                 f,
                 "the session was born more than a second ahead of the shard's log time, \
-                 {log_time}; the clock of \
-                 the node that opened it is fast, try again or open one at another node"
+                 {log_time}; the clocks that the node which opened it knows are fast, open \
+                 another one that is not born after that, or at another node"
             ),
             Refusal::SequencePast { sequence, answered_below } => write!(
                 f,

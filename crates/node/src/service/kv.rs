@@ -14,6 +14,7 @@ use quorate_proto::v1::{
     OpenSessionResponse, PipelineRequest, PipelineResponse, PutRequest, PutResponse, ReadLevel,
     ReadOptions, Reason, ScanRequest, ScanResponse,
 };
+use quorate_raft::GroupId;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
@@ -25,6 +26,7 @@ use crate::command::{CommandDraft, Invalid};
 use crate::core::{Core, CoreCell, duration, retry_after};
 use crate::metrics::{LevelLabel, Method};
 use crate::reply;
+use crate::session_id::BirthWish;
 
 /// The Kv service of a node. Before the node is ready every call answers STARTING.
 #[derive(Clone)]
@@ -282,11 +284,22 @@ async fn cancel(
     }
 }
 
-/// Mints a session without asking anybody. It is born at the wall clock, or at the newest log time
-/// that a shard here has applied, if that is later: shards refuse sessions from their future.
+/// Mints a session without asking anybody: born at the median of the clocks that this node knows,
+/// never at its own alone. Leaders hold the log time near the same median, so that shards take the
+/// session though one clock is wrong.
+///
+/// A log that is ahead of the clocks, because they were once, waits for them: a session for such a
+/// shard is born no earlier than what its replica here has applied. For that shard alone, because the
+/// others would refuse it as born in their future.
 fn open_session(core: &Core, request: &OpenSessionRequest) -> OpenSessionResponse {
-    let clock = LogTime::from_millis(core.clock.unix_millis());
-    let id = core.sessions.mint(clock, LogTime(request.not_before), rand::random());
+    let clock = LogTime::from_millis(core.clocks.median_ms(core.clock.moment()));
+    let shard = core.engine.shards().get(GroupId(request.shard)).filter(|_| request.shard != 0);
+    let applied = shard.map_or(0, |shard| shard.reader.status().log_time);
+    let wish = BirthWish {
+        not_before: LogTime(request.not_before),
+        not_after: LogTime(request.not_after),
+    };
+    let id = core.sessions.mint(clock.max(LogTime(applied)), wish, rand::random());
     OpenSessionResponse {
         session_id: Bytes::copy_from_slice(id.as_bytes()),
         born: id.birth().0,

@@ -1,6 +1,7 @@
 //! Scans and refused writes over the services of a node alone, without listeners and peers.
 
 mod refusals;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -114,6 +115,7 @@ impl Node {
             disk: Arc::default(),
             damaged: Mutex::default(),
             clock: Clock,
+            clocks: Arc::default(),
             config,
         });
         core.life.enter(NodePhase::Ready, "");

@@ -195,6 +195,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Core)) -> KvService {
         disk: Arc::default(),
         damaged: Mutex::default(),
         clock: Clock,
+        clocks: core.clocks.clone(),
     };
     change(&mut changed);
     changed.life.enter(NodePhase::Ready, "");
