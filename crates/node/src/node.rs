@@ -441,7 +441,7 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
         let low = level > DiskLevel::Ok;
         core.metrics.disk_used_bytes.set(used as i64);
         core.metrics.disk_free_bytes.set(space.free as i64);
-        core.metrics.log_bytes.set(core.engine.log_progress().log_bytes() as i64);
+        core.metrics.log_bytes.set(core.engine.log_progress().stored_bytes() as i64);
         core.metrics.delta_bytes.set(core.budget.used() as i64);
         health.set_disk(disk_status(used, &space, low));
     }

@@ -36,7 +36,8 @@ pub const SEGMENT_BYTES: usize = 8 << 20;
 pub const KEY_BYTES_MAX: usize = 4_700;
 /// The longest value that [`Tree::insert`] takes; longer records are split (see [`crate::pieces`]).
 pub const VALUE_BYTES_MAX: usize = 6_000;
-/// Keys and values inserted between two barriers by the whole process, at most: 512 KiB.
+/// Keys and values inserted between two barriers by the whole process, at most: 512 KiB. Removes
+/// count as well.
 pub const BARRIER_BYTES: u64 = 512 << 10;
 
 /// Called once, with the failure that closed the engine. A node ends its process here.
@@ -63,6 +64,10 @@ impl fmt::Debug for EngineOptions {
         f.debug_struct("EngineOptions").field("cache_bytes", &self.cache_bytes).finish()
     }
 }
+
+/// What a remove counts towards [`BARRIER_BYTES`], besides its key: it writes its leaf again as an
+/// insert does, whatever it removes. So at most 512 removes fall between two barriers.
+const REMOVE_BYTES: u64 = 1 << 10;
 
 /// One open directory of the engine. Clones share it.
 #[derive(Clone)]
@@ -407,7 +412,7 @@ impl Tree {
     /// As [`Tree::insert`].
     pub fn remove(&self, key: &[u8]) -> Result<()> {
         check_len("a key", key.len(), KEY_BYTES_MAX)?;
-        let bytes = key.len() as u64;
+        let bytes = key.len() as u64 + REMOVE_BYTES;
         self.engine.reserve(bytes)?;
         crash::point("engine.remove");
         self.tree.remove(key).map_err(|error| self.engine.failed("remove a value", error))?;

@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::apply_pool::{ApplyInput, ApplyPool, end_with};
 use super::inbox::Inbox;
+use super::log_writer::LogProgress;
 use super::shard::{Shard, Shards};
 use super::turn::Input;
 use crate::config::MemoryPlan;
@@ -57,6 +58,17 @@ pub(super) struct Checkpointer {
     pub(super) apply: Arc<ApplyPool>,
     pub(super) loops: Vec<Arc<Inbox<Input>>>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) progress: Arc<LogProgress>,
+}
+
+/// Whether the log is so long that a checkpoint is due, all in bytes: of the longest group's log,
+/// of all groups' logs, and of the records on disk. These last are up to twice as many, and dead
+/// ones count until they are removed; what the groups keep for slow followers, a quarter of the
+/// share, no checkpoint makes shorter.
+fn log_is_over(plan: &MemoryPlan, longest: u64, all: u64, stored: u64) -> bool {
+    longest > plan.log_group / 2
+        || all > plan.log_node / 2
+        || (stored > plan.log_node && all > plan.log_node / 4)
 }
 
 impl Checkpointer {
@@ -111,8 +123,8 @@ impl Checkpointer {
         let log: u64 = all.values().map(|shard| shard.log_bytes()).sum();
         // A checkpoint shortens the log only by what was applied since the last one.
         let longest = shards().filter(|s| delta(s) > 0).max_by_key(|s| s.log_bytes())?;
-        let over = longest.log_bytes() > self.plan.log_group / 2 || log > self.plan.log_node / 2;
-        over.then_some(longest.group)
+        let stored = self.progress.stored_bytes();
+        log_is_over(&self.plan, longest.log_bytes(), log, stored).then_some(longest.group)
     }
 
     /// Whether there was something to write.
@@ -134,5 +146,22 @@ impl Checkpointer {
         self.metrics.checkpoint_seconds.observe_duration(started.elapsed());
         debug!(shard = group.0, index = through.index.0, took = ?started.elapsed(), "checkpoint: done");
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_over_by_group_by_node_and_by_what_is_on_disk() {
+        let plan = MemoryPlan::new(2 << 30);
+        let (group, node) = (plan.log_group, plan.log_node);
+        assert!(!log_is_over(&plan, group / 2, node / 2, node));
+        assert!(log_is_over(&plan, group / 2 + 1, group, group));
+        assert!(log_is_over(&plan, group / 2, node / 2 + 1, node));
+        assert!(log_is_over(&plan, group / 4, node / 4 + 1, node + 1));
+        // What is kept for slow followers stays, whatever is on disk.
+        assert!(!log_is_over(&plan, group / 4, node / 4, 9 * node));
     }
 }

@@ -172,6 +172,7 @@ impl Engine {
             apply: self.apply.clone(),
             loops: self.loops.clone(),
             metrics: parts.metrics,
+            progress: self.progress.clone(),
         };
         threads.checkpointer = Some(spawn("checkpointer", move || checkpointer.run())?);
         Ok(())

@@ -15,6 +15,8 @@ use crate::metrics::Metrics;
 
 /// How long the thread sleeps when there is nothing to write; then it looks after the log.
 const IDLE: Duration = Duration::from_millis(200);
+/// How long it sleeps while dead records wait to be removed: long enough for an append to come in.
+const BEHIND: Duration = Duration::from_millis(1);
 
 /// A record ends with the write that fills it to so many bytes. What waits for a slow disk is not
 /// written at one go then: a record stays far below what can be read back, the groups of the first
@@ -54,7 +56,7 @@ impl Weigh for LogInput {
 pub struct LogProgress {
     /// Milliseconds since `epoch` at which the write under way began, plus one; 0 = idle.
     busy_since: AtomicU64,
-    log_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
 }
 
 impl LogProgress {
@@ -65,10 +67,10 @@ impl LogProgress {
         Some(epoch.elapsed().saturating_sub(Duration::from_millis(since)))
     }
 
-    /// Bytes of the log on disk.
+    /// Bytes that the records take on disk, the dead ones that are not yet removed included.
     #[must_use]
-    pub fn log_bytes(&self) -> u64 {
-        self.log_bytes.load(Ordering::Relaxed)
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -117,7 +119,8 @@ impl LogWriter {
         let mut inputs = Vec::new();
         let mut writes = Vec::new();
         loop {
-            self.inbox.drain(&mut inputs, IDLE);
+            let patience = if self.log.is_behind() { BEHIND } else { IDLE };
+            self.inbox.drain(&mut inputs, patience);
             let mut close = false;
             for input in inputs.drain(..) {
                 match input {
@@ -132,7 +135,7 @@ impl LogWriter {
                 self.write(record)?;
             }
             self.log.maintain()?;
-            self.progress.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
+            self.progress.stored_bytes.store(self.log.stored_bytes(), Ordering::Relaxed);
             if close {
                 return self.log.close();
             }

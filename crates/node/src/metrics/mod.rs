@@ -233,7 +233,11 @@ impl Metrics {
                 "disk_free_bytes",
                 "Bytes free on the file system of the data directory",
             ),
-            log_bytes: gauge(r, "log_bytes", "Bytes of the log, over all groups"),
+            log_bytes: gauge(
+                r,
+                "log_bytes",
+                "Bytes of the log's records on disk, the dead ones not yet removed included",
+            ),
             delta_bytes: gauge(
                 r,
                 "delta_bytes",

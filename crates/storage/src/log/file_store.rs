@@ -362,4 +362,8 @@ impl LogStore for FileStore {
         }
         Ok(true)
     }
+
+    fn stored_bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.len).sum()
+    }
 }

@@ -125,12 +125,16 @@ pub struct RecoveredGroup {
 /// Names one replica's part of the log.
 pub type ReplicaKey = (GroupId, ReplicaId);
 
+/// Live sections of several records are written again as one record of so many bytes at most.
+const MOVED_RECORD_BYTES: u64 = 4 << 20;
+
 /// When the log does its own housekeeping. Tests make the numbers small, to see it often.
 #[derive(Debug, Clone, Copy)]
 pub struct LogTuning {
     /// Below this size in bytes the head stays where it is: moving it would save nothing.
     pub move_from_bytes: u64,
-    /// Bytes of live sections that one call of [`RecordLog::maintain`] writes again, about.
+    /// Bytes of live sections that one call of [`RecordLog::maintain`] writes again, about, or as
+    /// many as were appended since the last call, if those are more.
     pub move_bytes: u64,
     /// A new file is begun when the last one has reached this size in bytes.
     pub file_bytes: u64,
@@ -156,6 +160,8 @@ pub struct RecordLog {
     durable_head: u64,
     /// Everything below has been removed.
     removed_below: u64,
+    /// Bytes of the records appended since the last maintenance.
+    appended: u64,
 }
 
 impl fmt::Debug for RecordLog {
@@ -234,6 +240,7 @@ impl RecordLog {
             last_crc,
             durable_head,
             removed_below: 0,
+            appended: 0,
         };
         Ok((log, groups))
     }
@@ -258,7 +265,7 @@ impl RecordLog {
         if self.builder.sections().is_empty() {
             return Ok(());
         }
-        self.write_record()?;
+        self.appended += self.write_record()?;
         let changes = sections.iter().map(|s| ((s.group, s.replica), Change::of(&s.kind)));
         let changes = changes.filter(|(_, change)| !change.is_empty());
         for ((key, change), (_, bytes)) in changes.zip(self.builder.sections()) {
@@ -278,9 +285,10 @@ impl RecordLog {
         self.book.forget((group, replica));
     }
 
-    /// Moves the head and frees space, a bounded amount of work at a time; cheap when there is
-    /// nothing to do. Call it after appends, and at least every second while idle: it also keeps
-    /// `MARK` fresh.
+    /// Moves the head and frees space: a little, and in proportion to what was appended since the
+    /// last call, so that neither dead records nor the work pile up. Cheap when there is nothing to
+    /// do. Call it after appends, and at least every second while idle, since it also keeps `MARK`
+    /// fresh; at once again while [`RecordLog::is_behind`].
     ///
     /// # Errors
     /// As [`RecordLog::append`].
@@ -293,11 +301,15 @@ impl RecordLog {
         }
         self.book.advance_head();
         // At least half of the bytes are dead, so each byte moved frees one: the cost of moving is
-        // paid by the appends that made the others dead.
-        if self.book.bytes() > self.tuning.move_from_bytes
+        // paid by the appends that made the others dead, and moving as much as was appended keeps
+        // the dead half from growing.
+        let mut owed = self.tuning.move_bytes.max(std::mem::take(&mut self.appended));
+        while owed > 0
+            && self.book.bytes() > self.tuning.move_from_bytes
             && self.book.live_bytes() <= self.book.bytes() / 2
         {
-            self.move_head()?;
+            let moved = self.move_head(owed.min(MOVED_RECORD_BYTES))?;
+            owed = if moved == 0 { 0 } else { owed.saturating_sub(moved) };
         }
         let last = self.book.next() - 1;
         self.mark.refresh(last).map_err(|error| self.engine.fail(error))
@@ -307,6 +319,20 @@ impl RecordLog {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.book.bytes()
+    }
+
+    /// Whether dead records wait to be removed that could be removed now.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.removed_below < self.durable_head
+    }
+
+    /// Bytes that the log takes where its back end keeps it: all records that are there, those that
+    /// are dead and not yet removed included. In the engine these are keys and values; what the
+    /// engine's file adds to them is its own affair ([`Engine::disk_bytes`]).
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.store.stored_bytes()
     }
 
     /// Bytes of all live sections: what [`RecordLog::bytes`] could come down to.
@@ -379,8 +405,8 @@ impl RecordLog {
     }
 
     /// Writes what is in the builder as the next record and enters it into the book, without its
-    /// sections.
-    fn write_record(&mut self) -> Result<()> {
+    /// sections. Returns its length in bytes.
+    fn write_record(&mut self) -> Result<u64> {
         let sequence = self.book.next();
         let header = Header {
             sequence,
@@ -395,32 +421,39 @@ impl RecordLog {
         self.last_crc = crc;
         self.durable_head = header.head;
         self.book.add_record(bytes);
-        Ok(())
+        Ok(bytes)
     }
 
-    /// Writes the live sections of the first records again at the tail. They are durable when the
-    /// head moves, and the next record carries the new head.
-    fn move_head(&mut self) -> Result<()> {
+    /// Writes the live sections of the first records again as one record at the tail, about
+    /// `at_least` bytes of them if there are so many. They are durable when the head moves, and the next record carries the
+    /// new head.
+    /// Returns the length of the record in bytes.
+    fn move_head(&mut self, at_least: u64) -> Result<u64> {
         self.builder.clear();
         let end = self.book.next();
         let mut sequence = self.book.head();
         let mut moved: Vec<(ReplicaKey, SectionKind)> = Vec::new();
-        while sequence < end && self.builder.body_bytes() < self.tuning.move_bytes {
-            if self.book.live_in(sequence) > 0 {
+        while sequence < end && self.builder.body_bytes() < at_least {
+            let live = self.book.live_in(sequence);
+            // A record that is long by itself is moved alone: no record becomes too long to read.
+            if !moved.is_empty() && self.builder.body_bytes() + live > MOVED_RECORD_BYTES {
+                break;
+            }
+            if live > 0 {
                 self.collect_live(sequence, &mut moved)?;
             }
             sequence += 1;
         }
         if moved.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
-        self.write_record()?;
+        let written = self.write_record()?;
         for ((key, kind), (_, bytes)) in moved.iter().zip(self.builder.sections()) {
             self.book.note(*key, &Change::of(kind).moved(), *bytes);
         }
         self.book.advance_head();
         assert!(self.book.head() >= sequence, "record {} stays live", self.book.head());
-        Ok(())
+        Ok(written)
     }
 
     /// Adds the live sections of record `sequence` to the builder and to `moved`.

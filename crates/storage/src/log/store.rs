@@ -25,7 +25,12 @@ pub(super) trait LogStore: Send {
     /// Adds a record. Durable on return.
     fn write(&mut self, sequence: u64, record: &[u8]) -> Result<()>;
 
-    /// Removes records below `sequence`; false if some are left for a later call, so that one call
-    /// is short. Not durable on return, and need not be: nobody reads them any more.
+    /// Removes records below `sequence`; false if some are left for a later call. One call removes
+    /// more than was written since the last one, so that nothing piles up, and not much more, so
+    /// that it is short. Not durable on return, and need not be: nobody reads them any more.
     fn remove_below(&mut self, sequence: u64) -> Result<bool>;
+
+    /// Bytes that all records take here, those that are to be removed included. It is known once a
+    /// scan has gone through.
+    fn stored_bytes(&self) -> u64;
 }

@@ -7,17 +7,23 @@ use crate::{crash, pieces};
 
 const TREE: &[u8] = b"log";
 
-/// Keys removed by one call of `remove_below`, so that it never holds up an append for long.
-const REMOVE_MAX: usize = 256;
+/// Keys that one call of `remove_below` removes at the least, if they are there. It removes two
+/// more for each one written since the last call: what was left behind gets less all the time, and
+/// how long a call takes is in proportion to the appends before it.
+const REMOVE_MIN: usize = 256;
 
 pub(super) struct TreeStore {
     engine: Engine,
     tree: Tree,
+    /// Keys written since the last call of `remove_below`.
+    added: usize,
+    /// Bytes of all keys and values in the tree.
+    stored: u64,
 }
 
 impl TreeStore {
     pub fn open(engine: &Engine) -> Result<Self> {
-        Ok(Self { engine: engine.clone(), tree: engine.tree(TREE)? })
+        Ok(Self { engine: engine.clone(), tree: engine.tree(TREE)?, added: 0, stored: 0 })
     }
 }
 
@@ -44,8 +50,10 @@ impl LogStore for TreeStore {
                 None => visit(sequence, Err("lacks a piece")),
             },
         };
+        self.stored = 0;
         for item in self.tree.range::<&[u8]>(..) {
             let (key, value) = item?;
+            self.stored += (key.len() + value.len()) as u64;
             let (sequence, piece) = sequence_of(&key)?;
             if open.as_ref().is_none_or(|(current, _)| *current != sequence) {
                 close(open.take())?;
@@ -68,7 +76,9 @@ impl LogStore for TreeStore {
 
     fn remove_from(&mut self, sequence: u64) -> Result<()> {
         for item in self.tree.range(key_of(sequence, 0)..) {
-            self.tree.remove(&item?.0)?;
+            let (key, value) = item?;
+            self.tree.remove(&key)?;
+            self.stored = self.stored.saturating_sub((key.len() + value.len()) as u64);
         }
         self.engine.barrier()
     }
@@ -79,18 +89,28 @@ impl LogStore for TreeStore {
 
     fn write(&mut self, sequence: u64, record: &[u8]) -> Result<()> {
         for (piece, bytes) in pieces::split(record) {
-            self.tree.insert(&key_of(sequence, piece), bytes)?;
+            let key = key_of(sequence, piece);
+            self.tree.insert(&key, bytes)?;
+            self.added += 1;
+            self.stored += (key.len() + bytes.len()) as u64;
         }
         crash::point("log.written");
         self.engine.barrier()
     }
 
     fn remove_below(&mut self, sequence: u64) -> Result<bool> {
+        let at_most = REMOVE_MIN + 2 * std::mem::take(&mut self.added);
         let mut removed = 0;
-        for item in self.tree.range(..key_of(sequence, 0)).take(REMOVE_MAX) {
-            self.tree.remove(&item?.0)?;
+        for item in self.tree.range(..key_of(sequence, 0)).take(at_most) {
+            let (key, value) = item?;
+            self.tree.remove(&key)?;
+            self.stored = self.stored.saturating_sub((key.len() + value.len()) as u64);
             removed += 1;
         }
-        Ok(removed < REMOVE_MAX)
+        Ok(removed < at_most)
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.stored
     }
 }
