@@ -5,9 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use quorate_client::api::{CancelResult, Reason};
+use quorate_client::api::{
+    CancelResult, Failure, IncrementRequest, IncrementResponse, OpenSessionRequest, Outcome,
+    Reason, WriteSession,
+};
 use quorate_client::{Client, ClientConfig, Error, WriteId};
 use quorate_tests::cluster::PATIENCE;
+use quorate_tests::raw::{CALL, within};
 use quorate_tests::{Cluster, ClusterOptions, until_async};
 use tokio::sync::Semaphore;
 
@@ -181,4 +185,140 @@ async fn a_write_that_the_others_have_is_answered(cluster: &Cluster, client: &Cl
     assert_eq!(again.revision, settled.revision);
     let twice = client.cancel(key, &id).await.expect("asking twice does no harm");
     assert_eq!((twice.result(), twice.revision), (CancelResult::Answered, settled.revision));
+}
+
+/// The first write of a new session.
+async fn new_session(cluster: &Cluster) -> WriteSession {
+    let opened = cluster.kv(1).open_session(within(CALL, OpenSessionRequest::default())).await;
+    let id = opened.expect("a session").into_inner().session_id;
+    WriteSession { id, sequence: 1, answered_below: 1, last: false }
+}
+
+/// Adds 10 to a key under one number of one session, at one node.
+async fn add_ten(
+    cluster: &Cluster,
+    node: u64,
+    key: &str,
+    session: &WriteSession,
+    timeout: Duration,
+) -> Result<IncrementResponse, Option<Failure>> {
+    let increment = IncrementRequest {
+        key: key.to_owned().into(),
+        delta: 10,
+        session: Some(session.clone()),
+        ..IncrementRequest::default()
+    };
+    let answer = cluster.kv(node).increment(within(timeout, increment)).await;
+    // A node that is silent says nothing of the outcome.
+    let failure = |status: tonic::Status| Some(Failure::from_details(status.details())?.0);
+    answer.map(tonic::Response::into_inner).map_err(failure)
+}
+
+/// Adds 100 with kvctl while the leader cannot commit; the command that asks again.
+fn add_hundred_in_vain(cluster: &Cluster, key: &str, session: &WriteSession) -> Option<String> {
+    let id: String = session.id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let words = ["--session-id", &id, "--sequence", "1", "--timeout", "300ms", "incr", key, "100"];
+    let output = cluster.kvctl(&words);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = told.lines().find(|line| line.contains("--session-id")).map(str::trim);
+    (output.status.code() == Some(4)).then(|| line.expect(&told).to_owned())
+}
+
+/// The exit code of a command that was printed, and what it printed.
+fn typed(command: &str) -> (Option<i32>, String) {
+    let output = std::process::Command::new("sh").args(["-c", command]).output().expect("sh runs");
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&told).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_after_an_unknown_outcome_does_not_call_the_write_not_applied() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let client = patient(&cluster);
+    let Alone { leader, others, key, session, command } = leader_alone(&cluster, &client).await;
+    let key = key.as_str();
+    // Once it knows that it leads nobody it refuses: of the earlier attempt it knows nothing.
+    let refused = until_async("the leader has stepped down", PATIENCE, || async {
+        let asked = add_ten(&cluster, leader, key, &session, Duration::from_secs(1)).await;
+        let failure = asked.expect_err("no quorum");
+        let outcome = failure.as_ref().map(Failure::outcome);
+        assert_ne!(outcome, Some(Outcome::NotApplied), "{failure:?}");
+        failure.filter(|failure| failure.reason() == Reason::NoLeader)
+    })
+    .await;
+    assert_eq!(refused.outcome(), Outcome::AttemptNotApplied, "{refused:?}");
+    let bare = IncrementRequest {
+        key: key.to_owned().into(),
+        delta: 1_000,
+        ..IncrementRequest::default()
+    };
+    let status = cluster.kv(leader).increment(within(CALL, bare)).await.expect_err("no quorum");
+    let (bare, _) = Failure::from_details(status.details()).expect("a node refused it");
+    assert_eq!((bare.reason(), bare.outcome()), (Reason::NoLeader, Outcome::NotApplied));
+
+    let write = WriteId { session: session.id.clone(), sequence: session.sequence };
+    let again = client
+        .increment(key.to_owned(), 10)
+        .identity(write.clone())
+        .timeout(Duration::from_secs(1));
+    let error = again.await.expect_err("no quorum");
+    assert!(matches!(&error, Error::Unknown { write: Some(id), .. } if *id == write), "{error}");
+    let (code, told) = typed(&command);
+    assert_eq!(code, Some(4), "{told}");
+    assert!(told.contains(&command), "it prints the same command again: {told}");
+
+    for other in others {
+        cluster.resume(other);
+    }
+    cluster.wait_ready().await;
+    let sum = until_async("it is answered", PATIENCE, || async {
+        add_ten(&cluster, leader, key, &session, CALL).await.ok()
+    })
+    .await;
+    assert!(sum.applied, "{sum:?}");
+    let (code, told) = typed(&command.replace("--timeout 300ms", "--timeout 30s"));
+    assert_eq!(code, Some(0), "{told}");
+    let got = client.get(key.to_owned()).await.expect("a get");
+    assert_eq!(got.value, "111", "each was applied once, the one that was refused not at all");
+    cluster.wait_equal().await;
+}
+
+/// A leader whose followers are stopped, and which took two writes before it knew.
+struct Alone {
+    leader: u64,
+    others: Vec<u64>,
+    /// It was 1 before.
+    key: String,
+    /// What 10 was added with.
+    session: WriteSession,
+    /// Asks again whether 100 was added.
+    command: String,
+}
+
+/// Stops the two followers of a shard, and lets the leader take an increment of 10, and one of 100 by
+/// kvctl, whose outcomes are then unknown.
+async fn leader_alone(cluster: &Cluster, client: &Client) -> Alone {
+    // On a machine that does much else the leader may have stepped down before kvctl had begun.
+    for number in 0..5 {
+        let key = format!("refused-again-{number}");
+        client.increment(key.clone(), 1).await.expect("an increment");
+        let (session, of_kvctl) = (new_session(cluster).await, new_session(cluster).await);
+        let leader = leader_of(cluster, client, &key).await;
+        let others: Vec<_> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+        for other in &others {
+            cluster.pause(*other);
+        }
+        let first = add_ten(cluster, leader, &key, &session, Duration::from_millis(300)).await;
+        let first = first.expect_err("two of three are stopped");
+        let unknown = first.is_none_or(|failure| failure.outcome() == Outcome::Unknown);
+        let command = tokio::task::block_in_place(|| add_hundred_in_vain(cluster, &key, &of_kvctl));
+        if let (Some(command), true) = (command, unknown) {
+            return Alone { leader, others, key, session, command };
+        }
+        for other in others {
+            cluster.resume(other);
+        }
+        cluster.wait_ready().await;
+    }
+    panic!("the leader always stepped down before it had taken both writes");
 }

@@ -1,5 +1,6 @@
 //! Processes killed at bad moments, while clients write, read and swap: nothing acknowledged is lost,
-//! nothing is done twice, and all replicas hold the same at the end.
+//! nothing is done twice, nothing that was said not to be applied is seen, and all replicas hold the
+//! same at the end.
 //!
 //! `QUORATE_KILLS=100 cargo test -p quorate-tests --test kills` kills a hundred times; the default is 20.
 //! `QUORATE_SEED` repeats the plan of a run, whose seed is printed.
@@ -23,6 +24,9 @@ use rand::{Rng, SeedableRng};
 
 /// Clients that read and write.
 const CLIENTS: usize = 6;
+
+/// Clients that do so without the native client, and take each node at its word.
+const PLAIN: usize = 2;
 
 /// Long enough for an election on a machine that does much else besides.
 const LONG: Duration = Duration::from_secs(30);
@@ -119,7 +123,9 @@ async fn no_kill_loses_what_was_acknowledged() {
     .to_vec();
     let cluster = Cluster::start(ClusterOptions { arguments, ..ClusterOptions::default() }).await;
     let clients = (0..CLIENTS).map(|_| patient(&cluster)).collect();
-    let registers = Registers::start(clients, seed);
+    let nodes = || cluster.ids().into_iter().map(|id| cluster.channel(id)).collect();
+    let plain = (0..PLAIN).map(|_| nodes()).collect();
+    let registers = Registers::start(clients, plain, seed);
     let mut campaign = Campaign { cluster, registers, random };
 
     let begun = Instant::now();
@@ -153,7 +159,7 @@ async fn no_kill_loses_what_was_acknowledged() {
     cluster.kill_all();
     cluster.start_all().await;
     check(&cluster, &mut recorded, "after the end of all nodes").await;
-    tell(&recorded.history);
+    tell(&recorded);
     assert!(without.is_empty(), "never hit: {without:?}");
 }
 
@@ -324,16 +330,23 @@ async fn replica(cluster: &Cluster, id: u64, keys: &[String]) -> BTreeMap<String
     rows
 }
 
-fn tell(history: &History) {
-    let of = |wanted: fn(Outcome) -> bool| history.count(wanted);
-    let written = of(|outcome| matches!(outcome, Outcome::Written { .. }));
-    let seen = of(|outcome| matches!(outcome, Outcome::Seen { .. }));
-    let failed = of(|outcome| outcome == Outcome::NotApplied);
-    let unknown = of(|outcome| outcome == Outcome::Unknown);
-    eprintln!("{written} writes, {seen} reads, {failed} failed, {unknown} unknown");
-    assert!(written > 1000 && seen > 500, "the clients were busy");
+fn tell(recorded: &Recorded) {
+    let told = |name: &str, history: &History| {
+        let of = |wanted: fn(Outcome) -> bool| history.count(wanted);
+        let written = of(|outcome| matches!(outcome, Outcome::Written { .. }));
+        let seen = of(|outcome| matches!(outcome, Outcome::Seen { .. }));
+        let failed = of(|outcome| outcome == Outcome::NotApplied);
+        let unknown = of(|outcome| outcome == Outcome::Unknown);
+        eprintln!("{name}: {written} writes, {seen} reads, {failed} failed, {unknown} unknown");
+        (written, seen, failed, unknown)
+    };
+    let all = told("all", &recorded.history);
+    let plain = told("without the native client", &recorded.plain);
+    assert!(all.0 > 1000 && all.1 > 500, "the clients were busy");
+    assert!(plain.0 > 50, "those without the native client were busy");
     // Sessions make every retry safe, and two of three nodes are always there to retry with.
-    assert_eq!((failed, unknown), (0, 0), "each operation was answered in the end");
+    let native = (all.2 - plain.2, all.3 - plain.3);
+    assert_eq!(native, (0, 0), "each operation of a native client was answered in the end");
 }
 
 /// When writes of one shard were acknowledged.

@@ -29,7 +29,7 @@ pub enum Action {
 }
 
 impl Action {
-    fn value(self) -> Option<u64> {
+    pub(crate) fn value(self) -> Option<u64> {
         match self {
             Self::Put { value } | Self::Swap { value, .. } => Some(value),
             Self::Get => None,
@@ -155,12 +155,8 @@ impl<'a> Register<'a> {
     /// What was seen at a revision is what was written there. Values whose writes were not
     /// acknowledged get the place at which they are seen, one place each.
     fn place_what_was_seen(&mut self) {
-        let unknown: BTreeSet<u64> = self
-            .operations
-            .iter()
-            .filter(|operation| operation.outcome == Outcome::Unknown)
-            .filter_map(|operation| operation.action.value())
-            .collect();
+        let unknown = self.values_of(Outcome::Unknown);
+        let refused = self.values_of(Outcome::NotApplied);
         for operation in self.operations.clone() {
             let Outcome::Seen { revision, value } = operation.outcome else { continue };
             let known = self.versions.get(&revision).copied();
@@ -178,9 +174,18 @@ impl<'a> Register<'a> {
                 Some(value) if unknown.contains(&value) => {
                     self.versions.insert(revision, value);
                 }
+                Some(value) if refused.contains(&value) => {
+                    self.wrong("a write that was said not to be applied is seen", operation);
+                }
                 Some(_) => self.wrong("a value that was never written is seen", operation),
             }
         }
+    }
+
+    /// The values of the writes that ended so.
+    fn values_of(&self, outcome: Outcome) -> BTreeSet<u64> {
+        let ended = self.operations.iter().filter(|operation| operation.outcome == outcome);
+        ended.filter_map(|operation| operation.action.value()).collect()
     }
 
     /// Between the revision that a swap expected and its own there is no other.
@@ -343,13 +348,24 @@ mod tests {
     #[test]
     fn values_from_nowhere_are_found() {
         found(&[(2, 3, GET, seen(8, 1))], "never written");
-        let refused = [(0, 1, put(1), Outcome::NotApplied), (2, 3, GET, seen(8, 1))];
-        found(&refused, "never written");
         let other = [(0, 1, put(1), written(5)), (2, 3, GET, seen(5, 9))];
         found(&other, "not the value");
         let early =
             [(0, 1, put(1), written(5)), (2, 3, GET, seen(4, 2)), (6, 7, put(2), Outcome::Unknown)];
         found(&early, "a write without an answer went before 5");
+    }
+
+    #[test]
+    fn a_write_that_was_said_not_to_be_applied_and_is_seen_is_found() {
+        // By a read before or after it was said, by a swap, and where it was a swap itself.
+        for history in [
+            [(0, 9, put(1), Outcome::NotApplied), (10, 11, GET, seen(8, 1))],
+            [(0, 9, put(1), Outcome::NotApplied), (2, 3, GET, seen(8, 1))],
+            [(0, 9, put(1), Outcome::NotApplied), (10, 11, swap(7, 2), seen(8, 1))],
+            [(0, 9, swap(0, 1), Outcome::NotApplied), (10, 11, GET, seen(8, 1))],
+        ] {
+            found(&history, "said not to be applied is seen");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod history;
 pub mod logs;
 pub mod needs;
+mod plain;
 pub mod ports;
 pub mod proxy;
 pub mod raw;

@@ -9,8 +9,10 @@ use quorate_client::{Client, Error};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinHandle;
+use tonic::transport::Channel;
 
 use crate::history::{Action, History, Operation, Outcome};
+use crate::plain::Plain;
 
 /// Keys that all clients read, write and swap.
 const REGISTERS: u64 = 48;
@@ -29,6 +31,7 @@ const THINK: Duration = Duration::from_millis(10);
 pub struct Registers {
     shared: Arc<Shared>,
     clients: Vec<JoinHandle<Vec<Operation>>>,
+    plain: Vec<JoinHandle<Vec<Operation>>>,
     /// One more, for the reads at the end.
     last: Client,
 }
@@ -43,24 +46,32 @@ struct Shared {
 }
 
 impl Registers {
-    /// Starts one task for each client. The seed decides what they do, not when.
+    /// Starts one task for each client, and one for each of `plain`: the channels to all nodes, over
+    /// which it works without the native client. The seed decides what they do, not when.
     #[must_use]
-    pub fn start(clients: Vec<Client>, seed: u64) -> Registers {
+    pub fn start(clients: Vec<Client>, plain: Vec<Vec<Channel>>, seed: u64) -> Registers {
         let shared = Arc::new(Shared::default());
         let last = clients.first().expect("there is a client").clone();
-        let clients = clients.into_iter().enumerate().map(|(number, client)| {
+        let mut number = 0;
+        let mut begin = |sender: Sender| {
             let recorder = Recorder {
-                client,
-                number: number as u64,
+                sender,
+                number,
                 values: 0,
-                random: StdRng::seed_from_u64(seed ^ (number as u64) << 32),
+                random: StdRng::seed_from_u64(seed ^ number << 32),
                 seen: vec![0; REGISTERS as usize],
                 shared: shared.clone(),
                 operations: Vec::new(),
             };
+            number += 1;
             tokio::spawn(recorder.run())
-        });
-        Registers { clients: clients.collect(), shared, last }
+        };
+        let clients = clients.into_iter().map(|client| begin(Sender::Native(client))).collect();
+        let plain = (seed..)
+            .zip(plain)
+            .map(|(seed, nodes)| begin(Sender::Plain(Box::new(Plain::new(nodes, seed)))));
+        let plain = plain.collect();
+        Registers { clients, plain, shared, last }
     }
 
     /// Whether large values are written as fast as they go, besides.
@@ -81,8 +92,13 @@ impl Registers {
         for client in self.clients {
             history.operations.extend(client.await.expect("a client does not panic"));
         }
+        let mut plain = History::default();
+        for client in self.plain {
+            plain.operations.extend(client.await.expect("a client does not panic"));
+        }
+        history.operations.extend(plain.operations.iter().cloned());
         let large = self.shared.large.load(Ordering::SeqCst).min(LARGE);
-        Recorded { history, large, client: self.last }
+        Recorded { history, plain, large, client: self.last }
     }
 }
 
@@ -91,6 +107,8 @@ impl Registers {
 pub struct Recorded {
     /// Everything so far.
     pub history: History,
+    /// The part of those that worked without the native client: some of it has no answer.
+    pub plain: History,
     large: u64,
     client: Client,
 }
@@ -135,9 +153,15 @@ fn large(number: u64) -> String {
     format!("large-{number}")
 }
 
+/// How a client reaches the nodes.
+enum Sender {
+    Native(Client),
+    Plain(Box<Plain>),
+}
+
 /// One client at its work.
 struct Recorder {
-    client: Client,
+    sender: Sender,
     number: u64,
     /// Values written so far.
     values: u64,
@@ -152,7 +176,8 @@ impl Recorder {
     async fn run(mut self) -> Vec<Operation> {
         while !self.shared.stop.load(Ordering::SeqCst) {
             // Half of the clients stay at the registers, so that these are in use at every kill.
-            if self.number % 2 == 1 && self.shared.heavy.load(Ordering::SeqCst) {
+            let fills = self.number % 2 == 1 && matches!(self.sender, Sender::Native(_));
+            if fills && self.shared.heavy.load(Ordering::SeqCst) {
                 let key = large(self.shared.large.fetch_add(1, Ordering::SeqCst) % LARGE);
                 let action = Action::Put { value: self.next_value() };
                 self.act(key, action, LARGE_BYTES).await;
@@ -183,38 +208,12 @@ impl Recorder {
     }
 
     async fn act(&mut self, key: String, action: Action, bytes: usize) -> Outcome {
-        let client = self.client.clone();
         let begun = Instant::now();
-        let outcome = match action {
-            Action::Put { value } => {
-                client.put(key.clone(), encode(value, bytes)).await.map(|put| {
-                    assert!(put.applied, "{key}: a put without a condition is applied");
-                    Outcome::Written { revision: put.revision }
-                })
-            }
-            Action::Swap { expected, value } => {
-                let swap = client.compare_and_set(key.clone(), encode(value, bytes));
-                let swap = swap.if_revision(expected).return_previous();
-                swap.await.map(|swapped| match swapped.applied {
-                    true => Outcome::Written { revision: swapped.revision },
-                    false => Outcome::Seen {
-                        revision: swapped.revision,
-                        value: swapped.previous.as_ref().map(previous),
-                    },
-                })
-            }
-            Action::Get => client.get(key.clone()).await.map(|got| Outcome::Seen {
-                revision: got.revision,
-                value: got.found.then(|| decode(&got.value)),
-            }),
+        let value = action.value().map_or_else(Vec::new, |value| encode(value, bytes));
+        let outcome = match &mut self.sender {
+            Sender::Native(client) => native(client, &key, action, value).await,
+            Sender::Plain(plain) => plain.act(&key, action, value).await,
         };
-        let outcome = outcome.unwrap_or_else(|error| {
-            eprintln!("{key}: {action:?}: {error}");
-            match error {
-                Error::Unknown { .. } => Outcome::Unknown,
-                Error::NotApplied(_) | Error::Refused(_) | Error::Invalid(_) => Outcome::NotApplied,
-            }
-        });
         let ended = Instant::now();
         self.operations.push(Operation { key, begun, ended, action, outcome });
         if !matches!(outcome, Outcome::NotApplied | Outcome::Unknown) {
@@ -224,7 +223,40 @@ impl Recorder {
     }
 }
 
-fn previous(stored: &StoredValue) -> u64 {
+/// Does what is asked with the native client; `value` stands for the action's value.
+async fn native(client: &Client, key: &str, action: Action, value: Vec<u8>) -> Outcome {
+    let key = key.to_owned();
+    let outcome = match action {
+        Action::Put { .. } => client.put(key.clone(), value).await.map(|put| {
+            assert!(put.applied, "{key}: a put without a condition is applied");
+            Outcome::Written { revision: put.revision }
+        }),
+        Action::Swap { expected, .. } => {
+            let swap = client.compare_and_set(key.clone(), value);
+            let swap = swap.if_revision(expected).return_previous();
+            swap.await.map(|swapped| match swapped.applied {
+                true => Outcome::Written { revision: swapped.revision },
+                false => Outcome::Seen {
+                    revision: swapped.revision,
+                    value: swapped.previous.as_ref().map(previous),
+                },
+            })
+        }
+        Action::Get => client.get(key.clone()).await.map(|got| Outcome::Seen {
+            revision: got.revision,
+            value: got.found.then(|| decode(&got.value)),
+        }),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{key}: {action:?}: {error}");
+        match error {
+            Error::Unknown { .. } => Outcome::Unknown,
+            Error::NotApplied(_) | Error::Refused(_) | Error::Invalid(_) => Outcome::NotApplied,
+        }
+    })
+}
+
+pub(crate) fn previous(stored: &StoredValue) -> u64 {
     assert!(!stored.value_omitted, "values of registers are short");
     decode(&stored.value)
 }
@@ -244,7 +276,7 @@ fn encode(value: u64, bytes: usize) -> Vec<u8> {
 ///
 /// # Panics
 /// If the bytes are not those of a value, whole and unchanged.
-fn decode(stored: &[u8]) -> u64 {
+pub(crate) fn decode(stored: &[u8]) -> u64 {
     let mut parts = stored.split(|byte| *byte == b'.');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
     let (Some(value), Some(bytes)) = (number(), number()) else {
