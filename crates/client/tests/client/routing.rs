@@ -47,6 +47,43 @@ async fn a_failure_that_names_the_leader_is_followed_with_the_same_write() {
 }
 
 #[tokio::test]
+async fn a_leader_whose_connections_are_all_taken_is_gone_round() {
+    let fake = Fake::start().await;
+    let full = Failure { only_this_node: true, ..failure(Reason::Overloaded) };
+    fake.always(1, Step::Fail(full));
+    let client = fake.client().await;
+    let begun = Instant::now();
+    for _ in 0..5 {
+        client.put("k", "v").await.unwrap();
+        client.get("k").await.unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "took {:?}", begun.elapsed());
+    let nodes: Vec<u64> = fake.writes().iter().map(|w| w.node).collect();
+    let asked = nodes.iter().filter(|node| **node == 1).count();
+    assert!(asked <= 2, "the full node is passed over for a while: {nodes:?}");
+    let sequences: Vec<_> = fake.writes().iter().map(|w| w.session.clone().unwrap()).collect();
+    assert!(sequences.iter().all(|s| s.id == sequences[0].id), "one session is enough");
+}
+
+#[tokio::test]
+async fn nodes_whose_connections_are_all_taken_are_asked_again_after_a_wait() {
+    let fake = Fake::start().await;
+    let full = Failure { only_this_node: true, ..failure(Reason::Overloaded) };
+    for node in 1..=3 {
+        fake.script(node, [Step::Fail(full.clone()), Step::Fail(full.clone())]);
+    }
+    fake.client().await.put("k", "v").await.unwrap();
+    fake.always(1, Step::Fail(full.clone()));
+    fake.always(2, Step::Fail(full.clone()));
+    fake.always(3, Step::Fail(full));
+    let config = fake.config().timeout(Duration::from_millis(300));
+    let client = Client::connect(config).await.unwrap();
+    let error = client.put("k", "v").await.unwrap_err();
+    assert!(matches!(error, Error::NotApplied(_)), "{error}");
+    assert_eq!(error.reason(), Some(Reason::Overloaded), "{error}");
+}
+
+#[tokio::test]
 async fn a_receipt_names_the_leader() {
     let fake = Fake::start().await;
     fake.state.lock().leader = 2;
