@@ -292,14 +292,15 @@ impl Call<'_> {
             Ok(Err(status)) => {
                 let lost = Lost::of_status(&status);
                 match lost.silence() {
-                    true => connection.silent(),
+                    true => connection.pass_over(),
                     false if lost.broken => connection.broken(generation),
+                    false if lost.is_of_node() => connection.turned_away(generation),
                     false => connection.answered(),
                 }
                 Err(lost)
             }
             Err(_) => {
-                connection.silent();
+                connection.pass_over();
                 Err(Lost::silent(connection.address(), begun.elapsed()))
             }
         }

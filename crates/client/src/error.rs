@@ -296,6 +296,11 @@ impl Lost {
             && !self.broken
     }
 
+    /// The cause is the node that answered, and another one may do the same.
+    pub fn is_of_node(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failure| failure.only_this_node)
+    }
+
     /// The request is wrong in itself, as [`Error::Invalid`] says.
     pub fn is_invalid(&self) -> bool {
         matches!(self.code, Code::InvalidArgument | Code::OutOfRange)

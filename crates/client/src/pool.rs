@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 const GATE_MIN: Duration = Duration::from_millis(100);
 const GATE_MAX: Duration = Duration::from_secs(5);
 
-/// How long a node that was silent is passed over while there are others.
+/// How long a node that was silent, or turned a call away, is passed over while there are others.
 const SUSPECT: Duration = Duration::from_secs(1);
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -48,7 +48,8 @@ impl Pool {
 pub(crate) enum Fitness {
     /// It stands, or was never tried.
     Good,
-    /// Its last attempt failed or its node was silent a moment ago: the last resort.
+    /// Its last attempt failed, or its node was silent or turned a call away a moment ago: the last
+    /// resort.
     Poor,
 }
 
@@ -163,8 +164,14 @@ impl Connection {
     }
 
     /// Notes that a node took a request and was silent for too long.
-    pub fn silent(&self) {
+    pub fn pass_over(&self) {
         self.state.lock().suspect_until = Some(Instant::now() + SUSPECT);
+    }
+
+    /// Notes that a node has no place for this connection, which is given up.
+    pub fn turned_away(&self, generation: u64) {
+        self.pass_over();
+        self.broken(generation);
     }
 
     /// Drops a channel that broke; the next call connects anew.

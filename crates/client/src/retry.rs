@@ -49,6 +49,9 @@ pub(crate) fn next(kind: Kind, lost: &Lost) -> Next {
     let Some(reason) = lost.reason() else {
         return next_without_reason(lost);
     };
+    if lost.is_of_node() {
+        return Next::Elsewhere;
+    }
     match reason {
         Reason::Starting | Reason::Draining | Reason::ReplicaDamaged => Next::Elsewhere,
         Reason::NoLeader
@@ -140,6 +143,16 @@ mod tests {
             let lost = lost(row.reason);
             let all = [Kind::Read, Kind::Sessioned, Kind::Bare].map(|kind| next(kind, &lost));
             assert_eq!(all, [read, sessioned, bare], "{:?}", row.reason);
+        }
+    }
+
+    #[test]
+    fn what_is_the_nodes_alone_is_asked_of_another_one() {
+        let failure = Failure { only_this_node: true, ..Failure::of(Reason::Overloaded, "") };
+        let status = Status::with_details(Reason::Overloaded.code(), "", failure.to_details(""));
+        let lost = Lost::of_status(&status);
+        for kind in [Kind::Read, Kind::Sessioned, Kind::Bare] {
+            assert_eq!(next(kind, &lost), Next::Elsewhere);
         }
     }
 

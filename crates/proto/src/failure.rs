@@ -97,6 +97,9 @@ impl Failure {
         if self.outcome() != Outcome::Unspecified {
             metadata.insert("outcome".into(), self.outcome().name().into());
         }
+        if self.only_this_node {
+            metadata.insert("only_this_node".into(), "true".into());
+        }
         if !self.field.is_empty() {
             metadata.insert("field".into(), self.field.clone());
         }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 use tracing::{debug, warn};
 
+use crate::config::Key;
 use crate::metrics::Metrics;
 use crate::service::context::{Context, HOPS};
 use crate::service::outcome::Subject;
@@ -74,6 +75,21 @@ impl Places {
         self.metrics.connections_refused.inc();
         if !self.refusing.swap(true, Ordering::Relaxed) {
             warn!("connection: refused, {sentence}");
+        }
+    }
+
+    /// The failure of a call that has no place. Clients are told that other nodes may have one; who is
+    /// itself asked to pass a call on has no other way to this node.
+    fn refusal(&self, caller: Caller, sentence: String) -> Failure {
+        let refused = Failure::of(Reason::Overloaded, sentence);
+        match caller {
+            Caller::Peer => refused,
+            Caller::Client | Caller::Probe => Failure {
+                only_this_node: true,
+                limit: self.clients_max as u64,
+                knob: Key::MaxConnections.name().to_owned(),
+                ..refused
+            },
         }
     }
 
@@ -193,7 +209,7 @@ pub(super) fn admit(
                 place.places.refused(&sentence);
                 // Whether the call is a write with a session stands in its message, which is not
                 // read here: what is said is true of every write.
-                let failure = Subject::Attempt.told(Failure::of(Reason::Overloaded, sentence));
+                let failure = Subject::Attempt.told(place.places.refusal(caller, sentence));
                 Err(Context::of(request.metadata()).status(&failure))
             }
         }

@@ -57,6 +57,9 @@ async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not(
     assert_eq!(refused.code(), Code::ResourceExhausted);
     let sentence = "this node already serves 2 client connections; the limit is --max-connections";
     assert_eq!(refused.message(), sentence);
+    let (failure, _) = Failure::from_details(refused.details()).unwrap();
+    assert!(failure.only_this_node, "another node may have a place");
+    assert_eq!((failure.limit, failure.knob.as_str()), (2, "max-connections"));
     // The request is not read, so that the node cannot know whether it is a repeated attempt.
     let (failure, _) = Failure::from_details(refused.details()).expect("a failure of ours");
     assert_eq!(failure.outcome(), Outcome::AttemptNotApplied);
