@@ -2,7 +2,8 @@
 
 mod support;
 
-use quorate_raft::{Envelope, Index, Message, ReplicaId, SessionId, Term, Ticks, Timing};
+use bytes::Bytes;
+use quorate_raft::{Envelope, Index, Message, ReadId, ReplicaId, SessionId, Term, Ticks, Timing};
 use support::Bench;
 
 const INTERVAL: u64 = 10;
@@ -28,6 +29,58 @@ fn answer(beat: &Envelope, reading: u64) -> Option<Message> {
         ..Timing::default()
     };
     Some(Message::HeartbeatReply { session: *session, installing: false, timing })
+}
+
+/// The appends among these messages to this replica, and their bytes.
+fn appends(sent: &[Envelope], to: u64) -> (usize, usize) {
+    let appends = sent.iter().filter(|sent| sent.to.id == ReplicaId(to));
+    let sizes = appends.filter_map(|sent| match &sent.message {
+        Message::Append { entries, .. } => {
+            Some(entries.iter().map(|entry| entry.payload.len()).sum::<usize>())
+        }
+        _ => None,
+    });
+    sizes.fold((0, 0), |total, size| (total.0 + 1, total.1 + size))
+}
+
+/// All heartbeats among these messages are answered, by followers that install a snapshot or not;
+/// returns what the leader sends because of it.
+fn answer_all(bench: &mut Bench, sent: &[Envelope], installing: bool) -> Vec<Envelope> {
+    let term = bench.raft.term().0;
+    let mut because = Vec::new();
+    for beat in sent {
+        if let Some(mut reply) = answer(beat, 500) {
+            if let Message::HeartbeatReply { installing: told, .. } = &mut reply {
+                *told = installing;
+            }
+            because.extend(bench.step(beat.to.id.0, term, reply));
+        }
+    }
+    because
+}
+
+/// So many rounds of reads in one moment, each confirmed; returns all that was sent meanwhile.
+fn read_rounds(bench: &mut Bench, rounds: u64) -> Vec<Envelope> {
+    let mut all = Vec::new();
+    for read in 0..rounds {
+        bench.raft.read_index(Ticks(bench.now), ReadId(read)).expect("the leader takes it");
+        let sent = bench.drain();
+        all.extend(answer_all(bench, &sent, false));
+        all.extend(sent);
+    }
+    let beats = all.iter().filter(|sent| matches!(sent.message, Message::Heartbeat { .. }));
+    assert_eq!(beats.count() as u64, 2 * rounds, "one round for each read");
+    all
+}
+
+/// Proposes four entries of half a mebibyte, which are sent to all and lost at follower 3.
+fn propose_much(bench: &mut Bench) {
+    for _ in 0..4 {
+        let payload = Bytes::from(vec![0; 1 << 19]);
+        bench.raft.propose(Ticks(bench.now), payload, 0).expect("the leader takes it");
+    }
+    bench.drain();
+    bench.acknowledge(2, 5);
 }
 
 /// The start of a follower's process that read this from its clock.
@@ -96,4 +149,69 @@ fn a_reading_of_an_earlier_start_is_no_age() {
     assert_eq!(age, None, "the clock of an earlier start showed the same");
     let (_, age) = hear(echo);
     assert_eq!(age, Some((own.probe_time, Index(1))));
+}
+
+/// A probe that is not answered is repeated once per heartbeat interval, however many rounds of reads
+/// are confirmed in it: each may be as large as an append can be.
+#[test]
+fn a_lost_probe_is_repeated_once_per_interval_whatever_is_read() {
+    let mut bench = leader();
+    propose_much(&mut bench);
+    bench.raft.unreachable(Ticks(bench.now), ReplicaId(3));
+    let sent = read_rounds(&mut bench, 100);
+    assert!(appends(&sent, 3).0 <= 1, "{:?}", appends(&sent, 3));
+    for _ in 0..3 {
+        let beats = bench.tick(INTERVAL);
+        let mut sent = answer_all(&mut bench, &beats, false);
+        sent.extend(read_rounds(&mut bench, 100));
+        assert_eq!(appends(&sent, 3).0, 1, "{:?}", appends(&sent, 3));
+    }
+}
+
+/// While a write is on its way, an answer to a heartbeat makes the leader ask what may be lost: once
+/// per heartbeat interval too.
+#[test]
+fn rounds_of_reads_cause_no_empty_appends_while_a_write_is_on_its_way() {
+    let mut bench = leader();
+    bench.propose("x");
+    let sent = read_rounds(&mut bench, 100);
+    assert!(appends(&sent, 2).0 <= 1 && appends(&sent, 3).0 <= 1, "{:?}", appends(&sent, 2));
+    let beats = bench.tick(INTERVAL);
+    let mut sent = answer_all(&mut bench, &beats, false);
+    sent.extend(read_rounds(&mut bench, 100));
+    assert_eq!((appends(&sent, 2).0, appends(&sent, 3).0), (1, 1));
+}
+
+/// A follower that installs a snapshot, of an earlier leader too, drops every append until it is done.
+#[test]
+fn a_follower_that_installs_gets_no_probe_until_it_is_done() {
+    let mut bench = leader();
+    propose_much(&mut bench);
+    bench.raft.unreachable(Ticks(bench.now), ReplicaId(3));
+    for _ in 0..100 {
+        let beats = bench.tick(INTERVAL);
+        let (to_3, others): (Vec<_>, Vec<_>) =
+            beats.into_iter().partition(|beat| beat.to.id == ReplicaId(3));
+        answer_all(&mut bench, &others, false);
+        let sent = answer_all(&mut bench, &to_3, true);
+        assert_eq!(appends(&sent, 3), (0, 0));
+    }
+    let beats = bench.tick(INTERVAL);
+    let sent = answer_all(&mut bench, &beats, false);
+    assert_eq!(appends(&sent, 3).0, 1, "it is done");
+}
+
+/// The same where the leader streams: what it sent is dropped, and asking for it is no use yet.
+#[test]
+fn a_follower_that_installs_is_asked_for_nothing_while_the_leader_streams() {
+    let mut bench = leader();
+    propose_much(&mut bench);
+    for _ in 0..10 {
+        let beats = bench.tick(INTERVAL);
+        let sent = answer_all(&mut bench, &beats, true);
+        assert_eq!(appends(&sent, 3), (0, 0));
+    }
+    let beats = bench.tick(INTERVAL);
+    let sent = answer_all(&mut bench, &beats, false);
+    assert_eq!(appends(&sent, 3).0, 1, "it is done");
 }
