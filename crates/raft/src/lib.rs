@@ -57,7 +57,8 @@
 //! *Replication.* Per follower a leader probes (one append at a time), streams (bounded by messages
 //! and by bytes), or waits for a snapshot. A refusal carries the last entry at or before the probe
 //! whose term is not higher; the leader does the same with its own log, so a term is skipped with
-//! every answer. Lost appends are found by the next one's consistency check, or after a heartbeat.
+//! every answer. Lost appends are found by the next one's consistency check, or after a heartbeat:
+//! per interval, the answers make one append due, and none while a snapshot is being installed.
 //! A follower that lacks what it had acknowledged before an append left has lost it: that is an
 //! [`Event::Regress`], and it gets the entries again. Only a conflict truncates. The leader sends
 //! before its own disk write is done and counts itself only afterwards; entries of earlier terms
@@ -69,9 +70,9 @@
 //! leader answers only in a term of which an entry is committed, and nothing from the start of a
 //! transfer.
 //!
-//! *Ages.* Replies carry the follower's own clock reading; the leader returns it with its commit
-//! index once a round that began later is confirmed ([`Raft::freshness`]). No two clocks are
-//! compared.
+//! *Ages.* Replies carry the follower's own clock reading and the number of its start; the leader
+//! returns the newest with its commit index once a round that began later is confirmed
+//! ([`Raft::freshness`]). No two clocks are compared, and no reading outlives the start that took it.
 //!
 //! *Snapshots* pass by reference: the core says who needs one and resets the log when it is
 //! installed. While one is being installed, no entries are taken, applied or voted for in an own

@@ -12,7 +12,7 @@ use crate::types::{Index, Replica, SessionId, Ticks};
 pub(crate) enum Stage {
     /// Looking for the point where the logs agree: one append, then wait for its answer.
     Probe {
-        /// An append is out, or was lost; the next heartbeat reply allows another.
+        /// An append is out, or was lost; a heartbeat reply allows another, once per interval.
         paused: bool,
     },
     /// Streaming appends before earlier ones are answered.
@@ -89,6 +89,9 @@ pub(crate) struct Progress {
     pub(crate) told_commit: Index,
     /// An append is due even if it is empty: the last ones may be lost.
     pub(crate) ping: bool,
+    /// The answer to a heartbeat may make an append due. Once per interval: rounds of reads bring as
+    /// many heartbeats as there are reads.
+    pub(crate) nudge: bool,
     /// When the newest of our messages that it has answered was sent. Sending, not receiving, is
     /// what proves that it still followed then.
     pub(crate) acked: Ticks,
@@ -119,6 +122,7 @@ impl Progress {
             next,
             told_commit: Index(0),
             ping: false,
+            nudge: false,
             acked: now,
             round: 0,
             reading: Reading::default(),
@@ -177,6 +181,45 @@ impl Progress {
             self.stage = Stage::Replicate(Inflight::default());
         }
         advanced
+    }
+
+    /// It answered a heartbeat. `last` is the leader's last index, `patience` the longest silence
+    /// about a delivered snapshot. Returns whether something is due for sending.
+    pub(crate) fn on_beat(
+        &mut self,
+        installing: bool,
+        last: Index,
+        now: Ticks,
+        patience: Ticks,
+    ) -> bool {
+        match &mut self.stage {
+            // A snapshot of an earlier leader, or of an earlier attempt: until it is done, the
+            // follower drops every append.
+            Stage::Probe { .. } | Stage::Replicate(_) if installing => false,
+            Stage::Probe { paused } => {
+                let due = std::mem::take(&mut self.nudge);
+                *paused &= !due;
+                due
+            }
+            // Whatever is missing may be lost: an append, even an empty one, will show it.
+            Stage::Replicate(_) => {
+                let due = self.matched < last && std::mem::take(&mut self.nudge);
+                self.ping |= due;
+                due
+            }
+            Stage::Snapshot { delivered: Some(delivered), .. } if installing => {
+                *delivered = now;
+                false
+            }
+            Stage::Snapshot { delivered: Some(delivered), .. } => {
+                let overdue = now.since(*delivered) >= patience;
+                if overdue {
+                    self.restart(false);
+                }
+                overdue
+            }
+            Stage::Snapshot { delivered: None, .. } => false,
+        }
     }
 
     /// Whether it must have lost the entry at `prev` when it answers an append sent at `sent` that

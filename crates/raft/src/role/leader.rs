@@ -9,7 +9,7 @@ use super::transfer::Transfer;
 use crate::error::ProposeError;
 use crate::message::{Message, ReadRequest, Timing};
 use crate::output::{Event, ReadOutcome};
-use crate::progress::{Progress, Stage};
+use crate::progress::Progress;
 use crate::quorum;
 use crate::raft::Raft;
 use crate::reads::{ReadRounds, Reader};
@@ -138,6 +138,9 @@ impl Raft {
                 progress.reading_in_round = progress.reading;
             }
         }
+        for progress in leader.progress.values_mut() {
+            progress.nudge = true;
+        }
         self.send_heartbeats(|_| true);
         self.send_timeout_now();
     }
@@ -191,29 +194,7 @@ impl Raft {
         let last = self.log.last().index;
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&from) else { return };
-        let due = match &mut progress.stage {
-            Stage::Probe { paused } => {
-                *paused = false;
-                true
-            }
-            // Whatever is missing may be lost: an append, even an empty one, will show it.
-            Stage::Replicate(_) => {
-                progress.ping = progress.matched < last;
-                progress.ping
-            }
-            Stage::Snapshot { delivered: Some(delivered), .. } if installing => {
-                *delivered = now;
-                false
-            }
-            Stage::Snapshot { delivered: Some(delivered), .. } => {
-                let overdue = now.since(*delivered) >= patience;
-                if overdue {
-                    progress.restart(false);
-                }
-                overdue
-            }
-            Stage::Snapshot { delivered: None, .. } => false,
-        };
+        let due = progress.on_beat(installing, last, now, patience);
         leader.dirty |= due;
     }
 
