@@ -147,7 +147,7 @@ mod tests {
         let beat = |clock| envelope(Message::Heartbeat { session, commit, timing: timing(clock) });
         let answer = |clock| {
             let timing = timing(clock);
-            envelope(Message::HeartbeatReply { session, installing: false, timing })
+            envelope(Message::HeartbeatReply { session, installing: false, last: None, timing })
         };
         let vote = envelope(Message::VoteReply { granted: true });
         assert_eq!(reported(&[beat(5), answer(7), vote.clone(), beat(6)]), Some(7));

@@ -34,7 +34,8 @@ impl Raft {
             Message::Append { session, timing, .. }
             | Message::Heartbeat { session, timing, .. } => {
                 let (session, timing) = (*session, self.reply_timing(timing));
-                let reply = Message::HeartbeatReply { session, installing: false, timing };
+                let reply =
+                    Message::HeartbeatReply { session, installing: false, last: None, timing };
                 self.send_when_durable(*from, Index(0), reply);
             }
             Message::InstallSnapshot { session, .. } => {
@@ -68,8 +69,8 @@ impl Raft {
             Message::Heartbeat { session, commit, timing } => {
                 self.on_heartbeat(from, session, commit, &timing);
             }
-            Message::HeartbeatReply { session, installing, timing } => {
-                self.on_heartbeat_reply(from.id, session, installing, &timing);
+            Message::HeartbeatReply { session, installing, last, timing } => {
+                self.on_heartbeat_reply(from.id, session, installing, last, &timing);
             }
             Message::InstallSnapshot { session, meta } => {
                 self.on_install_snapshot(from, session, meta);

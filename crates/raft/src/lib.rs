@@ -59,8 +59,8 @@
 //! whose term is not higher; the leader does the same with its own log, so a term is skipped with
 //! every answer. Lost appends are found by the next one's consistency check, or after a heartbeat:
 //! per interval, the answers make one append due, and none while a snapshot is being installed.
-//! A follower that lacks what it had acknowledged before an append left has lost it: that is an
-//! [`Event::Regress`], and it gets the entries again. Only a conflict truncates. The leader sends
+//! A follower that lacks what it had acknowledged before an append or a heartbeat left has lost it:
+//! that is an [`Event::Regress`], and it gets the entries again. Only a conflict truncates. The leader sends
 //! before its own disk write is done and counts itself only afterwards; entries of earlier terms
 //! are committed only by one of its own (§5.4.2), the empty entry with which each term begins.
 //!

@@ -169,6 +169,9 @@ pub enum Message {
         session: SessionId,
         /// A snapshot is being installed; the leader keeps waiting for it.
         installing: bool,
+        /// The last entry of the follower's log, durable or not: what the follower acknowledged is
+        /// at or before it, or was lost. `None` = not told, to a leader of an earlier term.
+        last: Option<LogId>,
         /// See [`Timing`].
         timing: Timing,
     },

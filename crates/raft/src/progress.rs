@@ -222,8 +222,8 @@ impl Progress {
         }
     }
 
-    /// Whether it must have lost the entry at `prev` when it answers an append sent at `sent` that
-    /// it has none: its acknowledgement was here before that append left. An answer that was only
+    /// Whether it must have lost the entry at `prev` when it answers a message sent at `sent` that
+    /// it has none: its acknowledgement was here before that message left. An answer that was only
     /// overtaken is older.
     pub(crate) fn contradicts(&self, prev: Index, sent: Ticks) -> bool {
         prev <= self.matched && sent > self.matched_at

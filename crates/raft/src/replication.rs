@@ -7,7 +7,7 @@ use crate::output::{Event, Output, SnapshotSend};
 use crate::progress::{Progress, Stage};
 use crate::raft::Raft;
 use crate::role::Role;
-use crate::types::{GroupId, Index, Replica, ReplicaId, SessionId, Term, Ticks};
+use crate::types::{GroupId, Index, LogId, Replica, ReplicaId, SessionId, Term, Ticks};
 
 /// What is the same for all followers while appends are made.
 struct Shipment<'a> {
@@ -155,6 +155,26 @@ impl Raft {
                 }
             }
         }
+    }
+
+    /// Notices by the last entry of a follower's log, as it was when a heartbeat sent at `sent`
+    /// arrived there, that the follower lacks entries which it had acknowledged. Without this, a
+    /// follower whose disk went back would stay behind until somebody writes.
+    pub(crate) fn check_short_log(&mut self, from: ReplicaId, last: LogId, sent: Ticks) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let Some(matched) = leader.progress.get(&from).map(|progress| progress.matched) else {
+            return false;
+        };
+        // A log that holds our entry at `matched` ends there or later, and not in an earlier term.
+        let missing = if last.index < matched {
+            last.index.next()
+        } else if self.log.id_at(matched).is_some_and(|known| last.term < known.term) {
+            matched
+        } else {
+            return false;
+        };
+        let agreement = self.log.agreement(last.index, last.term).index.min(last.index);
+        self.check_regress(from, missing, agreement, sent)
     }
 
     /// Notices a follower without entries that it has acknowledged: its disk went back to an older

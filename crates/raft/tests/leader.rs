@@ -28,7 +28,7 @@ fn answer(beat: &Envelope, reading: u64) -> Option<Message> {
         round: timing.round,
         ..Timing::default()
     };
-    Some(Message::HeartbeatReply { session: *session, installing: false, timing })
+    Some(Message::HeartbeatReply { session: *session, installing: false, last: None, timing })
 }
 
 /// The appends among these messages to this replica, and their bytes.

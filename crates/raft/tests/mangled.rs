@@ -81,9 +81,14 @@ fn message() -> impl Strategy<Value = Message> {
             let result = AppendResult::Rejected { prev: Index(prev), hint };
             Message::AppendReply { session, result, timing }
         }),
-        (session(), any::<bool>(), timing()).prop_map(|(session, installing, timing)| {
-            Message::HeartbeatReply { session, installing, timing }
-        }),
+        (session(), any::<bool>(), prop::option::of(position()), timing()).prop_map(
+            |(session, installing, last, timing)| Message::HeartbeatReply {
+                session,
+                installing,
+                last,
+                timing
+            }
+        ),
         (session(), number()).prop_map(|(session, last)| Message::SnapshotReply {
             session,
             result: SnapshotResult::Installed { last: Index(last) }

@@ -21,7 +21,7 @@ fn every_message() -> Vec<Message> {
         Message::Append { session, prev: last, commit: Index(0), entries: vec![], timing },
         Message::AppendReply { session, result: AppendResult::Accepted { last: Index(1) }, timing },
         Message::Heartbeat { session, commit: Index(0), timing },
-        Message::HeartbeatReply { session, installing: false, timing },
+        Message::HeartbeatReply { session, installing: false, last: None, timing },
         Message::SnapshotReply { session, result: SnapshotResult::Failed },
         Message::ReadIndex { request },
         Message::ReadIndexReply { request, index: None },
@@ -103,7 +103,10 @@ fn s5_1_the_rejection_of_a_stale_heartbeat_carries_own_readings() {
         clock: 77,
     };
     let answers: Vec<_> = sent.into_iter().map(|answer| answer.message).collect();
-    assert_eq!(answers, [Message::HeartbeatReply { session, installing: false, timing: own }]);
+    assert_eq!(
+        answers,
+        [Message::HeartbeatReply { session, installing: false, last: None, timing: own }]
+    );
 }
 
 /// §5.2: "When servers start up, they begin as followers."

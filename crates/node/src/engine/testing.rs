@@ -64,7 +64,7 @@ pub(crate) fn agree(envelope: Envelope, clock: u64) -> Option<Envelope> {
             Message::AppendReply { session, result, timing: told(timing) }
         }
         Message::Heartbeat { session, timing, .. } => {
-            Message::HeartbeatReply { session, installing: false, timing: told(timing) }
+            Message::HeartbeatReply { session, installing: false, last: None, timing: told(timing) }
         }
         _ => return None,
     };

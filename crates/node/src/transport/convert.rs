@@ -116,11 +116,12 @@ fn message_to_wire(message: Message) -> Content {
             commit: commit.0,
             timing: timing_to_wire(timing),
         }),
-        Message::HeartbeatReply { session, installing, timing } => {
+        Message::HeartbeatReply { session, installing, last, timing } => {
             Content::HeartbeatReply(wire::HeartbeatReply {
                 session: session_to_wire(session),
                 installing,
                 timing: timing_to_wire(timing),
+                last: last.and_then(log_id),
             })
         }
         Message::InstallSnapshot { session, meta } => {
@@ -184,6 +185,7 @@ fn message_from_wire(content: Content) -> Result<Message> {
         Content::HeartbeatReply(m) => Message::HeartbeatReply {
             session: read_session(m.session, "HeartbeatReply")?,
             installing: m.installing,
+            last: m.last.map(|id| LogId { term: Term(id.term), index: Index(id.index) }),
             timing: read_timing(m.timing, "HeartbeatReply")?,
         },
         Content::InstallSnapshot(m) => Message::InstallSnapshot {

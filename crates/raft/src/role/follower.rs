@@ -148,7 +148,8 @@ impl Raft {
         }
         let installing = self.installing.is_some();
         let timing = self.reply_timing(timing);
-        let reply = Message::HeartbeatReply { session, installing, timing };
+        let last = Some(self.log.last());
+        let reply = Message::HeartbeatReply { session, installing, last, timing };
         self.send_when_durable(from, Index(0), reply);
     }
 

@@ -185,9 +185,15 @@ impl Raft {
         from: ReplicaId,
         session: SessionId,
         installing: bool,
+        last: Option<LogId>,
         timing: &Timing,
     ) {
         if !self.note_reply(from, session, timing) {
+            return;
+        }
+        if let Some(last) = last
+            && self.check_short_log(from, last, timing.echo_time)
+        {
             return;
         }
         let (now, patience) = (self.now, self.config.election_max);

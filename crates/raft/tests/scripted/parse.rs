@@ -157,7 +157,8 @@ fn message(kind: &str, args: &[&str], term: Term) -> Message {
         }
         "Heartbeat" => Message::Heartbeat { session, commit: Index(count("commit")), timing },
         "HeartbeatReply" => {
-            Message::HeartbeatReply { session, installing: says("installing"), timing }
+            let last = get("last").map(id);
+            Message::HeartbeatReply { session, installing: says("installing"), last, timing }
         }
         "InstallSnapshot" => {
             let membership = of_voters(get("voters").unwrap_or("1,2,3"));

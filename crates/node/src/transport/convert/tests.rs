@@ -81,9 +81,14 @@ fn messages() -> impl Strategy<Value = Message> {
         (sessions(), any::<u64>(), timings()).prop_map(|(session, commit, timing)| {
             Message::Heartbeat { session, commit: Index(commit), timing }
         }),
-        (sessions(), any::<bool>(), timings()).prop_map(|(session, installing, timing)| {
-            Message::HeartbeatReply { session, installing, timing }
-        }),
+        (sessions(), any::<bool>(), proptest::option::of(log_ids()), timings()).prop_map(
+            |(session, installing, last, timing)| Message::HeartbeatReply {
+                session,
+                installing,
+                last,
+                timing
+            }
+        ),
         (sessions(), metas())
             .prop_map(|(session, meta)| Message::InstallSnapshot { session, meta }),
         (sessions(), any::<Option<u64>>()).prop_map(|(session, last)| Message::SnapshotReply {
@@ -255,7 +260,7 @@ fn the_wire_form_is_fixed() {
         },
         Message::AppendReply { session, result: rejected, timing },
         Message::Heartbeat { session, commit: Index(15), timing },
-        Message::HeartbeatReply { session, installing: true, timing },
+        Message::HeartbeatReply { session, installing: true, last: None, timing },
         Message::InstallSnapshot { session, meta },
         Message::SnapshotReply { session, result: installed },
         Message::SnapshotReply { session, result: SnapshotResult::Failed },
@@ -264,6 +269,7 @@ fn the_wire_form_is_fixed() {
         Message::TimeoutNow { last },
         Message::ReplicaGone,
         Message::Heartbeat { session, commit: Index(15), timing: Timing { boot: 18, ..timing } },
+        Message::HeartbeatReply { session, installing: false, last: Some(last), timing },
     ];
     let got: Vec<String> = messages
         .into_iter()
