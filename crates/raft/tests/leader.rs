@@ -3,8 +3,11 @@
 mod support;
 
 use bytes::Bytes;
-use quorate_raft::{Envelope, Index, Message, ReadId, ReplicaId, SessionId, Term, Ticks, Timing};
-use support::Bench;
+use quorate_raft::{
+    AppendResult, Config, Envelope, Index, Message, ProgressKind, ReadId, ReplicaId, SessionId,
+    Term, Ticks, Timing,
+};
+use support::{Bench, log_id, plain};
 
 const INTERVAL: u64 = 10;
 
@@ -214,4 +217,21 @@ fn a_follower_that_installs_is_asked_for_nothing_while_the_leader_streams() {
     let beats = bench.tick(INTERVAL);
     let sent = answer_all(&mut bench, &beats, false);
     assert_eq!(appends(&sent, 3).0, 1, "it is done");
+}
+
+/// The refusal of the first probe tells that a follower needs entries which are purged. It gets a
+/// snapshot, and not first what is left of the log.
+#[test]
+fn a_blank_follower_gets_no_entries_before_its_snapshot() {
+    let config = Config { retain_entries: 0, ..plain() };
+    let mut bench = Bench::with(config, 1, 3, 1, &[1, 1, 1, 1, 1, 1]);
+    bench.elect();
+    bench.acknowledge(2, 7);
+    assert_eq!(bench.raft.compact(Index(4)), log_id(4, 1));
+    let rejected = AppendResult::Rejected { prev: Index(6), hint: log_id(0, 0) };
+    let (session, timing) = (bench.session(3), Timing::default());
+    let sent = bench.step(3, 2, Message::AppendReply { session, result: rejected, timing });
+    assert_eq!(appends(&sent, 3), (0, 0));
+    let blank = bench.raft.status().progress[1];
+    assert_eq!((blank.replica, blank.state), (ReplicaId(3), ProgressKind::Snapshot));
 }
