@@ -142,8 +142,7 @@ impl Raft {
         match result {
             AppendResult::Accepted { last } => self.accepted(from, last),
             AppendResult::Rejected { prev, hint } => {
-                // Our own log answers the hint in the same way: everything above is in conflict.
-                let agreement = self.log.agreement(hint.index, hint.term).index;
+                let agreement = self.agreement(hint);
                 if self.check_regress(from, prev, agreement, timing.echo_time) {
                     return;
                 }
@@ -173,8 +172,13 @@ impl Raft {
         } else {
             return false;
         };
-        let agreement = self.log.agreement(last.index, last.term).index.min(last.index);
-        self.check_regress(from, missing, agreement, sent)
+        self.check_regress(from, missing, self.agreement(last), sent)
+    }
+
+    /// The last index through which a log that ends in `last` can agree with ours: our own log
+    /// answers a hint as a follower does, and what is purged here agrees at most as far as it goes.
+    fn agreement(&self, last: LogId) -> Index {
+        self.log.agreement(last.index, last.term).index.min(last.index)
     }
 
     /// Notices a follower without entries that it has acknowledged: its disk went back to an older
