@@ -3,9 +3,10 @@
 //!
 //! A panic means that an invariant does not hold, and nothing that the process would do afterwards can
 //! be trusted: any thread's panic therefore ends the whole process at once with code 70, and the other
-//! replicas go on. Two places are exempt because they handle bytes that may be damaged and can be
-//! given up as a whole: opening the storage engine, and the quarantined apply of one shard. They run
-//! inside [`guarded`].
+//! replicas go on. Exempt are the places that handle bytes that may be damaged and can be given up as
+//! a whole: opening the storage, from the engine to the last replica, and the quarantined apply of one
+//! shard, which run inside [`guarded`]; and each call of the storage engine, which turns a panic into
+//! an error itself.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -114,7 +115,7 @@ pub fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
     result.map_err(|payload| Panicked { message: payload_text(payload.as_ref()).to_owned() })
 }
 
-/// [`guarded`] for the opening of the storage engine: a panic of one of its own threads, which it
+/// [`guarded`] for the opening of the storage: a panic of one of the engine's own threads, which it
 /// starts while it opens, does not end the process either.
 pub fn guarded_open<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
     OPENING.fetch_add(1, Ordering::SeqCst);
@@ -137,7 +138,7 @@ pub fn install_panic_hook() {
 }
 
 fn is_guarded() -> bool {
-    if GUARDED.get() > 0 {
+    if GUARDED.get() > 0 || quorate_storage::panic_is_caught() {
         return true;
     }
     let thread = std::thread::current();

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use prost::Message;
 use quorate_proto::v1::ClusterMap;
 use quorate_raft::GroupId;
 use quorate_storage::{
-    DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, NodeRecords, RecordLog,
-    RecoveredGroup, ReplicaKey, ShardStore, StorageError,
+    DeltaBudget, Engine as Sled, EngineOptions, FatalHook, HashRange, LogBackend, NodeRecords,
+    RecordLog, RecoveredGroup, ReplicaKey, ShardStore, StorageError,
 };
 use tracing::{error, info};
 
@@ -56,6 +57,17 @@ impl From<StorageError> for OpenFailed {
     }
 }
 
+/// What the engine calls at its first failure: it ends the process once the storage is open. Until
+/// then the failure comes back as a value, and [`OpenFailed`] says what it costs.
+fn end_process_once(opened: &Arc<AtomicBool>) -> FatalHook {
+    let opened = Arc::clone(opened);
+    Arc::new(move |error: &StorageError| {
+        if opened.load(Ordering::SeqCst) {
+            fatal_of(error).end_process();
+        }
+    })
+}
+
 /// The engine's own words name neither the directory nor what that means.
 fn cannot_open(sled: &Path, error: StorageError) -> OpenFailed {
     match error {
@@ -69,7 +81,8 @@ fn cannot_open(sled: &Path, error: StorageError) -> OpenFailed {
     }
 }
 
-/// Opens everything that a member's directory holds.
+/// Opens everything that a member's directory holds. All of it is guarded: bytes that make any part
+/// of it panic would else end the process at every start.
 ///
 /// # Errors
 ///
@@ -79,6 +92,23 @@ pub(crate) fn open_storage(
     identity: &Identity,
     formed: &Formed,
 ) -> Result<Storage, OpenFailed> {
+    stays_on_panic(identity.dir().path(), || open_all(config, identity, formed))
+}
+
+fn stays_on_panic<T>(
+    dir: &Path,
+    open: impl FnOnce() -> Result<T, OpenFailed>,
+) -> Result<T, OpenFailed> {
+    guarded_open(open).unwrap_or_else(|panicked| {
+        Err(OpenFailed::Stays(format!(
+            "{} cannot be opened: reading it {panicked}. It was left as it is; the other nodes \
+             serve its shards",
+            dir.display()
+        )))
+    })
+}
+
+fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Storage, OpenFailed> {
     let dir = identity.dir();
     if identity.storage_created() && !dir.sled_dir().join("db").exists() {
         return Err(OpenFailed::Stays(format!(
@@ -87,12 +117,12 @@ pub(crate) fn open_storage(
             dir.sled_dir().display()
         )));
     }
+    let opened = Arc::new(AtomicBool::new(false));
     let options = EngineOptions {
         cache_bytes: config.memory.engine_cache,
-        on_fatal: Arc::new(|error: &StorageError| fatal_of(error).end_process()),
+        on_fatal: end_process_once(&opened),
     };
-    let sled = guarded_open(|| Sled::open(&dir.sled_dir(), options))
-        .map_err(|panicked| OpenFailed::Stays(format!("the storage engine {panicked}")))?
+    let sled = Sled::open(&dir.sled_dir(), options)
         .map_err(|error| cannot_open(&dir.sled_dir(), error))?;
     let backend = match config.log_store {
         LogStore::Sled => LogBackend::Sled,
@@ -134,6 +164,7 @@ pub(crate) fn open_storage(
     if last_run != LastRun::Clean {
         info!(?last_run, "storage: the last run did not end in order");
     }
+    opened.store(true, Ordering::SeqCst);
     Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, last_run })
 }
 
@@ -182,4 +213,28 @@ pub(crate) fn open_replicas(
             .map_err(|error| fatal_of(&error))?;
     }
     Ok(waiting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_over_what_the_directory_holds_keeps_the_node_up_to_say_so() {
+        let met = stays_on_panic::<()>(Path::new("/data"), || panic!("a record that cannot be"));
+        let Err(OpenFailed::Stays(why)) = met else { panic!("the node would end or go on") };
+        assert!(why.starts_with("/data cannot be opened") && why.contains("cannot be."), "{why}");
+    }
+
+    #[test]
+    fn a_failure_of_the_engine_does_not_end_a_process_that_only_opens_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = Arc::new(AtomicBool::new(false));
+        let on_fatal = end_process_once(&opened);
+        let options = EngineOptions { on_fatal, ..EngineOptions::default() };
+        let sled = Sled::open(dir.path(), options).unwrap();
+        let message = "a page cannot be".to_owned();
+        let error = sled.fail(StorageError::Engine { action: "insert a value into", message });
+        assert!(matches!(OpenFailed::from(error), OpenFailed::Stays(_)));
+    }
 }

@@ -12,7 +12,9 @@
 //! - offers plain reads, inserts and removes only: batches and transactions take a process-wide
 //!   lock for ever after their first use;
 //! - closes itself at the first error of a write (*poisoned*): what a failed write or fsync has
-//!   left behind cannot be known, so nothing is tried again before the files are opened afresh.
+//!   left behind cannot be known, so nothing is tried again before the files are opened afresh;
+//! - takes a page that fails its checksum, and a panic of the engine over what it read, for damage
+//!   of the tree that was asked for: whoever asked decides what that costs, never the engine.
 
 use std::cell::Cell;
 use std::fs::{DirBuilder, File, Permissions};
@@ -162,7 +164,7 @@ impl Engine {
     pub fn tree(&self, name: &[u8]) -> Result<Tree> {
         self.check_poisoned()?;
         crash::point("engine.tree");
-        let tree = self.0.db.open_tree(name).map_err(|error| self.failed("open a tree", error))?;
+        let tree = self.write("open", name, || self.0.db.open_tree(name))?;
         Ok(Tree { engine: self.clone(), tree })
     }
 
@@ -175,10 +177,10 @@ impl Engine {
     pub fn drop_tree(&self, name: &[u8]) -> Result<()> {
         self.check_poisoned()?;
         crash::point("engine.drop_tree");
-        match self.0.db.drop_tree(name) {
-            Ok(true) => self.barrier(),
-            Ok(false) => Ok(()),
-            Err(error) => Err(self.failed("drop a tree", error)),
+        if self.write("drop", name, || self.0.db.drop_tree(name))? {
+            self.barrier()
+        } else {
+            Ok(())
         }
     }
 
@@ -245,7 +247,10 @@ impl Engine {
     /// # Errors
     /// If the size cannot be read.
     pub fn disk_bytes(&self) -> Result<u64> {
-        self.0.db.size_on_disk().map_err(|error| read_error("read its size", error))
+        self.0.db.size_on_disk().map_err(|error| StorageError::Engine {
+            action: "say how large it is",
+            message: error.to_string(),
+        })
     }
 
     /// Total and free bytes of the file system.
@@ -337,23 +342,55 @@ impl Engine {
         self.0.inserted.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// An error of a write: it closes the engine, unless the tree was dropped meanwhile.
-    fn failed(&self, action: &'static str, error: sled::Error) -> StorageError {
-        match read_error(action, error) {
-            error @ StorageError::Invalid { .. } => error,
-            error => self.fail(error),
+    /// Runs a write. A failure closes the engine, unless the tree was dropped meanwhile or a page
+    /// of it cannot be read: nothing was changed then. A panic closes it, for what it left half
+    /// done inside the engine cannot be known.
+    fn write<T>(
+        &self,
+        action: &'static str,
+        tree: &[u8],
+        f: impl FnOnce() -> sled::Result<T>,
+    ) -> Result<T> {
+        match caught(f) {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => match failure(action, tree, error) {
+                error @ StorageError::Engine { .. } => Err(self.fail(error)),
+                error => Err(error),
+            },
+            Err(message) => {
+                let message = format!("it panicked: {message}");
+                Err(self.fail(StorageError::Engine { action, message }))
+            }
         }
     }
 }
 
-/// An error of the engine that does not close it.
-fn read_error(action: &'static str, error: sled::Error) -> StorageError {
+/// Runs a read, after whose panic nothing of the engine has changed.
+fn read<T>(action: &'static str, tree: &[u8], f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+    match caught(f) {
+        Ok(result) => result.map_err(|error| failure(action, tree, error)),
+        Err(message) => Err(damaged(action, tree, &format!("it panicked: {message}"))),
+    }
+}
+
+/// What a failure of the engine means, before anything is closed because of it.
+fn failure(action: &'static str, tree: &[u8], error: sled::Error) -> StorageError {
     match error {
         sled::Error::CollectionNotFound(_) => {
-            StorageError::Invalid { what: format!("cannot {action}: the tree was dropped") }
+            StorageError::Invalid { what: format!("cannot {action} a tree that was dropped") }
+        }
+        error @ sled::Error::Corruption { .. } => damaged(action, tree, &error.to_string()),
+        // The file ends in front of a page that was in it.
+        sled::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            damaged(action, tree, &error.to_string())
         }
         error => StorageError::Engine { action, message: error.to_string() },
     }
+}
+
+fn damaged(action: &'static str, tree: &[u8], message: &str) -> StorageError {
+    let tree = tree.escape_ascii();
+    StorageError::damaged(format!("the storage engine cannot {action} tree {tree}: {message}"))
 }
 
 /// A named, ordered set of keys and values inside an [`Engine`]. Clones share it.
@@ -381,10 +418,8 @@ impl Tree {
     /// # Errors
     /// A failed read.
     pub fn get(&self, key: &[u8]) -> Result<Option<Value>> {
-        match self.tree.get(key) {
-            Ok(value) => Ok(value.map(Value)),
-            Err(error) => Err(read_error("read a value", error)),
-        }
+        let value = read("read a value of", &self.tree.name(), || self.tree.get(key))?;
+        Ok(value.map(Value))
     }
 
     /// Inserts or replaces; durable after the next barrier. Waits for one if too much has been
@@ -398,9 +433,8 @@ impl Tree {
         let bytes = (key.len() + value.len()) as u64;
         self.engine.reserve(bytes)?;
         crash::point("engine.insert");
-        self.tree
-            .insert(key, value)
-            .map_err(|error| self.engine.failed("insert a value", error))?;
+        let name = self.tree.name();
+        self.engine.write("insert a value into", &name, || self.tree.insert(key, value))?;
         self.engine.written(bytes);
         Ok(())
     }
@@ -415,7 +449,8 @@ impl Tree {
         let bytes = key.len() as u64 + REMOVE_BYTES;
         self.engine.reserve(bytes)?;
         crash::point("engine.remove");
-        self.tree.remove(key).map_err(|error| self.engine.failed("remove a value", error))?;
+        let name = self.tree.name();
+        self.engine.write("remove a value from", &name, || self.tree.remove(key))?;
         self.engine.written(bytes);
         Ok(())
     }
@@ -424,7 +459,7 @@ impl Tree {
     /// seen. There is no way from the end: the engine's reverse iterator panics where a key lies
     /// between a node and the key that it guesses to be just below that node.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> TreeRange {
-        TreeRange(self.tree.range(range))
+        TreeRange { pairs: Some(self.tree.range(range)), tree: self.tree.clone() }
     }
 }
 
@@ -432,19 +467,23 @@ fn check_len(what: &'static str, len: usize, limit: usize) -> Result<()> {
     if len > limit { Err(StorageError::TooLarge { what, len, limit }) } else { Ok(()) }
 }
 
-/// Keys and values of a tree, in key order.
-pub struct TreeRange(sled::Iter);
-
-fn pair(item: sled::Result<(sled::IVec, sled::IVec)>) -> Result<(Value, Value)> {
-    item.map(|(key, value)| (Value(key), Value(value)))
-        .map_err(|error| read_error("read a range", error))
+/// Keys and values of a tree, in key order. An error ends it.
+pub struct TreeRange {
+    /// `None` after an error: where the engine's iterator stands then cannot be known.
+    pairs: Option<sled::Iter>,
+    tree: sled::Tree,
 }
 
 impl Iterator for TreeRange {
     type Item = Result<(Value, Value)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next().map(pair)
+        let pairs = self.pairs.as_mut()?;
+        let next = read("read a range of", &self.tree.name(), || pairs.next().transpose());
+        if next.is_err() {
+            self.pairs = None;
+        }
+        next.map(|pair| pair.map(|(key, value)| (Value(key), Value(value)))).transpose()
     }
 }
 
@@ -513,14 +552,27 @@ fn find_blob(dir: &Path) -> Result<()> {
 }
 
 thread_local! {
-    static OPENING: Cell<bool> = const { Cell::new(false) };
+    /// How many calls of the engine this thread is in, whose panics become errors.
+    static CAUGHT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// True while this thread opens an engine, where a panic is caught and becomes an error. A panic
-/// hook that ends the process must let such a panic pass.
+/// True while this thread is in a call of the engine, whose panic is caught and becomes an error. A
+/// panic hook that ends the process must let such a panic pass.
 #[must_use]
-pub fn opening_on_this_thread() -> bool {
-    OPENING.get()
+pub fn panic_is_caught() -> bool {
+    CAUGHT.get() > 0
+}
+
+/// Runs a call of the engine; a panic in it comes back as its words. The caller must not rely on
+/// anything that the call could have left half changed.
+fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    CAUGHT.set(CAUGHT.get() + 1);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    CAUGHT.set(CAUGHT.get() - 1);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
+    })
 }
 
 /// How long a lock on the directory is waited for.
@@ -547,11 +599,8 @@ fn open_guarded(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(cache_bytes)
         .flush_every_ms(None);
-    OPENING.set(true);
     // Nothing of the failed open is used afterwards, so its broken invariants are not seen.
-    let result = catch_unwind(AssertUnwindSafe(|| config.open()));
-    OPENING.set(false);
-    match result {
+    match caught(|| config.open()) {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(error)) if error.to_string().contains("could not acquire lock") => {
             Err(StorageError::InUse { path: dir.to_owned() })
@@ -559,14 +608,7 @@ fn open_guarded(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
         Ok(Err(error)) => {
             Err(StorageError::Engine { action: "open the directory", message: error.to_string() })
         }
-        Err(panic) => {
-            let message = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            Err(StorageError::OpenPanicked { path: dir.to_owned(), message: message.to_owned() })
-        }
+        Err(message) => Err(StorageError::OpenPanicked { path: dir.to_owned(), message }),
     }
 }
 

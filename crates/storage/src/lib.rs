@@ -58,7 +58,7 @@ pub mod testing;
 
 pub use engine::{
     BARRIER_BYTES, Engine, EngineOptions, FatalHook, KEY_BYTES_MAX, SEGMENT_BYTES, Tree, TreeRange,
-    VALUE_BYTES_MAX, Value, opening_on_this_thread,
+    VALUE_BYTES_MAX, Value, panic_is_caught,
 };
 pub use error::{Result, StorageError};
 pub use keys::{MAX_KEY_BYTES, RowKey, RowKind};

@@ -123,7 +123,7 @@ fn garbage_in_the_directory_is_an_error() {
     fs::write(dir.path().join("conf"), b"segment_size: 8388608\nuse_compression").unwrap();
     let error = Engine::open(dir.path(), EngineOptions::default()).unwrap_err();
     assert!(error.is_fatal(), "{error}");
-    assert!(!opening_on_this_thread());
+    assert!(!panic_is_caught());
 }
 
 #[test]
@@ -193,4 +193,32 @@ fn the_first_failure_closes_the_engine_and_calls_the_hook_once() {
         let error = result.unwrap_err();
         assert!(error.to_string().contains("first") && error.is_fatal(), "{error}");
     }
+}
+
+/// What a start reads may make the engine panic: the damage is that tree's, and the others go on.
+#[test]
+fn a_panic_over_what_was_read_is_damage_of_the_tree_and_closes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let met = read::<()>("read a range of", b"s1/1", || {
+        assert!(panic_is_caught());
+        panic!("no page 7")
+    });
+    let error = met.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "damaged: the storage engine cannot read a range of tree s1/1: it panicked: no page 7"
+    );
+    assert!(error.is_damage() && !error.is_fatal() && !panic_is_caught());
+    engine.barrier().unwrap();
+}
+
+#[test]
+fn a_panic_of_a_write_closes_the_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let error =
+        engine.write::<()>("insert a value into", b"t", || panic!("half done")).unwrap_err();
+    assert!(error.is_fatal() && error.to_string().contains("panicked: half done"), "{error}");
+    assert!(matches!(engine.barrier(), Err(StorageError::Poisoned { .. })));
 }
