@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use quorate_proto::v1::PutRequest;
 use quorate_raft::{
     AppendResult, Config, Envelope, GroupId, Index, Membership, Message, NodeId, Replica,
     ReplicaId, Term, Timing,
@@ -16,6 +17,7 @@ use quorate_storage::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, Engine, Outbox, Parts, Proposal, Shard};
+use crate::command::{CommandDraft, RequestLimits};
 use crate::config::MemoryPlan;
 use crate::map::MapCell;
 use crate::metrics::Metrics;
@@ -95,7 +97,7 @@ pub(crate) struct Node {
     pub(crate) engine: Arc<Engine>,
     pub(crate) budget: Arc<DeltaBudget>,
     pub(crate) peers: Arc<Peers>,
-    sled: Sled,
+    pub(crate) sled: Sled,
     /// Last, so that it goes when nothing is open any more.
     _dir: tempfile::TempDir,
 }
@@ -163,6 +165,36 @@ impl Node {
     /// Waits until such a message was sent.
     pub(crate) fn wait_sent(&self, wanted: impl Fn(&Envelope) -> bool) {
         wait("it was sent", || self.peers.got.lock().iter().any(&wanted));
+    }
+}
+
+/// A plan under which a write of 200 KiB is worth a checkpoint.
+pub(crate) fn small() -> MemoryPlan {
+    MemoryPlan { delta: 256 << 10, log_group: 64 << 10, ..MemoryPlan::new(128 << 20) }
+}
+
+/// A command that puts a value of so many bytes.
+pub(crate) fn put(group: GroupId, key: &str, bytes: usize) -> bytes::Bytes {
+    let value = bytes::Bytes::from(vec![7; bytes]);
+    let request = PutRequest { key: key.to_owned().into(), value, ..PutRequest::default() };
+    let limits = RequestLimits { value_bytes_max: 1 << 20 };
+    CommandDraft::put(&request, &limits).unwrap().encode(group.0, 1)
+}
+
+/// Writes the row `key` and waits until a checkpoint holds it.
+pub(crate) fn checkpoint(node: &Node, shard: &Shard) {
+    let written = node.propose(shard.group, put(shard.group, "key", 200 << 10));
+    let Ok(Answer::Applied { at, .. }) = written.blocking_recv() else { panic!("not applied") };
+    wait("a checkpoint holds it", || shard.reader.header().applied() >= at);
+}
+
+/// Puts keys that are none of ours between those of a shard's first tree.
+pub(crate) fn damage(node: &Node, group: GroupId) {
+    let tree = node.sled.tree(format!("s{}/1", group.0).as_bytes()).unwrap();
+    let keys: Vec<_> = tree.range::<&[u8]>(..).map(|entry| entry.unwrap().0).collect();
+    assert!(!keys.is_empty(), "there is nothing to damage");
+    for key in keys {
+        tree.insert(&[&key[..], b"x"].concat(), b"damage").unwrap();
     }
 }
 

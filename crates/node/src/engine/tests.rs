@@ -3,26 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use quorate_proto::v1::PutRequest;
 use quorate_raft::{
     Entry, EntryKind, Envelope, GroupId, Index, LogId, Message, SessionId, Term, Timing,
 };
 
-use super::testing::{GROUP, Node, replica, wait};
+use super::testing::{GROUP, Node, checkpoint, damage, put, replica, small, wait};
 use super::*;
-use crate::command::{CommandDraft, RequestLimits};
-use crate::config::MemoryPlan;
-
-fn put(group: GroupId, key: &str, bytes: usize) -> Bytes {
-    let value = Bytes::from(vec![7; bytes]);
-    let request = PutRequest { key: key.to_owned().into(), value, ..PutRequest::default() };
-    let limits = RequestLimits { value_bytes_max: 1 << 20 };
-    CommandDraft::put(&request, &limits).unwrap().encode(group.0, 1)
-}
-
-fn small() -> MemoryPlan {
-    MemoryPlan { delta: 256 << 10, log_group: 64 << 10, ..MemoryPlan::new(128 << 20) }
-}
 
 #[test]
 fn what_a_stopped_replica_had_applied_does_not_stay_in_memory() {
@@ -51,6 +37,21 @@ fn a_shard_that_refuses_its_checkpoint_does_not_keep_the_others_from_theirs() {
     assert!(!checkpointed());
     drop(node.propose(GroupId(2), put(GroupId(2), "key", 200 << 10)));
     wait("the other one is checkpointed", checkpointed);
+    node.engine.stop();
+}
+
+#[test]
+fn a_checkpoint_that_meets_damage_costs_its_replica_only() {
+    let node = Node::with_plan(small());
+    let (damaged, sound) = (node.lead(GROUP, 1), node.lead(GroupId(2), 1));
+    checkpoint(&node, &damaged);
+    damage(&node, GROUP);
+    // It applies what touches another row. The checkpoint of that cleans up behind the last one.
+    let written = node.propose(GROUP, put(GROUP, "other", 200 << 10));
+    assert!(matches!(written.blocking_recv(), Ok(Answer::Applied { .. })));
+    wait("it is damaged", || damaged.is_damaged());
+    checkpoint(&node, &sound);
+    assert!(sound.serves());
     node.engine.stop();
 }
 
