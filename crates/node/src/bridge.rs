@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::boottime::Clock;
 use crate::clock_offset::{self, ClockOffsets};
 use crate::core::Disk;
-use crate::engine::{Engine, Outbox, SnapshotOrder};
+use crate::engine::{Engine, Outbox, Shard, SnapshotOrder};
 use crate::metrics::Metrics;
 use crate::transport::{
     Inbound, Lane, PeerHello, SnapshotHeader, SnapshotSink, SnapshotSource, Transport,
@@ -250,16 +250,25 @@ async fn send_snapshot(
         session: order.session,
         meta,
     };
-    turn.send(&header, Chunks(source)).await.map_err(|error| error.to_string())
+    let shard = engine.shards().get(group);
+    turn.send(&header, Chunks { source, shard }).await.map_err(|error| error.to_string())
 }
 
-struct Chunks(StoredSnapshot);
+/// The chunks of a checkpoint, read as they are sent.
+struct Chunks {
+    source: StoredSnapshot,
+    /// Whose checkpoint it is: damage found in it is damage of that replica.
+    shard: Option<Arc<Shard>>,
+}
 
 impl SnapshotSource for Chunks {
     fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
-        self.0.next_chunk().map_err(|error| {
+        self.source.next_chunk().map_err(|error| {
             if error.is_fatal() {
                 crate::engine::fatal_of(&error).end_process();
+            }
+            if let Some(shard) = self.shard.as_ref().filter(|_| error.is_damage()) {
+                shard.set_damaged(&error.to_string());
             }
             error.to_string()
         })
@@ -272,7 +281,7 @@ mod tests {
     use quorate_storage::RecoveredGroup;
 
     use super::*;
-    use crate::engine::testing::{GROUP, Node, replica, wait};
+    use crate::engine::testing::{self, GROUP, Node, replica, wait};
     use crate::gauges;
 
     fn incoming(node: &Node) -> Incoming {
@@ -309,6 +318,20 @@ mod tests {
         let receive = |counter| incoming.begin_snapshot(NodeId(2), header(counter))?.finish();
         assert_eq!(receive(1), Ok(()));
         wait("the next one may come", || receive(2).is_ok());
+        node.engine.stop();
+    }
+
+    #[test]
+    fn a_snapshot_that_meets_damage_while_it_is_sent_costs_its_replica() {
+        let node = Node::with_plan(testing::small());
+        let shard = node.lead(GROUP, 1);
+        testing::checkpoint(&node, &shard);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let pinned = runtime.block_on(node.engine.pin_snapshot(GROUP));
+        let mut chunks = Chunks { source: pinned.unwrap(), shard: Some(shard.clone()) };
+        testing::damage(&node, GROUP);
+        let mut ended = std::iter::from_fn(|| chunks.next_chunk().transpose());
+        assert!(ended.any(|chunk| chunk.is_err()) && shard.is_damaged());
         node.engine.stop();
     }
 

@@ -48,6 +48,8 @@ pub(super) enum ApplyInput {
     Freeze { group: GroupId, reply: oneshot::Sender<Option<CheckpointJob>> },
     /// A checkpoint is durable; the sender hears through where it covers the log.
     Finish { group: GroupId, finished: Finished, reply: oneshot::Sender<LogId> },
+    /// A thread beside this one found that the state cannot be read: the replica stops.
+    Damaged { group: GroupId, why: String },
     /// Begin to receive a snapshot into a generation that nobody sees yet.
     BeginInstall {
         group: GroupId,
@@ -165,6 +167,11 @@ impl ApplyThread {
                     let through = applier.store.finish(finished);
                     applier.publish();
                     let _ = reply.send(through);
+                }
+            }
+            ApplyInput::Damaged { group, why } => {
+                if let Some(applier) = self.appliers.get_mut(&group) {
+                    applier.stop(&why);
                 }
             }
             ApplyInput::BeginInstall { group, meta, reply } => {
@@ -334,7 +341,7 @@ impl Applier {
     }
 
     fn stop(&mut self, why: &str) {
-        error!(shard = self.shard.group.0, why, "replica: stopped, it cannot apply");
+        error!(shard = self.shard.group.0, why, "replica: stopped, it applies no more");
         self.stopped = true;
         self.shard.set_damaged(why);
     }

@@ -17,6 +17,7 @@ use super::log_writer::LogProgress;
 use super::shard::{Shard, Shards};
 use super::turn::Input;
 use crate::config::MemoryPlan;
+use crate::exit::guarded;
 use crate::metrics::Metrics;
 
 /// How often the thread looks whether a checkpoint is due.
@@ -134,9 +135,12 @@ impl Checkpointer {
         self.apply.push(group, ApplyInput::Freeze { group, reply });
         let Ok(Some(job)) = frozen.blocking_recv() else { return false };
         debug!(shard = group.0, "checkpoint: begun");
-        let finished = match job.run() {
-            Ok(finished) => finished,
-            Err(error) => end_with(&error),
+        let finished = match guarded(|| job.run()) {
+            Ok(Ok(finished)) => finished,
+            Ok(Err(error)) if error.is_fatal() => end_with(&error),
+            // Its tree cannot be read. That costs this replica, and the others go on.
+            Ok(Err(error)) => return self.give_up(group, error.to_string()),
+            Err(panicked) => return self.give_up(group, panicked.to_string()),
         };
         let (reply, through) = oneshot::channel();
         self.apply.push(group, ApplyInput::Finish { group, finished, reply });
@@ -146,6 +150,13 @@ impl Checkpointer {
         self.metrics.checkpoint_seconds.observe_duration(started.elapsed());
         debug!(shard = group.0, index = through.index.0, took = ?started.elapsed(), "checkpoint: done");
         true
+    }
+
+    /// A replica whose checkpoint meets damage stops. Its frozen layer stays in memory, which its
+    /// last readers may still look at; it freezes no other one.
+    fn give_up(&self, group: GroupId, why: String) -> bool {
+        self.apply.push(group, ApplyInput::Damaged { group, why });
+        false
     }
 }
 
