@@ -81,6 +81,7 @@ async fn outcome(cluster: &mut Cluster, what: &str) -> Became {
             assert!(status.live && !status.ready, "{what}: {status:?}");
             assert!(status.detail.len() > 20, "{what}: {}", status.detail);
             println!("{what}: {}", status.detail);
+            refuses(cluster, what).await;
             Became::Failed
         }
         Some(_) => no_silent_loss(cluster, what).await,
@@ -92,6 +93,14 @@ async fn outcome(cluster: &mut Cluster, what: &str) -> Became {
         assert!(last.contains("exit_code") && last.len() > 100, "{what}: {last}");
     }
     became
+}
+
+/// A node whose storage did not open says so to whoever asks it for data: another one has to be asked.
+async fn refuses(cluster: &Cluster, what: &str) {
+    let request = GetRequest { key: kept(0).0.into(), ..GetRequest::default() };
+    let status = cluster.kv(3).get(within(CALL, request)).await.expect_err("it has no storage");
+    let reason = failure(&status).reason();
+    assert_eq!((status.code(), reason), (Code::Unavailable, Reason::StorageFailed), "{what}");
 }
 
 /// Waits until each key is answered by node 3 as it was written, or its replica there says that it

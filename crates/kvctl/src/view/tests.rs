@@ -211,6 +211,10 @@ fn nodes_and_replicas_that_ail_are_problems_though_all_serve() {
     status.detail = "sled panicked".into();
     status.replicas[2].health = ReplicaHealth::Damaged.into();
     let view = View::of(answers, Some(ClusterMap { replicas_wanted: 5, ..map(2) }));
+    assert_eq!(
+        view.sentence(),
+        "2 of 2 shards serve; 3 of 3 nodes answer; n3 could not open its storage"
+    );
     assert!(view.healthy());
     assert_eq!(
         view.problems(),

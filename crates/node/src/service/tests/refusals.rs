@@ -210,6 +210,10 @@ fn a_refusal_before_the_proposal_speaks_of_an_attempt_where_there_is_a_session()
         let asked = Asked::bare();
         let young = KvService::new(CoreCell::default());
         said.at("before the storage is open", &young, &asked, Reason::Starting).await;
+        let broken = CoreCell::default();
+        broken.life.enter(NodePhase::StorageFailed, "sled/db is damaged");
+        let broken = KvService::new(broken);
+        said.at("without its storage", &broken, &asked, Reason::StorageFailed).await;
         let life = node.core.life.clone();
         life.enter(NodePhase::Forming, "");
         said.at("while the cluster forms", &node.kv, &asked, Reason::Starting).await;
@@ -234,7 +238,7 @@ fn a_refusal_before_the_proposal_speaks_of_an_attempt_where_there_is_a_session()
         said.at("for another shard", &node.kv, &elsewhere, Reason::WrongShard).await;
         let nameless = Asked { key: Bytes::new(), ..asked.clone() };
         said.at("without a key", &node.kv, &nameless, Reason::BadKey).await;
-        said.end(9);
+        said.end(10);
         node.stop();
     });
 }
