@@ -53,7 +53,9 @@ pub(crate) fn next(kind: Kind, lost: &Lost) -> Next {
         return Next::Elsewhere;
     }
     match reason {
-        Reason::Starting | Reason::Draining | Reason::ReplicaDamaged => Next::Elsewhere,
+        Reason::Starting | Reason::Draining | Reason::StorageFailed | Reason::ReplicaDamaged => {
+            Next::Elsewhere
+        }
         Reason::NoLeader
         | Reason::NoQuorum
         | Reason::ReadTimeout
@@ -124,9 +126,10 @@ mod tests {
     fn the_whole_table() {
         for row in &REASONS {
             let (read, sessioned, bare) = match row.reason {
-                Reason::Starting | Reason::Draining | Reason::ReplicaDamaged => {
-                    (Next::Elsewhere, Next::Elsewhere, Next::Elsewhere)
-                }
+                Reason::Starting
+                | Reason::Draining
+                | Reason::StorageFailed
+                | Reason::ReplicaDamaged => (Next::Elsewhere, Next::Elsewhere, Next::Elsewhere),
                 Reason::NoLeader
                 | Reason::NoQuorum
                 | Reason::ReadTimeout

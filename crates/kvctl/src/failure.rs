@@ -277,6 +277,7 @@ mod tests {
             NoQuorum,
             Starting,
             Draining,
+            StorageFailed,
             ReadTimeout,
             Overloaded,
             Quota,

@@ -281,7 +281,7 @@ pub fn duration(of: Duration) -> prost_types::Duration {
     prost_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
 }
 
-/// The core once the node has one: before that, listeners answer STARTING.
+/// The core once the node has one: before that, listeners answer STARTING or STORAGE_FAILED.
 #[derive(Clone, Default)]
 pub struct CoreCell {
     core: Arc<ArcSwap<Option<Arc<Core>>>>,
@@ -301,11 +301,11 @@ impl CoreCell {
         self.core.load().as_ref().clone()
     }
 
-    /// The core, or STARTING with what the node waits for.
+    /// The core, or what the node waits for or failed at.
     ///
     /// # Errors
     ///
-    /// STARTING.
+    /// STARTING, DRAINING or STORAGE_FAILED.
     pub fn serving(&self) -> Result<Arc<Core>, Failure> {
         if let Some(core) = self.get() {
             core.check_serving()?;
@@ -318,12 +318,18 @@ impl CoreCell {
     ///
     /// # Errors
     ///
-    /// STARTING.
+    /// STARTING, or STORAGE_FAILED where it never will be.
     pub fn open(&self) -> Result<Arc<Core>, Failure> {
         if let Some(core) = self.get() {
             return Ok(core);
         }
         let detail = self.life.detail();
-        Err(Failure::of(Reason::Starting, format!("the node is starting: {detail}")))
+        Err(match self.life.phase() {
+            NodePhase::StorageFailed => Failure::of(
+                Reason::StorageFailed,
+                format!("the node could not open its storage; ask another one: {detail}"),
+            ),
+            _ => Failure::of(Reason::Starting, format!("the node is starting: {detail}")),
+        })
     }
 }

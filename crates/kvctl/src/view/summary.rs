@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{META, ShardView, Trouble, View};
 use crate::duration;
+use crate::wire::NodePhase;
 
 /// How many groups of shards the sentence names before it only counts the rest.
 const GROUPS_NAMED_MAX: usize = 3;
@@ -30,6 +31,7 @@ impl View {
         if parts.len() == 1 || self.answering() < self.nodes.len() {
             parts.push(self.nodes_sentence());
         }
+        parts.extend(self.storage_failed_sentence());
         parts.join("; ")
     }
 
@@ -46,6 +48,19 @@ impl View {
             true => sentence,
             false => format!("{sentence}; {} cannot be reached from here", node_names(&hidden)),
         }
+    }
+
+    /// `n2 could not open its storage`: such a node answers, and serves nothing.
+    fn storage_failed_sentence(&self) -> Option<String> {
+        let failed = self.nodes.iter().filter(|node| {
+            let status = node.status.as_ref();
+            status.is_ok_and(|status| status.phase() == NodePhase::StorageFailed)
+        });
+        let mut failed: Vec<u64> = failed.filter_map(|node| node.id).collect();
+        failed.sort_unstable();
+        let its = if failed.len() == 1 { "its" } else { "their" };
+        let names = (!failed.is_empty()).then(|| node_names(&failed))?;
+        Some(format!("{names} could not open {its} storage"))
     }
 
     /// Each problem, the gravest first.
