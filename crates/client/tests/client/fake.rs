@@ -54,6 +54,8 @@ pub struct State {
     pub reads: Vec<(u64, GetRequest)>,
     pub scans: Vec<(u64, ScanRequest)>,
     pub opened: Vec<OpenSessionRequest>,
+    /// The nodes that opened them.
+    pub opened_by: Vec<u64>,
     pub cancelled: Vec<CancelRequest>,
     /// Whom receipts name as the leader; 0 = nobody.
     pub leader: u64,
@@ -395,6 +397,7 @@ impl Kv for Node {
     ) -> Result<Response<OpenSessionResponse>, Status> {
         let mut state = self.fake.state.lock();
         state.opened.push(request.into_inner());
+        state.opened_by.push(self.id);
         let ttl = state.session_ttl.unwrap_or(Duration::from_secs(600));
         Ok(Response::new(OpenSessionResponse {
             session_id: format!("session-{:016}", state.opened.len()).into(),

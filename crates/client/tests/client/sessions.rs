@@ -98,6 +98,75 @@ async fn an_expired_session_is_replaced_by_one_born_later() {
 }
 
 #[tokio::test]
+async fn a_refused_session_is_replaced_by_one_of_another_node_at_the_time_of_the_shard() {
+    for reason in [Reason::SessionFromFuture, Reason::SessionExpired] {
+        let fake = Fake::start().await;
+        let client = fake.client().await;
+        let refused = Failure { log_time: 77 << 16, ..failure(reason) };
+        fake.script(1, [Step::Fail(refused.clone()), Step::Fail(refused)]);
+        assert!(client.put("k", "v").await.unwrap().applied);
+        let ids = ids(&fake.writes());
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 3, "{ids:?}");
+        let state = fake.state.lock();
+        assert_eq!(state.applied.len(), 1);
+        for (before, after) in state.opened_by.iter().zip(&state.opened_by[1..]) {
+            assert_ne!(before, after, "{reason:?}");
+        }
+        let (first, again) = (&state.opened[0], &state.opened[1]);
+        assert_eq!((first.shard, first.not_before, first.not_after), (1, 0, 0));
+        let time = match reason {
+            Reason::SessionFromFuture => again.not_after,
+            _ => again.not_before,
+        };
+        assert_eq!((again.shard, time), (1, 77 << 16));
+        assert_eq!(again.not_before.min(again.not_after), 0, "one of the two");
+    }
+}
+
+#[tokio::test]
+async fn sessions_that_are_refused_again_and_again_end_the_call() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    for reason in [Reason::SessionFromFuture, Reason::SessionExpired] {
+        for node in 1..=3 {
+            fake.state.lock().always.insert(node, Step::Fail(failure(reason)));
+        }
+        for put in [client.put("k", "v"), client.put("k", "v").one_shot()] {
+            fake.state.lock().opened.clear();
+            let error = put.timeout(Duration::from_secs(60)).await.unwrap_err();
+            assert!(matches!(error, quorate_client::Error::Refused(_)), "{error}");
+            assert_eq!(error.reason(), Some(reason));
+            let opened = fake.state.lock().opened.len();
+            assert!((3..=10).contains(&opened), "{opened} sessions were opened");
+        }
+    }
+    assert!(fake.state.lock().applied.is_empty());
+}
+
+#[tokio::test]
+async fn what_may_have_been_applied_is_asked_in_its_own_session_though_that_is_from_the_future() {
+    let fake = Fake::start().await;
+    let client = fake.client().await;
+    let future = failure(Reason::SessionFromFuture);
+    fake.script(1, [Step::Break]);
+    for node in 2..=3 {
+        fake.state.lock().always.insert(node, Step::Fail(future.clone()));
+    }
+    fake.state.lock().always.insert(1, Step::Fail(future.clone()));
+    let error = client.put("k", "v").timeout(Duration::from_millis(400)).await.unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+    let seen = ids(&fake.writes());
+    assert!(seen.len() > 2 && seen.iter().all(|id| *id == seen[0]), "{seen:?}");
+
+    // Asked again, it waits until the shard's time has come.
+    fake.state.lock().always.clear();
+    fake.script(1, [Step::Fail(future)]);
+    let id = WriteId { session: seen[0].0.clone(), sequence: seen[0].1 };
+    assert!(client.put("k", "v").identity(id).await.unwrap().applied);
+    assert_eq!(fake.state.lock().opened.len(), 1);
+}
+
+#[tokio::test]
 async fn a_given_identity_is_sent_as_it_is() {
     let fake = Fake::start().await;
     let client = fake.client().await;
