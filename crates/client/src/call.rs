@@ -27,6 +27,10 @@ const REPEAT_MIN: Duration = Duration::from_millis(20);
 /// the session that are added; what is above the limit of requests but below this, the node refuses.
 const SENDABLE_BYTES_MAX: usize = DECODE_BYTES_MAX - (1 << 10);
 
+/// A call takes at most so many sessions in place of refused ones. Each refusal is an entry in the log of
+/// its shard, and one that is born as the shard says the time is is not refused.
+const SESSIONS_REPLACED_MAX: u32 = 8;
+
 /// How a write is made exactly-once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
@@ -51,6 +55,16 @@ pub(crate) struct How {
     pub deadline: Instant,
 }
 
+/// A session that a shard refused.
+struct Refused {
+    /// It is born in the shard's future; otherwise it is over.
+    from_future: bool,
+    /// The shard's log time; 0 = it did not say.
+    log_time: u64,
+    /// The node that opened it, whose clocks may be wrong.
+    opened_by: Option<Arc<Connection>>,
+}
+
 /// The state of one call.
 struct Call<'a> {
     inner: &'a Inner,
@@ -61,6 +75,8 @@ struct Call<'a> {
     tried: Vec<Arc<Connection>>,
     /// An attempt may have been applied, and nothing since has settled it.
     maybe: bool,
+    /// So many sessions were taken in place of refused ones.
+    sessions_replaced: u32,
     backoff: Backoff,
     request_id: String,
     header: MetadataValue<Ascii>,
@@ -69,15 +85,26 @@ struct Call<'a> {
 
 impl Inner {
     /// Sends a request until it is answered, refused, or out of time.
-    pub(crate) async fn execute<R: Rpc>(&self, mut request: R, how: How) -> Result<R::Answer> {
+    pub(crate) async fn execute<R: Rpc>(&self, request: R, how: How) -> Result<R::Answer> {
+        self.execute_elsewhere(request, how, None).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, at any other node before this one; and the node that answered.
+    async fn execute_elsewhere<R: Rpc>(
+        &self,
+        mut request: R,
+        how: How,
+        not_at: Option<Arc<Connection>>,
+    ) -> Result<(R::Answer, Option<Arc<Connection>>)> {
         let (request_id, header) = self.request_ids.next();
         let mut call = Call {
             inner: self,
             how,
             shard: None,
             ticket: None,
-            tried: Vec::new(),
+            tried: not_at.into_iter().collect(),
             maybe: false,
+            sessions_replaced: 0,
             backoff: Backoff::default(),
             request_id,
             header,
@@ -101,7 +128,7 @@ impl Inner {
             match call.attempt(&request).await {
                 Ok(answer) => {
                     self.learn(&answer);
-                    return Ok(answer);
+                    return Ok((answer, call.tried.pop()));
                 }
                 Err(lost) => call.after(lost).await?,
             }
@@ -118,12 +145,14 @@ impl Inner {
         }
     }
 
-    /// Opens a session; boxed, because a call that opens one is inside a call.
+    /// Opens a session, at any other node before `not_at`; boxed, because a call that opens one is
+    /// inside a call. Answers which node opened it too.
     pub(crate) fn open_session(
         &self,
-        not_before: u64,
+        request: OpenSessionRequest,
+        not_at: Option<Arc<Connection>>,
         deadline: Instant,
-    ) -> Pin<Box<dyn Future<Output = Result<OpenSessionResponse>> + Send + '_>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Opened>> + Send + '_>> {
         let how = How {
             want: Want::Any,
             kind: Kind::Read,
@@ -131,11 +160,12 @@ impl Inner {
             slot: None,
             deadline,
         };
-        Box::pin(
-            self.execute(OpenSessionRequest { not_before, ..OpenSessionRequest::default() }, how),
-        )
+        Box::pin(self.execute_elsewhere(request, how, not_at))
     }
 }
+
+/// A new session, and the node that opened it.
+pub(crate) type Opened = (OpenSessionResponse, Option<Arc<Connection>>);
 
 impl Call<'_> {
     fn remaining(&self) -> Duration {
@@ -174,7 +204,7 @@ impl Call<'_> {
             Identity::Own | Identity::OneShot => {
                 let last = self.how.identity == Identity::OneShot;
                 if self.ticket.is_none() {
-                    self.ticket = Some(self.new_ticket(last, 0).await?);
+                    self.ticket = Some(self.new_ticket(last, None).await?);
                 }
                 self.ticket.as_ref().map(|t| t.wire(last))
             }
@@ -186,8 +216,9 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// A number in the session of this call's shard, or in a session of its own.
-    async fn new_ticket(&self, alone: bool, not_before: u64) -> Result<Ticket, Lost> {
+    /// A number in the session of this call's shard, or in a session of its own; after a session that
+    /// was refused, with the refusal.
+    async fn new_ticket(&self, alone: bool, refused: Option<&Refused>) -> Result<Ticket, Lost> {
         let inner = self.inner;
         let shard = match self.shard {
             Some(position) => inner.router.table().shard(position).id,
@@ -200,14 +231,14 @@ impl Call<'_> {
             };
             let session = match current {
                 Some(session) => session,
-                None if alone => self.open(not_before).await?,
+                None if alone => self.open(shard, refused).await?,
                 None => {
                     let opening = inner.sessions.opening(shard);
                     let _one = self.in_time(opening.lock()).await?;
                     match inner.sessions.current(shard) {
                         Some(opened_meanwhile) => opened_meanwhile,
                         None => {
-                            let session = self.open(not_before).await?;
+                            let session = self.open(shard, refused).await?;
                             inner.sessions.replace(shard, Arc::clone(&session));
                             session
                         }
@@ -220,18 +251,25 @@ impl Call<'_> {
         }
     }
 
-    async fn open(&self, not_before: u64) -> Result<Arc<Session>, Lost> {
+    async fn open(&self, shard: u64, refused: Option<&Refused>) -> Result<Arc<Session>, Lost> {
         let begun = Instant::now();
         let deadline = self.how.deadline;
-        let opened = self.inner.open_session(not_before, deadline).await;
-        let answer = opened.map_err(|e| {
+        let mut request = OpenSessionRequest { shard, ..OpenSessionRequest::default() };
+        match refused {
+            Some(refused) if refused.from_future => request.not_after = refused.log_time,
+            Some(refused) => request.not_before = refused.log_time,
+            None => {}
+        }
+        let not_at = refused.and_then(|refused| refused.opened_by.clone());
+        let opened = self.inner.open_session(request, not_at, deadline).await;
+        let (answer, opened_by) = opened.map_err(|e| {
             let detail = e.detail();
             let reason = detail.reason.unwrap_or(Reason::NoLeader);
             Lost::local(reason, format!("no session could be opened: {}", detail.message))
         })?;
         let ttl = answer.ttl.and_then(|t| Duration::try_from(t).ok());
         let ttl = ttl.unwrap_or(SESSION_TTL);
-        Ok(Session::new(answer.session_id, begun + ttl / 2))
+        Ok(Session::new(answer.session_id, begun + ttl / 2, opened_by))
     }
 
     /// Waits for something of this client's own, until the deadline.
@@ -341,11 +379,18 @@ impl Call<'_> {
                 Some(self.backoff.wait(None))
             }
             Next::NewSession => {
-                if self.maybe || matches!(self.how.identity, Identity::Given(_)) {
-                    return Err(self.give_up(lost));
-                }
                 self.tried.clear();
-                self.take_new_session(&lost).await?
+                let earlier = self.maybe || matches!(self.how.identity, Identity::Given(_));
+                let from_future = lost.reason() == Some(Reason::SessionFromFuture);
+                match earlier {
+                    // The time of the shard reaches the session, which may hold the answer.
+                    true if from_future => Some(self.backoff.wait(None)),
+                    true => return Err(self.give_up(lost)),
+                    false if self.sessions_replaced >= SESSIONS_REPLACED_MAX => {
+                        return Err(self.give_up(lost));
+                    }
+                    false => self.take_new_session(&lost).await?,
+                }
             }
         };
         self.last = Some(lost);
@@ -359,14 +404,21 @@ impl Call<'_> {
         }
     }
 
-    /// Replaces a session that the shard takes for over, born after what the shard says the time is.
+    /// Replaces a session that the shard takes for over, or for not born yet, by one of another node
+    /// that is born as the shard says the time is.
     async fn take_new_session(&mut self, lost: &Lost) -> Result<Option<Duration>> {
-        let not_before = lost.failure.as_ref().map_or(0, |f| f.log_time);
+        let mut refused = Refused {
+            from_future: lost.reason() == Some(Reason::SessionFromFuture),
+            log_time: lost.failure.as_ref().map_or(0, |f| f.log_time),
+            opened_by: None,
+        };
         if let Some(ticket) = self.ticket.take() {
             ticket.session().retire();
+            refused.opened_by = ticket.session().opened_by().cloned();
         }
+        self.sessions_replaced += 1;
         let alone = self.how.identity == Identity::OneShot;
-        match self.new_ticket(alone, not_before).await {
+        match self.new_ticket(alone, Some(&refused)).await {
             Ok(ticket) => self.ticket = Some(ticket),
             Err(lost) => return Err(self.give_up(lost)),
         }

@@ -10,7 +10,8 @@ use futures::stream::FuturesUnordered;
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{
-    CancelRequest, CancelResponse, ClusterMap, GetMapRequest, OpenSessionResponse, SessionToken,
+    CancelRequest, CancelResponse, ClusterMap, GetMapRequest, OpenSessionRequest,
+    OpenSessionResponse, SessionToken,
 };
 use tonic::transport::Channel;
 
@@ -136,7 +137,9 @@ impl Client {
     /// # Errors
     /// [`Error::NotApplied`] when no node answers in time.
     pub async fn open_session(&self) -> Result<OpenSessionResponse> {
-        self.inner.open_session(0, self.deadline(None)).await
+        let request = OpenSessionRequest::default();
+        let opened = self.inner.open_session(request, None, self.deadline(None)).await;
+        opened.map(|(session, _)| session)
     }
 
     /// Settles a write whose outcome is unknown: its remembered answer, or the certainty that it is never

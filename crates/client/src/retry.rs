@@ -61,14 +61,17 @@ pub(crate) fn next(kind: Kind, lost: &Lost) -> Next {
         | Reason::ReadTimeout
         | Reason::OutcomeUnknown
         | Reason::Overloaded
-        | Reason::SessionsFull
-        | Reason::SessionFromFuture => Next::Wait,
+        | Reason::SessionsFull => Next::Wait,
         // They pass only when somebody acts, or when leadership moves; the node says when it is worth it.
         Reason::Quota | Reason::DiskFull if lost.retry_after().is_some() => Next::Wait,
         Reason::WrongShard => Next::RefreshMap,
-        Reason::SessionExpired | Reason::SequencePast if kind == Kind::Sessioned => {
+        Reason::SessionExpired | Reason::SequencePast | Reason::SessionFromFuture
+            if kind == Kind::Sessioned =>
+        {
             Next::NewSession
         }
+        // Without another session all that helps is time.
+        Reason::SessionFromFuture => Next::Wait,
         _ if lost.code == Code::Unavailable => Next::Wait,
         _ => Next::GiveUp,
     }
@@ -134,8 +137,8 @@ mod tests {
                 | Reason::NoQuorum
                 | Reason::ReadTimeout
                 | Reason::Overloaded
-                | Reason::SessionsFull
-                | Reason::SessionFromFuture => (Next::Wait, Next::Wait, Next::Wait),
+                | Reason::SessionsFull => (Next::Wait, Next::Wait, Next::Wait),
+                Reason::SessionFromFuture => (Next::Wait, Next::NewSession, Next::Wait),
                 Reason::OutcomeUnknown => (Next::Wait, Next::Wait, Next::GiveUp),
                 Reason::WrongShard => (Next::RefreshMap, Next::RefreshMap, Next::RefreshMap),
                 Reason::SessionExpired | Reason::SequencePast => {

@@ -16,6 +16,8 @@ use quorate_proto::limits::SESSION_UNANSWERED_MAX;
 use quorate_proto::v1::WriteSession;
 use tokio::sync::Notify;
 
+use crate::pool::Connection;
+
 /// The sessions of a client, by shard; shard 0 stands for all while no map is known.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
@@ -44,6 +46,8 @@ impl Sessions {
 #[derive(Debug)]
 pub(crate) struct Session {
     id: Bytes,
+    /// The node that opened it.
+    opened_by: Option<Arc<Connection>>,
     /// From when on nothing new is begun in it.
     rest_from: Instant,
     window: Mutex<Window>,
@@ -63,9 +67,10 @@ struct Window {
 
 impl Session {
     /// A session that takes new writes until `rest_from`.
-    pub fn new(id: Bytes, rest_from: Instant) -> Arc<Session> {
+    pub fn new(id: Bytes, rest_from: Instant, opened_by: Option<Arc<Connection>>) -> Arc<Session> {
         Arc::new(Session {
             id,
+            opened_by,
             rest_from,
             window: Mutex::new(Window {
                 answered_below: 1,
@@ -74,6 +79,10 @@ impl Session {
             }),
             moved: Notify::new(),
         })
+    }
+
+    pub fn opened_by(&self) -> Option<&Arc<Connection>> {
+        self.opened_by.as_ref()
     }
 
     pub fn takes_new(&self) -> bool {
@@ -180,7 +189,7 @@ mod tests {
 
     fn session() -> Arc<Session> {
         let rest_from = Instant::now() + Duration::from_secs(60);
-        Session::new(Bytes::from_static(b"s"), rest_from)
+        Session::new(Bytes::from_static(b"s"), rest_from, None)
     }
 
     #[tokio::test]
@@ -231,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_new_past_the_rest() {
-        let over = Session::new(Bytes::new(), Instant::now());
+        let over = Session::new(Bytes::new(), Instant::now(), None);
         assert!(over.next().await.is_none());
     }
 }
