@@ -116,3 +116,24 @@ fn a_term_known_from_a_snapshot_alone_is_written_before_anything_is_acknowledged
     let again = start(&disk).unwrap();
     assert_eq!((again.term(), again.last_index()), (Term(5), Index(101)));
 }
+
+/// A write that was under way when a snapshot replaced the log says nothing about the log that
+/// follows, though that has entries at the same indexes.
+#[test]
+fn a_write_of_before_an_install_says_nothing_about_the_log_after_it() {
+    let mut disk = disk_in_term(6);
+    let mut raft = start(&disk).unwrap();
+    let entries = |indexes: std::ops::RangeInclusive<u64>, term| {
+        indexes.map(|index| entry(index, term)).collect::<Vec<_>>()
+    };
+    tell(&mut raft, 1, 6, append(6, LogId::ZERO, 0, entries(1..=20, 5)));
+    let before = raft.take_output().persist.expect("entries are to be written").token;
+    let meta = snapshot(log_id(10, 7));
+    tell(&mut raft, 3, 7, Message::InstallSnapshot { session: session(7), meta: meta.clone() });
+    issue(&mut raft, &mut disk);
+    raft.on_installed(Ticks(1_001), meta);
+    tell(&mut raft, 3, 7, append(7, log_id(10, 7), 10, entries(11..=30, 7)));
+    issue(&mut raft, &mut disk);
+    raft.on_persisted(Ticks(1_001), before);
+    assert_eq!(raft.status().persisted, Index(10), "the entries of term 7 are not written yet");
+}
