@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use quorate_raft::{
-    AppendResult, Config, Index, Message, ProposeError, ReadRequest, ReplicaId, RoleKind,
+    AppendResult, Config, Envelope, Index, Message, ProposeError, ReadRequest, ReplicaId, RoleKind,
     SessionId, SnapshotResult, Term, Ticks, Timing,
 };
 use support::{Bench, entry, log_id, plain};
@@ -198,6 +198,25 @@ fn s5_2_a_majority_of_votes_wins() {
             }
         }
     }
+}
+
+/// §5.2: "A candidate wins an election if it receives votes from a majority of the servers in the
+/// full cluster for the same term." The refusal of a request of an earlier term, which the newer one
+/// had overtaken, is no answer to the newer one.
+#[test]
+fn s5_2_the_refusal_of_an_earlier_request_does_not_count_in_a_later_term() {
+    let (mut candidate, mut voter) = (Bench::new(1, 3, 4, &[]), Bench::new(2, 3, 4, &[]));
+    let [earlier, later] = [candidate.timeout(), candidate.timeout()];
+    let mut answer = |requests: &[Envelope]| {
+        let request = requests.iter().find(|request| request.to.id == ReplicaId(2));
+        let request = request.expect("every voter is asked").clone();
+        voter.step(1, request.term.0, request.message)
+    };
+    let (granted, refused) = (answer(&later), answer(&earlier));
+    for reply in refused.into_iter().chain(granted) {
+        candidate.step(2, reply.term.0, reply.message);
+    }
+    assert!(candidate.raft.is_leader(), "{:?}", candidate.raft.status());
 }
 
 /// §5.2: "Each server will vote for at most one candidate in a given term, on a
