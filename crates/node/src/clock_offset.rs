@@ -149,7 +149,7 @@ mod tests {
             let timing = timing(clock);
             envelope(Message::HeartbeatReply { session, installing: false, last: None, timing })
         };
-        let vote = envelope(Message::VoteReply { granted: true });
+        let vote = envelope(Message::VoteReply { asked: Term(1), granted: true });
         assert_eq!(reported(&[beat(5), answer(7), vote.clone(), beat(6)]), Some(7));
         assert_eq!(reported(&[vote, beat(0)]), None, "0 = unknown");
         assert_eq!(reported(&[]), None);

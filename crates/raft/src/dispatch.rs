@@ -27,7 +27,8 @@ impl Raft {
             Message::PreVoteReply { .. } => return true,
             Message::PreVote { last } => self.on_pre_vote(*from, *term, *last),
             Message::Vote { .. } => {
-                self.send_when_durable(*from, Index(0), Message::VoteReply { granted: false });
+                let refused = Message::VoteReply { asked: *term, granted: false };
+                self.send_when_durable(*from, Index(0), refused);
             }
             // A leader of an older term must learn that it is one, also when it cannot be voted out
             // because others still hear it.
@@ -59,7 +60,7 @@ impl Raft {
                 self.on_pre_vote_reply(from, proposed, granted);
             }
             Message::Vote { last, .. } => self.on_vote(from, last),
-            Message::VoteReply { granted } => self.on_vote_reply(from, granted),
+            Message::VoteReply { asked, granted } => self.on_vote_reply(from, asked, granted),
             Message::Append { session, prev, commit, entries, timing } => {
                 self.on_append(from, Append { session, prev, commit, entries, timing });
             }

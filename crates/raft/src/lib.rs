@@ -49,7 +49,8 @@
 //!
 //! *Elections.* A pre-candidate asks whether it could win before it raises the term (thesis §9.6).
 //! A candidate's requests leave when its own term and vote are durable; its own vote counts from
-//! then. Vote and log follow the paper's §5.2 and §5.4.1. Whoever heard a leader within the
+//! then. Vote and log follow the paper's §5.2 and §5.4.1. An answer names the term it answers, and
+//! counts in no other. Whoever heard a leader within the
 //! shortest election timeout refuses both kinds of request; a leader that got no answer from a
 //! quorum to anything it sent within the longest one steps down (check-quorum). Learners vote when
 //! asked, since the asker may know a newer membership, but hold no elections.

@@ -127,6 +127,9 @@ pub enum Message {
     },
     /// Answers [`Message::Vote`], once the vote is durable.
     VoteReply {
+        /// The term that was asked for. The answerer may be in a later one, in which the asker may
+        /// stand again: an answer counts in the term that it answers alone.
+        asked: Term,
         /// Whether the vote is given.
         granted: bool,
     },
@@ -275,8 +278,8 @@ impl fmt::Display for Message {
             Message::Vote { last, transfer } => {
                 write!(f, " last={last}{}", if *transfer { " transfer" } else { "" })
             }
-            Message::VoteReply { granted } => {
-                write!(f, " {}", if *granted { "granted" } else { "refused" })
+            Message::VoteReply { asked, granted } => {
+                write!(f, " for={asked} {}", if *granted { "granted" } else { "refused" })
             }
             Message::Append { prev, commit, entries, .. } => {
                 write!(f, " prev={prev} commit={commit} [")?;

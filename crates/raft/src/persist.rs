@@ -285,7 +285,7 @@ mod tests {
             from: Replica::default(),
             to: Replica::default(),
             term: Term(1),
-            message: Message::VoteReply { granted: true },
+            message: Message::VoteReply { asked: Term(1), granted: true },
         };
         persistence.send_after(ready.clone());
         let two = 2 * Entry::OVERHEAD_BYTES;

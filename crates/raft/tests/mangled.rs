@@ -71,7 +71,8 @@ fn message() -> impl Strategy<Value = Message> {
             proposed: Term(proposed),
             granted
         }),
-        any::<bool>().prop_map(|granted| Message::VoteReply { granted }),
+        (number(), any::<bool>())
+            .prop_map(|(asked, granted)| Message::VoteReply { asked: Term(asked), granted }),
         (session(), number(), timing()).prop_map(|(session, last, timing)| Message::AppendReply {
             session,
             result: AppendResult::Accepted { last: Index(last) },
@@ -211,7 +212,8 @@ proptest! {
                     let granted = Message::PreVoteReply { proposed: term.next(), granted: true };
                     bench.step(2, term.0, granted);
                     let term = bench.raft.term().0;
-                    bench.step(2, term, Message::VoteReply { granted: true });
+                    let asked = Term(term);
+                    bench.step(2, term, Message::VoteReply { asked, granted: true });
                 }
                 Step::Propose => {
                     let _ = bench.raft.propose(now, Bytes::from_static(b"x"), 0);

@@ -17,7 +17,7 @@ fn every_message() -> Vec<Message> {
     let (request, last) = (ReadRequest::default(), log_id(9, 1));
     vec![
         Message::Vote { last, transfer: false },
-        Message::VoteReply { granted: false },
+        Message::VoteReply { asked: Term(8), granted: false },
         Message::Append { session, prev: last, commit: Index(0), entries: vec![], timing },
         Message::AppendReply { session, result: AppendResult::Accepted { last: Index(1) }, timing },
         Message::Heartbeat { session, commit: Index(0), timing },
@@ -36,7 +36,7 @@ fn in_role(role: RoleKind) -> Bench {
     match role {
         RoleKind::Follower => {}
         RoleKind::PreCandidate => {
-            bench.step(2, 3, Message::VoteReply { granted: false });
+            bench.step(2, 3, Message::VoteReply { asked: Term(3), granted: false });
             bench.timeout();
         }
         RoleKind::Candidate => {
@@ -180,7 +180,7 @@ fn s5_2_a_majority_of_votes_wins() {
                 bench.timeout();
                 for voter in 2..2 + granted + refused {
                     let granted = voter < 2 + granted;
-                    bench.step(voter, 1, Message::VoteReply { granted });
+                    bench.step(voter, 1, Message::VoteReply { asked: Term(1), granted });
                 }
                 let majority = size / 2 + 1;
                 let role = if granted + 1 >= majority {
@@ -226,7 +226,7 @@ fn s5_2_one_vote_per_term_first_come_first_served() {
     let granted = |bench: &mut Bench, from, term| {
         let sent = bench.step(from, term, Message::Vote { last: log_id(0, 0), transfer: false });
         assert_eq!(sent.len(), 1);
-        matches!(sent[0].message, Message::VoteReply { granted: true })
+        matches!(sent[0].message, Message::VoteReply { granted: true, .. })
     };
     let mut bench = Bench::new(1, 3, 0, &[]);
     assert!(granted(&mut bench, 2, 1));
@@ -465,7 +465,7 @@ fn s5_3_figure_7_every_follower_is_repaired() {
         let mut leader = Bench::new(1, 3, 7, &leader_log);
         let mut follower = Bench::new(2, 3, 7, &log);
         leader.timeout();
-        let first = leader.step(3, 8, Message::VoteReply { granted: true });
+        let first = leader.step(3, 8, Message::VoteReply { asked: Term(8), granted: true });
         pump(&mut leader, &mut follower, first);
         assert_eq!(follower.terms(), leader.terms(), "{log:?}");
         assert_eq!(follower.applied, leader.applied);
@@ -484,7 +484,7 @@ fn s5_3_one_append_for_each_conflicting_term() {
     let mut leader = Bench::new(1, 3, 20, &log(3));
     let mut follower = Bench::new(2, 3, 20, &log(2));
     leader.timeout();
-    let first = leader.step(3, 21, Message::VoteReply { granted: true });
+    let first = leader.step(3, 21, Message::VoteReply { asked: Term(21), granted: true });
     let appends = pump(&mut leader, &mut follower, first);
     assert_eq!(follower.terms(), leader.terms());
     assert!(appends <= 12, "{appends} appends for 9 conflicting terms");
@@ -519,7 +519,7 @@ fn s5_4_1_the_election_restriction() {
     ] {
         let mut bench = Bench::new(1, 3, 2, &mine);
         let sent = bench.step(2, 3, Message::Vote { last, transfer: false });
-        let reply = Message::VoteReply { granted };
+        let reply = Message::VoteReply { asked: Term(3), granted };
         assert_eq!(sent[0].message, reply, "my log {mine:?}, the candidate's last {last}");
     }
 }
@@ -563,7 +563,7 @@ fn s5_4_3_who_lacks_a_committed_entry_finds_no_majority() {
     for id in [1, 2] {
         let mut voter = Bench::new(id, 3, 1, &[1, 1]);
         let sent = voter.step(3, 2, request[0].message.clone());
-        assert_eq!(sent[0].message, Message::VoteReply { granted: false });
+        assert_eq!(sent[0].message, Message::VoteReply { asked: Term(2), granted: false });
         candidate.step(id, 2, sent[0].message.clone());
     }
     assert_eq!(candidate.raft.role(), RoleKind::Follower);
@@ -575,7 +575,7 @@ fn s5_5_repeated_messages_cause_no_harm() {
     let mut leader = Bench::new(1, 3, 1, &[1, 1]);
     let mut follower = Bench::new(2, 3, 1, &[1]);
     leader.timeout();
-    let mut queue = leader.step(3, 2, Message::VoteReply { granted: true });
+    let mut queue = leader.step(3, 2, Message::VoteReply { asked: Term(2), granted: true });
     queue.extend(leader.propose("x"));
     let doubled = queue.iter().chain(&queue).cloned().collect();
     pump(&mut leader, &mut follower, doubled);

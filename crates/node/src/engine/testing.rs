@@ -59,7 +59,7 @@ pub(crate) fn agree(envelope: Envelope, clock: u64) -> Option<Envelope> {
         Message::PreVote { .. } => {
             Message::PreVoteReply { proposed: Term(term.0 + 1), granted: true }
         }
-        Message::Vote { .. } => Message::VoteReply { granted: true },
+        Message::Vote { .. } => Message::VoteReply { asked: term, granted: true },
         Message::Append { session, prev, entries, timing, .. } => {
             let last = Index(prev.index.0 + entries.len() as u64);
             let result = AppendResult::Accepted { last };

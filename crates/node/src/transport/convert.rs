@@ -94,7 +94,9 @@ fn message_to_wire(message: Message) -> Content {
         Message::Vote { last, transfer } => {
             Content::Vote(wire::Vote { last: log_id(last), transfer })
         }
-        Message::VoteReply { granted } => Content::VoteReply(wire::VoteReply { granted }),
+        Message::VoteReply { asked, granted } => {
+            Content::VoteReply(wire::VoteReply { granted, asked: asked.0 })
+        }
         Message::Append { session, prev, commit, entries, timing } => {
             Content::Append(wire::Append {
                 session: session_to_wire(session),
@@ -164,7 +166,7 @@ fn message_from_wire(content: Content) -> Result<Message> {
         Content::Vote(m) => {
             Message::Vote { last: read_log_id(m.last, "Vote", "last")?, transfer: m.transfer }
         }
-        Content::VoteReply(m) => Message::VoteReply { granted: m.granted },
+        Content::VoteReply(m) => Message::VoteReply { asked: Term(m.asked), granted: m.granted },
         Content::Append(m) => Message::Append {
             session: read_session(m.session, "Append")?,
             prev: read_log_id(m.prev, "Append", "prev")?,

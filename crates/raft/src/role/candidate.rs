@@ -6,7 +6,7 @@ use super::{Ballot, Role};
 use crate::message::Message;
 use crate::quorum::{Tally, tally};
 use crate::raft::Raft;
-use crate::types::{Index, LogId, Replica};
+use crate::types::{Index, LogId, Replica, Term};
 
 impl Raft {
     /// Begins an election in the next term. Requests leave when term and vote are durable, and our
@@ -45,11 +45,13 @@ impl Raft {
                 follower.deadline = deadline;
             }
         }
-        self.send_when_durable(from, Index(0), Message::VoteReply { granted });
+        let reply = Message::VoteReply { asked: self.term, granted };
+        self.send_when_durable(from, Index(0), reply);
     }
 
-    pub(crate) fn on_vote_reply(&mut self, from: Replica, granted: bool) {
+    pub(crate) fn on_vote_reply(&mut self, from: Replica, asked: Term, granted: bool) {
         if let Role::Candidate(ballot) = &mut self.role
+            && asked == self.term
             && self.members.current().is_voter(from.id)
         {
             ballot.votes.entry(from.id).or_insert(granted);

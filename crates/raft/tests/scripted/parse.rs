@@ -138,7 +138,10 @@ fn message(kind: &str, args: &[&str], term: Term) -> Message {
             Message::PreVoteReply { proposed: Term(count("for")), granted: says("granted") }
         }
         "Vote" => Message::Vote { last: log_id("last"), transfer: says("transfer") },
-        "VoteReply" => Message::VoteReply { granted: says("granted") },
+        "VoteReply" => {
+            let asked = get("for").map_or(term, |asked| Term(number(asked)));
+            Message::VoteReply { asked, granted: says("granted") }
+        }
         "Append" => {
             let entries = args.iter().filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
             let entries = entries.map(|word| entry(word)).collect();

@@ -107,7 +107,7 @@ impl Oracle {
         let Envelope { from, to, term, message, .. } = envelope;
         let durable = disk.term() >= *term;
         match message {
-            Message::VoteReply { granted: true } => {
+            Message::VoteReply { granted: true, .. } => {
                 let voted = disk.term() > *term || disk.hard_state.vote == Some(to.id);
                 assert!(durable && voted, "{envelope}: the vote is not durable");
                 let known = *self.votes.entry((from.id, *term)).or_insert(to.id);

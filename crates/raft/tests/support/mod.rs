@@ -124,8 +124,9 @@ impl Bench {
         let voters: Vec<_> = self.raft.membership().voters().collect();
         for voter in voters {
             if voter != self.raft.me() && !self.raft.is_leader() {
-                let term = self.raft.term().0;
-                sent = self.step(voter.id.0, term, Message::VoteReply { granted: true });
+                let asked = self.raft.term();
+                let vote = Message::VoteReply { asked, granted: true };
+                sent = self.step(voter.id.0, asked.0, vote);
             }
         }
         assert!(self.raft.is_leader());

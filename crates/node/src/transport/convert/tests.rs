@@ -72,7 +72,8 @@ fn messages() -> impl Strategy<Value = Message> {
             Message::PreVoteReply { proposed: Term(proposed), granted }
         }),
         (log_ids(), any::<bool>()).prop_map(|(last, transfer)| Message::Vote { last, transfer }),
-        any::<bool>().prop_map(|granted| Message::VoteReply { granted }),
+        any::<(u64, bool)>()
+            .prop_map(|(asked, granted)| { Message::VoteReply { asked: Term(asked), granted } }),
         append.prop_map(|(session, prev, commit, entries, timing)| {
             Message::Append { session, prev, commit: Index(commit), entries, timing }
         }),
@@ -251,7 +252,7 @@ fn the_wire_form_is_fixed() {
         Message::PreVote { last },
         Message::PreVoteReply { proposed: Term(14), granted: true },
         Message::Vote { last, transfer: true },
-        Message::VoteReply { granted: true },
+        Message::VoteReply { asked: Term(0), granted: true },
         Message::Append { session, prev: last, commit: Index(15), entries, timing },
         Message::AppendReply {
             session,
@@ -270,6 +271,7 @@ fn the_wire_form_is_fixed() {
         Message::ReplicaGone,
         Message::Heartbeat { session, commit: Index(15), timing: Timing { boot: 18, ..timing } },
         Message::HeartbeatReply { session, installing: false, last: Some(last), timing },
+        Message::VoteReply { asked: Term(14), granted: true },
     ];
     let got: Vec<String> = messages
         .into_iter()

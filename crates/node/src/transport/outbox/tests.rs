@@ -86,8 +86,8 @@ fn of_each_kind_between_the_same_replicas_the_latest_wins() {
             assert!(outbox.put(heartbeat(group, round)));
         }
     }
-    let vote = envelope(7, 2, Message::VoteReply { granted: true });
-    let other_replica = envelope(7, 5, Message::VoteReply { granted: false });
+    let vote = envelope(7, 2, Message::VoteReply { asked: Term(1), granted: true });
+    let other_replica = envelope(7, 5, Message::VoteReply { asked: Term(1), granted: false });
     assert!(outbox.put(vote.clone()));
     assert!(outbox.put(other_replica.clone()));
     let merged = frame(&outbox, generation);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use quorate_proto::raft::v1 as wire;
-use quorate_raft::{GroupId, Message, NodeId, ReplicaId};
+use quorate_raft::{GroupId, Message, NodeId, ReplicaId, Term};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -278,7 +278,7 @@ fn a_peer_that_does_not_read_is_bounded_and_cut_off() {
     node.wait_view(2, "an empty queue", |view| view.bulk_queue_bytes == 0);
     node.recorder.wait_for(&Heard::Dropped(GroupId(4), ReplicaId(20)));
     // And the control link, when it carried something.
-    let vote = Message::VoteReply { granted: true };
+    let vote = Message::VoteReply { asked: Term(1), granted: true };
     node.transport.send(NodeId(2), envelope(4, NodeId(1), NodeId(2), vote));
     let why = node.recorder.wait_disconnected(NodeId(2));
     assert_eq!(why, "it has read nothing for 1.5s");

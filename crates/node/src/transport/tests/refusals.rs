@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_proto::raft::v1 as wire;
-use quorate_raft::{Message, NodeId};
+use quorate_raft::{Message, NodeId, Term};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::link_request::Content;
@@ -244,7 +244,7 @@ fn a_peer_that_breaks_the_rules_is_dropped_with_a_sentence() {
     let node = lone_node(&ground, "127.0.0.1:1");
     let caller = Caller::new(&node);
     let honest = |from: u64, to: u64| {
-        let message = Message::VoteReply { granted: true };
+        let message = Message::VoteReply { asked: Term(1), granted: true };
         convert::to_wire(envelope(1, NodeId(from), NodeId(to), message))
     };
     let mut empty = honest(2, 1);
