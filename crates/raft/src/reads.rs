@@ -38,12 +38,26 @@ impl ReadRounds {
         self.waiting.len() + self.running.as_ref().map_or(0, |running| running.readers.len())
     }
 
-    /// A reader arrived. A follower has one request out at a time: a newer one replaces its older
-    /// one, so what remote readers can make us keep is bounded by the number of members.
+    /// A reader arrived. A follower has one request out at a time, so the newest of a start takes the
+    /// place of an older one, whichever arrived first. Of which start a request is the newest cannot
+    /// be told; the last two are kept, and so what remote readers can make us keep is bounded by the
+    /// number of members.
     pub(crate) fn add(&mut self, reader: Reader) {
-        if let Reader::Remote(replica, _) = reader {
-            self.waiting
-                .retain(|waiting| !matches!(waiting, Reader::Remote(from, _) if *from == replica));
+        if let Reader::Remote(replica, request) = reader {
+            let of_replica = |waiting: &Reader| match waiting {
+                Reader::Remote(from, known) if *from == replica => Some(*known),
+                _ => None,
+            };
+            let same_start =
+                |waiting: &Reader| of_replica(waiting).filter(|known| known.boot == request.boot);
+            if self.waiting.iter().filter_map(same_start).any(|known| known > request) {
+                return;
+            }
+            self.waiting.retain(|waiting| same_start(waiting).is_none());
+            if self.waiting.iter().filter_map(of_replica).count() >= 2 {
+                let oldest = self.waiting.iter().position(|waiting| of_replica(waiting).is_some());
+                oldest.map(|oldest| self.waiting.remove(oldest));
+            }
         }
         self.waiting.push(reader);
     }
