@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quorate_proto::v1::PutRequest;
 use quorate_raft::{
-    AppendResult, Config, Envelope, GroupId, Index, Membership, Message, NodeId, Replica,
+    AppendResult, Config, Envelope, GroupId, Index, LogId, Membership, Message, NodeId, Replica,
     ReplicaId, Term, Timing,
 };
 use quorate_storage::{
@@ -78,6 +78,8 @@ pub(crate) fn agree(envelope: Envelope, clock: u64) -> Option<Envelope> {
 pub(crate) struct Peers {
     engine: OnceLock<Weak<Engine>>,
     got: Mutex<Vec<Envelope>>,
+    /// A replica whose log ends here, as its answers to heartbeats tell.
+    ends: Mutex<Option<(ReplicaId, LogId)>>,
 }
 
 impl Outbox for Peers {
@@ -85,7 +87,14 @@ impl Outbox for Peers {
         let envelopes: Vec<_> = batch.drain(..).map(|(_, envelope)| envelope).collect();
         self.got.lock().extend(envelopes.iter().cloned());
         let clock = crate::boottime::Clock.unix_millis();
-        let answers = envelopes.into_iter().filter_map(|envelope| agree(envelope, clock));
+        let ends = *self.ends.lock();
+        let answers = envelopes.into_iter().filter_map(|envelope| {
+            let mut answer = agree(envelope, clock)?;
+            if let Message::HeartbeatReply { last, .. } = &mut answer.message {
+                *last = ends.filter(|ends| ends.0 == answer.from.id).map(|ends| ends.1);
+            }
+            Some(answer)
+        });
         if let Some(engine) = self.engine.get().and_then(Weak::upgrade) {
             engine.deliver(answers.collect());
         }
@@ -160,6 +169,11 @@ impl Node {
             .propose(Proposal { group, payload: payload.into(), write: None, answer })
             .unwrap();
         answered
+    }
+
+    /// From now on the answers of a replica tell that its log ends at `last`.
+    pub(crate) fn end_log_of(&self, replica: ReplicaId, last: LogId) {
+        *self.peers.ends.lock() = Some((replica, last));
     }
 
     /// Waits until such a message was sent.

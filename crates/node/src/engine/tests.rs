@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use quorate_raft::{
-    Entry, EntryKind, Envelope, GroupId, Index, LogId, Message, SessionId, Term, Timing,
+    Entry, EntryKind, Envelope, GroupId, Index, LogId, Message, ReplicaId, SessionId, Term, Timing,
 };
 
 use super::testing::{GROUP, Node, checkpoint, damage, put, replica, small, wait};
@@ -91,5 +91,27 @@ fn the_log_of_a_replica_that_does_not_apply_is_bounded() {
         deliver(index, index);
     }
     wait("it goes on", || shard.reader.applied() >= Index(19));
+    node.engine.stop();
+}
+
+/// A follower comes back with an older copy of its disk, and nobody writes.
+#[test]
+fn a_follower_whose_disk_went_back_is_sent_what_it_lost_without_a_write() {
+    let node = Node::start();
+    node.lead(GROUP, 3);
+    let written = node.propose(GROUP, put(GROUP, "key", 10));
+    let Ok(Answer::Applied { .. }) = written.blocking_recv() else { panic!("it is applied") };
+    let again = |envelope: &Envelope| match &envelope.message {
+        Message::Append { session, prev, entries, .. } => {
+            // Followers have the sessions 1 and 2, so this one began since.
+            envelope.to == replica(3)
+                && session.counter == 3
+                && prev.index == Index(0)
+                && entries.len() == 2
+        }
+        _ => false,
+    };
+    node.end_log_of(ReplicaId(3), LogId::ZERO);
+    node.wait_sent(again);
     node.engine.stop();
 }
