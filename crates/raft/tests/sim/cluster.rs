@@ -119,6 +119,9 @@ struct Node {
     /// What the machine's clock shows beyond the time of the simulation. No two clocks agree, and a
     /// clock begins low again when its machine starts.
     clock: i64,
+    /// It runs without pre-vote and check-quorum where the others run with it, and the other way
+    /// round: settings are changed node by node.
+    contrary: bool,
     paused_until: u64,
     /// Handed out to be applied.
     queue: VecDeque<Entry>,
@@ -175,6 +178,7 @@ impl Cluster {
                 .map(|_| Node {
                     boot: 0,
                     clock: 0,
+                    contrary: false,
                     paused_until: 0,
                     queue: VecDeque::new(),
                     position: Index(0),
@@ -207,6 +211,13 @@ impl Cluster {
     /// The time at which the clock of a node showed this, or would have: it may not have run then.
     fn time_of(&self, node: usize, reading: Ticks) -> u64 {
         reading.0.saturating_add_signed(-self.nodes[node].clock)
+    }
+
+    fn settings(&self, node: usize) -> Config {
+        let mut config = self.config.clone();
+        config.pre_vote ^= self.nodes[node].contrary;
+        config.check_quorum ^= self.nodes[node].contrary;
+        config
     }
 
     /// The machine of a node starts.
@@ -277,7 +288,7 @@ impl Cluster {
         let seed = self.seed.wrapping_mul(1_000) + (node as u64) * 100 + state.boot;
         let restored = self.disks[node].restore();
         let now = self.reading(node);
-        let raft = Raft::new(self.config.clone(), GROUP, replica(node), seed, restored, now);
+        let raft = Raft::new(self.settings(node), GROUP, replica(node), seed, restored, now);
         self.rafts[node] = Some(raft.expect("what was durable fits together"));
     }
 
@@ -290,6 +301,8 @@ impl Cluster {
             if self.rng.chance(500) {
                 self.reset_clock(node);
             }
+            // Sometimes it comes back with other settings.
+            self.nodes[node].contrary ^= self.rng.chance(200);
             // What was under way in the process dies with it.
             self.nodes[node].boot += 1;
             self.reads.retain(|_, read| read.0 != node);
