@@ -1,5 +1,5 @@
 use super::*;
-use crate::wire::{MapNode, MapReplica, MapShard, PeerStatus, ReplicaProgress};
+use crate::wire::{DigestMark, MapNode, MapReplica, MapShard, PeerStatus, ReplicaProgress};
 
 fn replica_ids(nodes: &[u64]) -> Vec<MapReplica> {
     nodes.iter().map(|node| MapReplica { replica_id: *node, node_id: *node }).collect()
@@ -224,6 +224,48 @@ fn nodes_and_replicas_that_ail_are_problems_though_all_serve() {
             "UNDER_REPLICATED: shards 1 2 have fewer than 5 replicas",
         ]
     );
+}
+
+#[test]
+fn replicas_that_differ_at_the_same_index_are_the_first_problem() {
+    let of_shard_1 = |answers: &mut [Answer], node: usize, digests: &[(u64, u8)]| {
+        let Ok(status) = &mut answers[node].status else { unreachable!() };
+        let replica = &mut status.replicas[1];
+        let digests = digests.iter().map(|&(at, digest)| (at, vec![digest; 16].into()));
+        let mut marks = digests.map(|(applied, digest)| DigestMark { applied, digest });
+        let newest = marks.next_back().unwrap();
+        (replica.digest, replica.digest_applied) = (newest.digest, newest.applied);
+        replica.marks = marks.collect();
+    };
+    // Each is asked at another moment, and they differ where they stand; but not at index 1,024.
+    let mut answers = healthy_three();
+    of_shard_1(&mut answers, 0, &[(1_024, 7), (2_048, 8), (2_050, 1)]);
+    of_shard_1(&mut answers, 1, &[(1_024, 7), (2_047, 2)]);
+    of_shard_1(&mut answers, 2, &[(1_024, 7), (2_048, 8), (2_049, 3)]);
+    let view = View::of(answers.clone(), Some(map(2)));
+    assert!(view.healthy() && view.problems().is_empty(), "{:?}", view.problems());
+
+    // Where two stand at the same index, and not at a mark.
+    let mut at_rest = answers.clone();
+    of_shard_1(&mut at_rest, 1, &[(1_024, 7), (2_050, 9)]);
+    let view = View::of(at_rest, Some(map(2)));
+    let first = "DIVERGED: the replicas of shard 1 differ at index 2050 (n1 | n2)";
+    assert_eq!(view.problems(), [first]);
+
+    // At a mark that all have passed, however far they are by now.
+    of_shard_1(&mut answers, 2, &[(1_024, 4), (2_048, 5), (2_049, 3)]);
+    answers[1] = silent(2);
+    of_shard_1(&mut answers, 0, &[(1_024, 7), (2_048, 8), (2_050, 1)]);
+    let two = View::of(answers.clone(), Some(map(2)));
+    let first = "DIVERGED: the replicas of shard 1 differ at index 1024 (n1 | n3)";
+    assert_eq!(two.problems()[0], first);
+    assert!(!two.healthy() && two.sentence().contains(first), "{}", two.sentence());
+
+    // One that is known to be damaged is named for that.
+    let Ok(status) = &mut answers[2].status else { unreachable!() };
+    status.replicas[1].health = ReplicaHealth::Damaged.into();
+    let known = View::of(answers, Some(map(2)));
+    assert!(!known.problems().concat().contains("DIVERGED"), "{:?}", known.problems());
 }
 
 #[test]
