@@ -79,10 +79,22 @@ pub struct ShardView {
     pub bytes: u64,
     /// The nodes whose replica of it is not in order, and how.
     pub ailing: Vec<(u64, &'static str)>,
+    /// Its replicas do not hold the same; `None` = nothing shows that.
+    pub diverged: Option<Diverged>,
     /// Why it does not serve; `None` = it does.
     pub trouble: Option<Trouble>,
     /// It has fewer replicas than the cluster wants.
     pub under_replicated: bool,
+}
+
+/// Replicas of one shard that have applied the same entries and do not hold the same rows: some of
+/// them give wrong answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diverged {
+    /// The lowest index at which it shows.
+    pub index: u64,
+    /// The nodes whose replicas agree with each other there, the most first.
+    pub sides: Vec<Vec<u64>>,
 }
 
 /// Why a shard does not serve.
@@ -141,10 +153,11 @@ impl View {
         self.nodes.iter().filter(|node| node.status.is_ok()).count()
     }
 
-    /// Whether there are shards and every one of them serves, as far as the nodes that answer know.
+    /// Whether there are shards and every one of them serves, and the same everywhere, as far as the
+    /// nodes that answer know.
     pub fn healthy(&self) -> bool {
-        self.user_shards().next().is_some()
-            && self.shards.iter().all(|shard| shard.trouble.is_none())
+        let in_order = |shard: &ShardView| shard.trouble.is_none() && shard.diverged.is_none();
+        self.user_shards().next().is_some() && self.shards.iter().all(in_order)
     }
 }
 
@@ -249,6 +262,7 @@ fn shard(
             .iter()
             .filter_map(|(node, replica)| Some((*node, ailment(replica.health())?)))
             .collect(),
+        diverged: diverged(replicas),
         trouble: standing.err(),
         under_replicated: id != META && !voters.is_empty() && voters.len() < wanted,
         voters,
@@ -291,6 +305,29 @@ fn lag(
     };
     let lags = voters.iter().map(|voter| Some((commit.saturating_sub(place(*voter)?), *voter)));
     lags.collect::<Option<Vec<_>>>()?.into_iter().max_by_key(|(lag, _)| *lag)
+}
+
+/// Compares the digests of replicas at each index for which two of them tell one. Each replica is
+/// asked at another moment: what it has applied by then, and the marks that it has passed, are
+/// facts whenever they are read.
+fn diverged(replicas: &[(u64, &ReplicaStatus)]) -> Option<Diverged> {
+    let mut at: BTreeMap<u64, BTreeMap<&[u8], BTreeSet<u64>>> = BTreeMap::new();
+    for (node, replica) in replicas {
+        // One that is known to be damaged is named as such.
+        if replica.health() == ReplicaHealth::Damaged {
+            continue;
+        }
+        let marks = replica.marks.iter().map(|mark| (mark.applied, &mark.digest));
+        let newest = (replica.digest_applied, &replica.digest);
+        for (index, digest) in marks.chain([newest]).filter(|(_, digest)| !digest.is_empty()) {
+            at.entry(index).or_default().entry(digest).or_default().insert(*node);
+        }
+    }
+    let (index, by_digest) = at.into_iter().find(|(_, by_digest)| by_digest.len() > 1)?;
+    let mut sides: Vec<Vec<u64>> =
+        by_digest.into_values().map(|nodes| nodes.into_iter().collect()).collect();
+    sides.sort_by_key(|nodes| (std::cmp::Reverse(nodes.len()), nodes[0]));
+    Some(Diverged { index, sides })
 }
 
 fn ailment(health: ReplicaHealth) -> Option<&'static str> {

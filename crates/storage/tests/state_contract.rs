@@ -348,3 +348,34 @@ proptest! {
         run.end();
     }
 }
+
+/// What two replicas can be compared at although each is asked at another moment.
+#[test]
+fn replicas_remember_their_digests_at_the_same_indexes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, other) = (open_engine(&dir.path().join("a")), open_engine(&dir.path().join("b")));
+    let budget = Arc::new(DeltaBudget::new(64 << 20));
+    let (mut here, mut there) = (create(&engine, 1, &budget), create(&other, 2, &budget));
+    let apply = |store: &mut ShardStore, through: u64, odd: Option<u64>| {
+        for index in store.applied().index.0 + 1..=through {
+            let value = if odd == Some(index) { b"odd" } else { b"row" };
+            apply_to_store(
+                store,
+                index,
+                &[Write::Put(user(index.to_be_bytes()), value[..].into())],
+            );
+        }
+    };
+    apply(&mut here, 3_000, None);
+    apply(&mut there, 2_100, None);
+    let marks = here.reader().marks();
+    assert_eq!(marks.iter().map(|(index, _)| index.0).collect::<Vec<_>>(), [1_024, 2_048]);
+    assert_eq!(marks, there.reader().marks());
+    assert_ne!(here.digest(), there.digest());
+    apply(&mut there, 3_100, Some(2_500));
+    apply(&mut here, 3_100, None);
+    let (here, there) = (here.reader().marks(), there.reader().marks());
+    assert_eq!(here[..2], there[..2]);
+    assert_eq!(here[2].0, there[2].0);
+    assert_ne!(here[2].1, there[2].1);
+}

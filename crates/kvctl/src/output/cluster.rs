@@ -13,7 +13,7 @@ use crate::cli::Format;
 use crate::duration;
 use crate::encoding::escape;
 use crate::view::{META, NodeView, ShardView, Trouble, View, node_names};
-use crate::wire::{GetStatusResponse, NodePhase, ReplicaRole, std_duration};
+use crate::wire::{GetStatusResponse, NodePhase, ReplicaRole, ReplicaStatus, std_duration};
 
 const SHARDS: [Column; 10] = [
     Column("SHARD", Align::Right),
@@ -141,6 +141,9 @@ fn nodes_table(view: &View) -> Table {
 }
 
 fn shard_tone(shard: &ShardView) -> Tone {
+    if shard.diverged.is_some() {
+        return Tone::Bad;
+    }
     match (&shard.trouble, shard.under_replicated || !shard.ailing.is_empty()) {
         (Some(_), _) => Tone::Bad,
         (None, true) => Tone::Warning,
@@ -205,6 +208,7 @@ fn state(shard: &ShardView) -> &'static str {
         Some(Trouble::LeaderSilent { .. }) => "leader silent",
         Some(Trouble::NoQuorum { .. }) => "no quorum",
         Some(Trouble::Unseen) => "unseen",
+        None if shard.diverged.is_some() => "diverged",
         None if shard.under_replicated => "thin",
         None if !shard.ailing.is_empty() => "ailing",
         None => "serves",
@@ -330,6 +334,14 @@ fn node_json(node: &NodeView) -> Value {
     object.with("peers", peers.collect::<Vec<Value>>()).into()
 }
 
+/// The digests of a replica at the indexes by which replicas are compared.
+fn marks_json(replica: &ReplicaStatus) -> Vec<Value> {
+    let marks = replica.marks.iter().map(|mark| {
+        Object::new().with("applied", mark.applied).with("digest", hex::encode(&mark.digest))
+    });
+    marks.map(Value::from).collect()
+}
+
 fn shard_json(view: &View, shard: &ShardView) -> Value {
     let mut replicas: Vec<Value> = Vec::new();
     for node in &view.nodes {
@@ -350,6 +362,7 @@ fn shard_json(view: &View, shard: &ShardView) -> Value {
                 .with("bytes", replica.bytes)
                 .with("digest", hex::encode(&replica.digest))
                 .with("digest_applied", replica.digest_applied)
+                .with("marks", marks_json(replica))
                 .with("log_bytes", replica.log_bytes)
                 .with("log_base", replica.log_base)
                 .with("checkpoint_applied", replica.checkpoint_applied)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{META, ShardView, Trouble, View};
+use super::{Diverged, META, ShardView, Trouble, View};
 use crate::duration;
 use crate::wire::NodePhase;
 
@@ -22,7 +22,8 @@ impl View {
         }
         let serving = self.serving();
         let mut parts = vec![format!("{serving} of {total} shards serve")];
-        let mut groups = self.troubled();
+        let mut groups = self.diverged();
+        groups.extend(self.troubled());
         let more = groups.split_off(groups.len().min(GROUPS_NAMED_MAX));
         parts.extend(groups);
         if !more.is_empty() {
@@ -65,7 +66,8 @@ impl View {
 
     /// Each problem, the gravest first.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = self.troubled();
+        let mut problems = self.diverged();
+        problems.extend(self.troubled());
         for node in &self.nodes {
             if let Some(problem) = &node.problem {
                 problems.push(match node.id {
@@ -94,6 +96,18 @@ impl View {
 
     fn under_replicated(&self) -> impl Iterator<Item = &ShardView> {
         self.user_shards().filter(|shard| shard.under_replicated)
+    }
+
+    /// The shards whose replicas do not hold the same: nothing is graver, for some answers are wrong.
+    fn diverged(&self) -> Vec<String> {
+        let diverged = self.shards.iter().filter_map(|shard| {
+            let Diverged { index, sides } = shard.diverged.as_ref()?;
+            let sides: Vec<String> = sides.iter().map(|nodes| node_names(nodes)).collect();
+            let sides = sides.join(" | ");
+            let name = shard.name();
+            Some(format!("DIVERGED: the replicas of {name} differ at index {index} ({sides})"))
+        });
+        diverged.collect()
     }
 
     /// The shards that do not serve: those with the same trouble and the same voters together.

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use quorate_proto::limits;
 use quorate_proto::v1::cluster_server::Cluster;
 use quorate_proto::v1::{
-    Defaults, DiskStatus, Failure, GetInfoRequest, GetInfoResponse, GetMapRequest, GetMapResponse,
-    GetStatusRequest, GetStatusResponse, Limits, MapReplica, MemoryStatus, NodePhase, PeerStatus,
-    QueueStatus, ReadLevel, Reason, ReplicaHealth, ReplicaProgress, ReplicaRole, ReplicaStatus,
-    ShardLeader, TransferLeaderRequest, TransferLeaderResponse,
+    Defaults, DigestMark, DiskStatus, Failure, GetInfoRequest, GetInfoResponse, GetMapRequest,
+    GetMapResponse, GetStatusRequest, GetStatusResponse, Limits, MapReplica, MemoryStatus,
+    NodePhase, PeerStatus, QueueStatus, ReadLevel, Reason, ReplicaHealth, ReplicaProgress,
+    ReplicaRole, ReplicaStatus, ShardLeader, TransferLeaderRequest, TransferLeaderResponse,
 };
 use quorate_raft::{GroupId, ProgressKind, RoleKind, Status as RaftStatus};
 use tonic::{Request, Response, Status};
@@ -214,6 +214,15 @@ fn replica(shard: &Shard, raft: &RaftStatus) -> ReplicaStatus {
         bytes: state.counts.bytes,
         digest: state.digest.to_be_bytes().to_vec().into(),
         digest_applied: state.applied.index.0,
+        marks: shard
+            .reader
+            .marks()
+            .into_iter()
+            .map(|(index, digest)| DigestMark {
+                applied: index.0,
+                digest: digest.to_be_bytes().to_vec().into(),
+            })
+            .collect(),
         log_bytes: raft.log_bytes,
         checkpoint_applied: state.checkpoint.index.0,
         health: health as i32,

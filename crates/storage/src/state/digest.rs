@@ -5,6 +5,9 @@
 //! on the order of the rows, so each write changes it by two hashes. It finds damage and bugs; it
 //! is no defence against someone who chooses rows to collide.
 
+use std::collections::VecDeque;
+
+use quorate_raft::Index;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::keys::RowKey;
@@ -47,6 +50,40 @@ impl Digest {
     }
 }
 
+/// A digest is remembered at every index that is a multiple of this.
+pub(crate) const MARK_EVERY: u64 = 1_024;
+/// So many are remembered, the newest ones.
+pub(crate) const MARKS_MAX: usize = 16;
+
+/// The digests at the last marked indexes, oldest first. Replicas that apply are asked one after the
+/// other, so what they can be compared at is an index that both have passed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Marks(VecDeque<(Index, u128)>);
+
+impl Marks {
+    /// Whether the digest after the entry at `index` is to be noted.
+    pub(crate) fn is_due(index: Index) -> bool {
+        index.0.is_multiple_of(MARK_EVERY)
+    }
+
+    /// Notes the digest after the entry at `index`.
+    pub(crate) fn note(&mut self, index: Index, digest: u128) {
+        if self.0.len() == MARKS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((index, digest));
+    }
+
+    /// Forgets all of them: the state was replaced by another one.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn all(&self) -> Vec<(Index, u128)> {
+        self.0.iter().copied().collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +119,17 @@ mod tests {
         digest.add(&key, b"one");
         digest.subtract(&key, b"one");
         assert_eq!(digest.sum(), 17);
+    }
+
+    #[test]
+    fn the_newest_marks_are_kept() {
+        let mut marks = Marks::default();
+        for index in (1..=20 * MARK_EVERY).filter(|index| Marks::is_due(Index(*index))) {
+            marks.note(Index(index), u128::from(index));
+        }
+        let expected = (5..=20).map(|n| (Index(n * MARK_EVERY), u128::from(n * MARK_EVERY)));
+        assert_eq!(marks.all(), expected.collect::<Vec<_>>());
+        marks.clear();
+        assert_eq!(marks.all(), []);
     }
 }

@@ -102,6 +102,13 @@ impl ShardReader {
         }
     }
 
+    /// The digests at the last indexes that are a multiple of 1,024, oldest first, at most 16, of
+    /// those passed since the shard was opened or a snapshot installed.
+    #[must_use]
+    pub fn marks(&self) -> Vec<(Index, u128)> {
+        self.shared.marks.lock().all()
+    }
+
     /// The header of the published checkpoint.
     #[must_use]
     pub fn header(&self) -> Arc<ShardHeader> {

@@ -13,7 +13,7 @@ use super::budget::DeltaBudget;
 use super::checkpoint::{Attempt, CheckpointJob, Finished, attempt_key, header_key};
 use super::clean::{CleanJob, Garbage};
 use super::delta::Layer;
-use super::digest::Digest;
+use super::digest::{Digest, Marks};
 use super::header::{Frontier, HashRange, ShardHeader};
 use super::pins::{PinKind, Pins};
 use super::reader::{ScanPin, ShardReader};
@@ -189,6 +189,7 @@ impl ShardStore {
             budget,
             view: ArcSwap::new(Arc::clone(&view)),
             applied: AtomicU64::new(frontier.applied.index.0),
+            marks: Mutex::default(),
             pins: Mutex::new(Pins::default()),
             garbage: Mutex::new(garbage),
             attempt: Mutex::new(attempt),
@@ -305,6 +306,9 @@ impl ShardStore {
     ) {
         self.view.active.apply(writes, frontier, || self.shared.pins.lock().indexes());
         self.frontier = frontier;
+        if Marks::is_due(frontier.applied.index) {
+            self.shared.marks.lock().note(frontier.applied.index, frontier.digest);
+        }
         if let Some(membership) = membership {
             self.membership = membership;
         }
@@ -401,6 +405,7 @@ impl ShardStore {
         self.membership = header.membership.clone();
         self.frontier = frontier;
         self.digest = Digest::from_sum(frontier.digest);
+        self.shared.marks.lock().clear();
         self.replace(View { generation, header, frozen: None, active });
         self.shared.applied.store(frontier.applied.index.0, Ordering::Release);
         let mut garbage = self.shared.garbage.lock();

@@ -29,6 +29,7 @@ use super::cache::CacheId;
 use super::checkpoint::Attempt;
 use super::clean::Garbage;
 use super::delta::Layer;
+use super::digest::Marks;
 use super::header::ShardHeader;
 use super::pins::{PinGuard, PinKind, Pins};
 use super::versions;
@@ -102,6 +103,8 @@ pub(crate) struct Shared {
     pub(crate) view: ArcSwap<View>,
     /// The index of the last entry applied and visible.
     pub(crate) applied: AtomicU64,
+    /// The digests by which replicas that apply are compared.
+    pub(crate) marks: Mutex<Marks>,
     pub(crate) pins: Mutex<Pins>,
     pub(crate) garbage: Mutex<Garbage>,
     /// The attempt record as it was last written.
