@@ -5,8 +5,8 @@ use bytes::Bytes;
 use quorate_raft::invariants::check_state;
 use quorate_raft::{
     AppendResult, Config, Entry, EntryKind, Envelope, GroupId, HardState, Index, Install, LogId,
-    Membership, Message, NodeId, Raft, Replica, ReplicaId, Restored, SessionId, Term, Ticks,
-    Timing,
+    Membership, Message, NodeId, Raft, Replica, ReplicaId, Restored, SessionId, SnapshotSend, Term,
+    Ticks, Timing,
 };
 
 pub const GROUP: GroupId = GroupId(1);
@@ -44,6 +44,8 @@ pub struct Bench {
     pub durable: HardState,
     /// A snapshot that arrived.
     pub install: Option<Install>,
+    /// Snapshots that it asks to be sent.
+    pub snapshots: Vec<SnapshotSend>,
 }
 
 impl Bench {
@@ -64,7 +66,8 @@ impl Bench {
         let durable = restored.hard_state;
         let raft = Raft::new(config, GROUP, replica(id), id, restored, Ticks(1_000));
         let raft = raft.expect("the log fits together");
-        Bench { raft, now: 1_000, applied: Vec::new(), durable, install: None }
+        let (applied, snapshots) = (Vec::new(), Vec::new());
+        Bench { raft, now: 1_000, applied, durable, install: None, snapshots }
     }
 
     /// Carries out all output; returns what was sent.
@@ -74,6 +77,7 @@ impl Bench {
             let output = self.raft.take_output();
             check_state(&self.raft);
             sent.extend(output.send);
+            self.snapshots.extend(output.snapshots);
             self.install = output.install.or(self.install.take());
             if let Some(persist) = output.persist {
                 self.durable = persist.hard_state.unwrap_or(self.durable);

@@ -1,0 +1,140 @@
+//! A follower that receives a snapshot slowly while its leader takes writes: the log that it will
+//! need after the snapshot has to be there when the snapshot is.
+
+mod support;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use quorate_raft::{Config, Envelope, Index, Message, SnapshotMeta, SnapshotSend, Ticks};
+use support::{Bench, plain, replica};
+
+/// One entry of so many bytes is written per tick.
+const ENTRY_BYTES: usize = 1 << 10;
+/// The log that is kept for any follower: that of sixteen ticks.
+const RETAIN_BYTES: u64 = 16 << 10;
+/// Ticks between two checkpoints.
+const CHECKPOINT_EVERY: u64 = 4;
+/// Messages that reach the slow follower per tick.
+const WIRE: usize = 3;
+
+/// A leader, a follower that answers at once, and one on a slow wire.
+struct Trio {
+    leader: Bench,
+    quick: Bench,
+    slow: Bench,
+    /// What is on its way to the slow one; `None` while it is cut off.
+    wire: Option<VecDeque<Envelope>>,
+    ticks: u64,
+    /// The last checkpoint.
+    checkpoint: u64,
+    /// The snapshot on its way, and when it will have arrived.
+    transfer: Option<(SnapshotSend, SnapshotMeta, u64)>,
+    transfers: usize,
+}
+
+impl Trio {
+    fn new(config: &Config) -> Trio {
+        let bench = |id| Bench::with(config.clone(), id, 3, 1, &[]);
+        let mut trio = Trio {
+            leader: bench(1),
+            quick: bench(2),
+            slow: bench(3),
+            wire: None,
+            ticks: 0,
+            checkpoint: 0,
+            transfer: None,
+            transfers: 0,
+        };
+        let sent = trio.leader.elect();
+        trio.carry(sent);
+        trio
+    }
+
+    /// Carries messages, and those that answer them, until only the slow wire holds any.
+    fn carry(&mut self, sent: Vec<Envelope>) {
+        let mut sent = VecDeque::from(sent);
+        while let Some(Envelope { from, to, term, message, .. }) = sent.pop_front() {
+            let (from, term) = (from.id.0, term.0);
+            match to.id.0 {
+                1 => sent.extend(self.leader.step(from, term, message)),
+                2 => sent.extend(self.quick.step(from, term, message)),
+                _ => {
+                    let to = replica(3);
+                    let from = replica(from);
+                    let (group, term) = (support::GROUP, quorate_raft::Term(term));
+                    let envelope = Envelope { group, from, to, term, message };
+                    self.wire.iter_mut().for_each(|wire| wire.push_back(envelope.clone()));
+                }
+            }
+        }
+    }
+
+    /// One tick: a write, what the slow wire carries in it, perhaps a checkpoint, and the snapshot a
+    /// tick further.
+    fn tick(&mut self, transfer_takes: u64) {
+        self.ticks += 1;
+        let mut sent = self.leader.tick(1);
+        let now = Ticks(self.leader.now);
+        let payload = Bytes::from(vec![7; ENTRY_BYTES]);
+        self.leader.raft.propose(now, payload, 0).expect("the leader takes it");
+        sent.extend(self.leader.drain());
+        self.carry(sent);
+        for _ in 0..WIRE {
+            let next = self.wire.as_mut().and_then(VecDeque::pop_front);
+            let Some(Envelope { from, term, message, .. }) = next else { break };
+            let answers = self.slow.step(from.id.0, term.0, message);
+            self.carry(answers);
+        }
+        if self.ticks.is_multiple_of(CHECKPOINT_EVERY) {
+            self.checkpoint = self.leader.applied.last().map_or(0, |last| last.index.0);
+            self.leader.raft.compact(Index(self.checkpoint));
+        }
+        if let Some(order) = self.leader.snapshots.pop() {
+            assert!(self.checkpoint >= order.at_least.0);
+            let meta = SnapshotMeta {
+                last: self.leader.applied[self.checkpoint as usize - 1],
+                stamp: 0,
+                membership: self.leader.raft.membership().clone(),
+            };
+            self.transfers += 1;
+            self.transfer = Some((order, meta, self.ticks + transfer_takes));
+        }
+        if self.transfer.as_ref().is_some_and(|(_, _, arrives)| *arrives <= self.ticks) {
+            self.arrive();
+        }
+    }
+
+    /// The snapshot has arrived, and is installed.
+    fn arrive(&mut self) {
+        let Some((order, meta, _)) = self.transfer.take() else { return };
+        let now = Ticks(self.leader.now);
+        self.leader.raft.snapshot_sent(now, order.to.id, order.session, true);
+        let mut answers = self.leader.drain();
+        let message = Message::InstallSnapshot { session: order.session, meta };
+        answers.extend(self.slow.step(1, order.term.0, message));
+        answers.extend(self.slow.end_install(true));
+        self.carry(answers);
+    }
+
+    /// Runs on for some ticks; whether the slow follower has come to within a few entries.
+    fn catches_up(&mut self, within: u64, transfer_takes: u64) -> bool {
+        (0..within).any(|_| {
+            self.tick(transfer_takes);
+            let last = |bench: &Bench| bench.raft.status().last.index.0;
+            last(&self.slow) + 4 >= last(&self.leader)
+        })
+    }
+}
+
+#[test]
+fn a_slow_receiver_catches_up_under_steady_writes_after_one_snapshot() {
+    let config = Config { retain_bytes: RETAIN_BYTES, ..plain() };
+    let mut trio = Trio::new(&config);
+    // Cut off for longer than the log is kept for it.
+    (0..200).for_each(|_| trio.tick(0));
+    trio.wire = Some(VecDeque::new());
+    // Forty entries are written while a snapshot travels: more than is kept for any follower.
+    assert!(trio.catches_up(400, 40), "{} snapshots were not enough", trio.transfers);
+    assert_eq!(trio.transfers, 1);
+}
