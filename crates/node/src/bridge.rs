@@ -242,6 +242,7 @@ async fn send_snapshot(
     if meta.last.index < order.at_least {
         return Err(format!("the checkpoint ends at {}, the log begins behind it", meta.last));
     }
+    engine.snapshot_begins(group, order.to.id, order.session, meta.last.index);
     let header = SnapshotHeader {
         group,
         from,

@@ -199,7 +199,7 @@ impl Node {
         let engine = Engine::start(Parts {
             node: config.node_id,
             seed: (incarnation as u64) ^ self.identity.boot_counter().rotate_left(32),
-            raft: raft_config(config, formed.shards),
+            raft: raft_config(config, formed.shards, formed.members.len()),
             plan: config.memory,
             log,
             budget: budget.clone(),
@@ -378,16 +378,21 @@ fn plan(config: &Config) -> Result<Plan, Fatal> {
         .map_err(Fatal::Usage)
 }
 
-fn raft_config(config: &Config, shards: u32) -> RaftConfig {
+fn raft_config(config: &Config, shards: u32, nodes: usize) -> RaftConfig {
     let ticks = |time: Duration| quorate_raft::Ticks(time.as_millis() as u64 / 10);
     let defaults = RaftConfig::default();
     // What all groups retain for slow followers together stays within a quarter of the log's share.
     let retain = config.memory.log_node / 4 / u64::from(shards + 1);
+    // Each peer receives one snapshot at a time, and what is kept for them together stays within
+    // another quarter. A group's checkpoints keep the rest of its log within the other half.
+    let peers = nodes.saturating_sub(1).max(1) as u64;
+    let receiver = (config.memory.log_node / 4 / peers).min(config.memory.log_group / 2);
     RaftConfig {
         heartbeat: ticks(config.heartbeat),
         election_min: ticks(config.election_min),
         election_max: ticks(config.election_max),
         retain_bytes: retain.clamp(1 << 20, config.memory.log_group / 4),
+        receiver_retain_bytes: receiver,
         max_uncommitted_bytes: defaults.max_uncommitted_bytes.min(config.memory.log_group / 2),
         ..defaults
     }

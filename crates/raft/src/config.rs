@@ -51,6 +51,12 @@ pub struct Config {
     pub retain_bytes: u64,
     /// As `retain_bytes`, counted in entries. Default 131,072.
     pub retain_entries: u64,
+    /// As `retain_bytes`, for a follower from the moment a snapshot is on its way to it until it has
+    /// caught up: what is written meanwhile must be there when the snapshot is, or another one has
+    /// to follow. Below `retain_bytes` it counts as that. Default 64 MiB.
+    pub receiver_retain_bytes: u64,
+    /// As `receiver_retain_bytes`, counted in entries. Default 524,288.
+    pub receiver_retain_entries: u64,
 }
 
 impl Default for Config {
@@ -71,6 +77,8 @@ impl Default for Config {
             max_pending_reads: 65_536,
             retain_bytes: 16 << 20,
             retain_entries: 131_072,
+            receiver_retain_bytes: 64 << 20,
+            receiver_retain_entries: 524_288,
         }
     }
 }

@@ -175,6 +175,29 @@ impl Raft {
         self.check();
     }
 
+    /// A snapshot that ends at `last` is about to be sent, as [`crate::SnapshotSend`] asked: from now
+    /// on the log behind it is kept for its receiver, within a margin of its own. Without this call
+    /// the receiver has to do with the margin of any follower.
+    pub fn snapshot_begins(&mut self, now: Ticks, to: ReplicaId, session: SessionId, last: Index) {
+        self.observe(now);
+        self.keep_for_receiver(to, session, last);
+        self.check();
+    }
+
+    /// Of the log in memory, the bytes that are kept for receivers of snapshots beyond what is kept
+    /// for any follower, where a checkpoint holds the entries through `through`: no further
+    /// checkpoint makes the log shorter by them.
+    #[must_use]
+    pub fn kept_for_receivers(&self, through: Index) -> u64 {
+        let Role::Leader(leader) = &self.role else { return 0 };
+        if !leader.progress.values().any(|progress| progress.receives) {
+            return 0;
+        }
+        let first = self.log.base().index.next();
+        let bytes: u64 = self.log.range(first, through).map(Entry::bytes).sum();
+        bytes.saturating_sub(self.config.retain_bytes)
+    }
+
     /// The transfer of a snapshot has ended: all bytes were delivered, or it failed. Each
     /// [`crate::SnapshotSend`] is answered by one call.
     pub fn snapshot_sent(&mut self, now: Ticks, to: ReplicaId, session: SessionId, ok: bool) {

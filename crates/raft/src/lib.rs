@@ -31,7 +31,8 @@
 //!   given and asked for, acknowledgements, answers to heartbeats.
 //! - [`Output::committed`]: at once, in order; these entries are committed *and* durable here.
 //! - [`Output::reads`]: a read is served once the state machine has applied its index.
-//! - [`Output::snapshots`]: at once; each is answered by [`Raft::snapshot_sent`].
+//! - [`Output::snapshots`]: at once; each is answered by [`Raft::snapshot_begins`] once it
+//!   is known where the snapshot ends, and by [`Raft::snapshot_sent`].
 //! - [`Output::install`]: after everything in `committed` so far is applied; answered by
 //!   [`Raft::on_installed`] when durable, or [`Raft::on_install_failed`].
 //! - [`Output::events`] are news, and ask for nothing.

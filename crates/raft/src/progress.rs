@@ -19,7 +19,8 @@ pub(crate) enum Stage {
     Replicate(Inflight),
     /// The entries it needs are purged.
     Snapshot {
-        /// The position before the leader's first entry when the snapshot was asked for.
+        /// The position before the leader's first entry when the snapshot was asked for; then that
+        /// of the snapshot on its way.
         at_least: Index,
         /// When the bytes were delivered, or when it last said that it is installing them.
         delivered: Option<Ticks>,
@@ -79,6 +80,9 @@ pub(crate) struct Progress {
     /// Replies of another session are not about this bookkeeping.
     pub(crate) session: SessionId,
     pub(crate) stage: Stage,
+    /// A snapshot is on its way to it, or brought it within reach of the log, and it has not caught
+    /// up since: more of the log is kept for it than for others.
+    pub(crate) receives: bool,
     /// The last index known to be equal and durable there.
     pub(crate) matched: Index,
     /// When that became known.
@@ -117,6 +121,7 @@ impl Progress {
             peer,
             session,
             stage: Stage::Probe { paused: false },
+            receives: false,
             matched: Index(0),
             matched_at: now,
             next,

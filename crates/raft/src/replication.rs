@@ -52,6 +52,8 @@ impl Shipment<'_> {
             }
             sent = true;
         }
+        // All there is has left for it: from here on it is a follower like any other.
+        progress.receives &= progress.next <= last;
         let untold = progress.told_commit < self.commit.min(progress.next.prev());
         if !sent && (progress.ping || untold) {
             self.append(progress, 0);
@@ -259,6 +261,19 @@ impl Raft {
         }
     }
 
+    /// A snapshot that ends at `last` begins to travel: what follows it is kept for the receiver.
+    pub(crate) fn keep_for_receiver(&mut self, to: ReplicaId, session: SessionId, last: Index) {
+        let applied = self.applying.applied;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(progress) = leader.progress.get_mut(&to)
+            && progress.session == session
+            && let Stage::Snapshot { at_least, .. } = &mut progress.stage
+        {
+            *at_least = last.min(applied).max(*at_least);
+            progress.receives = true;
+        }
+    }
+
     /// The bytes of a snapshot have arrived; the answer is still to come.
     pub(crate) fn snapshot_delivered(&mut self, to: ReplicaId, session: SessionId) {
         let now = self.now;
@@ -272,30 +287,37 @@ impl Raft {
     }
 
     /// The last index that may be purged: no more than `through`, and less where a living follower
-    /// still needs what is left and keeping it stays within the margin. A follower that lags
-    /// further behind gets a snapshot.
+    /// still needs what is left and keeping it stays within the margin, which is wider for one that
+    /// receives a snapshot. A follower that lags further behind gets a snapshot.
     pub(crate) fn purgeable(&self, through: Index) -> Index {
         let Role::Leader(leader) = &self.role else { return through };
-        let mut needed: Vec<_> = leader
-            .progress
-            .values()
-            .filter(|progress| progress.is_active(self.now, self.config.election_max))
-            .map(|progress| progress.done_with().min(through))
-            .collect();
-        needed.sort_unstable();
-        let Some(&lowest) = needed.first() else { return through };
-        let mut floor = through;
+        let living = |progress: &&Progress| progress.is_active(self.now, self.config.election_max);
+        let needed = leader.progress.values().filter(living);
+        let needed: Vec<_> =
+            needed.map(|progress| (progress.done_with().min(through), progress.receives)).collect();
+        let Some(lowest) = needed.iter().map(|(index, _)| *index).min() else { return through };
+        let Config { retain_bytes, retain_entries, .. } = self.config;
+        let wide_bytes = self.config.receiver_retain_bytes.max(retain_bytes);
+        let wide_entries = self.config.receiver_retain_entries.max(retain_entries);
+        // The lowest positions within the margin, and within the wider one.
+        let (mut floor, mut wide_floor) = (through, through);
         let (mut entries, mut bytes) = (0, 0);
-        while floor > lowest
-            && let Some(entry) = self.log.get(floor)
+        while wide_floor > lowest
+            && let Some(entry) = self.log.get(wide_floor)
         {
             entries += 1;
             bytes += entry.bytes();
-            if entries > self.config.retain_entries || bytes > self.config.retain_bytes {
+            if entries > wide_entries || bytes > wide_bytes {
                 break;
             }
-            floor = floor.prev();
+            wide_floor = wide_floor.prev();
+            if entries <= retain_entries && bytes <= retain_bytes {
+                floor = wide_floor;
+            }
         }
-        needed.into_iter().find(|&index| index >= floor).unwrap_or(through)
+        let kept = needed
+            .into_iter()
+            .filter(|&(index, receives)| index >= if receives { wide_floor } else { floor });
+        kept.map(|(index, _)| index).min().unwrap_or(through)
     }
 }

@@ -97,6 +97,8 @@ impl Trio {
                 stamp: 0,
                 membership: self.leader.raft.membership().clone(),
             };
+            let (now, to) = (Ticks(self.leader.now), order.to.id);
+            self.leader.raft.snapshot_begins(now, to, order.session, meta.last.index);
             self.transfers += 1;
             self.transfer = Some((order, meta, self.ticks + transfer_takes));
         }
@@ -137,4 +139,31 @@ fn a_slow_receiver_catches_up_under_steady_writes_after_one_snapshot() {
     // Forty entries are written while a snapshot travels: more than is kept for any follower.
     assert!(trio.catches_up(400, 40), "{} snapshots were not enough", trio.transfers);
     assert_eq!(trio.transfers, 1);
+    // What was kept for it goes once it has caught up.
+    trio.tick(0);
+    (0..CHECKPOINT_EVERY).for_each(|_| trio.tick(0));
+    assert!(trio.leader.raft.log_bytes() <= RETAIN_BYTES, "{}", trio.leader.raft.log_bytes());
+    assert_eq!(trio.leader.raft.kept_for_receivers(Index(trio.checkpoint)), 0);
+}
+
+#[test]
+fn what_is_kept_for_a_receiver_is_bounded() {
+    let config =
+        Config { retain_bytes: RETAIN_BYTES, receiver_retain_bytes: 2 * RETAIN_BYTES, ..plain() };
+    let mut trio = Trio::new(&config);
+    (0..200).for_each(|_| trio.tick(0));
+    trio.wire = Some(VecDeque::new());
+    // The transfer does not end.
+    let never = 1_000;
+    let most = (0..200).map(|_| {
+        trio.tick(never);
+        trio.leader.raft.log_bytes()
+    });
+    let most = most.max().unwrap_or(0);
+    let since_the_checkpoint = CHECKPOINT_EVERY * 2 * ENTRY_BYTES as u64;
+    assert_eq!(trio.transfers, 1);
+    let kept = trio.leader.raft.kept_for_receivers(Index(trio.checkpoint));
+    assert!(kept <= RETAIN_BYTES, "{kept}");
+    assert!(most > RETAIN_BYTES + since_the_checkpoint, "{most}");
+    assert!(most <= 2 * RETAIN_BYTES + since_the_checkpoint, "{most}");
 }

@@ -121,11 +121,11 @@ impl Checkpointer {
                 return Some(shard.group);
             }
         }
-        let log: u64 = all.values().map(|shard| shard.log_bytes()).sum();
+        let log: u64 = all.values().map(|shard| shard.own_log_bytes()).sum();
         // A checkpoint shortens the log only by what was applied since the last one.
-        let longest = shards().filter(|s| delta(s) > 0).max_by_key(|s| s.log_bytes())?;
+        let longest = shards().filter(|s| delta(s) > 0).max_by_key(|s| s.own_log_bytes())?;
         let stored = self.progress.stored_bytes();
-        log_is_over(&self.plan, longest.log_bytes(), log, stored).then_some(longest.group)
+        log_is_over(&self.plan, longest.own_log_bytes(), log, stored).then_some(longest.group)
     }
 
     /// Whether there was something to write.

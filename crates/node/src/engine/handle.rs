@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorate_raft::{
-    Config as RaftConfig, Envelope, GroupId, Message, NodeId, Raft, Replica, ReplicaId, SessionId,
-    SnapshotMeta, Status, TransferError,
+    Config as RaftConfig, Envelope, GroupId, Index, Message, NodeId, Raft, Replica, ReplicaId,
+    SessionId, SnapshotMeta, Status, TransferError,
 };
 use quorate_storage::{
     DeltaBudget, Installer, RecordLog, RecoveredGroup, ShardStore, SnapshotSource, StorageError,
@@ -291,6 +291,12 @@ impl Engine {
         for inbox in &self.loops {
             inbox.complete(Input::PeerRefused(node));
         }
+    }
+
+    /// A snapshot that ends at `last` is about to be sent: the log behind it is kept for its receiver.
+    pub fn snapshot_begins(&self, group: GroupId, to: ReplicaId, session: SessionId, last: Index) {
+        let input = Input::SnapshotBegins { group, to, session, last };
+        self.engine_loop(group).complete(input);
     }
 
     /// The transfer of a snapshot ended.

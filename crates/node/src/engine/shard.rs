@@ -32,6 +32,9 @@ pub struct Leadership {
 pub struct ShardStats {
     /// Bytes of the log in memory.
     pub log_bytes: AtomicU64,
+    /// Of these, what is kept for receivers of snapshots beyond what is kept for any follower, as
+    /// of the last checkpoint.
+    pub receiver_bytes: AtomicU64,
     /// Bytes of applied state that no checkpoint holds or is being written for.
     pub delta_bytes: AtomicU64,
     /// Sessions that are remembered.
@@ -156,6 +159,13 @@ impl Shard {
     #[must_use]
     pub fn sessions(&self) -> u64 {
         self.stats.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the log in memory without those that are kept for receivers of snapshots: what
+    /// checkpoints keep short.
+    #[must_use]
+    pub fn own_log_bytes(&self) -> u64 {
+        self.log_bytes().saturating_sub(self.stats.receiver_bytes.load(Ordering::Relaxed))
     }
 
     /// Bytes of the log in memory.

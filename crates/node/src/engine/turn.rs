@@ -39,6 +39,12 @@ pub(super) enum Input {
     Applied(GroupId, Index),
     Installed(GroupId, SnapshotMeta),
     InstallFailed(GroupId),
+    SnapshotBegins {
+        group: GroupId,
+        to: ReplicaId,
+        session: SessionId,
+        last: Index,
+    },
     SnapshotSent {
         group: GroupId,
         to: ReplicaId,
@@ -209,6 +215,9 @@ impl Loop {
             Input::InstallFailed(group) => {
                 self.with(group, |group| group.raft.on_install_failed(now));
             }
+            Input::SnapshotBegins { group, to, session, last } => {
+                self.with(group, |group| group.raft.snapshot_begins(now, to, session, last));
+            }
             Input::SnapshotSent { group, to, session, ok } => {
                 self.with(group, |group| group.raft.snapshot_sent(now, to, session, ok));
             }
@@ -313,6 +322,8 @@ impl Loop {
     fn compact(&mut self, id: GroupId, through: Index) {
         if let Some(group) = self.touch(id) {
             let base = group.raft.compact(through);
+            let kept = group.raft.kept_for_receivers(through);
+            group.shard.stats.receiver_bytes.store(kept, Ordering::Relaxed);
             let replica = group.shard.replica.id;
             self.log.complete(LogInput::Purge { group: id, replica, through: base.index });
         }

@@ -588,6 +588,8 @@ impl Cluster {
         if ok {
             let meta = self.disks[node].checkpoint.clone();
             assert!(meta.last.index >= at_least, "the log was purged beyond its checkpoint");
+            let last = meta.last.index;
+            self.input(node, |raft, now| raft.snapshot_begins(now, to.id, session, last));
             let message = Message::InstallSnapshot { session, meta };
             let from = replica(node);
             self.send(node, &Envelope { group: GROUP, from, to, term, message });

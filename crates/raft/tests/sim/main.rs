@@ -57,6 +57,7 @@ fn config(rng: &mut Rng) -> Config {
         config.max_uncommitted_bytes = rng.between(200, 2_000);
         config.max_committed_bytes = rng.between(1, 500);
         config.retain_entries = rng.below(10);
+        config.receiver_retain_entries = 2 * config.retain_entries;
     }
     config
 }
