@@ -115,3 +115,51 @@ fn a_follower_whose_disk_went_back_is_sent_what_it_lost_without_a_write() {
     node.wait_sent(again);
     node.engine.stop();
 }
+
+/// Hands the node an append of a leader to its replica of the group, one of three.
+fn deliver(node: &Node, leader: u64, term: u64, commit: u64, entries: Vec<Entry>) {
+    let (session, timing) = (SessionId { term: Term(term), counter: 1 }, Timing::default());
+    let (prev, commit) = (LogId::ZERO, Index(commit));
+    let message = Message::Append { session, prev, commit, entries, timing };
+    let (from, to) = (replica(leader), replica(1));
+    node.engine.deliver(vec![Envelope { group: GROUP, from, to, term: Term(term), message }]);
+}
+
+fn noop(index: u64, term: u64) -> Entry {
+    let (kind, payload) = (EntryKind::Noop, Bytes::new());
+    Entry { term: Term(term), index: Index(index), kind, stamp: index, payload }
+}
+
+/// What `poison` brings about stops that replica alone, and its node still knows who leads.
+fn stops_alone(node: &Node, shard: &Shard, poison: Vec<Entry>) {
+    let other = node.lead(GroupId(2), 1);
+    deliver(node, 3, 2, 2, poison);
+    wait("it is damaged", || shard.is_damaged());
+    wait("its leader is known", || shard.leadership().leader == Some(replica(3).node));
+    let written = node.propose(GroupId(2), put(GroupId(2), "key", 1));
+    assert!(matches!(written.blocking_recv(), Ok(Answer::Applied { .. })));
+    assert!(other.serves() && !shard.serves());
+    // The other two elect one of themselves without it.
+    deliver(node, 2, 3, 0, Vec::new());
+    wait("its new leader is known", || shard.leadership().leader == Some(replica(2).node));
+    assert_eq!(shard.leadership().term, Term(2), "it takes part in no later term");
+    node.engine.stop();
+}
+
+#[test]
+fn another_history_below_the_commit_index_stops_the_replica() {
+    let node = Node::start();
+    let shard = node.add(GROUP, 3, None, false);
+    deliver(&node, 2, 1, 2, vec![noop(1, 1), noop(2, 1)]);
+    wait("both are applied", || shard.reader.applied() >= Index(2));
+    stops_alone(&node, &shard, vec![noop(1, 1), noop(2, 2)]);
+}
+
+#[test]
+fn a_membership_of_an_unknown_format_stops_the_replica() {
+    let node = Node::start();
+    let shard = node.add(GROUP, 3, None, false);
+    let payload = Bytes::from_static(&[2, 0, 0, 0, 0, 0]);
+    let unknown = Entry { kind: EntryKind::Membership, payload, ..noop(1, 2) };
+    stops_alone(&node, &shard, vec![unknown]);
+}
