@@ -28,6 +28,8 @@ impl Raft {
             self.refuse_as_gone(&envelope);
         } else if envelope.message == Message::ReplicaGone {
             self.on_replica_gone(envelope.from.id);
+        } else if self.fault.is_some() {
+            self.note_leader(&envelope);
         } else if self.admit(&envelope) {
             self.dispatch(envelope);
         }
@@ -39,6 +41,7 @@ impl Raft {
     pub fn advance(&mut self, now: Ticks) {
         self.observe(now);
         match &self.role {
+            _ if self.fault.is_some() => {}
             Role::Leader(leader) => {
                 if self.now >= leader.next_heartbeat {
                     self.beat();
@@ -56,6 +59,7 @@ impl Raft {
     /// When [`Raft::advance`] has something to do.
     pub fn next_deadline(&self) -> Ticks {
         match &self.role {
+            _ if self.fault.is_some() => Ticks(u64::MAX),
             Role::Leader(leader) => {
                 let quorum = self.config.check_quorum.then_some(leader.quorum_deadline);
                 let transfer = leader.transfer.as_ref().map(|transfer| transfer.deadline);
@@ -113,7 +117,7 @@ impl Raft {
                 leader.dirty = true;
                 Ok(())
             }
-            Role::Follower(follower) if follower.leader.is_some() => {
+            Role::Follower(follower) if follower.leader.is_some() && self.fault.is_none() => {
                 if follower.reads.len() >= limit {
                     return Err(ReadError::Full { limit });
                 }

@@ -85,6 +85,10 @@
 //! [`Message::ReplicaGone`]. Everything that moves a leader's bookkeeping carries a [`SessionId`]
 //! besides.
 //!
+//! *Stopping.* A replica that meets another history at or below its commit index, or a membership
+//! that it cannot read, stops by itself and says why ([`Fault`]): which of two histories is the
+//! group's it cannot know, and it must not vote under members that it does not know.
+//!
 //! *Memberships* are in force as soon as they are in the log, and revert when they are truncated.
 //! Two sets of voters (joint consensus) and learners are counted everywhere; a leader does not
 //! offer to change them yet.
@@ -110,6 +114,7 @@ mod config;
 mod dispatch;
 mod entropy;
 mod error;
+mod fault;
 mod input;
 pub mod invariants;
 mod log;
@@ -129,6 +134,7 @@ mod types;
 
 pub use config::{Config, ConfigError};
 pub use error::{ProposeError, ReadError, RestoreError, TransferError};
+pub use fault::Fault;
 pub use membership::{Membership, MembershipError};
 pub use message::{
     AppendResult, Envelope, Message, ReadRequest, SnapshotMeta, SnapshotResult, Timing,

@@ -26,7 +26,7 @@ pub struct Membership {
 }
 
 /// Why bytes are not a membership, or why its parts do not fit together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum MembershipError {
     /// The format number is not one this build knows.
     #[error("membership format {0} is not known")]

@@ -1,6 +1,7 @@
 //! What the core asks its driver to do, and under which condition: the durability contract, one
 //! field per condition. And how a replica gathers it and hands it out.
 
+use crate::fault::Fault;
 use crate::message::{Envelope, Message, SnapshotMeta};
 use crate::raft::Raft;
 use crate::role::Role;
@@ -177,6 +178,22 @@ pub enum Event {
         /// Its log agrees with the leader's at most through this index.
         agreement: Index,
     },
+    /// This replica has stopped by itself, see [`Fault`]. Reported once.
+    Stopped {
+        /// Why.
+        fault: Fault,
+    },
+    /// The leader sent entries that no sound leader sends: they do not follow each other, or are of a
+    /// later term than its own. They are dropped, and the leader repeats them. Reported once per
+    /// leadership.
+    Malformed {
+        /// The leader.
+        leader: ReplicaId,
+        /// The entry before the offending one, as the leader said.
+        before: LogId,
+        /// The offending entry.
+        found: LogId,
+    },
     /// The log now holds, or after a truncation again holds, another membership in force.
     Membership {
         /// The entry that brought it; for an older one the position it is known from.
@@ -213,6 +230,9 @@ impl Output {
 impl Raft {
     /// Whether [`Raft::take_output`] is due.
     pub fn has_output(&self) -> bool {
+        if self.fault.is_some() {
+            return !self.out.is_empty();
+        }
         let due = match &self.role {
             Role::Leader(leader) => leader.dirty,
             Role::Follower(follower) => {
@@ -229,6 +249,9 @@ impl Raft {
     /// All work that has come up since the last call. One call per turn of the driver, after all
     /// inputs of that turn: that is what batches proposals, reads and writes.
     pub fn take_output(&mut self) -> Output {
+        if self.fault.is_some() {
+            return std::mem::take(&mut self.out);
+        }
         self.begin_reads();
         self.replicate();
         self.forward_reads();

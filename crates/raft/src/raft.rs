@@ -4,6 +4,7 @@
 use crate::config::Config;
 use crate::entropy::Entropy;
 use crate::error::RestoreError;
+use crate::fault::Fault;
 use crate::log::Log;
 use crate::members::Members;
 use crate::membership::Membership;
@@ -65,6 +66,8 @@ pub struct Raft {
     pub(crate) role: Role,
     /// The snapshot that the driver was asked to install.
     pub(crate) installing: Option<Install>,
+    /// Why it has stopped by itself.
+    pub(crate) fault: Option<Fault>,
     /// Counts the read requests sent to leaders.
     pub(crate) requests: u64,
     pub(crate) clock: u64,
@@ -147,6 +150,7 @@ impl Raft {
             applying: Applying { applied: applied.index, handed: applied.index, bytes: 0 },
             role: Role::Follower(Follower::new(None, now, deadline)),
             installing: None,
+            fault: None,
             requests: 0,
             clock: 0,
             entropy,

@@ -59,7 +59,7 @@ impl Raft {
     /// An election is due. Learners and strangers hold none; nor does a replica whose log is about
     /// to be replaced.
     pub(crate) fn start_election(&mut self) {
-        if self.is_leader() {
+        if self.is_leader() || self.fault.is_some() {
             return;
         }
         if !self.members.current().is_voter(self.me.id) || self.installing.is_some() {

@@ -186,8 +186,15 @@ proptest! {
         steps in prop::collection::vec(step(), 1..60),
     ) {
         let config = Config { pre_vote, check_quorum: pre_vote, ..Config::default() };
-        let mut bench = Bench::with(config, 1, 3, 2, &[1, 2]);
+        let mut bench = Bench::with(config.clone(), 1, 3, 2, &[1, 2]);
+        let mut stopped_for = 0;
         for step in steps {
+            stopped_for += u32::from(bench.raft.fault().is_some());
+            if stopped_for == 5 {
+                // What it met has stopped it. It is started again, and meets more.
+                bench = Bench::with(config.clone(), 1, 3, 2, &[1, 2]);
+                stopped_for = 0;
+            }
             let now = Ticks(bench.now);
             match step {
                 Step::Message { from, term, current: false, message } => {

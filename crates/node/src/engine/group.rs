@@ -243,44 +243,61 @@ impl Group {
         if events.is_empty() {
             return;
         }
-        let shard = self.shard.group.0;
         let before = self.shard.leadership().leader;
         for event in events {
-            match event {
-                Event::Role { term, role, leader } => {
-                    if *role == RoleKind::Candidate {
-                        metrics.elections.inc();
-                    }
-                    let leader = leader.map_or(0, |leader| leader.node.0);
-                    info!(shard, term = term.0, %role, leader, "role: changed");
-                }
-                Event::QuorumLost { term } => {
-                    info!(shard, term = term.0, "leader: stepping down, no quorum answers");
-                }
-                Event::Transfer { to, end } => info!(shard, to = to.0, ?end, "transfer: ended"),
-                Event::ReplicaGone { replica } => {
-                    info!(shard, replica = replica.0, "replica: its node says that it is gone");
-                }
-                Event::Regress { replica, acknowledged, agreement } => {
-                    let node = self.raft.membership().node_of(*replica).map_or(0, |node| node.0);
-                    warn!(
-                        shard,
-                        node,
-                        replica = replica.0,
-                        acknowledged = acknowledged.0,
-                        has = agreement.0,
-                        "replica: it lost entries that it had acknowledged, and gets them again. Its \
-                         node's disk drops writes, or its data directory was put back from a copy; \
-                         stop that node until you know which: it may have forgotten votes too"
-                    );
-                }
-                Event::Membership { index } => info!(shard, index = index.0, "membership: changed"),
-            }
+            self.report(event, metrics);
         }
         self.publish();
         let now = self.shard.leadership().leader;
         if now.is_some() && now != before {
             metrics.leader_changes.inc();
+        }
+    }
+
+    fn report(&self, event: &Event, metrics: &Metrics) {
+        let shard = self.shard.group.0;
+        match event {
+            Event::Role { term, role, leader } => {
+                if *role == RoleKind::Candidate {
+                    metrics.elections.inc();
+                }
+                let leader = leader.map_or(0, |leader| leader.node.0);
+                info!(shard, term = term.0, %role, leader, "role: changed");
+            }
+            Event::QuorumLost { term } => {
+                info!(shard, term = term.0, "leader: stepping down, no quorum answers");
+            }
+            Event::Transfer { to, end } => info!(shard, to = to.0, ?end, "transfer: ended"),
+            Event::ReplicaGone { replica } => {
+                info!(shard, replica = replica.0, "replica: its node says that it is gone");
+            }
+            Event::Regress { replica, acknowledged, agreement } => {
+                let node = self.raft.membership().node_of(*replica).map_or(0, |node| node.0);
+                warn!(
+                    shard,
+                    node,
+                    replica = replica.0,
+                    acknowledged = acknowledged.0,
+                    has = agreement.0,
+                    "replica: it lost entries that it had acknowledged, and gets them again. Its \
+                     node's disk drops writes, or its data directory was put back from a copy; \
+                     stop that node until you know which: it may have forgotten votes too"
+                );
+            }
+            Event::Stopped { fault } => {
+                self.shard.set_damaged(&format!("it stopped by itself: {fault}"));
+            }
+            Event::Malformed { leader, before, found } => {
+                warn!(
+                    shard,
+                    leader = leader.0,
+                    entry = %found,
+                    %before,
+                    "append: the leader's entries do not follow each other. They are dropped, and \
+                     the replica stays behind until another one leads"
+                );
+            }
+            Event::Membership { index } => info!(shard, index = index.0, "membership: changed"),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The follower: takes the leader's log (Raft paper §5.3) and snapshots (§7), and forwards reads.
 
 use super::Role;
+use crate::fault::Fault;
 use crate::membership::Membership;
 use crate::message::{AppendResult, Message, ReadRequest, SnapshotMeta, SnapshotResult, Timing};
 use crate::output::{Event, Install, ReadOutcome};
@@ -18,13 +19,22 @@ pub(crate) struct Follower {
     /// When an election is due.
     pub(crate) deadline: Ticks,
     pub(crate) reads: ForwardedReads,
+    /// The leader sent entries that do not follow each other, and that was reported.
+    malformed: bool,
     /// See [`Raft::freshness`].
     pub(crate) freshness: Option<(Ticks, Index)>,
 }
 
 impl Follower {
     pub(crate) fn new(leader: Option<Replica>, now: Ticks, deadline: Ticks) -> Follower {
-        Follower { leader, heard: now, deadline, reads: ForwardedReads::default(), freshness: None }
+        Follower {
+            leader,
+            heard: now,
+            deadline,
+            reads: ForwardedReads::default(),
+            malformed: false,
+            freshness: None,
+        }
     }
 }
 
@@ -68,7 +78,13 @@ impl Raft {
             return;
         }
         let Append { session, mut prev, commit, mut entries, timing } = append;
-        let Some(memberships) = well_formed(prev, &entries, self.term) else { return };
+        if let Some((before, found)) = disorder(prev, &entries, self.term) {
+            return self.report_malformed(from, before, found);
+        }
+        let positions = std::iter::once(prev).chain(entries.iter().map(Entry::id));
+        if let Some(fork) = positions.filter_map(|id| self.fork(from, id)).next() {
+            return self.stop(fork);
+        }
         self.note_echo(&timing);
         let last = Index(prev.index.0.saturating_add(entries.len() as u64));
         if prev.index < self.commit {
@@ -77,10 +93,6 @@ impl Raft {
             let known = (self.commit.0 - prev.index.0).min(entries.len() as u64) as usize;
             entries.drain(..known);
             prev = self.commit_id();
-            if entries.first().is_some_and(|entry| entry.term < prev.term) {
-                // It contradicts what is committed: no sound leader's append does.
-                return;
-            }
         }
         let timing = self.reply_timing(&timing);
         if !self.log.matches(prev) {
@@ -93,7 +105,9 @@ impl Raft {
             );
             return;
         }
-        self.append_missing(entries, memberships);
+        if let Err(fault) = self.append_missing(entries) {
+            return self.stop(fault);
+        }
         let last = last.max(prev.index);
         self.advance_commit(commit.min(last));
         let result = AppendResult::Accepted { last };
@@ -102,21 +116,38 @@ impl Raft {
 
     /// Appends what the log does not have yet. Only a conflict truncates: an append that was
     /// overtaken by a longer one must not shorten the log (Raft paper §5.3).
-    fn append_missing(&mut self, entries: Vec<Entry>, mut memberships: Vec<(Index, Membership)>) {
-        let mut entries = entries.into_iter().peekable();
-        while entries.next_if(|entry| self.log.matches(entry.id())).is_some() {}
-        let Some(first) = entries.peek() else { return };
-        let first = first.index;
+    fn append_missing(&mut self, mut entries: Vec<Entry>) -> Result<(), Fault> {
+        let known = entries.iter().take_while(|entry| self.log.matches(entry.id())).count();
+        entries.drain(..known);
+        let Some(first) = entries.first().map(|entry| entry.index) else { return Ok(()) };
+        let memberships = memberships(&entries)?;
         if first <= self.log.last().index {
             self.truncate_from(first);
         }
-        memberships.retain(|membership| membership.0 >= first);
         for entry in entries {
             self.log.push(entry);
         }
         for (index, membership) in memberships {
             self.members.push(index, membership);
             self.out.events.push(Event::Membership { index });
+        }
+        Ok(())
+    }
+
+    /// Whether a leader has another entry at a position than the committed one here. What is purged
+    /// cannot be compared.
+    fn fork(&self, leader: Replica, theirs: LogId) -> Option<Fault> {
+        let ours = self.log.id_at(theirs.index).filter(|_| theirs.index <= self.commit)?;
+        let fork = Fault::Fork { leader: leader.id, term: self.term, ours, theirs };
+        (ours != theirs).then_some(fork)
+    }
+
+    /// The leader repeats what it sent until it is answered, so this is said once.
+    fn report_malformed(&mut self, leader: Replica, before: LogId, found: LogId) {
+        if let Role::Follower(follower) = &mut self.role
+            && !std::mem::replace(&mut follower.malformed, true)
+        {
+            self.out.events.push(Event::Malformed { leader: leader.id, before, found });
         }
     }
 
@@ -164,6 +195,9 @@ impl Raft {
         let sound = meta.last.term <= self.term && meta.last.index.0 <= u64::MAX / 2;
         if !sound || !self.follow(from) || self.installing.is_some() {
             return;
+        }
+        if let Some(fork) = self.fork(from, meta.last) {
+            return self.stop(fork);
         }
         if meta.last.index <= self.commit || self.log.matches(meta.last) {
             // Nothing in it is new; but it proves that everything through its end is committed.
@@ -252,18 +286,25 @@ fn further(a: LogId, b: LogId) -> LogId {
     if b.index > a.index { b } else { a }
 }
 
-/// The memberships in an append, or nothing if the append cannot come from a sound leader.
-fn well_formed(prev: LogId, entries: &[Entry], term: Term) -> Option<Vec<(Index, Membership)>> {
-    let mut memberships = Vec::new();
+/// The first entry that no sound leader of this term sends after the one before it, with that one.
+fn disorder(prev: LogId, entries: &[Entry], term: Term) -> Option<(LogId, LogId)> {
     let mut before = prev;
-    for entry in entries {
-        if entry.index != before.index.next() || entry.term < before.term {
-            return None;
+    for found in entries.iter().map(Entry::id) {
+        if found.index != before.index.next() || found.term < before.term || found.term > term {
+            return Some((before, found));
         }
-        if entry.kind == EntryKind::Membership {
-            memberships.push((entry.index, Membership::decode(&entry.payload).ok()?));
-        }
-        before = entry.id();
+        before = found;
     }
-    (before.term <= term).then_some(memberships)
+    (prev.term > term).then_some((LogId::ZERO, prev))
+}
+
+/// The memberships among entries that are to be appended.
+fn memberships(entries: &[Entry]) -> Result<Vec<(Index, Membership)>, Fault> {
+    let memberships = entries.iter().filter(|entry| entry.kind == EntryKind::Membership);
+    let decoded = memberships.map(|entry| {
+        let index = entry.index;
+        let membership = Membership::decode(&entry.payload);
+        membership.map(|it| (index, it)).map_err(|source| Fault::Membership { index, source })
+    });
+    decoded.collect()
 }

@@ -450,6 +450,10 @@ impl Script {
             Event::Regress { replica, acknowledged, agreement } => {
                 format!("misses {acknowledged} at {replica}, which has {agreement}")
             }
+            Event::Stopped { fault } => format!("stops: {fault}"),
+            Event::Malformed { leader, before, found } => {
+                format!("drops what {leader} sends: {found} after {before}")
+            }
             Event::Membership { .. } => format!("has members {}", self.raft(id).membership()),
         };
         self.line(id, &text);

@@ -462,6 +462,9 @@ impl Cluster {
         // These disks keep what they acknowledged, however late and often messages arrive.
         let regress = |event: &&Noted| matches!(event, Noted::Regress { .. });
         assert_eq!(events.iter().find(regress), None, "no disk went back");
+        let stopped =
+            |event: &&Noted| matches!(event, Noted::Stopped { .. } | Noted::Malformed { .. });
+        assert_eq!(events.iter().find(stopped), None, "every log is that of the group");
         let boot = self.nodes[node].boot;
         for envelope in send {
             self.send(node, &envelope);
