@@ -8,13 +8,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
-use quorate_storage::{DiskLevel, Installer, SnapshotSource as StoredSnapshot};
+use quorate_storage::{Disk, DiskLevel, Installer, SnapshotSource as StoredSnapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::boottime::Clock;
 use crate::clock_offset::{self, ClockOffsets};
-use crate::core::Disk;
 use crate::engine::{Engine, Outbox, Shard, SnapshotOrder};
 use crate::metrics::Metrics;
 use crate::transport::{

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_proto::v1::{Failure, NodePhase, ReadLevel, Reason, Receipt, SessionToken};
 use quorate_raft::{GroupId, Index, NodeId, Term};
-use quorate_storage::{DeltaBudget, DeltaLevel, DiskLevel};
+use quorate_storage::{DeltaBudget, DeltaLevel, Disk, DiskLevel};
 use tokio::sync::Semaphore;
 
 use crate::boottime::Clock;
@@ -58,31 +58,6 @@ pub struct Core {
     pub clock: Clock,
     /// What the wall clocks of the other nodes show.
     pub clocks: Arc<ClockOffsets>,
-}
-
-/// How much of the disk's reserve is left, as it was last seen.
-#[derive(Debug, Default)]
-pub struct Disk {
-    level: AtomicU8,
-}
-
-impl Disk {
-    /// What may still be written.
-    #[must_use]
-    pub fn level(&self) -> DiskLevel {
-        match self.level.load(Ordering::Relaxed) {
-            0 => DiskLevel::Ok,
-            1 => DiskLevel::Low,
-            _ => DiskLevel::Critical,
-        }
-    }
-
-    /// Notes what may still be written, and returns what was noted before.
-    pub fn set(&self, level: DiskLevel) -> DiskLevel {
-        let before = self.level();
-        self.level.store(level as u8, Ordering::Relaxed);
-        before
-    }
 }
 
 /// Where a node is in its life.

@@ -217,7 +217,7 @@ impl Node {
         let inbound = Arc::new(Incoming {
             engine: engine.clone(),
             peers: peers.clone(),
-            disk: Arc::default(),
+            disk: sled.disk().clone(),
             clocks: Arc::default(),
         });
         let targets = first_targets(config, &formed, map_cell.get().as_ref().map(|m| m.proto()));
@@ -416,14 +416,16 @@ fn first_targets(config: &Config, formed: &Formed, map: Option<&ClusterMap>) -> 
     founders.collect()
 }
 
-/// Looks after the disk: refuses writes below the reserve, and tells how much is used.
+/// Reports how much of the disk is used, and gives leaderships away when the reserve is reached. The
+/// level itself is noted with each barrier, by whoever has one.
 async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
+    let mut before = DiskLevel::Ok;
     let mut interval = tokio::time::interval(Duration::from_secs(1));
     loop {
         interval.tick().await;
         let sled = sled.clone();
         let seen = tokio::task::spawn_blocking(move || {
-            Ok::<_, StorageError>((sled.space()?, sled.disk_bytes()?))
+            Ok::<_, StorageError>((sled.look_at_space()?, sled.disk_bytes()?))
         });
         let (space, used) = match seen.await {
             Ok(Ok(seen)) => seen,
@@ -433,8 +435,7 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
             }
             Err(_) => return,
         };
-        let level = space.level();
-        let before = core.disk.set(level);
+        let level = core.disk.level();
         if before != level {
             let (free, reserve) = (space.free, space.reserve());
             warn!(free, reserve, ?level, ?before, "disk: the reserve was crossed");
@@ -443,6 +444,7 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
             // Once for each time: where all nodes run short together, nobody is better off.
             leadership::give_all_away(&core).await;
         }
+        before = level;
         let low = level > DiskLevel::Ok;
         core.metrics.disk_used_bytes.set(used as i64);
         core.metrics.disk_free_bytes.set(space.free as i64);

@@ -121,6 +121,7 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
     let options = EngineOptions {
         cache_bytes: config.memory.engine_cache,
         on_fatal: end_process_once(&opened),
+        ..EngineOptions::default()
     };
     let sled = Sled::open(&dir.sled_dir(), options)
         .map_err(|error| cannot_open(&dir.sled_dir(), error))?;

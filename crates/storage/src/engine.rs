@@ -31,6 +31,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::crash;
 use crate::error::{Result, StorageError};
+use crate::space::{Disk, Space, SpaceProbe};
 
 /// Size of a segment of the engine's file; fixed when the directory is created.
 pub const SEGMENT_BYTES: usize = 8 << 20;
@@ -53,11 +54,13 @@ pub struct EngineOptions {
     /// Called at the first fatal failure, on the thread that met it. By default nothing: the
     /// failure is returned, and so is [`StorageError::Poisoned`] by every later write.
     pub on_fatal: FatalHook,
+    /// What tells how much of the file system is free: the system, but in tests.
+    pub space: SpaceProbe,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, on_fatal: Arc::new(|_| {}) }
+        Self { cache_bytes: 64 << 20, on_fatal: Arc::new(|_| {}), space: Arc::new(Space::of) }
     }
 }
 
@@ -83,6 +86,8 @@ struct Inner {
     file: File,
     file_path: PathBuf,
     on_fatal: FatalHook,
+    space: SpaceProbe,
+    disk: Arc<Disk>,
     poisoned: OnceLock<Arc<str>>,
     /// Bytes that writers have announced, ever. `inserted <= reserved`.
     reserved: AtomicU64,
@@ -137,6 +142,8 @@ impl Engine {
             file,
             file_path,
             on_fatal: options.on_fatal,
+            space: options.space,
+            disk: Arc::default(),
             poisoned: OnceLock::new(),
             reserved: AtomicU64::new(0),
             inserted: AtomicU64::new(0),
@@ -253,12 +260,23 @@ impl Engine {
         })
     }
 
-    /// Total and free bytes of the file system.
+    /// What is left of the disk's reserve, as of the last barrier.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.0.disk
+    }
+
+    /// Looks how much of the file system is free, as each barrier does; [`Engine::disk`] then knows.
     ///
     /// # Errors
     /// If the system does not say.
-    pub fn space(&self) -> Result<crate::space::Space> {
-        crate::space::Space::of(&self.0.dir)
+    pub fn look_at_space(&self) -> Result<Space> {
+        let inner = &*self.0;
+        let space = (inner.space)(&inner.dir)?;
+        let file = inner.file.metadata();
+        let file = file.map_err(|error| StorageError::io("inspect", &inner.file_path, error))?;
+        inner.disk.look(space, file.len());
+        Ok(space)
     }
 
     /// Fails if the engine has put a page into a blob file, which it never syncs. The caps on keys

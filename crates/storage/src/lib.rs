@@ -65,7 +65,7 @@ pub use keys::{MAX_KEY_BYTES, RowKey, RowKind};
 pub use log::{LogBackend, LogTuning, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind};
 pub use node_records::NodeRecords;
 pub use snapshot::{Installed, Installer, SnapshotSource};
-pub use space::{DiskLevel, Space};
+pub use space::{Disk, DiskLevel, Space, SpaceProbe};
 pub use state::{
     CheckpointJob, CleanJob, Counts, DeltaBudget, DeltaLevel, Finished, Frontier, HashRange,
     Lookup, Scan, ScanPin, ScanRange, ShardHeader, ShardInit, ShardReader, ShardStatus, ShardStore,

@@ -4,10 +4,23 @@
 //! restarted, so the disk must never become full. Below the reserve a node takes no more user data
 //! but goes on with everything that keeps the cluster moving or frees space; below a quarter of it
 //! appends stop too.
+//!
+//! The engine gives space back to itself and hardly ever to the file system. So what it can use
+//! again counts as room: [`Disk`] knows how many live bytes its file has held, and how many it
+//! holds now. That the disk never becomes full does not rest on this estimate, since the quarter
+//! is measured by what is really free.
 
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::error::{Result, StorageError};
+
+/// Asks for the size and the free bytes of the file system that holds a path.
+pub type SpaceProbe = Arc<dyn Fn(&Path) -> Result<Space> + Send + Sync>;
 
 const RESERVE_MIN: u64 = 256 << 20;
 const RESERVE_MAX: u64 = 4 << 30;
@@ -53,17 +66,120 @@ impl Space {
         (self.total / 20).clamp(RESERVE_MIN, RESERVE_MAX)
     }
 
-    /// What may still be written.
+    /// What may still be written when `room` bytes can be written without the files growing.
+    /// Whoever was refused (`before`) is let in again with an eighth of the reserve to spare, so
+    /// that a level does not come and go with each write.
     #[must_use]
-    pub fn level(self) -> DiskLevel {
+    pub fn level(self, room: u64, before: DiskLevel) -> DiskLevel {
         let reserve = self.reserve();
+        let wanted = if before > DiskLevel::Ok { reserve + reserve / 8 } else { reserve };
         if self.free < reserve / 4 {
             DiskLevel::Critical
-        } else if self.free < reserve {
+        } else if self.free.saturating_add(room) < wanted {
             DiskLevel::Low
         } else {
             DiskLevel::Ok
         }
+    }
+}
+
+/// What is left of the disk's reserve. It is looked at with every barrier, so between two looks
+/// there is no more than one record of the log or half a mebibyte of the state.
+#[derive(Default)]
+pub struct Disk {
+    level: AtomicU8,
+    seen: Mutex<Seen>,
+}
+
+/// What was seen last.
+#[derive(Debug, Default)]
+struct Seen {
+    space: Option<Space>,
+    /// Length of the engine's file in bytes.
+    file: u64,
+    /// Bytes that are alive in the engine, if that is known.
+    live: Option<u64>,
+    /// Live bytes that the file has held, and so holds again without growing.
+    held: u64,
+}
+
+/// A file of the engine has held at least this part of its length in live bytes: it reuses a
+/// segment once half of it is dead, and what waits for that and what is being written is as much
+/// again.
+const HELD_PART: u64 = 4;
+
+impl Seen {
+    fn room(&self) -> u64 {
+        self.live.map_or(0, |live| self.held.saturating_sub(live))
+    }
+
+    fn look(&mut self, space: Space, file: u64) {
+        self.space = Some(space);
+        if self.file == 0 {
+            self.held = file / HELD_PART;
+        } else if file < self.file {
+            self.held = self.held.saturating_sub(self.file - file);
+        } else if file > self.file {
+            // It grew although there seemed to be room: half of that was not there.
+            self.held -= self.room() / 2;
+        }
+        self.file = file;
+    }
+}
+
+impl Disk {
+    /// What may still be written.
+    #[must_use]
+    pub fn level(&self) -> DiskLevel {
+        match self.level.load(Ordering::Relaxed) {
+            0 => DiskLevel::Ok,
+            1 => DiskLevel::Low,
+            _ => DiskLevel::Critical,
+        }
+    }
+
+    /// Notes what the file system says and how long the engine's file is.
+    pub fn look(&self, space: Space, file: u64) -> DiskLevel {
+        let mut seen = self.seen.lock();
+        seen.look(space, file);
+        self.judge(&seen)
+    }
+
+    /// Notes how many bytes are alive in the engine; `None` if that is not known, and then nothing
+    /// in its file counts as room.
+    pub fn set_live(&self, live: Option<u64>) -> DiskLevel {
+        let mut seen = self.seen.lock();
+        seen.live = live;
+        seen.held = seen.held.max(live.unwrap_or(0));
+        self.judge(&seen)
+    }
+
+    /// Bytes that can be written without the engine's file growing, as far as is known.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.seen.lock().room()
+    }
+
+    /// The file system as it was last seen.
+    #[must_use]
+    pub fn space(&self) -> Option<Space> {
+        self.seen.lock().space
+    }
+
+    fn judge(&self, seen: &Seen) -> DiskLevel {
+        let Some(space) = seen.space else { return DiskLevel::Ok };
+        let level = space.level(seen.room(), self.level());
+        self.level.store(level as u8, Ordering::Relaxed);
+        level
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk")
+            .field("level", &self.level())
+            .field("seen", &*self.seen.lock())
+            .finish()
     }
 }
 
@@ -75,7 +191,7 @@ mod tests {
 
     #[test]
     fn levels_by_free_bytes() {
-        let of = |total, free| Space { total, free }.level();
+        let of = |total, free| Space { total, free }.level(0, DiskLevel::Ok);
         // A small disk: the reserve is 256 MiB.
         assert_eq!(of(1024 * MIB, 256 * MIB), DiskLevel::Ok);
         assert_eq!(of(1024 * MIB, 256 * MIB - 1), DiskLevel::Low);
@@ -96,5 +212,53 @@ mod tests {
         let space = Space::of(dir.path()).unwrap();
         assert!(space.total > 0 && space.free <= space.total, "{space:?}");
         assert!(Space::of(Path::new("/does/not/exist")).is_err());
+    }
+
+    fn look(disk: &Disk, free: u64, file: u64) -> DiskLevel {
+        disk.look(Space { total: 1024 * MIB, free: free * MIB }, file * MIB)
+    }
+
+    #[test]
+    fn what_was_removed_counts_as_room() {
+        let disk = Disk::default();
+        look(&disk, 900, 8);
+        disk.set_live(Some(300 * MIB));
+        look(&disk, 250, 700);
+        assert_eq!((disk.level(), disk.room()), (DiskLevel::Low, 0));
+        // The reserve and an eighth of it must be there before user data is taken again.
+        assert_eq!(disk.set_live(Some(263 * MIB)), DiskLevel::Low);
+        assert_eq!(disk.set_live(Some(262 * MIB)), DiskLevel::Ok);
+        assert_eq!(disk.set_live(Some(290 * MIB)), DiskLevel::Ok);
+        assert_eq!(disk.set_live(Some(300 * MIB)), DiskLevel::Low);
+        assert_eq!(disk.set_live(None), DiskLevel::Low);
+    }
+
+    #[test]
+    fn a_file_that_grows_has_less_room_than_it_seemed() {
+        let disk = Disk::default();
+        look(&disk, 250, 700);
+        disk.set_live(Some(300 * MIB));
+        disk.set_live(Some(100 * MIB));
+        assert_eq!((disk.level(), disk.room()), (DiskLevel::Ok, 200 * MIB));
+        look(&disk, 242, 708);
+        assert_eq!(disk.room(), 100 * MIB);
+        look(&disk, 234, 716);
+        assert_eq!((disk.level(), disk.room()), (DiskLevel::Ok, 50 * MIB));
+        assert_eq!(look(&disk, 226, 724), DiskLevel::Low);
+        // Given back to the file system, it is there and no longer in the file.
+        look(&disk, 242, 708);
+        assert_eq!(disk.room(), 9 * MIB);
+        // Whatever room there seems to be, the last quarter is measured.
+        disk.set_live(Some(0));
+        assert_eq!(look(&disk, 63, 708), DiskLevel::Critical);
+    }
+
+    #[test]
+    fn a_file_that_was_opened_full_of_nothing_has_room() {
+        let disk = Disk::default();
+        look(&disk, 250, 700);
+        assert_eq!((disk.level(), disk.room()), (DiskLevel::Low, 0));
+        assert_eq!(disk.set_live(Some(20 * MIB)), DiskLevel::Ok);
+        assert_eq!(disk.room(), 155 * MIB);
     }
 }

@@ -4,10 +4,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quorate_raft::Index;
 use quorate_storage::testing::{append, entry, key};
-use quorate_storage::{Engine, EngineOptions, LogBackend, LogTuning, RecordLog};
+use quorate_storage::{DiskLevel, Engine, EngineOptions, LogBackend, LogTuning, RecordLog, Space};
 use tempfile::TempDir;
 
 struct Place {
@@ -19,8 +21,12 @@ struct Place {
 
 impl Place {
     fn new(backend: LogBackend, tuning: LogTuning) -> Self {
+        Self::with_options(backend, tuning, EngineOptions::default())
+    }
+
+    fn with_options(backend: LogBackend, tuning: LogTuning, options: EngineOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(&dir.path().join("sled"), EngineOptions::default()).unwrap();
+        let engine = Engine::open(&dir.path().join("sled"), options).unwrap();
         let (log, _) = RecordLog::open_tuned(backend, tuning, &engine, dir.path()).unwrap();
         Self { dir, engine, log, backend }
     }
@@ -108,4 +114,27 @@ fn moving_the_head_keeps_up_with_large_records_in_sled() {
 #[test]
 fn moving_the_head_keeps_up_with_large_records_in_files() {
     moving_keeps_up(LogBackend::File);
+}
+
+/// A second is time for 140 MB, which is half of the reserve: no record goes by unseen.
+#[test]
+fn the_free_space_is_looked_at_with_every_record() {
+    for backend in [LogBackend::Sled, LogBackend::File] {
+        let free = Arc::new(AtomicU64::new(1 << 30));
+        let seen = Arc::clone(&free);
+        let options = EngineOptions {
+            space: Arc::new(move |_| {
+                Ok(Space { total: 1 << 30, free: seen.load(Ordering::SeqCst) })
+            }),
+            ..EngineOptions::default()
+        };
+        let mut place = Place::with_options(backend, LogTuning::default(), options);
+        for (record, left, level) in
+            [(0, 300, DiskLevel::Ok), (1, 255, DiskLevel::Low), (2, 63, DiskLevel::Critical)]
+        {
+            free.store(left << 20, Ordering::SeqCst);
+            place.append(1, record, 64 << 10);
+            assert_eq!(place.engine.disk().level(), level, "{backend:?}, {left} MiB are free");
+        }
+    }
 }

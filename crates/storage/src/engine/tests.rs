@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::space::DiskLevel;
 
 fn open(dir: &Path) -> Engine {
     Engine::open(dir, EngineOptions::default()).unwrap()
@@ -221,4 +222,31 @@ fn a_panic_of_a_write_closes_the_engine() {
         engine.write::<()>("insert a value into", b"t", || panic!("half done")).unwrap_err();
     assert!(error.is_fatal() && error.to_string().contains("panicked: half done"), "{error}");
     assert!(matches!(engine.barrier(), Err(StorageError::Poisoned { .. })));
+}
+
+/// A disk of 1 GiB, of which `free` bytes are free.
+fn open_with(dir: &Path, free: &Arc<AtomicU64>) -> Engine {
+    let free = Arc::clone(free);
+    let space: SpaceProbe =
+        Arc::new(move |_| Ok(Space { total: 1 << 30, free: free.load(Ordering::SeqCst) }));
+    Engine::open(dir, EngineOptions { space, ..EngineOptions::default() }).unwrap()
+}
+
+/// However fast the disk fills: who waits for a barrier sees what it left.
+#[test]
+fn the_free_space_is_looked_at_with_every_barrier() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = Arc::new(AtomicU64::new(1 << 30));
+    let engine = open_with(dir.path(), &free);
+    let tree = engine.tree(b"t").unwrap();
+    let write = |left: u64| {
+        free.store(left << 20, Ordering::SeqCst);
+        tree.insert(&left.to_be_bytes(), b"value").unwrap();
+        engine.barrier().unwrap();
+        engine.disk().level()
+    };
+    assert_eq!(write(300), DiskLevel::Ok);
+    assert_eq!(write(255), DiskLevel::Low);
+    assert_eq!(write(63), DiskLevel::Critical);
+    assert_eq!(write(288), DiskLevel::Ok);
 }

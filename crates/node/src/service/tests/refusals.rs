@@ -6,7 +6,7 @@ use quorate_proto::v1::{
     BatchOperation, BatchRequest, CancelRequest, CompareAndSetRequest, Condition, DeleteAction,
     DeleteRequest, Failure, IncrementRequest, Outcome, RouteHint, WriteSession,
 };
-use quorate_storage::DiskLevel;
+use quorate_storage::{DiskLevel, Space};
 
 use super::*;
 use crate::apply::LogTime;
@@ -226,12 +226,12 @@ fn a_refusal_before_the_proposal_speaks_of_an_attempt_where_there_is_a_session()
         said.at("without a map", &mapless, &asked, Reason::Starting).await;
         let full = changed(&node, |core| core.budget = Arc::new(DeltaBudget::new(0)));
         said.at("behind the checkpoints", &full, &asked, Reason::Overloaded).await;
-        node.core.disk.set(DiskLevel::Low);
+        set_disk(&node.core, DiskLevel::Low);
         let freeing = [Method::Delete, Method::Cancel];
         said.at_but(&freeing, "on a low disk", &node.kv, &asked, Reason::DiskFull).await;
-        node.core.disk.set(DiskLevel::Critical);
+        set_disk(&node.core, DiskLevel::Critical);
         said.at("on a full disk", &node.kv, &asked, Reason::DiskFull).await;
-        node.core.disk.set(DiskLevel::Ok);
+        set_disk(&node.core, DiskLevel::Ok);
 
         let route = Some(RouteHint { shard: 99, ..RouteHint::default() });
         let elsewhere = Asked { route, ..asked.clone() };
@@ -333,9 +333,9 @@ fn a_refusal_of_the_leader_keeps_its_outcome_on_its_way_through_another_node() {
         let server = tokio::spawn(server);
         let mut said = Said::default();
         let write = Asked { timeout: "5S", ..Asked::bare() };
-        holder.core.disk.set(DiskLevel::Critical);
+        set_disk(&holder.core, DiskLevel::Critical);
         said.at("the leader's disk", &asked.kv, &write, Reason::DiskFull).await;
-        holder.core.disk.set(DiskLevel::Ok);
+        set_disk(&holder.core, DiskLevel::Ok);
         holder.core.life.enter(NodePhase::Forming, "");
         said.at("the leader starts", &asked.kv, &write, Reason::Starting).await;
         holder.core.life.enter(NodePhase::Ready, "");
@@ -387,4 +387,14 @@ async fn what_a_session_remembers_is_final(kv: &KvService) {
         let outcome = (failure.reason(), failure.outcome());
         assert_eq!(outcome, (reason, Outcome::AttemptNotApplied));
     }
+}
+
+/// Makes the node see so much free space, of a disk of 1 GiB, that its level is `level`.
+fn set_disk(core: &Core, level: DiskLevel) {
+    let free = match level {
+        DiskLevel::Ok => 1 << 30,
+        DiskLevel::Low => 200 << 20,
+        DiskLevel::Critical => 1 << 20,
+    };
+    assert_eq!(core.disk.look(Space { total: 1 << 30, free }, 0), level);
 }
