@@ -340,6 +340,7 @@ impl LogStore for FileStore {
             .map_err(|e| self.failed("write to", &segment.path, e))?;
         segment.file.sync_data().map_err(|e| self.barrier_failed(&segment.path, &e))?;
         crash::point("file.synced");
+        self.engine.see_space();
         self.places.insert(sequence, place);
         if let Some(mut last) = self.segments.last_entry() {
             let segment = last.get_mut();
