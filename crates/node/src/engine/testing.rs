@@ -117,8 +117,12 @@ impl Node {
     }
 
     pub(crate) fn with_plan(plan: MemoryPlan) -> Node {
+        Self::with_options(plan, EngineOptions::default())
+    }
+
+    pub(crate) fn with_options(plan: MemoryPlan, options: EngineOptions) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let sled = sled(dir.path());
+        let sled = Sled::open(&dir.path().join("sled"), options).unwrap();
         let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir.path()).unwrap();
         let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
         let peers = Arc::<Peers>::default();

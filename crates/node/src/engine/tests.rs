@@ -1,14 +1,18 @@
 //! What goes on beside the loops when a replica cannot apply, or a snapshot is not wanted.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use quorate_proto::v1::DeleteRequest;
 use quorate_raft::{
     Entry, EntryKind, Envelope, GroupId, Index, LogId, Message, ReplicaId, SessionId, Term, Timing,
 };
+use quorate_storage::{DiskLevel, EngineOptions, Space};
 
 use super::testing::{GROUP, Node, checkpoint, damage, put, replica, small, wait};
 use super::*;
+use crate::command::{CommandDraft, RequestLimits};
 
 #[test]
 fn what_a_stopped_replica_had_applied_does_not_stay_in_memory() {
@@ -162,4 +166,58 @@ fn a_membership_of_an_unknown_format_stops_the_replica() {
     let payload = Bytes::from_static(&[2, 0, 0, 0, 0, 0]);
     let unknown = Entry { kind: EntryKind::Membership, payload, ..noop(1, 2) };
     stops_alone(&node, &shard, vec![unknown]);
+}
+
+fn delete(group: GroupId, key: &str) -> Bytes {
+    let request = DeleteRequest { key: key.to_owned().into(), ..DeleteRequest::default() };
+    let limits = RequestLimits { value_bytes_max: 1 << 20 };
+    CommandDraft::delete(&request, &limits).unwrap().encode(group.0, 1)
+}
+
+/// A disk of 1 GiB that the engine's file has for itself, but for what leaves it `bytes` above the
+/// reserve.
+fn disk_with(bytes: u64) -> EngineOptions {
+    let space = move |dir: &std::path::Path| {
+        let file = std::fs::metadata(dir.join("db")).map_or(0, |metadata| metadata.len());
+        Ok(Space { total: 1 << 30, free: ((256 << 20) + bytes).saturating_sub(file) })
+    };
+    EngineOptions { space: Arc::new(space), ..EngineOptions::default() }
+}
+
+#[test]
+fn a_full_disk_is_left_by_deleting() {
+    let node = Node::with_options(small(), disk_with(128 << 20));
+    let shard = node.lead(GROUP, 1);
+    let disk = node.sled.disk();
+    let apply = |payload| {
+        let answer = node.propose(GROUP, payload).blocking_recv();
+        assert!(matches!(answer, Ok(Answer::Applied { .. })), "{answer:?}");
+    };
+    let fill = |from: usize, keys: usize| {
+        let mut written = 0;
+        while written < keys && disk.level() == DiskLevel::Ok {
+            apply(put(GROUP, &format!("key{}", from + written), 200 << 10));
+            written += 1;
+        }
+        written
+    };
+    let keys = fill(0, 2_000);
+    assert!((20..2_000).contains(&keys), "{keys} keys fit, {disk:?}");
+    for key in 0..keys {
+        apply(delete(GROUP, &format!("key{key}")));
+    }
+    assert_eq!(shard.reader.status().counts.keys, 0);
+    wait("there is room", || disk.level() == DiskLevel::Ok);
+    // Again and again: what is deleted makes room for as much, and the reserve is not used up.
+    for round in 1..4 {
+        let again = fill(round * keys, keys / 3);
+        assert_eq!(again, keys / 3, "in round {round}, {disk:?}");
+        for key in 0..again {
+            apply(delete(GROUP, &format!("key{}", round * keys + key)));
+        }
+        wait("there is room again", || disk.level() == DiskLevel::Ok && disk.room() > 32 << 20);
+    }
+    let free = disk.space().unwrap().free;
+    assert!(free > 128 << 20, "{free} bytes are free");
+    node.engine.stop();
 }
