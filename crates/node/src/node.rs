@@ -438,7 +438,8 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
         let level = core.disk.level();
         if before != level {
             let (free, reserve) = (space.free, space.reserve());
-            warn!(free, reserve, ?level, ?before, "disk: the reserve was crossed");
+            let room = core.disk.room();
+            warn!(free, room, reserve, ?level, ?before, "disk: the reserve was crossed");
         }
         if before == DiskLevel::Ok && level > DiskLevel::Ok {
             // Once for each time: where all nodes run short together, nobody is better off.

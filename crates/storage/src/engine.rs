@@ -74,6 +74,14 @@ impl fmt::Debug for EngineOptions {
 /// insert does, whatever it removes. So at most 512 removes fall between two barriers.
 const REMOVE_BYTES: u64 = 1 << 10;
 
+/// The tree whose only value [`Engine::collect`] replaces.
+const COLLECT_TREE: &[u8] = b"collect";
+/// After so many writes to a page the engine writes it anew, and then moves one other page out of
+/// a segment that is mostly dead.
+const WRITES_PER_PAGE: u64 = 10;
+/// What such a move counts towards [`BARRIER_BYTES`].
+const MOVED_PAGE_BYTES: u64 = 8 << 10;
+
 /// One open directory of the engine. Clones share it.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
@@ -95,6 +103,10 @@ struct Inner {
     inserted: AtomicU64,
     /// Value of `inserted` when the last completed barrier began.
     durable: AtomicU64,
+    /// Writes, ever: each may leave one more piece of a page in some segment.
+    writes: AtomicU64,
+    /// Pages that [`Engine::collect`] has had moved, ever.
+    collected: AtomicU64,
     barriers: Mutex<Barriers>,
     barrier_done: Condvar,
 }
@@ -148,6 +160,8 @@ impl Engine {
             reserved: AtomicU64::new(0),
             inserted: AtomicU64::new(0),
             durable: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            collected: AtomicU64::new(0),
             barriers: Mutex::default(),
             barrier_done: Condvar::new(),
         }));
@@ -266,6 +280,36 @@ impl Engine {
         &self.0.disk
     }
 
+    /// Has the engine move up to `pages` pages out of segments that are mostly dead, so that these
+    /// can be written again; returns how many, which is fewer where there cannot be more to move.
+    ///
+    /// By itself the engine moves one page for each that it writes anew, and many small pages leave
+    /// their pieces in far more segments than that empties: the file grows to ten times what is
+    /// alive in it. Its own thread for that writes as much as it likes between two barriers.
+    ///
+    /// # Errors
+    /// A failure of the engine, which closes it.
+    pub fn collect(&self, pages: u64) -> Result<u64> {
+        let tree = self.tree(COLLECT_TREE)?;
+        for page in 0..pages {
+            let number = self.0.collected.load(Ordering::Relaxed);
+            // There are no more pieces than there were writes.
+            if number >= self.0.writes.load(Ordering::Relaxed) {
+                return Ok(page);
+            }
+            self.reserve(MOVED_PAGE_BYTES)?;
+            let written = (0..WRITES_PER_PAGE).try_for_each(|write| {
+                let value = (number * WRITES_PER_PAGE + write).to_be_bytes();
+                let insert = || tree.tree.insert(b"", &value);
+                self.write("insert a value into", COLLECT_TREE, insert).map(drop)
+            });
+            written?;
+            self.0.inserted.fetch_add(MOVED_PAGE_BYTES, Ordering::SeqCst);
+            self.0.collected.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(pages)
+    }
+
     /// Looks how much of the file system is free, as each barrier does; [`Engine::disk`] then knows.
     ///
     /// # Errors
@@ -366,6 +410,7 @@ impl Engine {
     }
 
     fn written(&self, bytes: u64) {
+        self.0.writes.fetch_add(1, Ordering::Relaxed);
         self.0.inserted.fetch_add(bytes, Ordering::SeqCst);
     }
 

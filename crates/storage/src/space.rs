@@ -108,6 +108,9 @@ struct Seen {
 /// again.
 const HELD_PART: u64 = 4;
 
+/// Live bytes that an empty file is taken to hold where it is judged whether it is sparse.
+const SPARSE_FROM: u64 = 16 << 20;
+
 impl Seen {
     fn room(&self) -> u64 {
         self.live.map_or(0, |live| self.held.saturating_sub(live))
@@ -158,6 +161,14 @@ impl Disk {
     #[must_use]
     pub fn room(&self) -> u64 {
         self.seen.lock().room()
+    }
+
+    /// Whether so little of the engine's file is alive that it should be collected: less than what
+    /// it is sure to hold, some segments apart.
+    #[must_use]
+    pub fn is_sparse(&self) -> bool {
+        let seen = self.seen.lock();
+        seen.live.is_some_and(|live| seen.file / HELD_PART > live + SPARSE_FROM)
     }
 
     /// The file system as it was last seen.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use quorate_raft::GroupId;
-use quorate_storage::DeltaBudget;
+use quorate_storage::{DeltaBudget, Disk, DiskLevel, Engine as StorageEngine};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -22,6 +22,10 @@ use crate::metrics::Metrics;
 
 /// How often the thread looks whether a checkpoint is due.
 const LOOK: Duration = Duration::from_millis(100);
+/// Pages that the storage engine is made to move at a time.
+const COLLECTED_PAGES: u64 = 512;
+/// While the disk's reserve is being used, what was deleted is removed this often.
+const MAKE_ROOM: Duration = Duration::from_secs(1);
 /// A shard with changes is checkpointed at least this often, so that a restart replays little.
 const OLDEST: Duration = Duration::from_secs(300);
 
@@ -60,6 +64,8 @@ pub(super) struct Checkpointer {
     pub(super) loops: Vec<Arc<Inbox<Input>>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) progress: Arc<LogProgress>,
+    pub(super) disk: Arc<Disk>,
+    pub(super) engine: StorageEngine,
 }
 
 /// Whether the log is so long that a checkpoint is due, all in bytes: of the longest group's log,
@@ -76,6 +82,7 @@ impl Checkpointer {
     /// Checkpoints what is due until it is stopped, then everything once more.
     pub(super) fn run(self) {
         let mut last_all = Instant::now();
+        let mut last_room = None::<Instant>;
         // Shards that could not be checkpointed just now: the others go first.
         let mut refused = BTreeSet::new();
         while !self.control.stopped() {
@@ -89,12 +96,73 @@ impl Checkpointer {
                     self.control.pause();
                 }
             }
+            self.disk.set_live(self.live_bytes());
+            if self.disk.is_sparse() {
+                self.collect();
+            }
+            if self.disk.level() > DiskLevel::Ok
+                && last_room.is_none_or(|last| last.elapsed() >= MAKE_ROOM)
+            {
+                self.make_room();
+                last_room = Some(Instant::now());
+            }
             if last_all.elapsed() >= OLDEST {
                 self.checkpoint_all();
                 last_all = Instant::now();
             }
         }
         self.checkpoint_all();
+    }
+
+    /// Bytes that are alive in the storage engine, by which it is known what its file has room for;
+    /// `None` while that of some shard is not known.
+    fn live_bytes(&self) -> Option<u64> {
+        let mut live = self.progress.engine_bytes();
+        for shard in self.shards.all().values() {
+            // Nothing is removed from a shard that serves nothing.
+            let idle = || (!shard.serves()).then(|| shard.reader.header().frontier.counts.bytes);
+            live += shard.reader.occupied().or_else(idle)?;
+        }
+        Some(live)
+    }
+
+    /// Has the engine collect a little, so that the shards' checkpoints do not wait for long.
+    fn collect(&self) -> u64 {
+        self.engine.collect(COLLECTED_PAGES).unwrap_or_else(|error| end_with(&error))
+    }
+
+    /// Removes what deletes have left: a checkpoint makes the log shorter and the rows superseded,
+    /// a cleaning takes them out of the tree.
+    fn make_room(&self) {
+        for (group, shard) in self.shards.all().iter() {
+            if shard.stats.delta_bytes.load(Ordering::Relaxed) > 0 && self.has_space_for(shard) {
+                self.checkpoint(*group);
+            }
+            let Some(job) = shard.serves().then(|| shard.reader.clean()).flatten() else {
+                continue;
+            };
+            match guarded(|| job.run()) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) if error.is_fatal() => end_with(&error),
+                Ok(Err(error)) => {
+                    self.give_up(*group, error.to_string());
+                }
+                Err(panicked) => {
+                    self.give_up(*group, panicked.to_string());
+                }
+            }
+        }
+        // What they took can then be written again.
+        while self.collect() == COLLECTED_PAGES && !self.control.stopped() {}
+        self.disk.set_live(self.live_bytes());
+    }
+
+    /// Whether a checkpoint of the shard cannot fill the disk. Far above the last quarter of the
+    /// reserve that is so for any: they are bounded by the deltas' share of the memory.
+    fn has_space_for(&self, shard: &Shard) -> bool {
+        let delta = shard.stats.delta_bytes.load(Ordering::Relaxed);
+        let free = self.disk.space().map_or(u64::MAX, |space| space.free);
+        self.disk.level() < DiskLevel::Critical || delta.saturating_mul(4) < free
     }
 
     fn checkpoint_all(&self) {

@@ -120,6 +120,7 @@ impl Engine {
 
     fn start_threads(&self, parts: Parts) -> Result<(), Fatal> {
         let mut threads = self.threads.lock();
+        let sled = parts.log.engine().clone();
         for (number, inbox) in self.loops.iter().enumerate() {
             let engine_loop = Loop {
                 node: self.node,
@@ -173,6 +174,8 @@ impl Engine {
             loops: self.loops.clone(),
             metrics: parts.metrics,
             progress: self.progress.clone(),
+            disk: sled.disk().clone(),
+            engine: sled,
         };
         threads.checkpointer = Some(spawn("checkpointer", move || checkpointer.run())?);
         Ok(())

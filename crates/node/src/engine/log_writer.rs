@@ -57,6 +57,7 @@ pub struct LogProgress {
     /// Milliseconds since `epoch` at which the write under way began, plus one; 0 = idle.
     busy_since: AtomicU64,
     stored_bytes: AtomicU64,
+    engine_bytes: AtomicU64,
 }
 
 impl LogProgress {
@@ -71,6 +72,12 @@ impl LogProgress {
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.stored_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many of them lie in the storage engine.
+    #[must_use]
+    pub fn engine_bytes(&self) -> u64 {
+        self.engine_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -136,6 +143,7 @@ impl LogWriter {
             }
             self.log.maintain()?;
             self.progress.stored_bytes.store(self.log.stored_bytes(), Ordering::Relaxed);
+            self.progress.engine_bytes.store(self.log.engine_bytes(), Ordering::Relaxed);
             if close {
                 return self.log.close();
             }

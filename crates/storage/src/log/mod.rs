@@ -150,6 +150,7 @@ impl Default for LogTuning {
 pub struct RecordLog {
     engine: Engine,
     tuning: LogTuning,
+    in_engine: bool,
     store: Box<dyn LogStore>,
     mark: Mark,
     book: Book,
@@ -233,6 +234,7 @@ impl RecordLog {
         let log = Self {
             engine: engine.clone(),
             tuning,
+            in_engine: backend == LogBackend::Sled,
             store,
             mark,
             book,
@@ -333,6 +335,19 @@ impl RecordLog {
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.store.stored_bytes()
+    }
+
+    /// Bytes of [`RecordLog::stored_bytes`] that lie in the engine: all, or none if the records are
+    /// in files of their own.
+    #[must_use]
+    pub fn engine_bytes(&self) -> u64 {
+        if self.in_engine { self.store.stored_bytes() } else { 0 }
+    }
+
+    /// The engine whose failures are the log's.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Bytes of all live sections: what [`RecordLog::bytes`] could come down to.

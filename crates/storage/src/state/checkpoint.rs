@@ -155,6 +155,8 @@ impl CheckpointJob {
         for (key, record) in rows.all() {
             if record.is_some() || versions::exists(tree, key)? {
                 versions::write(tree, key, number, record.map(|record| &record[..]))?;
+                let bytes = key.as_bytes().len() + record.map_or(0, |record| record.len());
+                self.shared.occupied.add(bytes as u64);
                 garbage.note(key.clone());
             }
             // The frozen layer answers for this row until the checkpoint is finished; from then

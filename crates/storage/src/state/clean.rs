@@ -111,6 +111,7 @@ pub(crate) fn clean(shared: &Arc<Shared>) -> Result<()> {
     let done = left.is_empty();
     shared.garbage.lock().merge(left);
     if done {
+        shared.occupied.set(view.header.frontier.counts.bytes);
         Attempt::clean(shared, &view.header)?;
     }
     Ok(())

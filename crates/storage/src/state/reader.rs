@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use quorate_raft::{GroupId, Index, LogId, ReplicaId};
 
+use super::clean::CleanJob;
 use super::digest::Digest;
 use super::header::{Counts, Frontier, ShardHeader};
 use super::pins::{PinGuard, PinKind};
@@ -54,6 +55,20 @@ impl ShardReader {
     #[must_use]
     pub fn replica(&self) -> ReplicaId {
         self.shared.view.load().header.replica
+    }
+
+    /// Bytes that the shard takes in the engine: its live rows, and what a cleaning would remove.
+    /// `None` while there may be versions that nobody has counted, until the first cleaning.
+    #[must_use]
+    pub fn occupied(&self) -> Option<u64> {
+        self.shared.occupied.get()
+    }
+
+    /// A job that removes superseded versions and replaced trees, if there may be any. Each
+    /// checkpoint begins with that too, so it need only be run where none follows soon.
+    pub fn clean(&self) -> Option<CleanJob> {
+        let nothing = self.shared.garbage.lock().is_empty();
+        (!nothing).then(|| CleanJob { shared: Arc::clone(&self.shared) })
     }
 
     /// The last entry whose effects a read that begins now will see, all of them.

@@ -20,7 +20,7 @@ use super::reader::{ScanPin, ShardReader};
 use super::scan::Scan;
 use super::transaction::Transaction;
 use super::versions;
-use super::view::{Generation, Generations, Shared, View};
+use super::view::{Generation, Generations, Occupied, Shared, View};
 use crate::engine::{Engine, Tree};
 use crate::error::{Result, StorageError};
 use crate::keys::{RowKey, RowKind};
@@ -175,6 +175,7 @@ impl ShardStore {
             garbage.sweep_all();
         }
         let (frontier, membership) = (header.frontier, header.membership.clone());
+        let occupied = Occupied::new(garbage.is_empty().then_some(frontier.counts.bytes));
         let number = header.generation;
         let view = Arc::new(View {
             generation: Arc::new(Generation { number, tree, cache_id: budget.cache().new_id() }),
@@ -198,6 +199,7 @@ impl ShardStore {
                 next: number + 1,
                 installing: false,
             }),
+            occupied,
         });
         let digest = Digest::from_sum(frontier.digest);
         ShardStore { shared, view, frontier, digest, membership }
@@ -408,6 +410,7 @@ impl ShardStore {
         self.shared.marks.lock().clear();
         self.replace(View { generation, header, frozen: None, active });
         self.shared.applied.store(frontier.applied.index.0, Ordering::Release);
+        self.shared.occupied.add(frontier.counts.bytes);
         let mut garbage = self.shared.garbage.lock();
         garbage.forget_rows();
         garbage.retire(replaced);

@@ -17,7 +17,7 @@
 //! checkpoint changes; it looks at the view again after it read and starts anew if it did.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -112,6 +112,36 @@ pub(crate) struct Shared {
     /// The generation that the durable header names, and the next one to use. Whoever inserts a
     /// header holds this lock, so that a checkpoint of a replaced tree cannot undo an install.
     pub(crate) generations: Mutex<Generations>,
+    /// What the shard's trees hold; see [`Occupied`].
+    pub(crate) occupied: Occupied,
+}
+
+/// Bytes that a shard takes in the engine: its live rows, and while superseded versions may be
+/// there what was written since the last cleaning as well.
+#[derive(Debug)]
+pub(crate) struct Occupied(AtomicU64);
+
+impl Occupied {
+    const UNKNOWN: u64 = u64::MAX;
+
+    /// `None` if versions may be there that nobody has counted.
+    pub(crate) fn new(bytes: Option<u64>) -> Occupied {
+        Occupied(AtomicU64::new(bytes.unwrap_or(Self::UNKNOWN)))
+    }
+
+    pub(crate) fn get(&self) -> Option<u64> {
+        let bytes = self.0.load(Ordering::Relaxed);
+        (bytes != Self::UNKNOWN).then_some(bytes)
+    }
+
+    pub(crate) fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        // Unknown stays unknown.
+        self.0.fetch_max(self.0.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
+    }
 }
 
 /// See [`Shared::generations`].
