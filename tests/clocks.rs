@@ -33,6 +33,7 @@ async fn session_writes_continue_at_full_rate_through_every_node_whatever_one_cl
         cluster.wait_ready().await;
         all_lead(&cluster).await;
         every_shard_takes_the_sessions_of_every_node(&cluster, offset).await;
+        the_clock_is_named(&cluster, offset).await;
         let took = write_through_every_node(&cluster, offset).await;
         eprintln!("{offset} ms off: {took:?}; no clock off: {sound:?}");
         assert!(took < sound * 10, "{offset} ms off: {took:?}, and with no clock off {sound:?}");
@@ -78,6 +79,35 @@ async fn every_shard_takes_the_sessions_of_every_node(cluster: &Cluster, offset:
         }
     }
     assert!(refused.is_empty(), "{offset} ms off, (minted by, led by, reason): {refused:?}");
+}
+
+/// By `kvctl status`, and in the log of every node.
+async fn the_clock_is_named(cluster: &Cluster, offset: i64) {
+    let side = if offset < 0 { "behind" } else { "ahead of" };
+    until_async("status names the clock", PATIENCE, || async {
+        let status = cluster.kvctl(&["status"]);
+        let text = String::from_utf8_lossy(&status.stdout);
+        let named = text.lines().find(|line| line.contains("the clock of n"))?;
+        let right = named.contains("the clock of n1 is") && named.contains(side);
+        assert!(right, "{offset} ms off: {text}");
+        Some(())
+    })
+    .await;
+    until_async("every node warns", PATIENCE, || async {
+        let warned = |id: &u64| {
+            let log = cluster.log(*id);
+            log.lines().any(|line| line.contains("clock: off") && ahead_in(line, offset))
+        };
+        cluster.ids().iter().all(warned).then_some(())
+    })
+    .await;
+}
+
+/// Whether a line of a log says that the first node's clock is ahead by so much, more or less.
+fn ahead_in(line: &str, offset: i64) -> bool {
+    let line: serde_json::Value = serde_json::from_str(line).expect("a line is JSON");
+    let ahead = line["ahead_ms"].as_i64().expect("a number");
+    line["node"] == OFF && (ahead - offset).abs() < 1_000
 }
 
 /// How long it takes to write through clients that are given one node each.
