@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::wire::{ClusterMap, GetStatusResponse, NodePhase, ReplicaHealth, ReplicaRole};
 use crate::wire::{ReplicaStatus, std_duration};
 
+mod clocks;
 mod summary;
 
 pub use summary::node_names;
@@ -51,6 +52,8 @@ pub struct NodeView {
     pub problem: Option<String>,
     /// It did not answer here, but a node that did is connected with it.
     pub out_of_reach: bool,
+    /// By how many milliseconds its wall clock is ahead of the median of all; `None` = not known.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 /// One shard.
@@ -179,6 +182,7 @@ fn connected(answers: &[Answer]) -> BTreeSet<u64> {
 
 /// The nodes, those with problems first.
 fn nodes(answers: Vec<Answer>, connected: &BTreeSet<u64>) -> Vec<NodeView> {
+    let clocks = clocks::ahead_of_median(&answers);
     let mut nodes: Vec<NodeView> = answers
         .into_iter()
         .map(|Answer { id, address, status }| {
@@ -187,10 +191,14 @@ fn nodes(answers: Vec<Answer>, connected: &BTreeSet<u64>) -> Vec<NodeView> {
                 Err(why) if out_of_reach => Some(format!("cannot be reached from here: {why}")),
                 status => problem(status),
             };
-            NodeView { id, address, problem, status, out_of_reach }
+            let clock_ahead_ms = id.and_then(|id| clocks.get(&id).copied());
+            NodeView { id, address, problem, status, out_of_reach, clock_ahead_ms }
         })
         .collect();
-    nodes.sort_by_key(|node| (node.problem.is_none(), node.id.unwrap_or(u64::MAX)));
+    let clock_is_right = |node: &NodeView| !node.clock_ahead_ms.is_some_and(clocks::is_off);
+    nodes.sort_by_key(|node| {
+        (node.problem.is_none(), clock_is_right(node), node.id.unwrap_or(u64::MAX))
+    });
     nodes
 }
 

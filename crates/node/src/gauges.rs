@@ -1,10 +1,11 @@
-//! The gauges that are read off the node once a second.
+//! The gauges that are read off the node once a second, and the clocks that are looked at then.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::boottime::Clock;
 use crate::clock_offset::ClockOffsets;
+use crate::clock_watch::{ClockWatch, Finding};
 use crate::core::Core;
 use crate::metrics::Metrics;
 use crate::transport::Transport;
@@ -15,11 +16,14 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Sets the gauges until the node ends.
 pub async fn keep(core: Arc<Core>, transport: Transport) {
     let mut interval = tokio::time::interval(EVERY);
+    let mut watch = ClockWatch::default();
     loop {
         interval.tick().await;
         groups(&core).await;
         peers(&core, &transport);
         clock_offsets(&core.metrics, &core.clocks);
+        let ahead_ms = core.clocks.recent_ms(core.clock.moment());
+        watch.look(core.node, ahead_ms).iter().for_each(Finding::log);
         let queue = core.metrics.queue("engine");
         queue.bytes.set(core.engine.queued_bytes() as i64);
     }

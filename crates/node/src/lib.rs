@@ -42,6 +42,7 @@ pub mod boottime;
 pub mod bridge;
 pub mod cli;
 pub mod clock_offset;
+pub mod clock_watch;
 pub mod command;
 pub mod config;
 pub mod core;

@@ -300,7 +300,8 @@ fn node_json(node: &NodeView) -> Value {
         .with("replicas", total.replicas)
         .with("keys", total.keys)
         .with("bytes", total.bytes)
-        .with("clock_ms", status.clock_ms);
+        .with("clock_ms", status.clock_ms)
+        .with_some("clock_ahead_ms", node.clock_ahead_ms);
     if let Some(disk) = &status.disk {
         object = object.with(
             "disk",
@@ -329,6 +330,7 @@ fn node_json(node: &NodeView) -> Value {
             .with("address", peer.address.as_str())
             .with("detail", peer.detail.as_str())
             .with_some("silent_for_ms", peer.silent_for.as_ref().map(|d| millis(std_duration(d))))
+            .with_some("clock_offset_ms", peer.clock_offset_ms)
             .into()
     });
     object.with("peers", peers.collect::<Vec<Value>>()).into()

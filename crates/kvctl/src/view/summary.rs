@@ -76,6 +76,7 @@ impl View {
                 });
             }
         }
+        problems.extend(self.clock_problems());
         for shard in &self.shards {
             for (node, ailment) in &shard.ailing {
                 problems.push(format!("the replica of {} on n{node} {ailment}", shard.name()));

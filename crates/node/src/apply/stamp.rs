@@ -62,7 +62,7 @@ pub fn next_stamp(last: LogTime, own_ms: u64, voter_clocks_ms: &mut [u64]) -> Lo
 
 /// The median of these clocks, of an even number the smaller of the middle two; `None` = there are
 /// none.
-pub fn median(clocks: &mut [u64]) -> Option<u64> {
+pub fn median<T: Copy + Ord>(clocks: &mut [T]) -> Option<T> {
     let middle = clocks.len().checked_sub(1)? / 2;
     Some(*clocks.select_nth_unstable(middle).1)
 }

@@ -106,7 +106,7 @@ impl Cluster for ClusterService {
         };
         if let Some(core) = self.cell.get() {
             describe(&core, &mut status, request.get_ref().omit_replicas).await;
-            status.peers = self.health.transport().map_or_else(Vec::new, |t| peers(&t));
+            status.peers = self.health.transport().map_or_else(Vec::new, |t| peers(&core, &t));
         }
         Ok(Response::new(status))
     }
@@ -249,7 +249,8 @@ fn replica(shard: &Shard, raft: &RaftStatus) -> ReplicaStatus {
     }
 }
 
-fn peers(transport: &Transport) -> Vec<PeerStatus> {
+fn peers(core: &Core, transport: &Transport) -> Vec<PeerStatus> {
+    let clocks = core.clocks.recent_ms(core.clock.moment());
     let view = transport.peers().into_iter();
     view.map(|peer| PeerStatus {
         node_id: peer.node.0,
@@ -257,6 +258,7 @@ fn peers(transport: &Transport) -> Vec<PeerStatus> {
         address: peer.address,
         detail: peer.detail,
         silent_for: peer.silent_for.map(duration),
+        clock_offset_ms: clocks.get(&peer.node).copied(),
     })
     .collect()
 }
