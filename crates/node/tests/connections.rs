@@ -1,4 +1,4 @@
-//! The limit on client connections, on a real node: more sockets than it takes keep no peer out.
+//! The limit on client connections, on a real node: more sockets than it takes keep nobody out.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -9,7 +9,6 @@ use quorate_proto::raft::v1::AskRequest;
 use quorate_proto::raft::v1::peer_client::PeerClient;
 use quorate_proto::v1::GetInfoRequest;
 use quorate_proto::v1::cluster_client::ClusterClient;
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 /// Killed when the test ends, however it ends.
@@ -27,7 +26,7 @@ async fn channel(address: &str) -> Option<Channel> {
 }
 
 #[tokio::test]
-async fn more_connections_than_the_limit_keep_no_peer_out() {
+async fn more_connections_than_the_limit_keep_neither_clients_nor_peers_out() {
     let home = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
@@ -48,20 +47,17 @@ async fn more_connections_than_the_limit_keep_no_peer_out() {
     for _ in 0..300 {
         idle.push(tokio::net::TcpStream::connect(&address).await.unwrap());
     }
-    let (mut clients, mut served) = (Vec::new(), 0);
+    // Each asks once and stays: those that were idle for longest yield to the others.
+    let mut clients = Vec::new();
     for _ in 0..20 {
         let channel = channel(&address).await.unwrap();
         let mut client = ClusterClient::new(channel);
-        match client.get_info(GetInfoRequest::default()).await {
-            Ok(_) => served += 1,
-            Err(status) => {
-                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-                assert!(status.message().contains("--max-connections"), "{status:?}");
-            }
-        }
+        client.get_info(GetInfoRequest::default()).await.unwrap();
         clients.push(client);
     }
-    assert_eq!(served, 5);
+    for client in &mut clients {
+        client.get_info(GetInfoRequest::default()).await.expect("it connects anew");
+    }
     let peer = channel(&address).await.expect("a peer can connect");
     PeerClient::new(peer).ask(AskRequest::default()).await.unwrap();
 }
