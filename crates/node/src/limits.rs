@@ -6,8 +6,9 @@ use crate::config::Config;
 use crate::exit::Fatal;
 
 /// Files that are open besides the connections of clients: storage, logs, peers, snapshots,
-/// and connections that have not asked anything yet (256).
-const OWN_FILES: u64 = 512;
+/// connections that have not asked anything yet (256) and those that have yielded their places and are
+/// not closed yet (64).
+const OWN_FILES: u64 = 576;
 
 /// Raises the limit of open files to what the configured connections need.
 ///

@@ -1,5 +1,6 @@
 //! The listeners: one for clients, one for peers, or one for both.
 
+mod calls;
 mod places;
 #[cfg(test)]
 mod tests;
@@ -11,18 +12,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{StreamExt, stream};
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::kv_server::KvServer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
+use tonic::service::{Interceptor, Routes};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
@@ -35,10 +35,9 @@ use crate::service::cluster::ClusterService;
 use crate::service::kv::KvService;
 use crate::transport::PeerService;
 
-use places::{Caller, Place, Places};
+use calls::Calls;
+use places::{Caller, Limits, Place, Places};
 
-/// Connections that have been accepted and wait for the server; it takes them at once.
-const ACCEPTED_WAITING: usize = 16;
 /// A client that resets so many streams before the server saw them is cut off.
 const PENDING_RESETS_MAX: usize = 64;
 
@@ -66,11 +65,8 @@ pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Fatal>
     })
 }
 
-/// Serves the client API, and peers too where both have one address, until `stop`.
-///
-/// # Errors
-///
-/// The listener failed.
+/// Serves the client API, and peers too where both have one address, until `stop`, and then until the
+/// calls in flight have ended.
 pub async fn serve_clients(
     listener: TcpListener,
     services: Services,
@@ -78,10 +74,10 @@ pub async fn serve_clients(
     config: &Config,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let places = Arc::new(Places::new(config.max_connections, metrics));
-    let incoming = accepted(listener, places, stop.clone());
-    let routes = server(config)
+) {
+    let places = Arc::new(Places::new(Limits::of(config), metrics));
+    let mut routes = Routes::builder();
+    routes
         .add_service(of(Caller::Client, kv(services.kv)))
         .add_service(of(Caller::Client, cluster(services.cluster)))
         .add_service(of(
@@ -90,32 +86,32 @@ pub async fn serve_clients(
                 tonic_health::server::HealthService::from_health_reporter(services.health),
             ),
         ))
-        .add_optional_service(with_peers.then(|| of(Caller::Peer, services.peer.into_server())))
         .add_service(of(Caller::Client, reflection_v1()))
         .add_service(of(Caller::Client, reflection_v1alpha()));
-    routes.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await
+    if with_peers {
+        routes.add_service(of(Caller::Peer, services.peer.into_server()));
+    }
+    serve(listener, server(config), routes.routes(), places, stop).await;
 }
 
-/// Serves peers, and calls that they pass on, until `stop`.
-///
-/// # Errors
-///
-/// The listener failed.
+/// Serves peers, and calls that they pass on, until `stop`, and then until the calls in flight have
+/// ended.
 pub async fn serve_peers(
     listener: TcpListener,
     services: Services,
     config: &Config,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     // Whoever calls here counts as a peer.
-    let incoming = accepted(listener, Arc::new(Places::new(0, metrics)), stop.clone());
-    server(config)
+    let limits = Limits { clients: 0, ..Limits::of(config) };
+    let places = Arc::new(Places::new(limits, metrics));
+    let mut routes = Routes::builder();
+    routes
         .add_service(of(Caller::Peer, services.peer.into_server()))
         .add_service(of(Caller::Peer, kv(services.kv)))
-        .add_service(of(Caller::Peer, cluster(services.cluster)))
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-        .await
+        .add_service(of(Caller::Peer, cluster(services.cluster)));
+    serve(listener, server(config), routes.routes(), places, stop).await;
 }
 
 /// A service whose callers take places of this kind.
@@ -164,57 +160,102 @@ reflection!(reflection_v1alpha, build_v1alpha, v1alpha);
 /// The names of the health service, for the reporter to begin with.
 pub const HEALTH_SERVICES: [&str; 2] = [READY_SERVICE, LIVE_SERVICE];
 
-/// Accepts connections. Each is new at first; see [`places`].
-fn accepted(
+/// Accepts connections and serves each on its own, so that each can be asked to leave by itself. They
+/// are new at first; see [`places`].
+async fn serve(
     listener: TcpListener,
+    server: Server,
+    routes: Routes,
     places: Arc<Places>,
     stop: CancellationToken,
-) -> impl Stream<Item = std::io::Result<Placed>> {
-    let (accepted, waiting) = mpsc::channel(ACCEPTED_WAITING);
-    tokio::spawn(async move {
-        // In the order of their deadlines; some are no longer new.
-        let mut newest: VecDeque<Arc<Place>> = VecDeque::new();
-        loop {
-            let due = newest.front().map(|place| place.deadline());
-            let stream = tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    if let Some(place) = newest.pop_front() {
-                        place.close_overdue();
-                    }
-                    continue;
+) {
+    let routes = routes.prepare();
+    let mut served = JoinSet::new();
+    // In the order of their deadlines; some are no longer new.
+    let mut newest: VecDeque<Arc<Place>> = VecDeque::new();
+    loop {
+        let due = newest.front().map(|place| place.deadline());
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                if let Some(place) = newest.pop_front() {
+                    place.close_overdue();
                 }
-                stream = listener.accept() => stream,
-            };
-            let stream = match stream {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, or the peer was gone already; neither ends the listener.
-                    warn!(%error, "connection: not accepted");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                }
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "connection: broken before it was served");
                 continue;
             }
-            if newest.len() >= places::NEW_MAX {
-                newest.retain(|place| place.is_new());
-            }
-            if newest.len() >= places::NEW_MAX
-                && let Some(oldest) = newest.pop_front()
-            {
-                oldest.make_room();
-            }
-            let place = places.enter();
-            newest.push_back(place.clone());
-            if accepted.send(Ok(Placed::new(stream, place))).await.is_err() {
-                return;
-            }
+            Some(_) = served.join_next(), if !served.is_empty() => continue,
+            stream = accept(&listener) => stream,
+        };
+        let Some(stream) = stream else { continue };
+        if newest.len() >= places::NEW_MAX {
+            newest.retain(|place| place.is_new());
         }
-    });
-    ReceiverStream::new(waiting)
+        if newest.len() >= places::NEW_MAX
+            && let Some(oldest) = newest.pop_front()
+        {
+            oldest.make_room();
+        }
+        let place = places.enter();
+        newest.push_back(place.clone());
+        let calls = Calls::new(routes.clone(), place.clone());
+        let connection = Placed::new(stream, place.clone());
+        served.spawn(serve_one(server.clone(), calls, connection, place, stop.clone()));
+    }
+    drop(listener);
+    while served.join_next().await.is_some() {}
+}
+
+/// Waits for a connection; `None` for one that did not come about.
+async fn accept(listener: &TcpListener) -> Option<TcpStream> {
+    match listener.accept().await {
+        Ok((stream, _)) => match stream.set_nodelay(true) {
+            Ok(()) => Some(stream),
+            Err(error) => {
+                debug!(%error, "connection: broken before it was served");
+                None
+            }
+        },
+        Err(error) => {
+            // Out of descriptors, or the peer was gone already; neither ends the listener.
+            warn!(%error, "connection: not accepted");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            None
+        }
+    }
+}
+
+/// Serves one connection until it is gone. When it is to leave, its client is told so (GOAWAY) and the
+/// calls in flight end first.
+async fn serve_one(
+    server: Server,
+    calls: Calls,
+    connection: Placed,
+    place: Arc<Place>,
+    stop: CancellationToken,
+) {
+    let connection = stream::iter([std::io::Result::Ok(connection)]).chain(stream::pending());
+    let leaves = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = place.until_leaving() => {}
+        }
+    };
+    let serving = server.serve_with_incoming_shutdown(calls, connection, leaves);
+    let mut serving = std::pin::pin!(serving);
+    let overdue = async {
+        place.leaving().cancelled().await;
+        place.until_overdue().await;
+    };
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = overdue => {
+            place.close();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "connection: could not be served");
+    }
 }
 
 /// A connection that gives its place back when it ends, and ends when its place is closed.

@@ -132,7 +132,7 @@ impl Node {
             let (services, config) = (services.clone(), config.clone());
             let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
             tokio::spawn(async move {
-                served(listener::serve_peers(peers, services, &config, metrics, stop).await);
+                listener::serve_peers(peers, services, &config, metrics, stop).await;
             });
         }
         if let Some(address) = config.metrics_listen {
@@ -147,9 +147,7 @@ impl Node {
         let (config, metrics) = (config.clone(), self.metrics.clone());
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            let serving =
-                listener::serve_clients(clients, services, !apart, &config, metrics, stop);
-            served(serving.await);
+            listener::serve_clients(clients, services, !apart, &config, metrics, stop).await;
         });
         let node = self.config.node_id.0;
         info!(node, listen = %self.config.listen, peers = %self.config.peer_listen, "node: listening");

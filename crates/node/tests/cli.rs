@@ -71,6 +71,8 @@ memory 1GiB node.toml:2
 max-value-size 1MiB default
 max-connections 1024 default
 max-calls-per-connection 256 default
+max-connection-idle 5m default
+max-connection-age 1h default
 heartbeat 100ms default
 election-min 600ms default
 election-max 1200ms default
@@ -187,7 +189,7 @@ fn too_few_files_for_the_connections_is_a_sentence() {
     assert!(err.starts_with('{') && err.lines().count() == 1, "{err}");
     assert!(err.contains("\"level\":\"ERROR\"") && err.contains("\"exit_code\":2"), "{err}");
     assert!(
-        err.contains("this process may open 300 files, but max-connections = 1024 needs 1536"),
+        err.contains("this process may open 300 files, but max-connections = 1024 needs 1600"),
         "{err}"
     );
 }

@@ -67,6 +67,13 @@ pub struct ConfigArgs {
     /// Calls in flight of one client connection [default: 256]
     #[arg(long, value_name = "N")]
     pub max_calls_per_connection: Option<String>,
+    /// How long a client connection may have no call in flight before it is closed; ±10 % [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    pub max_connection_idle: Option<String>,
+    /// How old a client connection may become before it is closed, once its calls have ended; ±10 %
+    /// [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    pub max_connection_age: Option<String>,
     /// How often a leader makes itself heard [default: 100ms]
     #[arg(long, value_name = "DURATION")]
     pub heartbeat: Option<String>,
@@ -110,6 +117,8 @@ impl ConfigArgs {
             (Key::MaxValueSize, self.max_value_size),
             (Key::MaxConnections, self.max_connections),
             (Key::MaxCallsPerConnection, self.max_calls_per_connection),
+            (Key::MaxConnectionIdle, self.max_connection_idle),
+            (Key::MaxConnectionAge, self.max_connection_age),
             (Key::Heartbeat, self.heartbeat),
             (Key::ElectionMin, self.election_min),
             (Key::ElectionMax, self.election_max),

@@ -26,6 +26,8 @@ pub(super) fn validate(config: &Config, data_dir: DataDir) -> Result<(), ConfigE
         check_range(Key::MaxValueSize, config.max_value_bytes as u64, 1, MAX_VALUE_BYTES as u64),
         check_range(Key::MaxConnections, config.max_connections as u64, 1, 1 << 16),
         check_range(Key::MaxCallsPerConnection, calls, 1, 1 << 16),
+        check_life(Key::MaxConnectionIdle, config.max_connection_idle),
+        check_life(Key::MaxConnectionAge, config.max_connection_age),
         check_timing(config),
         check_addresses(config),
     ];
@@ -78,6 +80,18 @@ fn check_range(key: Key, value: u64, least: u64, most: u64) -> Result<(), Config
         return Ok(());
     }
     refuse(key, value, &format!("must be from {least} to {most}"))
+}
+
+/// How long a connection may be idle, or live: so long that it is of use, and not beyond what a clock
+/// can add.
+fn check_life(key: Key, value: Duration) -> Result<(), ConfigError> {
+    const LEAST: Duration = Duration::from_secs(1);
+    const MOST: Duration = Duration::from_secs(365 * 24 * 3600);
+    if (LEAST..=MOST).contains(&value) {
+        return Ok(());
+    }
+    let [given, least, most] = [value, LEAST, MOST].map(value::format_duration);
+    refuse(key, given, &format!("must be from {least} to {most}"))
 }
 
 fn check_data_dir(config: &Config) -> Result<(), ConfigError> {

@@ -39,6 +39,10 @@ pub enum Key {
     MaxConnections,
     /// See [`Config::max_calls_per_connection`](super::Config::max_calls_per_connection).
     MaxCallsPerConnection,
+    /// See [`Config::max_connection_idle`](super::Config::max_connection_idle).
+    MaxConnectionIdle,
+    /// See [`Config::max_connection_age`](super::Config::max_connection_age).
+    MaxConnectionAge,
     /// See [`Config::heartbeat`](super::Config::heartbeat).
     Heartbeat,
     /// See [`Config::election_min`](super::Config::election_min).
@@ -55,7 +59,7 @@ pub enum Key {
 
 impl Key {
     /// Every setting, in order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::NodeId,
         Self::DataDir,
         Self::Listen,
@@ -73,6 +77,8 @@ impl Key {
         Self::MaxValueSize,
         Self::MaxConnections,
         Self::MaxCallsPerConnection,
+        Self::MaxConnectionIdle,
+        Self::MaxConnectionAge,
         Self::Heartbeat,
         Self::ElectionMin,
         Self::ElectionMax,
@@ -102,6 +108,8 @@ impl Key {
             Self::MaxValueSize => "max-value-size",
             Self::MaxConnections => "max-connections",
             Self::MaxCallsPerConnection => "max-calls-per-connection",
+            Self::MaxConnectionIdle => "max-connection-idle",
+            Self::MaxConnectionAge => "max-connection-age",
             Self::Heartbeat => "heartbeat",
             Self::ElectionMin => "election-min",
             Self::ElectionMax => "election-max",

@@ -77,6 +77,12 @@ pub struct Config {
     pub max_connections: usize,
     /// How many calls one client connection may have in flight.
     pub max_calls_per_connection: u32,
+    /// How long a client connection may have no call in flight before it is closed; each draws its own
+    /// time from 10 % below to 10 % above.
+    pub max_connection_idle: Duration,
+    /// How old a client connection may become before it is closed, once its calls have ended; each draws
+    /// its own age as well.
+    pub max_connection_age: Duration,
     /// How often a leader makes itself heard.
     pub heartbeat: Duration,
     /// The shortest silence after which a follower asks for an election.

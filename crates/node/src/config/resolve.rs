@@ -104,6 +104,8 @@ pub fn resolve(layers: &Layers, default_memory: u64) -> Result<Resolved, ConfigE
         max_value_bytes: usize::try_from(max_value).unwrap_or(usize::MAX),
         max_connections: reader.read(Key::MaxConnections, number, || (1024, ""))?,
         max_calls_per_connection: reader.read(Key::MaxCallsPerConnection, number, || (256, ""))?,
+        max_connection_idle: reader.duration(Key::MaxConnectionIdle, 300_000)?,
+        max_connection_age: reader.duration(Key::MaxConnectionAge, 3_600_000)?,
         heartbeat: reader.duration(Key::Heartbeat, 100)?,
         election_min: reader.duration(Key::ElectionMin, 600)?,
         election_max: reader.duration(Key::ElectionMax, 1200)?,

@@ -278,6 +278,16 @@ fn addresses_are_refused_for_what_is_wrong_with_them_and_passwords_are_not_repea
 }
 
 #[test]
+fn durations_are_read_and_shown_in_hours_and_minutes_where_they_are_whole() {
+    for (given, shown) in
+        [("90m", "90m"), ("7200s", "2h"), ("1500ms", "1500ms"), ("61s", "61000ms")]
+    {
+        let start = Start { flags: &[(Key::MaxConnectionAge, given)], ..Start::default() };
+        assert_eq!(effective(&start, Key::MaxConnectionAge), pair(shown, "flag"));
+    }
+}
+
+#[test]
 fn limits_and_combinations_are_refused_with_the_knob() {
     for (flags, sentence) in [
         (
@@ -301,6 +311,16 @@ fn limits_and_combinations_are_refused_with_the_knob() {
             &[(Key::MaxValueSize, "2MiB")],
             "max-value-size is 2097152, but must be from 1 to 2031616 (--max-value-size or \
              QUORATE_MAX_VALUE_SIZE)",
+        ),
+        (
+            &[(Key::MaxConnectionIdle, "999ms")],
+            "max-connection-idle is 999ms, but must be from 1000ms to 8760h (--max-connection-idle or \
+             QUORATE_MAX_CONNECTION_IDLE)",
+        ),
+        (
+            &[(Key::MaxConnectionAge, "0s")],
+            "max-connection-age is 0ms, but must be from 1000ms to 8760h (--max-connection-age or \
+             QUORATE_MAX_CONNECTION_AGE)",
         ),
         (
             &[(Key::ClusterName, "my cluster")],

@@ -263,10 +263,21 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     match unit.trim() {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
         _ => Err(EXPECTED.to_owned()),
     }
 }
 
 pub(super) fn format_duration(duration: Duration) -> String {
-    format!("{}ms", duration.as_millis())
+    let whole = |unit: u64| {
+        let seconds = duration.as_secs();
+        (seconds >= unit && seconds.is_multiple_of(unit) && duration.subsec_nanos() == 0)
+            .then(|| seconds / unit)
+    };
+    match (whole(3600), whole(60)) {
+        (Some(hours), _) => format!("{hours}h"),
+        (None, Some(minutes)) => format!("{minutes}m"),
+        (None, None) => format!("{}ms", duration.as_millis()),
+    }
 }

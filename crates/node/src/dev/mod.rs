@@ -162,7 +162,7 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
             ("replicas", replicas.to_string()),
             ("memory", memory.to_string()),
             // No more than 1,024 with the node's own files: what a plain user may open everywhere.
-            ("max-connections", "512".to_owned()),
+            ("max-connections", "448".to_owned()),
             ("log-format", "text".to_owned()),
         ];
         let log = (args.logs && unfiltered).then(|| ("log-level", CALM.to_owned()));

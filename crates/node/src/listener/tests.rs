@@ -5,29 +5,39 @@ use std::time::Duration;
 
 use quorate_proto::v1::{Failure, Outcome};
 use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(500);
 
-async fn serve(clients_max: usize) -> (SocketAddr, Arc<Metrics>) {
+/// So that nothing but what a test asks for closes a connection.
+const LIMITS: Limits = Limits {
+    clients: 2,
+    idle: Duration::from_secs(600),
+    age: Duration::from_secs(600),
+    patience: PATIENCE,
+};
+
+async fn serve(limits: Limits) -> (SocketAddr, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let places = Arc::new(Places::new(clients_max, metrics.clone()).with_patience(PATIENCE));
-    let incoming = accepted(listener, places, CancellationToken::new());
+    let places = Arc::new(Places::new(limits, metrics.clone()));
     let (_, health) = tonic_health::server::health_reporter();
-    let routes = Server::builder()
-        .add_service(of(Caller::Peer, health))
-        .add_service(of(Caller::Client, reflection_v1()));
-    tokio::spawn(routes.serve_with_incoming(incoming));
+    let mut routes = Routes::builder();
+    routes.add_service(of(Caller::Peer, health)).add_service(of(Caller::Client, reflection_v1()));
+    let stop = CancellationToken::new();
+    tokio::spawn(super::serve(listener, Server::builder(), routes.routes(), places, stop));
     (address, metrics)
 }
 
@@ -46,34 +56,74 @@ async fn as_client(channel: &Channel) -> Result<(), tonic::Status> {
     client.server_reflection_info(requests).await.map(drop)
 }
 
+/// A call in flight: more may be asked in it, and it ends when the sender is dropped.
+struct Busy {
+    questions: mpsc::Sender<ServerReflectionRequest>,
+    answers: tonic::Streaming<ServerReflectionResponse>,
+}
+
+impl Busy {
+    async fn begin(channel: &Channel) -> Busy {
+        let (questions, asked) = mpsc::channel(1);
+        let mut client = ServerReflectionClient::new(channel.clone());
+        let answers = client.server_reflection_info(ReceiverStream::new(asked)).await.unwrap();
+        Busy { questions, answers: answers.into_inner() }
+    }
+
+    async fn ask(&mut self) {
+        let question = ServerReflectionRequest {
+            message_request: Some(MessageRequest::ListServices(String::new())),
+            ..ServerReflectionRequest::default()
+        };
+        self.questions.send(question).await.unwrap();
+        self.answers.next().await.expect("an answer").unwrap();
+    }
+
+    /// Waits for the end of the call.
+    async fn end(mut self) {
+        drop(self.questions);
+        while let Some(answer) = self.answers.next().await {
+            answer.unwrap();
+        }
+    }
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waited = timeout(PATIENCE * 20, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never: {what}");
+}
+
 #[tokio::test]
 async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not() {
-    let (address, metrics) = serve(2).await;
+    let (address, metrics) = serve(LIMITS).await;
     let (first, second) = (channel(address).await, channel(address).await);
-    as_client(&first).await.unwrap();
-    as_client(&second).await.unwrap();
+    let mut first_call = Busy::begin(&first).await;
+    let _second_call = Busy::begin(&second).await;
     let third = channel(address).await;
     let refused = as_client(&third).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    let sentence = "this node already serves 2 client connections; the limit is --max-connections";
+    let sentence = "this node already serves 2 client connections, and none is idle; the limit is \
+                    --max-connections";
     assert_eq!(refused.message(), sentence);
-    let (failure, _) = Failure::from_details(refused.details()).unwrap();
+    let (failure, _) = Failure::from_details(refused.details()).expect("a failure of ours");
     assert!(failure.only_this_node, "another node may have a place");
     assert_eq!((failure.limit, failure.knob.as_str()), (2, "max-connections"));
     // The request is not read, so that the node cannot know whether it is a repeated attempt.
-    let (failure, _) = Failure::from_details(refused.details()).expect("a failure of ours");
     assert_eq!(failure.outcome(), Outcome::AttemptNotApplied);
     assert_eq!(metrics.connections_refused.get(), 1);
 
     let peer = channel(address).await;
     as_peer(&peer).await.unwrap();
-    // Those who have a place keep it, whatever the hour.
-    tokio::time::sleep(PATIENCE * 2).await;
+    until("the refused one is closed by its deadline", || metrics.connections.get() == 3).await;
+    first_call.ask().await;
     as_client(&first).await.unwrap();
     as_peer(&peer).await.unwrap();
-    assert_eq!(metrics.connections.get(), 3, "the refused one is closed by its deadline");
 
-    drop(second);
+    first_call.end().await;
     let next = channel(address).await;
     timeout(Duration::from_secs(5), async {
         while as_client(&next).await.is_err() {
@@ -81,12 +131,52 @@ async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not(
         }
     })
     .await
-    .expect("the place of a client that left is free");
+    .expect("a client that has become idle yields its place");
+    assert_eq!(metrics.connections_closed("yielded").get(), 1);
+    until("it has left", || metrics.connections.get() == 3).await;
+    as_peer(&peer).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_its_client_connects_anew_without_an_error() {
+    let idle = Duration::from_millis(50);
+    let (address, metrics) = serve(Limits { idle, ..LIMITS }).await;
+    let peer = channel(address).await;
+    as_peer(&peer).await.unwrap();
+    let client = channel(address).await;
+    let mut call = Busy::begin(&client).await;
+    tokio::time::sleep(idle * 4).await;
+    call.ask().await;
+    assert_eq!(metrics.connections_closed("idle").get(), 0, "a call is in flight");
+    call.end().await;
+    for count in 1..=3 {
+        let closed = metrics.connections_closed("idle");
+        until("the idle one is closed", || closed.get() == count).await;
+        until("only the peer is left", || metrics.connections.get() == 1).await;
+        as_client(&client).await.unwrap();
+    }
+    as_peer(&peer).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_old_connection_is_closed_when_its_calls_have_ended() {
+    let age = Duration::from_millis(100);
+    let (address, metrics) = serve(Limits { age, ..LIMITS }).await;
+    let client = channel(address).await;
+    let mut call = Busy::begin(&client).await;
+    let aged = metrics.connections_closed("aged");
+    until("it is old", || aged.get() == 1).await;
+    call.ask().await;
+    call.ask().await;
+    assert_eq!(metrics.connections.get(), 1, "the call goes on");
+    call.end().await;
+    until("it is closed", || metrics.connections.get() == 0).await;
+    as_client(&client).await.unwrap();
 }
 
 #[tokio::test]
 async fn sockets_that_ask_nothing_keep_nobody_out_and_are_closed() {
-    let (address, metrics) = serve(2).await;
+    let (address, metrics) = serve(LIMITS).await;
     let mut idle = Vec::new();
     for _ in 0..places::NEW_MAX + 20 {
         idle.push(TcpStream::connect(address).await.unwrap());

@@ -86,6 +86,7 @@ pub struct Metrics {
     /// Bytes of applied state that is not yet checkpointed.
     pub delta_bytes: Gauge,
     shed: Family<ReasonLabel, Counter>,
+    connections_closed: Family<ReasonLabel, Counter>,
     queues: QueueFamilies,
     peers: PeerFamilies,
 }
@@ -249,6 +250,12 @@ impl Metrics {
                 "Requests refused to protect the node, by reason",
                 Family::default(),
             ),
+            connections_closed: added(
+                r,
+                "connections_closed",
+                "Connections of clients asked to leave: idle, aged, or yielded to another client",
+                Family::default(),
+            ),
             queues: QueueFamilies {
                 items: added(r, "queue_items", "What waits in a queue", Family::default()),
                 bytes: added(r, "queue_bytes", "Bytes that wait in a queue", Family::default()),
@@ -291,6 +298,12 @@ impl Metrics {
     #[must_use]
     pub fn shed(&self, reason: &'static str) -> Counter {
         self.shed.get_or_create_owned(&ReasonLabel { reason })
+    }
+
+    /// The counter of connections that were asked to leave for this reason. Keep the handle.
+    #[must_use]
+    pub fn connections_closed(&self, reason: &'static str) -> Counter {
+        self.connections_closed.get_or_create_owned(&ReasonLabel { reason })
     }
 
     /// The handles of a queue, by the name it has in the table of queues; keep them.

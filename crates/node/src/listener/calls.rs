@@ -1,0 +1,74 @@
+//! The calls of a connection, each counted until the last byte of its answer is handed over.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::codegen::{BoxFuture, Service};
+use tonic::service::Routes;
+
+use super::places::{InFlight, Place};
+
+/// What the connection of this place serves.
+#[derive(Clone)]
+pub(super) struct Calls {
+    routes: Routes,
+    place: Arc<Place>,
+}
+
+impl Calls {
+    /// The routes, for the connection of this place.
+    pub(super) fn new(routes: Routes, place: Arc<Place>) -> Self {
+        Self { routes, place }
+    }
+}
+
+impl Service<Request<Body>> for Calls {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request<Body>>::poll_ready(&mut self.routes, context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let call = self.place.begin();
+        let answer = self.routes.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            Ok(answer.map(|body| Body::new(Counted { body, _call: call })))
+        })
+    }
+}
+
+/// The body of an answer. It is dropped when it was sent whole, or the call was given up.
+struct Counted {
+    body: Body,
+    _call: InFlight,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
