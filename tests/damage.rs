@@ -10,6 +10,7 @@ use quorate_proto::v1::{GetRequest, GetResponse, NodePhase, ReadLevel, Reason, R
 use quorate_storage::keys::{after_row, row_prefix};
 use quorate_storage::{Engine, EngineOptions, NodeRecords, RowKey, RowKind};
 use quorate_tests::cluster::PATIENCE;
+use quorate_tests::files::copy;
 use quorate_tests::raw::{CALL, at, failure, within};
 use quorate_tests::{Cluster, ClusterOptions, Exit, until_async};
 use rand::rngs::StdRng;
@@ -27,18 +28,6 @@ fn flip(path: &Path, random: &mut StdRng, flips: usize) {
         bytes[at] ^= 1 << random.random_range(0..8);
     }
     fs::write(path, bytes).expect("the file is written");
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a directory");
-    for entry in fs::read_dir(from).expect("a directory").flatten() {
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("a copy");
-        }
-    }
 }
 
 const KEPT: u32 = 60;
