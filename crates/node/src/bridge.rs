@@ -7,13 +7,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use quorate_proto::v1::NodePhase;
 use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
 use quorate_storage::{Disk, DiskLevel, Installer, SnapshotSource as StoredSnapshot};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::boottime::Clock;
 use crate::clock_offset::{self, ClockOffsets};
+use crate::core::Life;
 use crate::engine::{Engine, Outbox, Shard, SnapshotOrder};
 use crate::metrics::Metrics;
 use crate::transport::{
@@ -86,9 +88,20 @@ pub struct Incoming {
     pub disk: Arc<Disk>,
     /// What the peers' clocks show.
     pub clocks: Arc<ClockOffsets>,
+    /// Where this node is in its life.
+    pub life: Arc<Life>,
 }
 
 impl Inbound for Incoming {
+    fn log_sequence(&self) -> u64 {
+        self.engine.log_progress().durable_sequence()
+    }
+
+    fn went_back(&self, why: &str) {
+        error!(why, "storage: older than it was; the node stays up and takes no part");
+        self.life.enter(NodePhase::StorageFailed, why);
+    }
+
     fn deliver(&self, from: NodeId, _lane: Lane, mut messages: Vec<Envelope>) {
         // Here and not in a loop: while it waits for one a message only ages.
         if let Some(clock) = clock_offset::reported(&messages) {
@@ -290,6 +303,7 @@ mod tests {
             peers: Arc::default(),
             disk: Arc::default(),
             clocks: Arc::default(),
+            life: Arc::default(),
         }
     }
 

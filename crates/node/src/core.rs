@@ -95,8 +95,22 @@ impl Life {
 
     /// Enters a phase; `detail` says what it waits for or failed at, in a sentence.
     pub fn enter(&self, phase: NodePhase, detail: impl Into<String>) {
-        *self.detail.lock() = detail.into();
+        let mut now = self.detail.lock();
+        *now = detail.into();
         self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Enters a phase if the node is in this one still; another thread may have ended it.
+    pub fn advance(&self, from: NodePhase, to: NodePhase, detail: impl Into<String>) -> bool {
+        let mut now = self.detail.lock();
+        let (from, to) = (from as u8, to as u8);
+        let phase = &self.phase;
+        let advanced =
+            phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if advanced {
+            *now = detail.into();
+        }
+        advanced
     }
 
     /// From now on nothing new is taken. Until then a node that drains goes on to serve.

@@ -9,6 +9,7 @@
 //! | `log-writer` | the record log | the disk |
 //! | `apply-N` | the states of its groups | reads of old rows |
 //! | `checkpointer` | nothing; writes frozen deltas | the disk |
+//! | `peer-memory` | what peers have told of their disks | the disk |
 //! | blocking pool (16) | nothing; tree reads, scans, snapshots | the disk |
 //!
 //! # Queues
@@ -60,6 +61,7 @@ pub mod map;
 pub mod metrics;
 pub mod node;
 mod opening;
+mod peer_memory;
 pub mod readiness;
 pub mod reply;
 pub mod scrub;

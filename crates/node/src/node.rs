@@ -35,7 +35,7 @@ use crate::service::forward::Forwarder;
 use crate::service::kv::KvService;
 use crate::session_id::SessionMint;
 use crate::transport::{PeerService, PeerTarget, PeerTargets, Transport, TransportConfig};
-use crate::{gauges, leadership, limits};
+use crate::{gauges, leadership, limits, peer_memory};
 
 /// Threads that may wait for the disk on behalf of reads, scans and snapshots.
 const READER_THREADS: usize = 16;
@@ -187,8 +187,8 @@ impl Node {
 
     async fn serve(&self, formed: Formed, storage: Storage) -> Result<Serving, Fatal> {
         let config = &self.config;
-        let Storage { sled, budget, records, log, recovered, stores, mut damaged, map, last_run } =
-            storage;
+        let Storage { sled, budget, records, log, recovered, stores, .. } = storage;
+        let Storage { mut damaged, map, memories, last_run, .. } = storage;
         let map_cell = MapCell::default();
         let peers = Arc::new(Peers::default());
         let outgoing = Arc::new(Outgoing::default());
@@ -217,6 +217,7 @@ impl Node {
             peers: peers.clone(),
             disk: sled.disk().clone(),
             clocks: Arc::default(),
+            life: self.cell.life.clone(),
         });
         let targets = first_targets(config, &formed, map_cell.get().as_ref().map(|m| m.proto()));
         let transport_config = TransportConfig {
@@ -228,9 +229,15 @@ impl Node {
         };
         let transport_config =
             TransportConfig { labels: config.locality.clone(), ..transport_config };
-        let transport =
-            Transport::start(transport_config, &self.identity, &targets, inbound.clone())
-                .map_err(Fatal::Bug)?;
+        let recollection = peer_memory::recollection(memories, records.clone());
+        let transport = Transport::start(
+            transport_config,
+            &self.identity,
+            &targets,
+            recollection,
+            inbound.clone(),
+        )
+        .map_err(Fatal::Bug)?;
         outgoing.attach(transport.clone());
         self.peer_service.attach(&transport);
         self.health.set_transport(transport.clone());
@@ -309,8 +316,10 @@ impl Node {
         // A replica here may be the one a quorum needs until the very end. On a thread of its own:
         // those that wait for the disk may all be doing so.
         let (end, ended) = oneshot::channel();
+        let memory = transport.clone();
         let stop = move || {
             engine.stop();
+            memory.close_memory();
             // Who waits for it is below.
             let _ = end.send(scrub::end_run(&records));
         };

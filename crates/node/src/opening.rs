@@ -21,7 +21,9 @@ use crate::exit::{Fatal, guarded_open};
 use crate::identity::{Formed, Identity};
 use crate::map::first::meta_replicas;
 use crate::map::keeper::{self, MAP_RECORD, META, create_replicas};
+use crate::peer_memory;
 use crate::scrub::{self, LastRun};
+use crate::transport::Memories;
 
 /// What the storage holds when it is open.
 pub(crate) struct Storage {
@@ -34,6 +36,8 @@ pub(crate) struct Storage {
     /// Replicas whose state does not open.
     pub(crate) damaged: BTreeSet<GroupId>,
     pub(crate) map: Option<ClusterMap>,
+    /// What the peers have told of their disks.
+    pub(crate) memories: Memories,
     pub(crate) last_run: LastRun,
 }
 
@@ -147,6 +151,7 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
             dir.path().display()
         ))));
     }
+    let memories = peer_memory::load(&records)?.map_err(OpenFailed::Stays)?;
     let plan = config.memory;
     let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
     let (mut stores, mut damaged) = (Vec::new(), BTreeSet::new());
@@ -166,7 +171,7 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
         info!(?last_run, "storage: the last run did not end in order");
     }
     opened.store(true, Ordering::SeqCst);
-    Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, last_run })
+    Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, memories, last_run })
 }
 
 /// Opens what the storage held, and group 0 on a founder's first start. Returns the replicas that

@@ -19,14 +19,15 @@ const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 pub async fn become_ready(core: Arc<Core>) {
     let started = Instant::now();
     let mut said = 0;
-    while core.life.phase() != NodePhase::Draining {
+    while !matches!(core.life.phase(), NodePhase::Draining | NodePhase::StorageFailed) {
         let waiting = match caught_up(&core).await {
             None => "the cluster map is not here yet".to_owned(),
             Some((have, all)) => {
                 // One shard without a quorum must not keep the node from serving the others.
                 let patient = started.elapsed() < CATCH_UP_PATIENCE;
-                if (have == all || !patient) && core.life.phase() == NodePhase::Starting {
-                    core.life.enter(NodePhase::Ready, "");
+                if (have == all || !patient)
+                    && core.life.advance(NodePhase::Starting, NodePhase::Ready, "")
+                {
                     info!("node: serving");
                 }
                 if have == all {
@@ -36,9 +37,7 @@ pub async fn become_ready(core: Arc<Core>) {
                 format!("{have} of {all} shards have leaders and are caught up here")
             }
         };
-        if core.life.phase() == NodePhase::Starting {
-            core.life.enter(NodePhase::Starting, waiting.as_str());
-        }
+        core.life.advance(NodePhase::Starting, NodePhase::Starting, waiting.as_str());
         if started.elapsed().as_secs() / 2 > said {
             said = started.elapsed().as_secs() / 2;
             info!("waiting: {waiting}");

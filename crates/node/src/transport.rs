@@ -15,6 +15,9 @@
 //! incarnation, wire versions. A refusal is a sentence, on both sides; the peer is then tried again
 //! slowly, and the sentence is logged when it changes.
 //!
+//! One process at a time is taken for a peer, and none that has said more of its disk before than it
+//! says now: see `presence` and `memory`.
+//!
 //! **Silence.** Receivers acknowledge frames a few times a second. A peer that takes frames and
 //! acknowledges none for five seconds is cut off and dialled anew; HTTP/2 pings find the dead ones
 //! sooner. What a cut may have lost of the bulk lane is reported with [`Inbound::bulk_dropped`].
@@ -23,15 +26,17 @@ pub mod convert;
 pub mod dial;
 mod hello;
 mod link;
+mod memory;
 mod outbox;
+mod presence;
 mod service;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -40,16 +45,19 @@ use parking_lot::Mutex;
 use quorate_raft::{Envelope, GroupId, NodeId, ReplicaId};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use crate::identity::{Formed, Identity, Incarnation};
 
 pub use hello::{FEATURE_VERSION, PeerHello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
+pub use memory::{Memories, MemoryStore, Recollection, Remembered, SAVE_EVERY, StartId};
 pub use service::PeerService;
 pub use snapshot::{
     CHUNK_BYTES_MAX, SnapshotError, SnapshotHeader, SnapshotSink, SnapshotSource, SnapshotTurn,
 };
 
 use link::Peer;
+use memory::Memory;
 
 /// The largest message that is decoded, in bytes; also the bound of one entry with its frame.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -67,6 +75,14 @@ pub enum Lane {
 /// and [`Inbound::bulk_dropped`] also on the thread that calls [`Transport::send`]. The transport
 /// holds no lock during a call.
 pub trait Inbound: Send + Sync + 'static {
+    /// The last record of this node's log that is behind a completed barrier; 0 = none. Told to the
+    /// peers, which hold it against the next process of this node.
+    fn log_sequence(&self) -> u64;
+
+    /// A peer remembers more of this node than its disk holds: votes and acknowledgements are
+    /// forgotten. The transport has ended, and takes nothing any more; called once.
+    fn went_back(&self, why: &str);
+
     /// The messages of one frame, from a peer whose Hello was accepted.
     fn deliver(&self, from: NodeId, lane: Lane, messages: Vec<Envelope>);
 
@@ -181,6 +197,7 @@ struct Local {
     node: NodeId,
     incarnation: Incarnation,
     boot_counter: u64,
+    start: StartId,
     formed: Formed,
 }
 
@@ -194,6 +211,9 @@ struct Shared {
     changing: Mutex<()>,
     map_epoch: AtomicU64,
     config_epoch: AtomicU64,
+    memory: Arc<Memory>,
+    /// Why this node takes no part any more.
+    fenced: OnceLock<String>,
     stop: CancellationToken,
     runtime: Handle,
 }
@@ -201,6 +221,37 @@ struct Shared {
 impl Shared {
     fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
         self.peers.load().get(&node).cloned()
+    }
+
+    /// Ends everything: a peer has shown that this node has forgotten what it promised.
+    fn fence(&self, why: &str) {
+        if self.fenced.set(why.to_owned()).is_ok() {
+            error!(why, "transport: ended");
+            self.stop.cancel();
+            self.inbound.went_back(why);
+        }
+    }
+
+    /// Lets every peer hear of this node, and how far its log is durable, where no message tells it:
+    /// at once when that has grown, as often as it is kept, and else every other time.
+    async fn tell_peers(self: Arc<Self>) {
+        let mut told = self.inbound.log_sequence();
+        let mut silent = false;
+        loop {
+            tokio::time::sleep(SAVE_EVERY).await;
+            let sequence = self.inbound.log_sequence();
+            silent = sequence == told && !silent;
+            if !silent {
+                told = sequence;
+                self.peers.load().values().for_each(|peer| peer.nudge());
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.memory.end();
     }
 }
 
@@ -221,7 +272,8 @@ impl Transport {
     /// node's [`PeerService`] is told of it with [`PeerService::attach`].
     ///
     /// # Errors
-    /// A sentence when the node has not formed: it has no cluster to speak for.
+    /// A sentence when the node has not formed: it has no cluster to speak for; or when the system
+    /// refuses a thread.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -229,6 +281,7 @@ impl Transport {
         config: TransportConfig,
         identity: &Identity,
         peers: &PeerTargets,
+        recollection: Recollection,
         inbound: Arc<dyn Inbound>,
     ) -> Result<Self, String> {
         let formed = identity.formed().ok_or("a node that has not formed has no peers yet")?;
@@ -236,6 +289,7 @@ impl Transport {
             node: identity.node_id(),
             incarnation: identity.incarnation(),
             boot_counter: identity.boot_counter(),
+            start: StartId::draw(),
             formed,
         };
         let shared = Arc::new(Shared {
@@ -246,8 +300,14 @@ impl Transport {
             changing: Mutex::new(()),
             map_epoch: AtomicU64::new(0),
             config_epoch: AtomicU64::new(0),
+            memory: Memory::start(recollection)?,
+            fenced: OnceLock::new(),
             stop: CancellationToken::new(),
             runtime: Handle::current(),
+        });
+        let (stop, telling) = (shared.stop.clone(), Arc::clone(&shared));
+        shared.runtime.spawn(async move {
+            stop.run_until_cancelled(telling.tell_peers()).await;
         });
         let transport = Self { shared };
         transport.set_peers(peers);
@@ -333,6 +393,12 @@ impl Transport {
     /// How each peer stands.
     pub fn peers(&self) -> Vec<PeerView> {
         self.shared.peers.load().values().map(|peer| peer.view()).collect()
+    }
+
+    /// Makes durable what is remembered of the peers, and writes nothing any more. From now on no
+    /// connection is taken. Waits for the disk.
+    pub fn close_memory(&self) {
+        self.shared.memory.close();
     }
 
     /// Ends all connections. Messages not yet sent are gone.

@@ -151,6 +151,8 @@ impl Engine {
             };
             threads.apply.push(spawn(&format!("apply-{number}"), move || thread.run())?);
         }
+        // What a start finds is durable before it is returned.
+        self.progress.set_durable(parts.log.last_sequence());
         let writer = LogWriter {
             log: parts.log,
             inbox: self.log.clone(),

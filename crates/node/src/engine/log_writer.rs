@@ -58,6 +58,8 @@ pub struct LogProgress {
     busy_since: AtomicU64,
     stored_bytes: AtomicU64,
     engine_bytes: AtomicU64,
+    /// The last record behind a completed barrier.
+    durable: AtomicU64,
 }
 
 impl LogProgress {
@@ -66,6 +68,18 @@ impl LogProgress {
     pub fn busy_for(&self, epoch: Instant) -> Option<Duration> {
         let since = self.busy_since.load(Ordering::Acquire).checked_sub(1)?;
         Some(epoch.elapsed().saturating_sub(Duration::from_millis(since)))
+    }
+
+    /// The sequence of the last record that is behind a completed barrier; 0 = none. Whoever hears of
+    /// it may count on it: it is never lost again.
+    #[must_use]
+    pub fn durable_sequence(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Notes how far the log is durable. Before anything is sent that depends on it.
+    pub(super) fn set_durable(&self, sequence: u64) {
+        self.durable.store(sequence, Ordering::Release);
     }
 
     /// Bytes that the records take on disk, the dead ones that are not yet removed included.
@@ -142,6 +156,7 @@ impl LogWriter {
                 self.write(record)?;
             }
             self.log.maintain()?;
+            self.progress.set_durable(self.log.last_sequence());
             self.progress.stored_bytes.store(self.log.stored_bytes(), Ordering::Relaxed);
             self.progress.engine_bytes.store(self.log.engine_bytes(), Ordering::Relaxed);
             if close {
@@ -177,6 +192,7 @@ impl LogWriter {
         }
         if !sections.is_empty() {
             self.log.append(&sections)?;
+            self.progress.set_durable(self.log.last_sequence());
             self.metrics.fsync_seconds.observe_duration(started.elapsed());
             self.metrics.log_record_entries.observe(entries);
         }

@@ -3,6 +3,7 @@
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::NodeId;
 
+use super::memory::StartId;
 use super::{Lane, PeerTarget, Shared};
 use crate::identity::{ClusterId, Incarnation};
 use crate::version::{VERSION, build};
@@ -26,6 +27,10 @@ pub struct PeerHello {
     pub incarnation: Incarnation,
     /// Starts of a process on its directory.
     pub boot_counter: u64,
+    /// Drawn by its process.
+    pub start: StartId,
+    /// The last record of its log that is behind a completed barrier; 0 = none.
+    pub log_sequence: u64,
     /// The epoch of the cluster map it holds; 0 = none.
     pub map_epoch: u64,
     /// The index of group 0's newest configuration it holds; 0 = the first one.
@@ -76,6 +81,8 @@ impl Shared {
             peer_address: self.config.peer_address.clone(),
             client_address: self.config.client_address.clone(),
             boot_counter: local.boot_counter,
+            start_id: local.start.0,
+            log_sequence: self.inbound.log_sequence(),
             labels: self.config.labels.clone(),
         }
     }
@@ -125,6 +132,9 @@ impl Shared {
                 local.node.0, target.incarnation
             ));
         }
+        if hello.start_id == 0 {
+            return Err(format!("node {peer} names no start of its process"));
+        }
         let wire_versions = (hello.wire_version_min, hello.wire_version_max);
         if wire_versions.0 > WIRE_VERSION_MAX || wire_versions.1 < WIRE_VERSION_MIN {
             return Err(format!(
@@ -137,6 +147,8 @@ impl Shared {
             node: NodeId(peer),
             incarnation,
             boot_counter: hello.boot_counter,
+            start: StartId(hello.start_id),
+            log_sequence: hello.log_sequence,
             map_epoch: hello.map_epoch,
             config_epoch: hello.config_epoch,
             wire_versions,

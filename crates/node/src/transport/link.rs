@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{Envelope, NodeId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use wire::link_response::Content;
 
+use super::memory::StartId;
 use super::outbox::{FrameStream, InOrder, Latest, Outbox, Queue};
+use super::presence::{Connection, Presence, SILENCE};
 use super::{Lane, PeerHello, PeerTarget, PeerView, Shared, dial, hello};
 
 /// How long the called node may take to answer the Hello.
@@ -42,6 +44,10 @@ pub(super) struct Peer {
     pub snapshot_in: Arc<Semaphore>,
     /// The incoming stream of each lane; a newer one ends the older.
     incoming: Mutex<[Option<CancellationToken>; 3]>,
+    /// Which process is taken for the peer.
+    pub(super) presence: watch::Sender<Presence>,
+    /// Lets the control link dial at once: whether the peer is in its place is waited for.
+    pub(super) look: Notify,
     stop: CancellationToken,
 }
 
@@ -57,8 +63,11 @@ struct State {
 impl Peer {
     pub fn new(node: NodeId, target: PeerTarget, shared: &Shared) -> Self {
         let config = &shared.config;
+        let presence = Presence::new(target.incarnation, &target.address, &shared.memory);
         Self {
             node,
+            presence,
+            look: Notify::new(),
             target: Mutex::new(target),
             control: Arc::new(Outbox::new(usize::MAX, config.frame_bytes_max)),
             bulk: Arc::new(Outbox::new(config.bulk_queue_bytes, config.frame_bytes_max)),
@@ -114,9 +123,30 @@ impl Peer {
         self.bulk.wake();
     }
 
+    /// Tells the peer what each frame tells, though there may be no message for it.
+    pub fn nudge(&self) {
+        self.control.nudge();
+    }
+
     /// Something came from it.
     pub fn heard(&self) {
         self.heard.store(self.born.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// Since it was heard at last, or since this node knows of it.
+    pub fn silent_for(&self) -> Duration {
+        let heard = self.heard.load(Ordering::Relaxed).saturating_sub(1);
+        self.born.elapsed().saturating_sub(Duration::from_millis(heard))
+    }
+
+    /// Whether the process that is taken for it shows that it is there.
+    pub fn answers(&self) -> bool {
+        self.state.lock().connected || self.silent_for() < SILENCE
+    }
+
+    /// Ends all incoming streams.
+    pub fn end_incoming(&self) {
+        self.incoming.lock().iter().flatten().for_each(CancellationToken::cancel);
     }
 
     /// The token of a new incoming stream; the older stream of the lane ends.
@@ -142,8 +172,7 @@ impl Peer {
             connected: state.connected,
             address: self.target().address,
             detail: if state.connected { String::new() } else { state.detail.clone() },
-            silent_for: (heard > 0)
-                .then(|| self.born.elapsed().saturating_sub(Duration::from_millis(heard - 1))),
+            silent_for: (heard > 0).then(|| self.silent_for()),
             bulk_queue_bytes: self.bulk.bytes(),
             messages_sent: control.messages + bulk.messages,
             frames_sent: control.frames + bulk.frames,
@@ -180,6 +209,10 @@ enum End {
     Broke(Instant, String),
 }
 
+fn unreachable(sentence: String) -> End {
+    End::Unreachable(dial::DialError { sentence, refused: false })
+}
+
 struct Link<Q> {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
@@ -198,6 +231,10 @@ impl<Q: Queue> Link<Q> {
         let stop = self.peer.stop.clone();
         stop.run_until_cancelled(self.keep_connected()).await;
         self.cut();
+        if let Some(sentence) = self.shared.fenced.get() {
+            self.peer.state.lock().connected = false;
+            self.peer.note(&format!("refused: {sentence}"));
+        }
     }
 
     async fn keep_connected(&self) {
@@ -217,6 +254,9 @@ impl<Q: Queue> Link<Q> {
                     }
                 }
                 End::Unreachable(error) => {
+                    if self.is_control() {
+                        self.peer.not_found(error.refused);
+                    }
                     let told = broke_at.is_some_and(|at| at.elapsed() <= REFUSED_AFTER_BREAK);
                     if error.refused && broke_at.take().is_some() && told && self.is_control() {
                         info!(
@@ -232,12 +272,25 @@ impl<Q: Queue> Link<Q> {
                 End::Refused(sentence) => {
                     broke_at = None;
                     self.say(&format!("refused: {sentence}"), true);
-                    tokio::time::sleep(jittered(self.shared.config.refused_pause)).await;
+                    self.pause(self.shared.config.refused_pause).await;
                     continue;
                 }
             }
-            tokio::time::sleep(jittered(pause)).await;
+            self.pause(pause).await;
             pause = (pause * 2).min(pause_max);
+        }
+    }
+
+    /// Waits before the next attempt, unless somebody waits for what comes of it.
+    async fn pause(&self, pause: Duration) {
+        let pause = tokio::time::sleep(jittered(pause));
+        if self.is_control() {
+            tokio::select! {
+                () = pause => {}
+                () = self.peer.look.notified() => {}
+            }
+        } else {
+            pause.await;
         }
     }
 
@@ -251,7 +304,12 @@ impl<Q: Queue> Link<Q> {
         let generation = self.outbox.begin();
         let lane = hello::lane_to_wire(self.lane);
         let mine = self.shared.hello(self.peer.node, target.incarnation, lane);
-        let frames = FrameStream::new(Arc::clone(&self.outbox), generation, mine);
+        let frames = FrameStream::new(
+            Arc::clone(&self.outbox),
+            generation,
+            mine,
+            Arc::clone(&self.shared.inbound),
+        );
         let mut client =
             wire::peer_client::PeerClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let opening = async {
@@ -259,7 +317,6 @@ impl<Q: Queue> Link<Q> {
             let first = answers.message().await?;
             Ok::<_, tonic::Status>((answers, first))
         };
-        let unreachable = |sentence| End::Unreachable(dial::DialError { sentence, refused: false });
         let (answers, first) = match tokio::time::timeout(HELLO_DEADLINE, opening).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(status)) => return unreachable(dial::status_sentence(&status)),
@@ -267,18 +324,40 @@ impl<Q: Queue> Link<Q> {
         };
         let greeted = match first.and_then(|response| response.content) {
             Some(Content::Hello(theirs)) => self.check(&theirs, &target),
-            Some(Content::Refusal(refusal)) => Err(refusal.sentence),
+            Some(Content::Refusal(refusal)) => return self.refused(refusal),
             Some(Content::Ack(_)) | None => {
                 return unreachable("it did not answer the Hello".into());
             }
         };
-        match greeted {
-            Ok(hello) => self.connected(hello),
+        let hello = match greeted {
+            Ok(hello) => hello,
             Err(sentence) => return End::Refused(sentence),
-        }
+        };
+        let connection = match self.peer.take(&hello, true, &self.shared.memory).await {
+            Ok(connection) => connection,
+            Err(refused) => return End::Refused(refused.sentence),
+        };
+        self.connected(hello);
         let since = Instant::now();
         self.outbox.open();
-        End::Broke(since, self.watch(answers).await)
+        End::Broke(since, self.watch(answers, connection).await)
+    }
+
+    /// The peer refuses this node.
+    fn refused(&self, refusal: wire::Refusal) -> End {
+        if refusal.from_node == self.peer.node.0 {
+            self.peer.answered(StartId(refusal.start_id));
+        }
+        match refusal.reason() {
+            wire::RefusalReason::Undecided => unreachable(refusal.sentence),
+            wire::RefusalReason::WentBack => {
+                self.shared.fence(&refusal.sentence);
+                End::Refused(refusal.sentence)
+            }
+            wire::RefusalReason::AnotherProcess | wire::RefusalReason::Unspecified => {
+                End::Refused(refusal.sentence)
+            }
+        }
     }
 
     fn check(&self, theirs: &wire::Hello, target: &PeerTarget) -> Result<PeerHello, String> {
@@ -292,7 +371,11 @@ impl<Q: Queue> Link<Q> {
     }
 
     /// Takes acknowledgements until the connection breaks or the peer is silent; returns why.
-    async fn watch(&self, mut answers: tonic::Streaming<wire::LinkResponse>) -> String {
+    async fn watch(
+        &self,
+        mut answers: tonic::Streaming<wire::LinkResponse>,
+        _connection: Connection,
+    ) -> String {
         let silence_max = self.shared.config.silence_max;
         let mut check = tokio::time::interval(silence_max / 4);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

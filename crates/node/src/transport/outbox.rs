@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{Envelope, GroupId, ReplicaId};
 
-use super::convert;
+use super::{Inbound, convert};
 
 /// A bound of the slots of one peer, far above kinds × groups: a peer that asks for replicas which do
 /// not exist must not grow the table of answers.
@@ -178,6 +178,8 @@ struct Inner<Q> {
     open: bool,
     /// The connection that found nothing to send.
     waker: Option<Waker>,
+    /// A frame is to go out although no message waits.
+    nudged: bool,
     /// Frames taken by this generation.
     frames: u64,
     acknowledged: u64,
@@ -192,6 +194,12 @@ pub(super) struct Counts {
     pub messages: u64,
     pub frames: u64,
     pub dropped: u64,
+}
+
+impl<Q: Queue> Inner<Q> {
+    fn has_frame(&self) -> bool {
+        self.nudged || !self.queue.is_empty()
+    }
 }
 
 impl<Q: Queue> Outbox<Q> {
@@ -212,11 +220,21 @@ impl<Q: Queue> Outbox<Q> {
     pub fn wake(&self) {
         let waker = {
             let mut inner = self.inner.lock();
-            if inner.open && !inner.queue.is_empty() { inner.waker.take() } else { None }
+            if inner.open && inner.has_frame() { inner.waker.take() } else { None }
         };
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Lets a frame go out even if no message waits, for what each frame tells.
+    pub fn nudge(&self) {
+        {
+            let mut inner = self.inner.lock();
+            // The Hello of a new connection will tell the same.
+            inner.nudged = inner.open;
+        }
+        self.wake();
     }
 
     /// A new connection: the number of its generation. Frames flow when it is opened.
@@ -224,6 +242,7 @@ impl<Q: Queue> Outbox<Q> {
         let mut inner = self.inner.lock();
         inner.generation += 1;
         inner.open = false;
+        inner.nudged = false;
         inner.frames = 0;
         inner.acknowledged = 0;
         inner.waiting_since = None;
@@ -288,13 +307,14 @@ impl<Q: Queue> Outbox<Q> {
         if inner.generation != generation {
             return Poll::Ready(None);
         }
-        if !inner.open || inner.queue.is_empty() {
+        if !inner.open || !inner.has_frame() {
             match &mut inner.waker {
                 Some(waker) => waker.clone_from(cx.waker()),
                 none => *none = Some(cx.waker().clone()),
             }
             return Poll::Pending;
         }
+        inner.nudged = false;
         inner.frames += 1;
         let number = inner.frames;
         let messages = inner.queue.take(number, self.frame_bytes_max);
@@ -311,11 +331,17 @@ pub(super) struct FrameStream<Q> {
     outbox: Arc<Outbox<Q>>,
     generation: u64,
     hello: Option<wire::Hello>,
+    inbound: Arc<dyn Inbound>,
 }
 
 impl<Q: Queue> FrameStream<Q> {
-    pub fn new(outbox: Arc<Outbox<Q>>, generation: u64, hello: wire::Hello) -> Self {
-        Self { outbox, generation, hello: Some(hello) }
+    pub fn new(
+        outbox: Arc<Outbox<Q>>,
+        generation: u64,
+        hello: wire::Hello,
+        inbound: Arc<dyn Inbound>,
+    ) -> Self {
+        Self { outbox, generation, hello: Some(hello), inbound }
     }
 }
 
@@ -330,9 +356,11 @@ impl<Q: Queue> Stream for FrameStream<Q> {
         }
         self.outbox.poll_frame(self.generation, cx).map(|frame| {
             frame.map(|(number, messages)| {
+                // Read after the messages were taken: each of them was put here after its barrier.
+                let log_sequence = self.inbound.log_sequence();
                 // Converted outside the lock: whoever sends must not wait for an encoding.
                 let messages = messages.into_iter().map(convert::to_wire).collect();
-                request(Content::Frame(wire::Frame { number, messages }))
+                request(Content::Frame(wire::Frame { number, messages, log_sequence }))
             })
         })
     }

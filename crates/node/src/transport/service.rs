@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
 use super::link::{HELLO_DEADLINE, Peer};
+use super::presence::{Connection, Refused};
 use super::{Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot};
 use crate::bootstrap::AskAnswers;
 
@@ -85,34 +86,46 @@ impl PeerService {
         })
     }
 
-    /// The peer that says this, or the sentence that refuses it.
-    pub(super) fn admit(
+    /// The peer that says this, or why it is refused.
+    pub(super) async fn admit(
         &self,
         shared: &Shared,
         hello: &wire::Hello,
-    ) -> Result<(Arc<Peer>, PeerHello), String> {
-        let peer = shared.peer(NodeId(hello.from_node));
-        let target = peer.as_ref().map(|peer| peer.target());
-        let checked = shared.check_hello(hello, target.as_ref());
+    ) -> Result<(Arc<Peer>, PeerHello, Connection), Refused> {
+        let admitted = Self::check(shared, hello).await;
         let mut refusals = self.inner.refusals.lock();
-        match (checked, peer) {
-            (Ok(hello), Some(peer)) => {
-                refusals.remove(&hello.node.0);
-                Ok((peer, hello))
-            }
-            (Err(sentence), _) => {
-                if refusals.get(&hello.from_node) != Some(&sentence) {
+        match &admitted {
+            Ok(_) => drop(refusals.remove(&hello.from_node)),
+            // It comes again in a moment, and then there is something to say.
+            Err(refused) if refused.reason == wire::RefusalReason::Undecided => {}
+            Err(Refused { sentence, .. }) => {
+                if refusals.get(&hello.from_node) != Some(sentence) {
                     warn!(peer = hello.from_node, sentence, "refused a peer");
                     if refusals.len() >= REFUSALS_MAX {
                         refusals.clear();
                     }
                     refusals.insert(hello.from_node, sentence.clone());
                 }
-                Err(sentence)
             }
-            // check_hello refuses what has no target.
-            (Ok(_), None) => Err(format!("node {} is not known here", hello.from_node)),
         }
+        admitted
+    }
+
+    async fn check(
+        shared: &Shared,
+        hello: &wire::Hello,
+    ) -> Result<(Arc<Peer>, PeerHello, Connection), Refused> {
+        if let Some(sentence) = shared.fenced.get() {
+            return Err(format!("node {} takes no part: {sentence}", shared.local.node.0).into());
+        }
+        let peer = shared.peer(NodeId(hello.from_node));
+        let target = peer.as_ref().map(|peer| peer.target());
+        let theirs = shared.check_hello(hello, target.as_ref())?;
+        // check_hello refuses what has no target.
+        let unknown = || format!("node {} is not known here", hello.from_node);
+        let peer = peer.ok_or_else(unknown)?;
+        let connection = peer.take(&theirs, false, &shared.memory).await?;
+        Ok((peer, theirs, connection))
     }
 }
 
@@ -147,19 +160,24 @@ impl wire::peer_server::Peer for PeerService {
             }
         };
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
-        let first = match self.admit(&shared, &hello) {
-            Ok((peer, theirs)) => {
+        let first = match self.admit(&shared, &hello).await {
+            Ok((peer, theirs, connection)) => {
                 peer.told_address(&theirs.peer_address);
                 let mine = shared.hello(theirs.node, theirs.incarnation, hello.lane());
                 let token = peer.replace_incoming(hello.lane());
-                let receiver = Receiver { shared, peer, lane, answers: answers.clone() };
+                let answers = answers.clone();
+                let receiver = Receiver { shared, peer, lane, answers, connection };
                 tokio::spawn(receiver.run(incoming, token));
                 wire::link_response::Content::Hello(mine)
             }
-            Err(sentence) => wire::link_response::Content::Refusal(wire::Refusal {
-                sentence,
-                from_node: shared.local.node.0,
-            }),
+            Err(Refused { reason, sentence }) => {
+                wire::link_response::Content::Refusal(wire::Refusal {
+                    sentence,
+                    from_node: shared.local.node.0,
+                    reason: reason.into(),
+                    start_id: shared.local.start.0,
+                })
+            }
         };
         // The channel is new and has room, unless the receiver has already ended it.
         let _ = answers.try_send(Ok(wire::LinkResponse { content: Some(first) }));
@@ -186,6 +204,7 @@ struct Receiver {
     peer: Arc<Peer>,
     lane: Lane,
     answers: mpsc::Sender<Result<wire::LinkResponse, Status>>,
+    connection: Connection,
 }
 
 impl Receiver {
@@ -240,6 +259,7 @@ impl Receiver {
             }
             read = frame.number;
             ack_due.get_or_insert_with(|| Instant::now() + ACK_EVERY);
+            self.connection.told(frame.log_sequence);
             let messages =
                 self.convert(frame).map_err(|error| Status::invalid_argument(error.0))?;
             self.peer.heard();

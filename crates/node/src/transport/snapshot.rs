@@ -312,9 +312,10 @@ pub(super) async fn receive(
     else {
         return Ok(Err("the start of a snapshot has no Hello for the snapshot lane".into()));
     };
-    let (peer, _) = match service.admit(shared, hello) {
+    // No other process may be taken for this one before the transfer is over.
+    let (peer, _, _connection) = match service.admit(shared, hello).await {
         Ok(admitted) => admitted,
-        Err(sentence) => return Ok(Err(sentence)),
+        Err(refused) => return Ok(Err(refused.sentence)),
     };
     let header = match read_start(&start, shared, &peer) {
         Ok(header) => header,

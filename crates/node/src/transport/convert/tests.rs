@@ -131,7 +131,11 @@ proptest! {
 
     #[test]
     fn the_size_bound_is_a_bound(envelope in envelopes()) {
-        let frame = wire::Frame { number: u64::MAX, messages: vec![to_wire(envelope.clone())] };
+        let frame = wire::Frame {
+            number: u64::MAX,
+            messages: vec![to_wire(envelope.clone())],
+            log_sequence: u64::MAX,
+        };
         prop_assert!(frame.encoded_len() <= size_bound(&envelope));
     }
 

@@ -8,8 +8,8 @@ use quorate_raft::{Message, NodeId, Term};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::link_request::Content;
-use wire::peer_client::PeerClient;
 
+use super::caller::*;
 use super::support::*;
 use crate::transport::*;
 
@@ -33,6 +33,7 @@ fn wrong_hellos(ground: &Ground, lane: wire::Lane) -> Vec<(wire::Hello, &'static
             "node 2 has the data directory of incarnation 0101",
         ),
         (changed(|h| h.from_incarnation = Bytes::new()), "node 2 names no incarnation"),
+        (changed(|h| h.start_id = 0), "node 2 names no start of its process"),
         (
             changed(|h| (h.wire_version_min, h.wire_version_max) = (2, 3)),
             "node 2 speaks wire versions 2 to 3, node 1 speaks 1 to 1",
@@ -42,54 +43,6 @@ fn wrong_hellos(ground: &Ground, lane: wire::Lane) -> Vec<(wire::Hello, &'static
             "node 2 speaks wire versions 0 to 0, node 1 speaks 1 to 1",
         ),
     ]
-}
-
-fn request(content: Content) -> wire::LinkRequest {
-    wire::LinkRequest { content: Some(content) }
-}
-
-type Answers = Streaming<wire::LinkResponse>;
-
-/// A caller that says what the test wants.
-struct Caller {
-    runtime: tokio::runtime::Runtime,
-    address: String,
-}
-
-impl Caller {
-    fn new(node: &Node) -> Self {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        Self { runtime, address: node.address.to_string() }
-    }
-
-    /// Opens a link with these first requests; the sender keeps it open.
-    fn link(
-        &self,
-        requests: Vec<wire::LinkRequest>,
-    ) -> Result<(tokio::sync::mpsc::Sender<wire::LinkRequest>, Answers), Status> {
-        self.runtime.block_on(async {
-            let channel = dial::connect(&self.address).await.unwrap();
-            let (sender, stream) = tokio::sync::mpsc::channel(16);
-            for request in requests {
-                sender.send(request).await.unwrap();
-            }
-            let mut client = PeerClient::new(channel);
-            let answers = client.link(ReceiverStream::new(stream)).await?.into_inner();
-            Ok((sender, answers))
-        })
-    }
-
-    fn next(&self, answers: &mut Answers) -> Result<Option<wire::LinkResponse>, Status> {
-        let next = async { tokio::time::timeout(PATIENCE, answers.message()).await };
-        self.runtime.block_on(next).expect("an answer in time")
-    }
-}
-
-fn lone_node(ground: &Ground, peer_address: &str) -> Node {
-    let listener = listener();
-    let mut targets = ground.targets(&[listener.local_addr().unwrap(); 2]);
-    targets.get_mut(&NodeId(2)).unwrap().address = peer_address.to_owned();
-    ground.start(0, listener, &targets, &|_| {})
 }
 
 #[test]
@@ -232,10 +185,6 @@ fn a_node_that_is_not_ready_is_tried_again_soon() {
     runtime.shutdown_background();
     let _ready = ground.start(1, listen_again(address), &targets, &|_| {});
     node.recorder.wait_connected(NodeId(2));
-}
-
-fn frame(number: u64, messages: Vec<wire::Envelope>) -> wire::LinkRequest {
-    request(Content::Frame(wire::Frame { number, messages }))
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::bootstrap::{AskAnswers, Plan};
-use crate::identity::{DataDir, Formed, Identity};
+use crate::identity::{DataDir, Formed, IDENTITY_FILE, Identity};
 use crate::transport::*;
 
 /// Far above what any of these tests needs, on any machine.
@@ -37,6 +38,7 @@ pub enum Heard {
     SnapshotBegun(SnapshotHeader),
     SnapshotDone(Vec<u8>),
     SnapshotAborted(String),
+    WentBack(String),
 }
 
 /// What a snapshot sink does besides recording.
@@ -57,13 +59,16 @@ pub struct Recorder {
     pub sink_mode: Mutex<SinkMode>,
     /// While it is true there is no room for the bulk lane.
     pub full: watch::Sender<bool>,
+    /// How far the log is durable.
+    pub sequence: AtomicU64,
 }
 
 impl Recorder {
     fn new() -> Arc<Self> {
         let sink_mode = Mutex::new(SinkMode::Take);
         let full = watch::Sender::new(false);
-        Arc::new(Self { heard: Mutex::default(), changed: Condvar::new(), sink_mode, full })
+        let (changed, sequence) = (Condvar::new(), AtomicU64::new(0));
+        Arc::new(Self { heard: Mutex::default(), changed, sink_mode, full, sequence })
     }
 
     pub fn push(&self, heard: Heard) {
@@ -130,6 +135,14 @@ impl Recorder {
 struct Ears(Arc<Recorder>);
 
 impl Inbound for Ears {
+    fn log_sequence(&self) -> u64 {
+        self.0.sequence.load(Ordering::SeqCst)
+    }
+
+    fn went_back(&self, why: &str) {
+        self.0.push(Heard::WentBack(why.to_owned()));
+    }
+
     fn deliver(&self, from: NodeId, lane: Lane, messages: Vec<Envelope>) {
         let mut heard = self.0.heard.lock();
         heard.extend(messages.into_iter().map(|message| Heard::Delivered(from, lane, message)));
@@ -252,6 +265,8 @@ impl Node {
     pub fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
+            // A thread that a kill would end.
+            self.transport.close_memory();
         }
     }
 }
@@ -263,10 +278,25 @@ impl Drop for Node {
     }
 }
 
+/// What a node remembers, in a place that outlives it.
+#[derive(Default)]
+pub struct Notebook(pub Mutex<Memories>);
+
+impl MemoryStore for Notebook {
+    fn keep(&self, memories: &Memories) {
+        self.0.lock().clone_from(memories);
+    }
+}
+
+/// A directory that a process has opened.
+pub type Place = (Arc<Identity>, Arc<TempDir>);
+
 /// Directories and agreements, before anything runs.
 pub struct Ground {
     pub identities: Vec<Arc<Identity>>,
-    dirs: Vec<Arc<TempDir>>,
+    /// The newest directory of each node, and whether a process has run on it.
+    places: Mutex<Vec<(Arc<TempDir>, bool)>>,
+    pub notebooks: Vec<Arc<Notebook>>,
 }
 
 impl Ground {
@@ -280,7 +310,45 @@ impl Ground {
                 Arc::new(Identity::open(dir, NodeId(node)).unwrap())
             })
             .collect();
-        Self { identities, dirs }
+        let places = Mutex::new(dirs.into_iter().map(|dir| (dir, false)).collect());
+        let notebooks = (0..count).map(|_| Arc::default()).collect();
+        Self { identities, places, notebooks }
+    }
+
+    /// Opens a copy of the newest directory of a node, as a process would.
+    pub fn copy(&self, index: usize) -> Place {
+        let copy = Arc::new(TempDir::new().unwrap());
+        let newest = self.places.lock()[index].0.path().join(IDENTITY_FILE);
+        std::fs::copy(newest, copy.path().join(IDENTITY_FILE)).unwrap();
+        let dir = DataDir::open(copy.path()).unwrap();
+        let node = self.identities[index].node_id();
+        (Arc::new(Identity::open(dir, node).unwrap()), copy)
+    }
+
+    /// The directory for the next process of a node: what the last one has left.
+    fn next(&self, index: usize) -> Place {
+        let (dir, started) = self.places.lock()[index].clone();
+        let place = match started {
+            // The process before may hold its lock still.
+            true => self.copy(index),
+            false => (Arc::clone(&self.identities[index]), dir),
+        };
+        self.places.lock()[index] = (Arc::clone(&place.1), true);
+        place
+    }
+
+    /// What node `index` durably remembers of node `of`.
+    pub fn remembered(&self, index: usize, of: usize) -> Option<Remembered> {
+        self.notebooks[index].0.lock().get(&self.identities[of].incarnation()).copied()
+    }
+
+    /// Waits until node `index` durably remembers a log of node `of` up to this.
+    pub fn wait_remembered(&self, index: usize, of: usize, log_sequence: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.remembered(index, of).is_none_or(|known| known.log_sequence != log_sequence) {
+            assert!(Instant::now() < deadline, "{:?}", self.remembered(index, of));
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// They agree on each other.
@@ -313,9 +381,24 @@ impl Ground {
         targets: &PeerTargets,
         tune: &dyn Fn(&mut TransportConfig),
     ) -> Node {
+        self.start_on(self.next(index), 0, listener, targets, tune)
+    }
+
+    /// Starts a process on this directory, with a log that is durable so far.
+    pub fn start_on(
+        &self,
+        (identity, dir): Place,
+        log_sequence: u64,
+        listener: std::net::TcpListener,
+        targets: &PeerTargets,
+        tune: &dyn Fn(&mut TransportConfig),
+    ) -> Node {
         let address = listener.local_addr().unwrap();
-        let identity = Arc::clone(&self.identities[index]);
         let recorder = Recorder::new();
+        recorder.sequence.store(log_sequence, Ordering::SeqCst);
+        let notebook = Arc::clone(&self.notebooks[identity.node_id().0 as usize - 1]);
+        let memories = notebook.0.lock().clone();
+        let recollection = Recollection { memories, store: notebook };
         let mut config = TransportConfig::new(address.to_string(), "client:1");
         config.refused_pause = Duration::from_millis(50);
         tune(&mut config);
@@ -335,13 +418,13 @@ impl Ground {
         let inbound = Arc::new(Ears(Arc::clone(&recorder)));
         let transport = {
             let _on = runtime.enter();
-            let transport = Transport::start(config, &identity, targets, inbound).unwrap();
+            let transport = Transport::start(config, &identity, targets, recollection, inbound);
+            let transport = transport.unwrap();
             service.attach(&transport);
             serve(&runtime, service, listener);
             transport
         };
-        let (runtime, dir) = (Some(runtime), Arc::clone(&self.dirs[index]));
-        Node { identity, recorder, address, transport, runtime, _dir: dir }
+        Node { identity, recorder, address, transport, runtime: Some(runtime), _dir: dir }
     }
 }
 
@@ -474,6 +557,8 @@ pub fn hello(ground: &Ground, lane: wire::Lane) -> wire::Hello {
         wire_version_max: WIRE_VERSION_MAX,
         feature_version: 1,
         build: "test".into(),
+        boot_counter: 1,
+        start_id: 77,
         lane: lane.into(),
         ..wire::Hello::default()
     }
