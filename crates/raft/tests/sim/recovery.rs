@@ -26,9 +26,9 @@ fn backlog_ticks(config: &Config, entries: u64) -> u64 {
 }
 
 /// After the healing every node must answer a read that began since, apply what was proposed since,
-/// and know an age of its state that is no older. Ten election timeouts are for elections and snapshots that fail; what must be sent and
-/// applied comes on top.
-pub fn serve_again(cluster: &mut Cluster, config: &Config) {
+/// and know an age of its state that is no older. Ten election timeouts are for elections and
+/// snapshots that fail; what must be sent and applied comes on top. Returns the ticks it took.
+pub fn serve_again(cluster: &mut Cluster, config: &Config) -> u64 {
     let healed = cluster.now;
     let backlog = cluster.backlog();
     let allowed = 10 * config.election_max.0 + backlog_ticks(config, backlog);
@@ -48,7 +48,7 @@ pub fn serve_again(cluster: &mut Cluster, config: &Config) {
                 || cluster.fresh_since(node).is_some_and(|since| since > healed)
         };
         if (0..cluster.size()).all(|node| served(node) && applied(node) && fresh(node)) {
-            break;
+            return cluster.now - healed;
         }
         assert!(
             cluster.now < healed + allowed,
