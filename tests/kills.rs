@@ -118,7 +118,7 @@ async fn no_kill_loses_what_was_acknowledged() {
         format!("--log-store={log_store}"),
         // The least memory makes checkpoints frequent; their beginnings are told at debug.
         "--memory=128MiB".to_owned(),
-        "--log-level=info,quorate_node::engine::checkpointer=debug".to_owned(),
+        "--log-level=info,quorate_engine::checkpointer=debug".to_owned(),
     ]
     .to_vec();
     let cluster = Cluster::start(ClusterOptions { arguments, ..ClusterOptions::default() }).await;

@@ -2,7 +2,7 @@
 
 use quorate_proto::v1::ClusterMap;
 
-use crate::config::Config;
+use quorate_config::Config;
 
 /// A sentence when the flags of a member name other addresses than the map: `None` when they agree, or
 /// the map does not know the node.
@@ -40,10 +40,10 @@ pub fn notice(config: &Config, map: &ClusterMap) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use quorate_config::{Environment, Key, Layers, resolve};
     use quorate_proto::v1::MapNode;
 
     use super::*;
-    use crate::config::{Environment, Key, Layers, resolve};
 
     fn config(flags: &[(Key, &str)]) -> Config {
         let flags = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();

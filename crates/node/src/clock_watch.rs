@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use quorate_raft::NodeId;
 use tracing::{info, warn};
 
-use crate::apply::stamp::{FROM_MEDIAN_MAX_MS, median};
+use quorate_machine::{FROM_MEDIAN_MAX_MS, median};
 
 /// A clock is called off after so many looks, one a second, in a row: for a moment, what was held up
 /// makes any clock look slow.

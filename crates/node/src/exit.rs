@@ -1,18 +1,16 @@
-//! How the process ends: one exit code per reason, the panic hook, and the guarded section in which a
-//! panic does not end the process.
+//! How the process ends: one exit code per reason, and the panic hook.
 //!
 //! A panic means that an invariant does not hold, and nothing that the process would do afterwards can
 //! be trusted: any thread's panic therefore ends the whole process at once with code 70, and the other
 //! replicas go on. Exempt are the places that handle bytes that may be damaged and can be given up as
 //! a whole: opening the storage, from the engine to the last replica, and the quarantined apply of one
-//! shard, which run inside [`guarded`]; and each call of the storage engine, which turns a panic into
+//! shard, which run inside [`quorate_engine::quarantine::guarded`]; and each call of the storage engine, which turns a panic into
 //! an error itself.
 
-use std::any::Any;
-use std::cell::Cell;
-use std::fmt;
-use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::panic::PanicHookInfo;
+
+use quorate_engine::quarantine::{is_guarded, payload_text};
+use quorate_storage::StorageError;
 
 /// Why the process ends before it was asked to. Each reason has one exit code, stable for ever; the
 /// text is a sentence for the operator.
@@ -78,50 +76,20 @@ impl Fatal {
     }
 }
 
-/// A panic that happened inside [`guarded`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Panicked {
-    /// What the panic said.
-    pub message: String,
-}
-
-impl fmt::Display for Panicked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "panicked: {}", self.message)
+impl From<&StorageError> for Fatal {
+    /// The exit reason of a storage failure while running.
+    fn from(error: &StorageError) -> Self {
+        if error.is_barrier_failure() {
+            Self::Fsync(error.to_string())
+        } else {
+            Self::Storage(error.to_string())
+        }
     }
 }
 
-impl std::error::Error for Panicked {}
-
-thread_local! {
-    /// How many guarded sections this thread is in.
-    static GUARDED: Cell<usize> = const { Cell::new(0) };
-}
-
-/// How many [`guarded_open`] sections run in the process.
-static OPENING: AtomicUsize = AtomicUsize::new(0);
-
-/// Threads of the storage engine: while it is being opened their panics are its failure to open.
-const ENGINE_THREADS: &str = "sled";
-
-/// Runs `f`; a panic in it (on this thread) is returned instead of ending the process.
-///
-/// The caller must throw away everything that `f` could have left half changed: that is what makes
-/// asserting unwind safety right here.
-pub fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
-    GUARDED.set(GUARDED.get() + 1);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    GUARDED.set(GUARDED.get() - 1);
-    result.map_err(|payload| Panicked { message: payload_text(payload.as_ref()).to_owned() })
-}
-
-/// [`guarded`] for the opening of the storage: a panic of one of the engine's own threads, which it
-/// starts while it opens, does not end the process either.
-pub fn guarded_open<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
-    OPENING.fetch_add(1, Ordering::SeqCst);
-    let result = guarded(f);
-    OPENING.fetch_sub(1, Ordering::SeqCst);
-    result
+/// Ends the process for a storage failure: what was written is in an unknown state.
+pub fn end_for_storage(error: &StorageError) -> ! {
+    Fatal::from(error).end_process()
 }
 
 /// Makes every panic outside a guarded section end the process with code 70.
@@ -137,15 +105,6 @@ pub fn install_panic_hook() {
     }));
 }
 
-fn is_guarded() -> bool {
-    if GUARDED.get() > 0 || quorate_storage::panic_is_caught() {
-        return true;
-    }
-    let thread = std::thread::current();
-    OPENING.load(Ordering::SeqCst) > 0
-        && thread.name().is_some_and(|name| name.starts_with(ENGINE_THREADS))
-}
-
 fn panic_sentence(info: &PanicHookInfo<'_>) -> String {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("unnamed");
@@ -158,20 +117,13 @@ fn panic_sentence(info: &PanicHookInfo<'_>) -> String {
     sentence
 }
 
-fn payload_text(payload: &(dyn Any + Send)) -> &str {
-    if let Some(text) = payload.downcast_ref::<&'static str>() {
-        text
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text
-    } else {
-        "(a panic without a text)"
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::process::Command;
+
+    use quorate_engine::quarantine::{Panicked, guarded, guarded_open};
+
+    use super::*;
 
     #[test]
     fn every_reason_has_its_own_code() {

@@ -3,34 +3,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::boottime::Clock;
-use crate::clock_offset::ClockOffsets;
+use quorate_engine::clock::Clock;
+use quorate_engine::clock_offset::ClockOffsets;
+use quorate_service::shared::Core;
+
 use crate::clock_watch::{ClockWatch, Finding};
-use crate::core::Core;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, NodeMetrics};
 use crate::transport::Transport;
 
 /// How often the gauges are set.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.
-pub async fn keep(core: Arc<Core>, transport: Transport) {
+pub async fn keep(core: Arc<Core>, metrics: Arc<Metrics>, transport: Transport) {
     let mut interval = tokio::time::interval(EVERY);
     let mut watch = ClockWatch::default();
     loop {
         interval.tick().await;
-        groups(&core).await;
-        peers(&core, &transport);
-        clock_offsets(&core.metrics, &core.clocks);
+        groups(&core, &metrics.node).await;
+        peers(&metrics, &transport);
+        clock_offsets(&metrics, &core.clocks);
         let ahead_ms = core.clocks.recent_ms(core.clock.moment());
         watch.look(core.node, ahead_ms).iter().for_each(Finding::log);
-        let queue = core.metrics.queue("engine");
+        let queue = metrics.queue("engine");
         queue.bytes.set(core.engine.queued_bytes() as i64);
     }
 }
 
-async fn groups(core: &Core) {
-    let metrics = &core.metrics;
+async fn groups(core: &Core, metrics: &NodeMetrics) {
     let shards = core.engine.shards().all();
     let (mut leaders, mut leaderless, mut sessions) = (0, 0, 0);
     for shard in shards.values() {
@@ -54,9 +54,9 @@ async fn groups(core: &Core) {
     metrics.replication_lag_entries.set(replication_lag as i64);
 }
 
-fn peers(core: &Core, transport: &Transport) {
+fn peers(metrics: &Metrics, transport: &Transport) {
     for view in transport.peers() {
-        let peer = core.metrics.peer(view.node.0);
+        let peer = metrics.peer(view.node.0);
         peer.connected.set(i64::from(view.connected));
         // The views count from the start of the process; the counters follow them.
         peer.sent.inc_by(view.messages_sent.saturating_sub(peer.sent.get()));

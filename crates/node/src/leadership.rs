@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quorate_engine::{Engine, Shards};
 use quorate_proto::v1::NodePhase;
 use quorate_raft::{GroupId, NodeId, ProgressKind, ReplicaId, Status, Term};
+use quorate_service::shared::Core;
 use tracing::{debug, info, warn};
 
 use crate::bridge::Peers;
-use crate::core::Core;
-use crate::engine::{Engine, Shards};
 
 /// How often preferences are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
     let (mut preferred, mut relieved) = (SentOff::default(), SentOff::default());
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        if let Some(hangs) = crate::health::barrier_hangs(&core) {
+        if let Some(hangs) = core.engine.barrier_hangs() {
             crate::exit::Fatal::Fsync(format!(
                 "a write to the log has not become durable for {} s",
                 hangs.as_secs()
@@ -233,12 +233,12 @@ impl SentOff {
 
 #[cfg(test)]
 mod tests {
+    use quorate_engine::testing::{GROUP, Node};
+    use quorate_engine::{Answer, RefusedProposal};
     use quorate_raft::Message;
+    use quorate_service::route::{Place, leader_of};
 
     use super::*;
-    use crate::engine::testing::{GROUP, Node};
-    use crate::engine::{Answer, RefusedProposal};
-    use crate::service::route::{Place, leader_of};
 
     #[tokio::test]
     async fn a_replica_that_serves_nothing_takes_no_writes_and_hands_leadership_on() {

@@ -1,4 +1,4 @@
-//! The Quorate server as a library: what the binary `kvnode` is made of.
+//! The Quorate server as a library: what the binary `kvnode` runs.
 //!
 //! # Who runs where
 //!
@@ -36,37 +36,22 @@
 //! | connections that asked nothing yet | connections | 256, each for 10 s | the oldest is closed |
 //! | calls, per connection | streams | `--max-calls-per-connection` | HTTP/2 makes the client wait |
 
+pub use quorate_engine::clock;
+
 pub mod addresses;
-pub mod apply;
 pub mod bootstrap;
-pub mod boottime;
 pub mod bridge;
-pub mod cli;
-pub mod clock_offset;
 pub mod clock_watch;
-pub mod command;
-pub mod config;
-pub mod core;
-pub mod dev;
-pub mod engine;
 pub mod exit;
 pub mod gauges;
-pub mod health;
-pub mod health_probe;
 pub mod identity;
+mod keeper;
 pub mod leadership;
 pub mod limits;
 pub mod listener;
-pub mod map;
 pub mod metrics;
 pub mod node;
 mod opening;
 mod peer_memory;
 pub mod readiness;
-pub mod reply;
-pub mod scrub;
-pub mod service;
-pub mod session_id;
-pub mod telemetry;
 pub mod transport;
-pub mod version;

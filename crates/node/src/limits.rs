@@ -1,8 +1,8 @@
 //! Limits of the operating system, checked before the node starts.
 
+use quorate_config::Config;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::config::Config;
 use crate::exit::Fatal;
 
 /// Files that are open besides the connections of clients: storage, logs, peers, snapshots,

@@ -13,9 +13,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use quorate_config::Config;
+use quorate_proto::health::{LIVE_SERVICE, READY_SERVICE};
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::kv_server::KvServer;
+use quorate_service::cluster::ClusterService;
+use quorate_service::kv::KvService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -27,12 +31,8 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use crate::config::Config;
 use crate::exit::Fatal;
-use crate::health_probe::{LIVE_SERVICE, READY_SERVICE};
 use crate::metrics::Metrics;
-use crate::service::cluster::ClusterService;
-use crate::service::kv::KvService;
 use crate::transport::PeerService;
 
 use calls::Calls;

@@ -4,8 +4,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use quorate_config::Config;
+use quorate_engine::MapCell;
+use quorate_engine::clock::Clock;
+use quorate_engine::scrub;
+use quorate_engine::{Engine, FatalHook, Limits, Parts};
+use quorate_machine::{Map, SessionMint};
 use quorate_proto::v1::{ClusterMap, NodePhase};
 use quorate_raft::Config as RaftConfig;
+use quorate_service::call::Calls;
+use quorate_service::cluster::{ClusterService, disk_status};
+use quorate_service::draft::RequestLimits;
+use quorate_service::forward::Forwarder;
+use quorate_service::health::Health;
+use quorate_service::kv::KvService;
+use quorate_service::shared::{Core, CoreCell};
 use quorate_storage::{DeltaBudget, DiskLevel, Engine as Sled, NodeRecords, StorageError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -14,26 +27,14 @@ use tracing::{error, info, warn};
 
 use crate::addresses;
 use crate::bootstrap::{self, AskAnswers, Plan};
-use crate::boottime::Clock;
-use crate::bridge::{Incoming, Outgoing, Peers, send_snapshots};
-use crate::command::RequestLimits;
-use crate::config::Config;
-use crate::core::{Core, CoreCell};
-use crate::engine::{Engine, Parts, fatal_of};
-use crate::exit::Fatal;
-use crate::health::Health;
+use crate::bridge::{Connections, Incoming, Outgoing, Peers, send_snapshots};
+use crate::exit::{Fatal, end_for_storage};
 use crate::identity::{DataDir, Formed, Identity, IdentityError};
+use crate::keeper::{self, Keeper};
 use crate::listener::{self, Services};
-use crate::map::MapCell;
-use crate::map::keeper::{self, Keeper};
 use crate::metrics::{self, Metrics};
 use crate::opening::{OpenFailed, Storage, open_replicas, open_storage};
 use crate::readiness::become_ready;
-use crate::scrub;
-use crate::service::cluster::{ClusterService, disk_status};
-use crate::service::forward::Forwarder;
-use crate::service::kv::KvService;
-use crate::session_id::SessionMint;
 use crate::transport::{PeerService, PeerTarget, PeerTargets, Transport, TransportConfig};
 use crate::{gauges, leadership, limits, peer_memory};
 
@@ -120,9 +121,10 @@ impl Node {
             let status = tonic_health::ServingStatus::NotServing;
             reporter.set_service_status(name, status).await;
         }
-        let cluster = ClusterService::new(self.cell.clone(), config.clone(), self.health.clone());
+        let calls = Calls::new(self.cell.clone(), self.metrics.service.clone());
+        let cluster = ClusterService::new(calls.clone(), config.clone(), self.health.clone());
         let services = Services {
-            kv: KvService::new(self.cell.clone()),
+            kv: KvService::new(calls),
             cluster,
             peer: self.peer_service.clone(),
             health: reporter.clone(),
@@ -198,19 +200,25 @@ impl Node {
             node: config.node_id,
             seed: (incarnation as u64) ^ self.identity.boot_counter().rotate_left(32),
             raft: raft_config(config, formed.shards, formed.members.len()),
-            plan: config.memory,
+            limits: Limits {
+                log_node: config.memory.log_node,
+                log_group: config.memory.log_group,
+                request_queue: config.memory.request_queue,
+            },
             log,
             budget: budget.clone(),
             outbox: outgoing.clone(),
             map: map_cell.clone(),
             snapshots: orders,
-            metrics: self.metrics.clone(),
-        })?;
+            metrics: self.metrics.engine.clone(),
+            fatal: FatalHook(end_for_storage),
+        })
+        .map_err(|error| Fatal::Bug(format!("the engine cannot be started: {error}")))?;
         if let Some(map) = map {
             if let Some(notice) = addresses::notice(config, &map) {
                 warn!("{notice}");
             }
-            map_cell.offer(map);
+            map_cell.offer(Map::new(map));
         }
         let inbound = Arc::new(Incoming {
             engine: engine.clone(),
@@ -240,7 +248,7 @@ impl Node {
         .map_err(Fatal::Bug)?;
         outgoing.attach(transport.clone());
         self.peer_service.attach(&transport);
-        self.health.set_transport(transport.clone());
+        self.health.set_peers(Box::new(Connections(transport.clone())));
         let core = self.core(&inbound, &map_cell, &budget, &formed);
         self.cell.set(core.clone());
         let waiting =
@@ -267,8 +275,8 @@ impl Node {
         };
         tokio::spawn(keeper.run());
         tokio::spawn(leadership::keep(core.clone(), peers));
-        tokio::spawn(gauges::keep(core.clone(), transport.clone()));
-        tokio::spawn(watch_disk(core.clone(), self.health.clone(), sled));
+        tokio::spawn(gauges::keep(core.clone(), self.metrics.clone(), transport.clone()));
+        tokio::spawn(watch_disk(core.clone(), self.metrics.clone(), self.health.clone(), sled));
         tokio::spawn(become_ready(core.clone()));
         Ok(Serving { core, transport, records })
     }
@@ -291,7 +299,7 @@ impl Node {
             sessions: SessionMint::new(self.config.node_id.0),
             budget: budget.clone(),
             limits: RequestLimits { value_bytes_max: self.config.max_value_bytes },
-            metrics: self.metrics.clone(),
+            metrics: self.metrics.service.clone(),
             life: self.cell.life.clone(),
             disk: inbound.disk.clone(),
             damaged: Mutex::default(),
@@ -331,7 +339,7 @@ impl Node {
         transport.stop();
         match ended {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(fatal_of(&error)),
+            Ok(Err(error)) => return Err(Fatal::from(&error)),
             Err(_) => return Err(Fatal::Bug("the engine could not be stopped".to_owned())),
         }
         info!(took = ?started.elapsed(), "node: stopped");
@@ -425,7 +433,7 @@ fn first_targets(config: &Config, formed: &Formed, map: Option<&ClusterMap>) -> 
 
 /// Reports how much of the disk is used, and gives leaderships away when the reserve is reached. The
 /// level itself is noted with each barrier, by whoever has one.
-async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
+async fn watch_disk(core: Arc<Core>, metrics: Arc<Metrics>, health: Health, sled: Sled) {
     let mut before = DiskLevel::Ok;
     let mut interval = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -454,10 +462,10 @@ async fn watch_disk(core: Arc<Core>, health: Health, sled: Sled) {
         }
         before = level;
         let low = level > DiskLevel::Ok;
-        core.metrics.disk_used_bytes.set(used as i64);
-        core.metrics.disk_free_bytes.set(space.free as i64);
-        core.metrics.log_bytes.set(core.engine.log_progress().stored_bytes() as i64);
-        core.metrics.delta_bytes.set(core.budget.used() as i64);
+        metrics.node.disk_used_bytes.set(used as i64);
+        metrics.node.disk_free_bytes.set(space.free as i64);
+        metrics.node.log_bytes.set(core.engine.log_progress().stored_bytes() as i64);
+        metrics.node.delta_bytes.set(core.budget.used() as i64);
         health.set_disk(disk_status(used, &space, low));
     }
 }

@@ -6,23 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prost::Message;
+use quorate_config::{Config, LogStore};
+use quorate_engine::quarantine::guarded_open;
+use quorate_engine::scrub::{self, LastRun};
+use quorate_engine::{Shard, create_replicas, replica_init, settle_log};
+use quorate_machine::replicas_of;
+use quorate_placement::meta_replicas;
 use quorate_proto::v1::ClusterMap;
 use quorate_raft::GroupId;
+use quorate_service::shared::Core;
 use quorate_storage::{
     DeltaBudget, Engine as Sled, EngineOptions, FatalHook, HashRange, LogBackend, NodeRecords,
     RecordLog, RecoveredGroup, ReplicaKey, ShardStore, StorageError,
 };
 use tracing::{error, info};
 
-use crate::config::{Config, LogStore};
-use crate::core::Core;
-use crate::engine::{Shard, fatal_of, settle_log};
-use crate::exit::{Fatal, guarded_open};
+use crate::exit::{Fatal, end_for_storage};
 use crate::identity::{Formed, Identity};
-use crate::map::first::meta_replicas;
-use crate::map::keeper::{self, MAP_RECORD, META, create_replicas};
+use crate::keeper::{MAP_RECORD, META};
 use crate::peer_memory;
-use crate::scrub::{self, LastRun};
 use crate::transport::Memories;
 
 /// What the storage holds when it is open.
@@ -67,7 +69,7 @@ fn end_process_once(opened: &Arc<AtomicBool>) -> FatalHook {
     let opened = Arc::clone(opened);
     Arc::new(move |error: &StorageError| {
         if opened.load(Ordering::SeqCst) {
-            fatal_of(error).end_process();
+            end_for_storage(error);
         }
     })
 }
@@ -212,11 +214,12 @@ pub(crate) fn open_replicas(
     }
     has_meta |= damaged.contains(&META);
     let founders = formed.members.keys().map(|node| node.0);
-    let wanted = keeper::init(META, &meta_replicas(founders), core.node.0, HashRange::ALL, 1);
+    let replicas = replicas_of(&meta_replicas(founders));
+    let wanted = replica_init(META, &replicas, core.node, HashRange::ALL, 1);
     // A map says that the cluster is past its first start: group 0 is then not made anew.
     if let (false, None, Some(meta)) = (has_meta, core.map.get(), wanted) {
         create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
-            .map_err(|error| fatal_of(&error))?;
+            .map_err(|error| Fatal::from(&error))?;
     }
     Ok(waiting)
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use quorate_storage::{NodeRecords, StorageError};
 
-use crate::engine::fatal_of;
+use crate::exit::end_for_storage;
 use crate::identity::Incarnation;
 use crate::transport::{Memories, MemoryStore, Recollection, Remembered, StartId};
 
@@ -41,7 +41,7 @@ struct Keeper(Arc<NodeRecords>);
 impl MemoryStore for Keeper {
     fn keep(&self, memories: &Memories) {
         if let Err(error) = self.0.put(RECORD, &encode(memories)) {
-            fatal_of(&error).end_process();
+            end_for_storage(&error);
         }
     }
 }

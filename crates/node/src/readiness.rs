@@ -8,7 +8,7 @@ use quorate_proto::v1::NodePhase;
 use quorate_raft::GroupId;
 use tracing::info;
 
-use crate::core::Core;
+use quorate_service::shared::Core;
 
 /// How often a starting node looks whether it is ready.
 const READY_LOOK: Duration = Duration::from_millis(20);

@@ -4,9 +4,12 @@
 pub mod content;
 pub mod failure;
 pub mod hash;
+pub mod health;
+pub mod level;
 pub mod limits;
 pub mod reason;
 pub mod token;
+pub mod version;
 
 /// The client API, package `quorate.v1`.
 #[allow(missing_docs, clippy::all)]

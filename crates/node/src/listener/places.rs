@@ -19,8 +19,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use quorate_config::{Config, Key};
 use quorate_proto::limits::TIMEOUT_MAX;
 use quorate_proto::v1::{Failure, Reason};
+use quorate_service::context::{Context, HOPS};
+use quorate_service::outcome::Subject;
 use rand::Rng;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -28,10 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 use tracing::{debug, warn};
 
-use crate::config::{Config, Key};
 use crate::metrics::Metrics;
-use crate::service::context::{Context, HOPS};
-use crate::service::outcome::Subject;
 
 /// Connections of peers: four of each of the other nodes (control, bulk, snapshot, passed-on
 /// calls), twice over while old ones end.
@@ -118,7 +118,7 @@ impl Places {
 
     /// The place of a connection that was just accepted.
     pub(super) fn enter(self: &Arc<Self>) -> Arc<Place> {
-        self.metrics.connections.inc();
+        self.metrics.node.connections.inc();
         let now = Instant::now();
         let Limits { idle, age, patience, .. } = self.limits;
         let factor = rand::rng().random_range(1.0 - JITTER..=1.0 + JITTER);
@@ -137,7 +137,7 @@ impl Places {
     }
 
     fn refused(&self, sentence: &str) {
-        self.metrics.connections_refused.inc();
+        self.metrics.node.connections_refused.inc();
         if !self.refusing.swap(true, Ordering::Relaxed) {
             warn!("connection: refused, {sentence}");
         }
@@ -351,7 +351,7 @@ impl Place {
             Standing::Yielded => drop(self.places.yielded.fetch_sub(1, Ordering::Relaxed)),
             Standing::New | Standing::Peer { .. } => {}
         }
-        self.places.metrics.connections.dec();
+        self.places.metrics.node.connections.dec();
         self.leaving.cancel();
     }
 

@@ -114,11 +114,12 @@ async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not(
     assert_eq!((failure.limit, failure.knob.as_str()), (2, "max-connections"));
     // The request is not read, so that the node cannot know whether it is a repeated attempt.
     assert_eq!(failure.outcome(), Outcome::AttemptNotApplied);
-    assert_eq!(metrics.connections_refused.get(), 1);
+    assert_eq!(metrics.node.connections_refused.get(), 1);
 
     let peer = channel(address).await;
     as_peer(&peer).await.unwrap();
-    until("the refused one is closed by its deadline", || metrics.connections.get() == 3).await;
+    until("the refused one is closed by its deadline", || metrics.node.connections.get() == 3)
+        .await;
     first_call.ask().await;
     as_client(&first).await.unwrap();
     as_peer(&peer).await.unwrap();
@@ -133,7 +134,7 @@ async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not(
     .await
     .expect("a client that has become idle yields its place");
     assert_eq!(metrics.connections_closed("yielded").get(), 1);
-    until("it has left", || metrics.connections.get() == 3).await;
+    until("it has left", || metrics.node.connections.get() == 3).await;
     as_peer(&peer).await.unwrap();
 }
 
@@ -152,7 +153,7 @@ async fn an_idle_connection_is_closed_and_its_client_connects_anew_without_an_er
     for count in 1..=3 {
         let closed = metrics.connections_closed("idle");
         until("the idle one is closed", || closed.get() == count).await;
-        until("only the peer is left", || metrics.connections.get() == 1).await;
+        until("only the peer is left", || metrics.node.connections.get() == 1).await;
         as_client(&client).await.unwrap();
     }
     as_peer(&peer).await.unwrap();
@@ -168,9 +169,9 @@ async fn an_old_connection_is_closed_when_its_calls_have_ended() {
     until("it is old", || aged.get() == 1).await;
     call.ask().await;
     call.ask().await;
-    assert_eq!(metrics.connections.get(), 1, "the call goes on");
+    assert_eq!(metrics.node.connections.get(), 1, "the call goes on");
     call.end().await;
-    until("it is closed", || metrics.connections.get() == 0).await;
+    until("it is closed", || metrics.node.connections.get() == 0).await;
     as_client(&client).await.unwrap();
 }
 
@@ -195,7 +196,7 @@ async fn sockets_that_ask_nothing_keep_nobody_out_and_are_closed() {
         assert!(end.is_ok(), "a socket that asked nothing is still open");
     }
     timeout(PATIENCE * 10, async {
-        while metrics.connections.get() > 0 {
+        while metrics.node.connections.get() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })

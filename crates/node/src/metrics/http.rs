@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use quorate_service::health::Health;
 use tokio::net::TcpListener;
 
 use super::Metrics;
@@ -32,6 +33,16 @@ pub trait HealthSource: Send + Sync + 'static {
     /// # Errors
     /// What it waits for, as a sentence.
     fn ready(&self) -> Result<(), String>;
+}
+
+impl HealthSource for Health {
+    fn live(&self) -> Result<(), String> {
+        self.check_live()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.check_ready()
+    }
 }
 
 /// More connections than any number of scrapers and probes needs at once.
@@ -131,8 +142,8 @@ fn names_this_machine(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{LevelLabel, Method};
     use parking_lot::Mutex;
+    use quorate_service::metrics::Method;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
@@ -176,7 +187,7 @@ mod tests {
             let _ = stopped.await;
         }));
 
-        metrics.requests.observe(Method::Put, 0, LevelLabel::None, Duration::from_millis(1));
+        metrics.service.requests.observe(Method::Put, 0, None, Duration::from_millis(1));
         metrics.queue("inbox").items.set(3);
         let (code, text) = get(address, "/metrics", "localhost").await;
         assert_eq!(code, 200);

@@ -1,16 +1,11 @@
-//! What the node measures: every metric with its name, unit and help text in one place, and the HTTP
+//! What the node measures, in one registry with the rows of the engine and the services, and the HTTP
 //! listener where they are read.
-//!
-//! Names are stable for ever. Counters end in `_total`, latencies are in seconds, sizes in bytes. No
-//! label ever holds a key or anything else that a client chooses.
 
 mod bounded;
-mod histogram;
 mod http;
-mod process;
-mod requests;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -19,73 +14,57 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use quorate_engine::EngineMetrics;
+use quorate_metrics::{metrics, process, registered};
+use quorate_proto::version::VERSION;
+use quorate_service::metrics::ServiceMetrics;
 
-use crate::version::VERSION;
-
-pub use histogram::Histogram;
 pub use http::{HealthSource, bind, serve};
-pub use process::resident_bytes;
-pub use requests::{LevelLabel, Method, Requests};
 
 /// A gauge of a real number.
 pub type RealGauge = Gauge<f64, AtomicU64>;
 
-/// All metrics of a node. The fields are handles: cheap to clone and to count on, without a look-up.
+metrics! {
+    /// Metrics that the node itself sets.
+    pub struct NodeMetrics {
+        /// Groups led by this node.
+        leaders: gauge,
+        /// Groups with a replica on this node.
+        groups: gauge,
+        /// Groups of this node that know no leader.
+        groups_without_leader: gauge,
+        /// Largest apply lag on this node, in entries.
+        apply_lag_entries: gauge,
+        /// Most entries that a follower of a group led here has yet to acknowledge.
+        replication_lag_entries: gauge,
+        /// Sessions remembered by the replicas of this node.
+        sessions: gauge,
+        /// Snapshots sent whole to a follower.
+        snapshots_sent: counter,
+        /// Open connections of clients.
+        connections: gauge,
+        /// Requests refused at the limit of connections, and connections closed that asked nothing.
+        connections_refused: counter,
+        /// Bytes the data directory takes.
+        disk_used_bytes: gauge,
+        /// Bytes free on the file system of the data directory.
+        disk_free_bytes: gauge,
+        /// Bytes of the log's records on disk, the dead ones not yet removed included.
+        log_bytes: gauge,
+        /// Bytes of applied state that is not yet checkpointed.
+        delta_bytes: gauge,
+    }
+}
+
+/// All metrics of a node.
 pub struct Metrics {
     registry: Registry,
-    /// Requests of clients.
-    pub requests: Requests,
-    /// Time from proposing a write to its answer being ready.
-    pub proposal_seconds: Histogram,
-    /// Time from proposing an entry to its commit, at the leader.
-    pub commit_seconds: Histogram,
-    /// Time to apply one batch of committed entries of one shard.
-    pub apply_seconds: Histogram,
-    /// Time of one barrier of the log (what makes a record durable).
-    pub fsync_seconds: Histogram,
-    /// Time of one checkpoint of a shard.
-    pub checkpoint_seconds: Histogram,
-    /// Entries in one record of the log, over all groups.
-    pub log_record_entries: Histogram,
-    /// Bytes of one record of the log.
-    pub log_record_bytes: Histogram,
-    /// Entries applied in one batch.
-    pub apply_batch_entries: Histogram,
-    /// Elections this node began as a candidate (pre-votes that failed are not counted).
-    pub elections: Counter,
-    /// Times a group of this node learnt of another leader.
-    pub leader_changes: Counter,
-    /// Groups led by this node.
-    pub leaders: Gauge,
-    /// Groups with a replica on this node.
-    pub groups: Gauge,
-    /// Groups of this node that know no leader.
-    pub groups_without_leader: Gauge,
-    /// Largest number of committed entries that a replica of this node has yet to apply.
-    pub apply_lag_entries: Gauge,
-    /// Largest number of entries that a follower of a group led here has yet to acknowledge.
-    pub replication_lag_entries: Gauge,
-    /// Sessions remembered by the replicas of this node.
-    pub sessions: Gauge,
-    /// Requests passed on to another node.
-    pub forwarded: Counter,
-    /// Snapshots sent whole to a follower.
-    pub snapshots_sent: Counter,
-    /// Snapshots received whole and installed.
-    pub snapshots_installed: Counter,
-    /// Open connections of clients.
-    pub connections: Gauge,
-    /// Requests of connections beyond the limits, and connections closed because too many asked nothing.
-    pub connections_refused: Counter,
-    /// Bytes the data directory takes.
-    pub disk_used_bytes: Gauge,
-    /// Bytes free on the file system of the data directory.
-    pub disk_free_bytes: Gauge,
-    /// Bytes of the log, over all groups.
-    pub log_bytes: Gauge,
-    /// Bytes of applied state that is not yet checkpointed.
-    pub delta_bytes: Gauge,
-    shed: Family<ReasonLabel, Counter>,
+    /// What the engine counts.
+    pub engine: Arc<EngineMetrics>,
+    /// What the services count.
+    pub service: Arc<ServiceMetrics>,
+    /// What the node itself sets.
+    pub node: NodeMetrics,
     connections_closed: Family<ReasonLabel, Counter>,
     queues: QueueFamilies,
     peers: PeerFamilies,
@@ -150,154 +129,17 @@ impl Metrics {
         let r = root.sub_registry_with_prefix("quorate");
         let build = Info::new([("version", VERSION)]);
         r.register("build", "The program that runs", build);
+        let closed =
+            "Connections of clients asked to leave: idle, aged, or yielded to another client";
         Self {
-            requests: Requests::register(r),
-            proposal_seconds: latency(
-                r,
-                "proposal_seconds",
-                "Time from proposing a write to its answer",
-            ),
-            commit_seconds: latency(
-                r,
-                "commit_seconds",
-                "Time from proposing an entry to its commit, at the leader",
-            ),
-            apply_seconds: latency(
-                r,
-                "apply_seconds",
-                "Time to apply one batch of committed entries",
-            ),
-            fsync_seconds: latency(r, "fsync_seconds", "Time of one barrier of the log"),
-            checkpoint_seconds: latency(
-                r,
-                "checkpoint_seconds",
-                "Time of one checkpoint of a shard",
-            ),
-            log_record_entries: added(
-                r,
-                "log_record_entries",
-                "Entries in one record of the log",
-                Histogram::count(),
-            ),
-            log_record_bytes: added(
-                r,
-                "log_record_bytes",
-                "Bytes of one record of the log",
-                Histogram::bytes(),
-            ),
-            apply_batch_entries: added(
-                r,
-                "apply_batch_entries",
-                "Entries applied in one batch",
-                Histogram::count(),
-            ),
-            elections: counter(r, "elections", "Elections begun by this node"),
-            leader_changes: counter(
-                r,
-                "leader_changes",
-                "Times a group of this node learnt of another leader",
-            ),
-            leaders: gauge(r, "leaders", "Groups led by this node"),
-            groups: gauge(r, "groups", "Groups with a replica on this node"),
-            groups_without_leader: gauge(
-                r,
-                "groups_without_leader",
-                "Groups of this node that know no leader",
-            ),
-            apply_lag_entries: gauge(
-                r,
-                "apply_lag_entries",
-                "Most committed entries that a replica here has yet to apply",
-            ),
-            replication_lag_entries: gauge(
-                r,
-                "replication_lag_entries",
-                "Most entries that a follower of a group led here has yet to acknowledge",
-            ),
-            sessions: gauge(r, "sessions", "Sessions remembered by the replicas of this node"),
-            forwarded: counter(r, "forwarded", "Requests passed on to another node"),
-            snapshots_sent: counter(r, "snapshots_sent", "Snapshots sent whole to a follower"),
-            snapshots_installed: counter(
-                r,
-                "snapshots_installed",
-                "Snapshots received whole and installed",
-            ),
-            connections: gauge(r, "connections", "Open connections of clients"),
-            connections_refused: counter(
-                r,
-                "connections_refused",
-                "Requests refused at the limit of connections, and connections closed that asked nothing",
-            ),
-            disk_used_bytes: gauge(r, "disk_used_bytes", "Bytes the data directory takes"),
-            disk_free_bytes: gauge(
-                r,
-                "disk_free_bytes",
-                "Bytes free on the file system of the data directory",
-            ),
-            log_bytes: gauge(
-                r,
-                "log_bytes",
-                "Bytes of the log's records on disk, the dead ones not yet removed included",
-            ),
-            delta_bytes: gauge(
-                r,
-                "delta_bytes",
-                "Bytes of applied state that is not yet checkpointed",
-            ),
-            shed: added(
-                r,
-                "shed",
-                "Requests refused to protect the node, by reason",
-                Family::default(),
-            ),
-            connections_closed: added(
-                r,
-                "connections_closed",
-                "Connections of clients asked to leave: idle, aged, or yielded to another client",
-                Family::default(),
-            ),
-            queues: QueueFamilies {
-                items: added(r, "queue_items", "What waits in a queue", Family::default()),
-                bytes: added(r, "queue_bytes", "Bytes that wait in a queue", Family::default()),
-                full: added(r, "queue_full", "Times a queue was full", Family::default()),
-            },
-            peers: PeerFamilies {
-                connected: added(
-                    r,
-                    "peer_connected",
-                    "1 while the control connection to a node stands",
-                    Family::default(),
-                ),
-                sent: added(
-                    r,
-                    "peer_messages_sent",
-                    "Messages handed to the connections of a node",
-                    Family::default(),
-                ),
-                dropped: added(
-                    r,
-                    "peer_messages_dropped",
-                    "Messages to a node that were dropped",
-                    Family::default(),
-                ),
-                clock_offset: added(
-                    r,
-                    "clock_offset_seconds",
-                    "How far the wall clock of another node is ahead of ours, as its heartbeats and \
-                     answers to ours report; too low by their time under way; absent when none came \
-                     for 10 s",
-                    Family::default(),
-                ),
-            },
+            engine: Arc::new(EngineMetrics::register(r)),
+            service: Arc::new(ServiceMetrics::register(r)),
+            node: NodeMetrics::register(r),
+            connections_closed: registered(r, "connections_closed", closed, Family::default()),
+            queues: QueueFamilies::register(r),
+            peers: PeerFamilies::register(r),
             registry: root,
         }
-    }
-
-    /// The counter of requests refused for `reason` (`overloaded`, `disk_full`, …); keep it, as this
-    /// looks it up.
-    #[must_use]
-    pub fn shed(&self, reason: &'static str) -> Counter {
-        self.shed.get_or_create_owned(&ReasonLabel { reason })
     }
 
     /// The counter of connections that were asked to leave for this reason. Keep the handle.
@@ -365,24 +207,27 @@ impl fmt::Debug for Metrics {
     }
 }
 
-fn added<M: prometheus_client::registry::Metric + Clone>(
-    registry: &mut Registry,
-    name: &str,
-    help: &str,
-    metric: M,
-) -> M {
-    registry.register(name, help, metric.clone());
-    metric
+impl QueueFamilies {
+    fn register(r: &mut Registry) -> Self {
+        Self {
+            items: registered(r, "queue_items", "What waits in a queue", Family::default()),
+            bytes: registered(r, "queue_bytes", "Bytes that wait in a queue", Family::default()),
+            full: registered(r, "queue_full", "Times a queue was full", Family::default()),
+        }
+    }
 }
 
-fn latency(registry: &mut Registry, name: &str, help: &str) -> Histogram {
-    added(registry, name, help, Histogram::latency())
-}
-
-fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
-    added(registry, name, help, Counter::default())
-}
-
-fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
-    added(registry, name, help, Gauge::default())
+impl PeerFamilies {
+    fn register(r: &mut Registry) -> Self {
+        let connected = "1 if the control connection to a peer is up";
+        let dropped = "Messages to a peer that were dropped";
+        let offset = "How far the wall clock of a peer is ahead of ours, as its heartbeats and answers to \
+                      ours report; too low by their time under way; absent when none came for 10 s";
+        Self {
+            connected: registered(r, "peer_connected", connected, Family::default()),
+            sent: registered(r, "peer_messages_sent", "Messages sent to a peer", Family::default()),
+            dropped: registered(r, "peer_messages_dropped", dropped, Family::default()),
+            clock_offset: registered(r, "clock_offset_seconds", offset, Family::default()),
+        }
+    }
 }

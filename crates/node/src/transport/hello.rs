@@ -1,12 +1,12 @@
 //! Who speaks: the first message of each stream, and what is refused about it.
 
 use quorate_proto::raft::v1 as wire;
+use quorate_proto::version::{VERSION, build};
 use quorate_raft::NodeId;
 
 use super::memory::StartId;
 use super::{Lane, PeerTarget, Shared};
 use crate::identity::{ClusterId, Incarnation};
-use crate::version::{VERSION, build};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;

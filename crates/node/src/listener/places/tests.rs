@@ -40,7 +40,7 @@ async fn the_client_that_was_idle_for_longest_yields_and_one_with_a_call_in_flig
     assert!(second.leaving().is_cancelled());
     assert!([&busy, &first, &third].iter().all(|place| !place.leaving().is_cancelled()));
     assert_eq!(metrics.connections_closed("yielded").get(), 1);
-    assert_eq!(metrics.connections_refused.get(), 0);
+    assert_eq!(metrics.node.connections_refused.get(), 0);
 
     let calls = [first.begin(), third.begin()];
     let refused = places.enter().take(Caller::Client).unwrap_err();
@@ -129,5 +129,5 @@ async fn peers_stay_and_who_is_gone_is_waited_for_no_more() {
     for cause in ["idle", "aged", "yielded"] {
         assert_eq!(metrics.connections_closed(cause).get(), 0, "{cause}");
     }
-    assert_eq!(metrics.connections.get(), 0);
+    assert_eq!(metrics.node.connections.get(), 0);
 }

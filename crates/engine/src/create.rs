@@ -1,0 +1,59 @@
+//! New replicas: what they begin with, and how they are made.
+
+use std::sync::Arc;
+
+use quorate_raft::{GroupId, Membership, NodeId, Replica};
+use quorate_storage::{
+    DeltaBudget, Engine as Database, HashRange, ShardInit, ShardStore, StorageError,
+};
+
+use crate::Engine;
+
+/// What a replica on node `me` begins with; `None` when the node holds none.
+#[must_use]
+pub fn replica_init(
+    group: GroupId,
+    replicas: &[Replica],
+    me: NodeId,
+    range: HashRange,
+    shard_epoch: u64,
+) -> Option<ShardInit> {
+    let replica = replicas.iter().find(|replica| replica.node == me)?;
+    Some(ShardInit {
+        group,
+        replica: replica.id,
+        membership: Membership::of_voters(replicas.iter().copied()),
+        range,
+        shard_epoch,
+    })
+}
+
+/// Creates replicas durably and hands them to the engine. The preferred leader stands for election
+/// at once, so that a new shard does not wait for a time-out.
+///
+/// # Errors
+///
+/// A failed write; the caller ends the process.
+pub fn create_replicas(
+    sled: &Database,
+    budget: &Arc<DeltaBudget>,
+    engine: &Engine,
+    me: NodeId,
+    wanted: Vec<ShardInit>,
+) -> Result<(), StorageError> {
+    for init in wanted {
+        let group = init.group;
+        let preferred = init.membership.voters().next().map(|first| first.node) == Some(me);
+        let store = ShardStore::create(sled, init, budget.clone())?;
+        if let Err(error) = engine.add(store, None, false) {
+            // A state that was just created is empty, so this is a bug and not damage.
+            return Err(StorageError::Invalid {
+                what: format!("{group} cannot be opened: {error}"),
+            });
+        }
+        if preferred {
+            engine.campaign(group);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The multi-Raft engine: a few threads that drive every group of this node.
+//!
+//! ```text
+//!  handlers ──Propose, Read──▶ ┌────────────┐ ──LogInput─────▶ ┌────────────┐
+//!  peers ─────Messages───────▶ │ engine loop│ ◀──Persisted───── │ log writer │ one record, one barrier
+//!                              └────────────┘                   └────────────┘ for all groups
+//!                                │        ▲  └─messages─▶ transport ◀─messages after durable─┘
+//!                        Entries ▼        │ Applied
+//!                              ┌────────────┐
+//!                              │ apply pool │──answers──▶ handlers
+//!                              └────────────┘
+//! ```
+//!
+//! A group is driven by one loop and applied by one apply thread, for ever, so neither needs a
+//! lock. The loops never touch sled: whatever reads or writes it lives in the log writer, the apply
+//! pool, the checkpointer or the reader pool.
+
+mod apply_pool;
+mod checkpointer;
+pub mod clock;
+pub mod clock_offset;
+mod create;
+mod fatal;
+mod gate;
+mod group;
+mod handle;
+mod inbox;
+mod input;
+mod limits;
+mod log_writer;
+mod map_cell;
+mod metrics;
+pub mod quarantine;
+mod replica;
+mod request;
+pub mod scrub;
+mod shard;
+mod snapshots;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod turn;
+mod watchdog;
+
+use quorate_raft::{Envelope, NodeId};
+
+pub use create::{create_replicas, replica_init};
+pub use fatal::FatalHook;
+pub use gate::Gate;
+pub use handle::{Engine, Parts};
+pub use inbox::{Inbox, Refused};
+pub use limits::Limits;
+pub use log_writer::LogProgress;
+pub use map_cell::MapCell;
+pub use metrics::EngineMetrics;
+pub use replica::{OpenReplicaError, restore, settle_log};
+pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
+pub use shard::{Leadership, Shard, ShardStats, Shards};
+pub use snapshots::{SnapshotOrder, Staged};
+pub use watchdog::BARRIER_MAX;
+
+/// Where the engine's messages leave the node.
+pub trait Outbox: Send + Sync {
+    /// Sends each message to its node, or drops it: Raft repairs the loss of any message. Never
+    /// blocks, and leaves the batch empty.
+    fn send_all(&self, batch: &mut Vec<(NodeId, Envelope)>);
+}
+
+#[cfg(test)]
+mod tests;

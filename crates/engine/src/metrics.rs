@@ -1,0 +1,35 @@
+//! What the engine counts.
+
+quorate_metrics::metrics! {
+    /// Metrics of the engine.
+    pub struct EngineMetrics {
+        /// Time from proposing an entry to its commit, at the leader.
+        commit_seconds: latency,
+        /// Time to apply one batch of committed entries.
+        apply_seconds: latency,
+        /// Time of one barrier of the log.
+        fsync_seconds: latency,
+        /// Time of one checkpoint of a shard.
+        checkpoint_seconds: latency,
+        /// Entries in one record of the log.
+        log_record_entries: count,
+        /// Bytes of one record of the log.
+        log_record_bytes: bytes,
+        /// Entries applied in one batch.
+        apply_batch_entries: count,
+        /// Elections begun by this node.
+        elections: counter,
+        /// Times a group of this node learnt of another leader.
+        leader_changes: counter,
+        /// Snapshots received whole and installed.
+        snapshots_installed: counter,
+    }
+}
+
+impl EngineMetrics {
+    /// Metrics that nobody reads.
+    #[must_use]
+    pub fn unregistered() -> Self {
+        Self::register(&mut quorate_metrics::prometheus_client::registry::Registry::default())
+    }
+}

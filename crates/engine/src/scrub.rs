@@ -1,0 +1,242 @@
+//! Comparing what the trees hold with what their headers promise.
+//!
+//! After a stop that may have lost what the kernel held (not clean, and the machine was started
+//! anew since) a replica is scrubbed before it applies, serves reads or sends snapshots; it votes and
+//! appends meanwhile. After a mere kill, and once a day for each replica, the same runs in the
+//! background, paced. A mismatch costs that replica: it serves nothing more, and the others go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorate_raft::GroupId;
+use quorate_storage::{NodeRecords, StorageError};
+use tracing::{info, warn};
+
+use crate::clock::boot_id;
+use crate::quarantine::guarded;
+use crate::{Engine, Shard};
+
+/// The node record that says in which boot of the machine the node last ran, and how it ended.
+const RECORD: &str = "last-run";
+/// A background scrub reads at most so much per second.
+const PACE_BYTES_PER_SECOND: u64 = 16 << 20;
+/// The time between two background scrubs of one replica.
+const EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often is looked whether one is due.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// How the node's last run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastRun {
+    /// There was none, or it ended in order.
+    Clean,
+    /// The process was killed; the kernel went on and lost nothing.
+    Killed,
+    /// The machine may have gone down with it.
+    MayHaveLost,
+}
+
+/// Reads how the last run ended, and notes that this one is under way.
+///
+/// # Errors
+///
+/// A failed read or write of the record.
+pub fn begin_run(records: &NodeRecords) -> Result<LastRun, StorageError> {
+    let this_boot = boot_id();
+    let before = records.get(RECORD)?;
+    let last = judge(before.as_deref(), this_boot.as_deref());
+    records.put(RECORD, format!("running {}", this_boot.unwrap_or_default()).as_bytes())?;
+    Ok(last)
+}
+
+/// Notes that this run ended in order. Nothing is written to the storage after this.
+///
+/// # Errors
+///
+/// A failed write.
+pub fn end_run(records: &NodeRecords) -> Result<(), StorageError> {
+    records.put(RECORD, b"clean")
+}
+
+fn judge(before: Option<&[u8]>, this_boot: Option<&str>) -> LastRun {
+    match (before, this_boot) {
+        (None | Some(b"clean"), _) => LastRun::Clean,
+        (Some(record), Some(boot)) if record == format!("running {boot}").as_bytes() => {
+            LastRun::Killed
+        }
+        _ => LastRun::MayHaveLost,
+    }
+}
+
+/// Scrubs replicas that wait for it, one after the other, as fast as the disk reads.
+pub fn scrub_before_service(engine: &Engine, shards: &[Arc<Shard>]) {
+    for shard in shards {
+        let started = Instant::now();
+        let outcome = scrub(engine, shard, |_| {});
+        info!(shard = shard.group.0, took = ?started.elapsed(), sound = outcome.is_ok(), "scrub: done");
+        engine.scrubbed(shard.group, outcome);
+    }
+}
+
+fn scrub(engine: &Engine, shard: &Shard, pace: impl FnMut(u64)) -> Result<(), String> {
+    match guarded(|| shard.reader.scrub(pace)) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if error.is_fatal() => engine.fail(&error),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(panicked) => Err(panicked.to_string()),
+    }
+}
+
+/// When each replica is scrubbed next, as the time since the node started.
+///
+/// The first times lie spread over one period, from a phase on that each start draws anew: a node
+/// that is restarted more often than that still comes to all of its replicas in time, and never to
+/// all at once.
+struct Schedule {
+    /// Where in its period this start begins, in `0.0..1.0`.
+    phase: f64,
+    due: BTreeMap<GroupId, Duration>,
+}
+
+impl Schedule {
+    fn new(phase: f64) -> Schedule {
+        Schedule { phase, due: BTreeMap::new() }
+    }
+
+    /// Makes `groups` those that are scrubbed; new ones are due within a period from `now`, or
+    /// at once where `soon`.
+    fn follow(&mut self, groups: impl Iterator<Item = GroupId>, now: Duration, soon: bool) {
+        let groups: BTreeSet<GroupId> = groups.collect();
+        self.due.retain(|group, _| groups.contains(group));
+        for group in groups {
+            let first = if soon { Duration::ZERO } else { EVERY.mul_f64(self.place(group)) };
+            self.due.entry(group).or_insert(now + first);
+        }
+    }
+
+    /// Where in the period a group stands. Multiples of the golden ratio lie evenly however many
+    /// there are.
+    fn place(&self, group: GroupId) -> f64 {
+        (self.phase + group.0 as f64 * 0.618_033_988_749_895).fract()
+    }
+
+    /// The group whose time has come, longest ago first; it is due again where it stands in the
+    /// next period.
+    fn take(&mut self, now: Duration) -> Option<GroupId> {
+        let (group, due) = self.due.iter().min_by_key(|(_, due)| **due)?;
+        let (group, due) = (*group, *due);
+        if due > now {
+            return None;
+        }
+        let place = EVERY.mul_f64(self.place(group));
+        let mut next = place;
+        while next <= now {
+            next += EVERY;
+        }
+        self.due.insert(group, next);
+        Some(group)
+    }
+}
+
+/// Scrubs the shards in the background, one at a time: all soon after a kill, and each at its time
+/// in every period.
+pub async fn keep(engine: Arc<Engine>, last: LastRun) {
+    let started = Instant::now();
+    let mut schedule = Schedule::new(rand::random());
+    let mut soon = last != LastRun::Clean;
+    loop {
+        let shards = engine.shards().all();
+        schedule.follow(shards.keys().copied(), started.elapsed(), soon);
+        soon &= shards.is_empty();
+        let due = schedule.take(started.elapsed()).and_then(|group| shards.get(&group).cloned());
+        let Some(shard) = due else {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        };
+        if !shard.serves() {
+            continue;
+        }
+        let engine = engine.clone();
+        let scrubbed = tokio::task::spawn_blocking(move || {
+            if let Err(why) = scrub(&engine, &shard, sleep_for) {
+                warn!(shard = shard.group.0, why, "scrub: the tree is not what its header says");
+                shard.set_damaged(&why);
+            }
+        });
+        if scrubbed.await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Paces a scrub: it is no hurry, and others read from the same disk.
+fn sleep_for(bytes: u64) {
+    std::thread::sleep(Duration::from_micros(bytes * 1_000_000 / PACE_BYTES_PER_SECOND));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_record_says_of_the_last_run() {
+        assert_eq!(judge(None, Some("a")), LastRun::Clean, "the first start");
+        assert_eq!(judge(Some(b"clean"), Some("a")), LastRun::Clean);
+        assert_eq!(judge(Some(b"running a"), Some("a")), LastRun::Killed);
+        assert_eq!(judge(Some(b"running a"), Some("b")), LastRun::MayHaveLost);
+        assert_eq!(
+            judge(Some(b"running a"), None),
+            LastRun::MayHaveLost,
+            "the system says nothing"
+        );
+        assert_eq!(judge(Some(b"running "), None), LastRun::MayHaveLost);
+    }
+
+    /// Hours at which each group is scrubbed, in a run of so many hours.
+    fn hours(phase: f64, groups: u64, run: u64) -> BTreeMap<GroupId, Vec<u64>> {
+        let mut schedule = Schedule::new(phase);
+        let mut scrubbed: BTreeMap<GroupId, Vec<u64>> = BTreeMap::new();
+        for hour in 0..=run {
+            let now = Duration::from_secs(hour * 3600);
+            schedule.follow((0..groups).map(GroupId), now, false);
+            while let Some(group) = schedule.take(now) {
+                scrubbed.entry(group).or_default().push(hour);
+            }
+        }
+        scrubbed
+    }
+
+    #[test]
+    fn each_replica_has_its_own_time_in_the_period_from_the_start_on() {
+        let scrubbed = hours(0.25, 8, 72);
+        assert_eq!(scrubbed.len(), 8);
+        for hours in scrubbed.values() {
+            assert_eq!(hours.len(), 3, "{scrubbed:?}");
+            assert!(hours.windows(2).all(|two| two[1] - two[0] == 24), "{scrubbed:?}");
+        }
+        for quarter in 0..4 {
+            let in_quarter = |hours: &&Vec<u64>| hours[0].saturating_sub(1) / 6 == quarter;
+            let due = scrubbed.values().filter(in_quarter).count();
+            assert!((1..=3).contains(&due), "{due} in quarter {quarter}: {scrubbed:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_restarted_every_hour_still_comes_to_all_of_its_replicas() {
+        let starts = (0..48).flat_map(|start| hours(f64::from(start) / 48.0, 8, 1).into_keys());
+        assert_eq!(starts.collect::<BTreeSet<_>>().len(), 8);
+    }
+
+    #[test]
+    fn after_a_kill_all_are_due_at_once_and_then_each_at_its_time() {
+        let mut schedule = Schedule::new(0.5);
+        schedule.follow((0..8).map(GroupId), Duration::ZERO, true);
+        let at_once = std::iter::from_fn(|| schedule.take(Duration::ZERO)).count();
+        assert_eq!(at_once, 8);
+        let later = schedule.due.values().collect::<BTreeSet<_>>();
+        assert_eq!(later.len(), 8, "they are spread from then on");
+        schedule.follow([GroupId(9)].into_iter(), Duration::ZERO, false);
+        assert_eq!(schedule.due.len(), 1, "those that are gone are forgotten");
+    }
+}

@@ -1,0 +1,55 @@
+//! Commands: what a log entry asks the state machine to do, their versions and how they are encoded.
+//!
+//! The bytes are the same on the wire, in the log and at apply; the core and the storage never look into
+//! them.
+
+use bytes::Bytes;
+use prost::Message;
+use quorate_proto::content::content_hash;
+use quorate_proto::raft::v1::{
+    CancelWrite, ChangeMap, Command, CommandSession, Write, command::Action,
+};
+use quorate_proto::v1::ClusterMap;
+
+pub use quorate_proto::raft::v1::{CommandOperation, command_operation::Kind};
+
+/// The format of [`Command`] that this version writes, and the only one that it reads.
+pub const COMMAND_VERSION: u32 = 1;
+
+/// The highest feature level that this version applies.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// A write, all or nothing, not yet bound to a shard; [`encode`] binds it.
+pub fn write(operations: Vec<CommandOperation>, session: Option<CommandSession>) -> Command {
+    let content_hash = content_hash(&operations);
+    of(Action::Write(Write { operations, content_hash }), session)
+}
+
+/// A Cancel of the write that `session` names, not yet bound to a shard.
+pub fn cancel(session: CommandSession) -> Command {
+    of(Action::Cancel(CancelWrite {}), Some(session))
+}
+
+/// The bytes of a command that replaces the cluster map if its epoch is `expected_epoch` (0 = there
+/// is none yet). Check it first with [`crate::map_rules::check_change`].
+pub fn encode_change_map(expected_epoch: u64, map: ClusterMap) -> Bytes {
+    of(Action::ChangeMap(ChangeMap { expected_epoch, map: Some(map) }), None).encode_to_vec().into()
+}
+
+/// The bytes for the log: the command, bound to a shard in an epoch.
+pub fn encode(command: &mut Command, shard: u64, shard_epoch: u64) -> Bytes {
+    command.shard = shard;
+    command.shard_epoch = shard_epoch;
+    command.encode_to_vec().into()
+}
+
+fn of(action: Action, session: Option<CommandSession>) -> Command {
+    Command {
+        version: COMMAND_VERSION,
+        feature_level: FEATURE_LEVEL,
+        shard: 0,
+        shard_epoch: 0,
+        session,
+        action: Some(action),
+    }
+}

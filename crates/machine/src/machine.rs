@@ -1,0 +1,318 @@
+//! One committed entry → changed rows and an answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use quorate_proto::{
+    hash::key_hash,
+    raft::v1::{Command, CommandSession, Write, command::Action},
+    v1::ClusterMap,
+};
+use quorate_raft::{Entry, EntryKind, Membership};
+use quorate_storage::{RowKey, StorageError};
+
+use super::{
+    answer::{Refusal, WriteAnswer},
+    answer_row::Stored,
+    command::{COMMAND_VERSION, FEATURE_LEVEL},
+    error::{ApplyError, Damaged},
+    execute::{self, EntryPlace},
+    meta::MapState,
+    rows::Rows,
+    sessions::{Admission, SessionLimits, SessionTable, SessionUse},
+    stamp::LogTime,
+};
+use crate::session_id::SessionId;
+
+/// What a shard's group owns, by its own state: the truth about ownership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// The shard, which is also the group.
+    pub shard: u64,
+    /// The epoch of the shard.
+    pub shard_epoch: u64,
+    /// The first hash of its range, inclusive.
+    pub first: u64,
+    /// The last hash of its range, inclusive.
+    pub last: u64,
+}
+
+impl Ownership {
+    fn refuse(&self, what: &str) -> Refusal {
+        let Ownership { shard, shard_epoch, first, last } = self;
+        Refusal::WrongShard {
+            detail: format!(
+                "{what}; this is shard {shard} in epoch {shard_epoch}, with hashes \
+                 {first:#018x} to {last:#018x}"
+            ),
+        }
+    }
+}
+
+/// What applying an entry came to.
+#[derive(Debug)]
+pub enum Applied {
+    /// An empty entry of a new leader.
+    Noop,
+    /// A configuration of the group, which the caller stores with the transaction.
+    Membership(Membership),
+    /// A command and its answer.
+    Command(WriteAnswer),
+}
+
+/// The in-memory part of a group's state machine. The rows are the truth: after any entry the
+/// machine is what loading the rows would give.
+///
+/// After an [`ApplyError`] the machine and the transaction must be dropped: they may hold a part of
+/// the entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateMachine {
+    owned: Owned,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Owned {
+    /// A shard of keys.
+    Keys { ownership: Ownership, sessions: SessionTable },
+    /// Group 0.
+    Map(MapState),
+}
+
+impl StateMachine {
+    /// The machine of a shard; `session_rows` are all its rows of kind Session.
+    pub fn load_shard(
+        ownership: Ownership,
+        limits: SessionLimits,
+        session_rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
+    ) -> Result<StateMachine, ApplyError> {
+        let sessions = SessionTable::load(limits, session_rows)?;
+        Ok(StateMachine { owned: Owned::Keys { ownership, sessions } })
+    }
+
+    /// The machine of group 0; `meta_rows` are all its rows of kind Meta.
+    pub fn load_meta(
+        meta_rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
+    ) -> Result<StateMachine, ApplyError> {
+        Ok(StateMachine { owned: Owned::Map(MapState::load(meta_rows)?) })
+    }
+
+    /// The cluster map; `None` for a shard, and before the first map was committed.
+    pub fn map(&self) -> Option<&Arc<ClusterMap>> {
+        match &self.owned {
+            Owned::Map(state) => state.map(),
+            Owned::Keys { .. } => None,
+        }
+    }
+
+    /// The session table of a shard; `None` for group 0.
+    pub fn sessions(&self) -> Option<&SessionTable> {
+        match &self.owned {
+            Owned::Keys { sessions, .. } => Some(sessions),
+            Owned::Map(_) => None,
+        }
+    }
+
+    /// What a shard owns; `None` for group 0.
+    pub fn ownership(&self) -> Option<&Ownership> {
+        match &self.owned {
+            Owned::Keys { ownership, .. } => Some(ownership),
+            Owned::Map(_) => None,
+        }
+    }
+
+    /// Applies a committed entry. Entries must come in order, each once, `rows` being the state
+    /// right after the entry before.
+    pub fn apply_entry(
+        &mut self,
+        entry: &Entry,
+        rows: &mut impl Rows,
+    ) -> Result<Applied, ApplyError> {
+        let place = EntryPlace { index: entry.index.0, log_time: LogTime(entry.stamp) };
+        if let Owned::Keys { sessions, .. } = &mut self.owned {
+            sessions.expire(place.log_time, rows)?;
+        }
+        match entry.kind {
+            EntryKind::Noop => Ok(Applied::Noop),
+            EntryKind::Membership => {
+                let membership = Membership::decode(&entry.payload)
+                    .map_err(|error| Damaged::new("a membership entry", error.to_string()))?;
+                Ok(Applied::Membership(membership))
+            }
+            EntryKind::Command => {
+                let command = decode_command(place.index, entry.payload.clone())?;
+                Ok(Applied::Command(self.apply_command(command, place, rows)?))
+            }
+        }
+    }
+
+    fn apply_command(
+        &mut self,
+        command: Command,
+        place: EntryPlace,
+        rows: &mut impl Rows,
+    ) -> Result<WriteAnswer, ApplyError> {
+        let Command { shard, shard_epoch, session, action, .. } = command;
+        let Some(action) = action else {
+            return Err(unknown(place.index, "its action is not one that this version knows"));
+        };
+        match (&mut self.owned, action) {
+            (Owned::Map(state), Action::ChangeMap(change)) => state.change(change, rows),
+            (Owned::Map(_), Action::Write(_) | Action::Cancel(_)) => {
+                let detail = "this is the meta group, which owns no keys".to_owned();
+                Ok(WriteAnswer::Refused(Refusal::WrongShard { detail }))
+            }
+            (Owned::Keys { ownership, .. }, Action::ChangeMap(_)) => {
+                Ok(WriteAnswer::Refused(ownership.refuse("the cluster map is not kept here")))
+            }
+            (Owned::Keys { ownership, .. }, _) if shard != ownership.shard => {
+                Ok(WriteAnswer::Refused(
+                    ownership.refuse(&format!("the command is for shard {shard}")),
+                ))
+            }
+            (Owned::Keys { ownership, sessions }, Action::Write(write)) => {
+                let turn = ShardTurn { ownership, sessions, shard_epoch, place, rows };
+                turn.write(&write, session.as_ref())
+            }
+            (Owned::Keys { ownership, sessions }, Action::Cancel(_)) => {
+                let turn = ShardTurn { ownership, sessions, shard_epoch, place, rows };
+                turn.cancel(session.as_ref())
+            }
+        }
+    }
+}
+
+fn unknown(index: u64, detail: impl Into<String>) -> ApplyError {
+    ApplyError::UnknownFeature { index, detail: detail.into() }
+}
+
+/// Reads a command; the byte strings in it are slices of the payload.
+fn decode_command(index: u64, payload: Bytes) -> Result<Command, ApplyError> {
+    let command = Command::decode(payload)
+        .map_err(|error| Damaged::new("a command entry", format!("at index {index}: {error}")))?;
+    if command.version != COMMAND_VERSION {
+        return Err(unknown(
+            index,
+            format!("its format is {}, and this version knows {COMMAND_VERSION}", command.version),
+        ));
+    }
+    if command.feature_level == 0 || command.feature_level > FEATURE_LEVEL {
+        let level = command.feature_level;
+        return Err(unknown(
+            index,
+            format!("its feature level is {level}, and this version knows 1 to {FEATURE_LEVEL}"),
+        ));
+    }
+    Ok(command)
+}
+
+/// One command on a shard's keys.
+struct ShardTurn<'a, R> {
+    ownership: &'a Ownership,
+    sessions: &'a mut SessionTable,
+    shard_epoch: u64,
+    place: EntryPlace,
+    rows: &'a mut R,
+}
+
+impl<R: Rows> ShardTurn<'_, R> {
+    fn write(
+        self,
+        write: &Write,
+        session: Option<&CommandSession>,
+    ) -> Result<WriteAnswer, ApplyError> {
+        if let Err(refusal) = execute::check(write, self.place.index)? {
+            return Ok(WriteAnswer::Refused(refusal));
+        }
+        let session =
+            match session.map(|session| session_use(session, Some(write.content_hash))).transpose()
+            {
+                Ok(session) => session,
+                Err(refusal) => return Ok(WriteAnswer::Refused(refusal)),
+            };
+        let Some(session) = session else {
+            return match self.owned(write) {
+                Err(refusal) => Ok(WriteAnswer::Refused(refusal)),
+                Ok(()) => Ok(answer_of(execute::execute(write, self.place, self.rows)?.into())),
+            };
+        };
+        // What was decided before is answered as it was, also when the shard has changed since: an
+        // answer "not applied" to a retry would be untrue for the write.
+        let admission = self.sessions.admit(&session, self.place.log_time);
+        if admission == Admission::Remembered {
+            return Ok(answer_of(self.sessions.replay(&session, self.rows)?));
+        }
+        if let Err(refusal) = self.owned(write) {
+            return Ok(WriteAnswer::Refused(refusal));
+        }
+        if let Admission::Refused(refusal) = admission {
+            return Ok(WriteAnswer::Refused(refusal));
+        }
+        let decided = execute::execute(write, self.place, self.rows)?.into();
+        self.sessions.record(&session, &decided, self.rows)?;
+        Ok(answer_of(decided))
+    }
+
+    fn cancel(self, session: Option<&CommandSession>) -> Result<WriteAnswer, ApplyError> {
+        let session = match session.map(|session| session_use(session, None)) {
+            Some(Ok(session)) => session,
+            Some(Err(refusal)) => return Ok(WriteAnswer::Refused(refusal)),
+            None => {
+                let detail = "a Cancel names no session".to_owned();
+                return Ok(WriteAnswer::Refused(Refusal::Malformed { detail }));
+            }
+        };
+        let admission = self.sessions.admit(&session, self.place.log_time);
+        if admission == Admission::Remembered {
+            return Ok(answer_of(self.sessions.replay(&session, self.rows)?));
+        }
+        if let Err(refusal) = self.epoch_owned() {
+            return Ok(WriteAnswer::Refused(refusal));
+        }
+        if let Admission::Refused(refusal) = admission {
+            return Ok(WriteAnswer::Refused(refusal));
+        }
+        self.sessions.record(&session, &Stored::Barred, self.rows)?;
+        Ok(WriteAnswer::Barred)
+    }
+
+    fn epoch_owned(&self) -> Result<(), Refusal> {
+        if self.shard_epoch == self.ownership.shard_epoch {
+            Ok(())
+        } else {
+            Err(self.ownership.refuse(&format!("the command is for epoch {}", self.shard_epoch)))
+        }
+    }
+
+    fn owned(&self, write: &Write) -> Result<(), Refusal> {
+        self.epoch_owned()?;
+        let range = self.ownership.first..=self.ownership.last;
+        for (at, operation) in write.operations.iter().enumerate() {
+            let hash = key_hash(&operation.key);
+            if !range.contains(&hash) {
+                return Err(self
+                    .ownership
+                    .refuse(&format!("the key of operation {at} hashes to {hash:#018x}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn session_use(session: &CommandSession, content_hash: Option<u64>) -> Result<SessionUse, Refusal> {
+    let Some(id) = SessionId::from_slice(&session.id) else {
+        return Err(Refusal::Malformed {
+            detail: format!("its session id is {} bytes long", session.id.len()),
+        });
+    };
+    let CommandSession { sequence, answered_below, last, .. } = *session;
+    Ok(SessionUse { id, sequence, answered_below, last, content_hash })
+}
+
+fn answer_of(stored: Stored) -> WriteAnswer {
+    match stored {
+        Stored::Done(done) => WriteAnswer::Done(done),
+        Stored::NotANumber(why) => WriteAnswer::Refused(Refusal::NotANumber(why)),
+        Stored::Barred => WriteAnswer::Barred,
+    }
+}

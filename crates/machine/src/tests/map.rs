@@ -1,0 +1,317 @@
+//! Group 0: the rules of the cluster map, and its rows.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use quorate_proto::{
+    hash::even_range,
+    raft::v1::{ChangeMap, Command, command::Action},
+    v1::{ClusterMap, MapNode, MapReplica, MapShard, ShardLineage},
+};
+use quorate_storage::RowKind;
+
+use super::build::{START_MS, command, entry, put, write};
+use crate::{Applied, MemoryRows, Refusal, StateMachine, WriteAnswer, map_rules};
+
+fn replica(replica_id: u64, node_id: u64) -> MapReplica {
+    MapReplica { replica_id, node_id }
+}
+
+/// Three nodes, four shards, three replicas each.
+fn first_map() -> ClusterMap {
+    let nodes = (1..=3u64).map(|id| MapNode {
+        id,
+        peer_address: format!("n{id}:7411"),
+        client_address: format!("n{id}:7401"),
+        labels: [("zone".to_owned(), format!("z{id}"))].into(),
+        incarnation: Bytes::from(vec![id as u8; 16]),
+    });
+    let shards = (0..4u64).map(|i| {
+        let (first, last) = even_range(i, 4);
+        let replicas = (1..=3).map(|node| replica(4 + i * 3 + node - 1, node)).collect();
+        MapShard { id: i + 1, first, last, epoch: 1, replicas }
+    });
+    ClusterMap {
+        cluster_id: Bytes::from_static(&[7; 16]),
+        cluster_name: "test".to_owned(),
+        history: Bytes::from_static(&[8; 16]),
+        epoch: 1,
+        nodes: nodes.collect(),
+        shards: shards.collect(),
+        meta_replicas: (1..=3).map(|node| replica(node, node)).collect(),
+        next_replica_id: 16,
+        next_shard_id: 5,
+        cluster_version: 1,
+        replicas_wanted: 3,
+        lineage: Vec::new(),
+    }
+}
+
+fn next_map(map: &ClusterMap) -> ClusterMap {
+    ClusterMap { epoch: map.epoch + 1, ..map.clone() }
+}
+
+/// Shard 2 gives its upper half to the new shard 5, with new replicas.
+fn split_map(map: &ClusterMap) -> ClusterMap {
+    let mut new = next_map(map);
+    let (first, last) = (new.shards[1].first, new.shards[1].last);
+    let middle = first + (last - first) / 2;
+    let next = new.next_replica_id;
+    let replicas = (0..3).map(|i| replica(next + i, i + 1)).collect();
+    new.shards[1].last = middle;
+    new.shards[1].epoch += 1;
+    let child = new.next_shard_id;
+    new.shards.insert(2, MapShard { id: child, first: middle + 1, last, epoch: 1, replicas });
+    new.next_replica_id += 3;
+    new.next_shard_id += 1;
+    let lineage = ShardLineage { child, parent: 2, parent_index: 77, map_epoch: new.epoch };
+    new.lineage.push(lineage);
+    new
+}
+
+struct Meta {
+    machine: StateMachine,
+    rows: MemoryRows,
+    index: u64,
+}
+
+impl Meta {
+    fn new() -> Meta {
+        Meta {
+            machine: StateMachine::load_meta([]).unwrap(),
+            rows: MemoryRows::default(),
+            index: 0,
+        }
+    }
+
+    fn apply(&mut self, command: &Command) -> WriteAnswer {
+        self.index += 1;
+        let entry = entry(self.index, START_MS, command);
+        let applied = self.machine.apply_entry(&entry, &mut self.rows).unwrap();
+        let reloaded = StateMachine::load_meta(self.rows.of_kind(RowKind::Meta)).unwrap();
+        assert_eq!(self.machine, reloaded);
+        match applied {
+            Applied::Command(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn change(&mut self, expected_epoch: u64, map: &ClusterMap) -> WriteAnswer {
+        let change = ChangeMap { expected_epoch, map: Some(map.clone()) };
+        self.apply(&Command { shard: 0, shard_epoch: 0, ..command(Action::ChangeMap(change)) })
+    }
+}
+
+#[test]
+fn a_map_is_replaced_only_at_the_expected_epoch() {
+    let mut meta = Meta::new();
+    assert!(meta.machine.map().is_none());
+    let first = first_map();
+    assert_eq!(meta.change(1, &first), WriteAnswer::MapConflict { epoch: 0 });
+    assert_eq!(meta.change(0, &first), WriteAnswer::MapChanged { epoch: 1 });
+    assert_eq!(meta.machine.map().unwrap().as_ref(), &first);
+    // The proposal of a second leader that saw no map either.
+    assert_eq!(meta.change(0, &first), WriteAnswer::MapConflict { epoch: 1 });
+    let second = split_map(&first);
+    assert_eq!(meta.change(1, &second), WriteAnswer::MapChanged { epoch: 2 });
+    assert_eq!(meta.change(1, &second), WriteAnswer::MapConflict { epoch: 2 });
+    assert_eq!(meta.machine.map().unwrap().as_ref(), &second);
+}
+
+#[test]
+fn a_change_writes_only_the_rows_that_differ() {
+    let mut meta = Meta::new();
+    let first = first_map();
+    meta.change(0, &first);
+    let before = meta.rows.clone();
+    assert_eq!(before.of_kind(RowKind::Meta).count(), 1 + 3 + 4);
+    meta.change(1, &split_map(&first));
+    let rows =
+        |rows: &MemoryRows| rows.of_kind(RowKind::Meta).map(Result::unwrap).collect::<Vec<_>>();
+    let (before, after) = (rows(&before), rows(&meta.rows));
+    let changed = after.iter().filter(|row| !before.contains(row)).count();
+    assert_eq!(changed, 3, "the header, the parent and the child");
+
+    // Shards merged away leave no row behind.
+    let mut merged = next_map(meta.machine.map().unwrap());
+    let gone = merged.shards.remove(2);
+    merged.shards[1].last = gone.last;
+    merged.shards[1].epoch += 1;
+    assert_eq!(meta.change(2, &merged), WriteAnswer::MapChanged { epoch: 3 });
+    assert_eq!(meta.rows.of_kind(RowKind::Meta).count(), 1 + 3 + 4);
+}
+
+#[test]
+fn a_map_that_breaks_a_rule_is_never_committed() {
+    let mut meta = Meta::new();
+    let mut gap = first_map();
+    gap.shards[2].first += 1;
+    assert!(matches!(meta.change(0, &gap), WriteAnswer::Refused(Refusal::BadMap { .. })));
+    assert!(meta.machine.map().is_none());
+    assert_eq!(meta.rows, MemoryRows::default());
+}
+
+#[test]
+fn the_meta_group_owns_no_keys() {
+    let answer = Meta::new().apply(&write(vec![put("k", "v")]));
+    assert!(matches!(answer, WriteAnswer::Refused(Refusal::WrongShard { .. })));
+}
+
+#[test]
+fn damaged_rows_are_not_a_map() {
+    use crate::Rows;
+
+    let mut meta = Meta::new();
+    meta.change(0, &first_map());
+    let keys: Vec<_> = meta.rows.of_kind(RowKind::Meta).map(|row| row.unwrap().0).collect();
+    for key in &keys {
+        let mut rows = meta.rows.clone();
+        rows.delete(key).unwrap();
+        assert!(StateMachine::load_meta(rows.of_kind(RowKind::Meta)).is_err(), "without {key:?}");
+        let mut rows = meta.rows.clone();
+        rows.put(key, b"\x02").unwrap();
+        assert!(StateMachine::load_meta(rows.of_kind(RowKind::Meta)).is_err(), "broken {key:?}");
+    }
+}
+
+#[test]
+fn every_rule_of_a_map_has_its_sentence() {
+    type Break = fn(&mut ClusterMap);
+    let breaks: &[(&str, Break)] = &[
+        ("its epoch is 0", |map| map.epoch = 0),
+        ("cluster id is 0 bytes", |map| map.cluster_id = Bytes::new()),
+        ("history is 1 bytes", |map| map.history = Bytes::from_static(b"h")),
+        ("cluster version is 0", |map| map.cluster_version = 0),
+        ("2 replicas are wanted", |map| map.replicas_wanted = 2),
+        ("9 replicas are wanted", |map| map.replicas_wanted = 9),
+        ("it has no nodes", |map| map.nodes.clear()),
+        ("node 1 stands after node 2", |map| map.nodes.swap(0, 1)),
+        ("node 1 has no peer address", |map| map.nodes[0].peer_address.clear()),
+        ("node 1 has no client address", |map| map.nodes[0].client_address.clear()),
+        ("incarnation of node 1", |map| map.nodes[0].incarnation = Bytes::new()),
+        ("has the incarnation of another", |map| {
+            map.nodes[1].incarnation = map.nodes[0].incarnation.clone();
+        }),
+        ("it has no shards", |map| map.shards.clear()),
+        ("shard id 5 was never given", |map| map.shards[0].id = 5),
+        ("shard id 0 was never given", |map| map.shards[0].id = 0),
+        ("shard 1 stands in it twice", |map| map.shards[1].id = 1),
+        ("shard 3 has epoch 0", |map| map.shards[2].epoch = 0),
+        ("shard 1 begins at", |map| map.shards[0].first = 1),
+        ("shard 2 begins at", |map| map.shards[1].first -= 1),
+        ("shard 3 begins at", |map| map.shards.swap(1, 2)),
+        ("ends before it begins", |map| map.shards[3].last = map.shards[3].first - 1),
+        ("does not end where", |map| map.shards[3].last -= 1),
+        ("group 0 has 0 replicas", |map| map.meta_replicas.clear()),
+        ("group 2 has 0 replicas", |map| map.shards[1].replicas.clear()),
+        ("replica id 16 of group 1", |map| map.shards[0].replicas[0].replica_id = 16),
+        ("replica id 0 of group 1", |map| map.shards[0].replicas[0].replica_id = 0),
+        ("replica 1 stands in it twice", |map| map.shards[0].replicas[0].replica_id = 1),
+        ("node 9, which is not in the map", |map| map.shards[0].replicas[0].node_id = 9),
+        ("two replicas on node 2", |map| map.shards[0].replicas[0].node_id = 2),
+        ("shard 9, which was never given", |map| {
+            map.lineage.push(ShardLineage { child: 9, parent: 1, parent_index: 1, map_epoch: 1 });
+        }),
+        ("cannot come from shard 4", |map| {
+            map.lineage.push(ShardLineage { child: 4, parent: 4, parent_index: 1, map_epoch: 1 });
+        }),
+        ("from a later epoch", |map| {
+            map.lineage.push(ShardLineage { child: 4, parent: 1, parent_index: 1, map_epoch: 2 });
+        }),
+        ("the lineage of shard 4 stands after", |map| {
+            let line = ShardLineage { child: 4, parent: 1, parent_index: 1, map_epoch: 1 };
+            map.lineage = vec![line; 2];
+        }),
+    ];
+    map_rules::check(&first_map()).unwrap();
+    for (sentence, break_it) in breaks {
+        let mut map = first_map();
+        break_it(&mut map);
+        let broken = map_rules::check(&map).unwrap_err().to_string();
+        assert!(broken.contains(sentence), "{broken:?} does not say {sentence:?}");
+    }
+}
+
+#[test]
+fn every_rule_of_a_change_has_its_sentence() {
+    type Break = fn(&mut ClusterMap);
+    let breaks: &[(&str, Break)] = &[
+        ("epoch 4 does not follow epoch 2", |map| map.epoch = 4),
+        ("of another cluster", |map| map.cluster_id = Bytes::from_static(&[1; 16])),
+        ("cluster version falls", |map| map.cluster_version = 1),
+        ("next replica id falls", |map| {
+            map.shards.iter_mut().for_each(|shard| shard.replicas.retain(|r| r.replica_id < 16));
+            map.shards[2].replicas.push(replica(16, 1));
+            map.next_replica_id = 17;
+        }),
+        ("next shard id falls", |map| {
+            let last = map.shards[2].last;
+            map.shards.remove(2);
+            map.shards[1].last = last;
+            map.shards[1].epoch += 1;
+            map.lineage.clear();
+            map.next_shard_id = 5;
+        }),
+        ("the epoch of shard 2 falls", |map| map.shards[1].epoch = 1),
+        ("the range of shard 1 changes", |map| {
+            map.shards[0].last -= 1;
+            map.shards[1].first -= 1;
+            map.shards[1].epoch += 1;
+        }),
+        ("replica 7 moves to another group or node", |map| {
+            map.shards[0].replicas[0].replica_id = 7;
+            map.shards[1].replicas[0].replica_id = 4;
+        }),
+    ];
+    let old = {
+        let mut old = split_map(&first_map());
+        old.cluster_version = 2;
+        old
+    };
+    map_rules::check_change(Some(&old), &next_map(&old)).unwrap();
+    for (sentence, break_it) in breaks {
+        let mut new = next_map(&old);
+        break_it(&mut new);
+        let broken = map_rules::check_change(Some(&old), &new).unwrap_err().to_string();
+        assert!(broken.contains(sentence), "{broken:?} does not say {sentence:?}");
+    }
+}
+
+#[test]
+fn ids_are_never_used_again() {
+    let old = split_map(&first_map());
+    // Replica 18 and shard 5 go; neither id may come back, whatever else is in the map.
+    let mut without = next_map(&old);
+    without.shards[2].replicas.retain(|replica| replica.replica_id != 18);
+    map_rules::check_change(Some(&old), &without).unwrap();
+    let mut back = next_map(&without);
+    back.shards[2].replicas.push(replica(18, 3));
+    let broken = map_rules::check_change(Some(&without), &back).unwrap_err().to_string();
+    assert_eq!(broken, "replica id 18 was used before");
+
+    let mut merged = next_map(&old);
+    let gone = merged.shards.remove(2);
+    merged.shards[1].last = gone.last;
+    merged.shards[1].epoch += 1;
+    map_rules::check_change(Some(&old), &merged).unwrap();
+    let mut back = split_map(&merged);
+    back.shards[2].id = 5;
+    back.lineage.pop();
+    let broken = map_rules::check_change(Some(&merged), &back).unwrap_err().to_string();
+    assert_eq!(broken, "shard id 5 was used before");
+}
+
+proptest! {
+    #[test]
+    fn a_chain_of_splits_is_kept_and_reloaded(count in 1..12usize) {
+        let mut meta = Meta::new();
+        let mut map = first_map();
+        prop_assert_eq!(meta.change(0, &map), WriteAnswer::MapChanged { epoch: 1 });
+        for _ in 0..count {
+            let next = split_map(&map);
+            let changed = WriteAnswer::MapChanged { epoch: next.epoch };
+            prop_assert_eq!(meta.change(map.epoch, &next), changed);
+            map = next;
+        }
+        prop_assert_eq!(meta.machine.map().unwrap().as_ref(), &map);
+    }
+}

@@ -1,0 +1,142 @@
+//! The machine on the real storage: checkpoints, and restarts that lose what no checkpoint holds
+//! and apply it again from the log.
+
+use std::{path::Path, sync::Arc};
+
+use proptest::prelude::*;
+use quorate_raft::{Entry, GroupId, LogId, Membership, NodeId, Replica, ReplicaId};
+use quorate_storage::{
+    DeltaBudget, Engine, EngineOptions, HashRange, RowKind, ShardInit, ShardStore,
+};
+
+use super::build::{OWNERSHIP, SMALL, START_MS, Step, log};
+use crate::{Applied, MemoryRows, StateMachine, WriteAnswer};
+
+const GROUP: GroupId = GroupId(OWNERSHIP.shard);
+
+struct Replicated {
+    /// Before the engine, which it uses.
+    store: ShardStore,
+    machine: StateMachine,
+    engine: Engine,
+}
+
+fn budget() -> Arc<DeltaBudget> {
+    Arc::new(DeltaBudget::new(64 << 20))
+}
+
+fn machine_of(store: &ShardStore) -> StateMachine {
+    let header = store.header();
+    let ownership = crate::Ownership {
+        shard: header.group.0,
+        shard_epoch: header.shard_epoch,
+        first: header.range.first,
+        last: header.range.last,
+    };
+    StateMachine::load_shard(ownership, SMALL, store.rows(RowKind::Session).unwrap()).unwrap()
+}
+
+impl Replicated {
+    fn create(dir: &Path) -> Replicated {
+        let engine = Engine::open(dir, EngineOptions::default()).unwrap();
+        let init = ShardInit {
+            group: GROUP,
+            replica: ReplicaId(1),
+            membership: Membership::of_voters([Replica { id: ReplicaId(1), node: NodeId(1) }]),
+            range: HashRange { first: OWNERSHIP.first, last: OWNERSHIP.last },
+            shard_epoch: OWNERSHIP.shard_epoch,
+        };
+        let store = ShardStore::create(&engine, init, budget()).unwrap();
+        Replicated { machine: machine_of(&store), store, engine }
+    }
+
+    fn restart(self, dir: &Path) -> Replicated {
+        let Replicated { store, engine, .. } = self;
+        drop(store);
+        drop(engine);
+        let engine = Engine::open(dir, EngineOptions::default()).unwrap();
+        let mut stores = ShardStore::open_all(&engine, &budget()).unwrap();
+        let store = stores.remove(&GROUP).unwrap().unwrap();
+        Replicated { machine: machine_of(&store), store, engine }
+    }
+
+    fn apply(&mut self, entry: &Entry) -> Option<WriteAnswer> {
+        let at = LogId { term: entry.term, index: entry.index };
+        let mut rows = self.store.begin(at, entry.stamp);
+        let applied = self.machine.apply_entry(entry, &mut rows).unwrap();
+        rows.commit();
+        match applied {
+            Applied::Command(answer) => Some(answer),
+            Applied::Noop | Applied::Membership(_) => None,
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        if let Some(job) = self.store.freeze() {
+            let finished = job.run().unwrap();
+            self.store.finish(finished);
+        }
+    }
+}
+
+fn in_memory(entries: &[Entry]) -> (MemoryRows, Vec<Option<WriteAnswer>>) {
+    let mut rows = MemoryRows::default();
+    let mut machine = StateMachine::load_shard(OWNERSHIP, SMALL, []).unwrap();
+    let answers =
+        entries.iter().map(|entry| match machine.apply_entry(entry, &mut rows).unwrap() {
+            Applied::Command(answer) => Some(answer),
+            Applied::Noop | Applied::Membership(_) => None,
+        });
+    let answers = answers.collect();
+    (rows, answers)
+}
+
+fn entries_of(steps: &[Step]) -> Vec<Entry> {
+    let mut now_ms = START_MS;
+    let entries = steps.iter().zip(1..).map(|(step, index)| {
+        now_ms += step.after_ms;
+        step.entry(index, now_ms)
+    });
+    entries.collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+
+    #[test]
+    fn checkpoints_and_restarts_on_disk_change_nothing(
+        steps in log(120),
+        events in prop::collection::vec((1..30usize, 0..3u8), 1..8),
+    ) {
+        let entries = entries_of(&steps);
+        let (rows, answers) = in_memory(&entries);
+
+        let dir = tempfile::tempdir().unwrap();
+        let mut replica = Replicated::create(dir.path());
+        let mut events = events.iter().cycle();
+        let mut next = 0;
+        let mut restarts_left = 4;
+        while next < entries.len() {
+            let (count, event) = *events.next().unwrap();
+            for _ in 0..count.min(entries.len() - next) {
+                prop_assert_eq!(&replica.apply(&entries[next]), &answers[next], "at {}", next + 1);
+                next += 1;
+            }
+            match event {
+                0 => replica.checkpoint(),
+                1 if restarts_left > 0 => {
+                    restarts_left -= 1;
+                    replica = replica.restart(dir.path());
+                    next = replica.store.applied().index.0 as usize;
+                }
+                _ => {}
+            }
+        }
+        prop_assert_eq!(&replica.machine, &machine_of(&replica.store));
+        for kind in [RowKind::User, RowKind::Session] {
+            let stored: Vec<_> = replica.store.rows(kind).unwrap().map(Result::unwrap).collect();
+            let expected: Vec<_> = rows.of_kind(kind).map(Result::unwrap).collect();
+            prop_assert_eq!(stored, expected);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Keeps the cluster map true, and this node true to the map.
+//!
+//! The leader of group 0 proposes the first map, and a change when a node tells another address.
+//! Every node creates the replicas that the map gives it, tells the transport who its peers are, and
+//! remembers the newest map, so that it can serve its shards without group 0.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use quorate_config::Config;
+use quorate_engine::{Answer, Engine, MapCell, Proposal, create_replicas, replica_init};
+use quorate_machine::command::encode_change_map;
+use quorate_machine::{Map, WriteAnswer, map_rules, replicas_of};
+use quorate_placement::{Founding, first_map};
+use quorate_proto::v1::cluster_client::ClusterClient;
+use quorate_proto::v1::{ClusterMap, GetMapRequest, MapNode};
+use quorate_raft::{GroupId, NodeId};
+use quorate_storage::{Engine as Sled, HashRange, NodeRecords, ShardInit};
+use tokio::sync::oneshot;
+use tonic::transport::Endpoint;
+use tracing::{debug, info, warn};
+
+use crate::bridge::Peers;
+use crate::exit::end_for_storage;
+use crate::identity::{Formed, Identity, Incarnation};
+use crate::transport::{PeerTarget, PeerTargets, Transport};
+
+/// The name under which a node remembers the newest map.
+pub const MAP_RECORD: &str = "map";
+/// The meta group.
+pub const META: GroupId = GroupId(0);
+/// How often the keeper looks, beside being woken by changes.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often a node outside of group 0 asks whether there is a newer map.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How long the first map waits for founders that have not told their addresses; then those of
+/// `--initial-cluster` have to do.
+const FOUNDERS_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a proposal of the keeper may take before it looks again.
+const PROPOSAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the keeper works with.
+pub struct Keeper {
+    /// The settings.
+    pub config: Config,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// What the founders agreed on.
+    pub formed: Formed,
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// The transport.
+    pub transport: Transport,
+    /// Who is connected.
+    pub peers: Arc<Peers>,
+    /// The newest map.
+    pub map: MapCell,
+    /// Where the states of new replicas go.
+    pub sled: Sled,
+    /// What all deltas share.
+    pub budget: Arc<quorate_storage::DeltaBudget>,
+    /// Where the map is remembered.
+    pub records: Arc<NodeRecords>,
+    /// Replicas whose state is there and could not be opened: they are not made again.
+    pub damaged: BTreeSet<GroupId>,
+}
+
+impl Keeper {
+    /// Works until the node ends.
+    pub async fn run(self) {
+        let mut map_changed = self.map.watch();
+        let mut peers_changed = self.peers.watch();
+        let mut remembered = 0;
+        let started = Instant::now();
+        let mut asked = started;
+        let mut refused = BTreeMap::new();
+        loop {
+            let newest = map_changed.borrow_and_update().clone();
+            let known = newest.is_some();
+            if let Some(map) = newest
+                && map.epoch() > remembered
+            {
+                self.follow(&map).await;
+                remembered = map.epoch();
+            }
+            if !known || asked.elapsed() >= ASK_EVERY {
+                self.ask_for_map(&mut refused).await;
+                asked = Instant::now();
+            }
+            self.propose_changes(started).await;
+            tokio::select! {
+                _ = map_changed.changed() => {}
+                _ = peers_changed.changed() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Makes this node what a new map says.
+    async fn follow(&self, map: &Arc<Map>) {
+        info!(epoch = map.epoch(), shards = map.shards().len(), "map: newer");
+        self.transport.set_peers(&targets(map.proto()));
+        self.transport.set_epochs(map.epoch(), 0);
+        let bytes = map.proto().encode_to_vec();
+        let records = self.records.clone();
+        let wanted = self.missing_replicas(map);
+        let (sled, budget, engine) = (self.sled.clone(), self.budget.clone(), self.engine.clone());
+        let me = self.config.node_id;
+        let made = tokio::task::spawn_blocking(move || {
+            records.put(MAP_RECORD, &bytes)?;
+            create_replicas(&sled, &budget, &engine, me, wanted)
+        });
+        match made.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => end_for_storage(&error),
+            Err(_) => debug!("map: the node ends while replicas are created"),
+        }
+    }
+
+    /// The replicas that the map gives this node and that are not here yet.
+    fn missing_replicas(&self, map: &Map) -> Vec<ShardInit> {
+        let me = self.config.node_id;
+        let here = self.engine.shards().all();
+        let mine = map.shards().iter().filter(|shard| {
+            !here.contains_key(&GroupId(shard.id))
+                && !self.damaged.contains(&GroupId(shard.id))
+                && shard.replicas.iter().any(|replica| replica.node_id == me.0)
+        });
+        mine.filter_map(|shard| {
+            let range = HashRange { first: shard.first, last: shard.last };
+            replica_init(GroupId(shard.id), &replicas_of(&shard.replicas), me, range, shard.epoch)
+        })
+        .collect()
+    }
+
+    async fn propose_changes(&self, started: Instant) {
+        let leads = self.engine.shards().get(META).is_some_and(|meta| meta.leadership().is_leader);
+        if !leads {
+            return;
+        }
+        let (expected, next) = match self.map.get() {
+            None => match self.founding(started) {
+                Some(founding) => (0, first_map(&founding)),
+                None => return,
+            },
+            Some(map) => match self.with_new_addresses(&map) {
+                Some(next) => (map.epoch(), next),
+                None => return,
+            },
+        };
+        if let Err(broken) =
+            map_rules::check_change(self.map.get().as_ref().map(|map| map.proto()), &next)
+        {
+            warn!(%broken, "map: a change would break a rule");
+            return;
+        }
+        let epoch = next.epoch;
+        let (answer, answered) = oneshot::channel();
+        let payload = encode_change_map(expected, next);
+        if self.engine.propose(Proposal { group: META, payload, write: None, answer }).is_err() {
+            return;
+        }
+        match tokio::time::timeout(PROPOSAL_PATIENCE, answered).await {
+            Ok(Ok(Answer::Applied { answer: WriteAnswer::MapChanged { epoch }, .. })) => {
+                info!(epoch, "map: changed");
+            }
+            // Whatever it was, the keeper looks again; the expected epoch keeps a change from
+            // being made twice.
+            other => debug!(epoch, ?other, "map: the change was not made"),
+        }
+    }
+
+    /// What the first map is made of, once every founder has told its addresses.
+    fn founding(&self, started: Instant) -> Option<Founding> {
+        let connected = self.peers.connected();
+        let patient = started.elapsed() < FOUNDERS_PATIENCE;
+        let mut nodes = Vec::new();
+        for (&node, &incarnation) in &self.formed.members {
+            nodes.push(if node == self.config.node_id {
+                self.me(incarnation)
+            } else if let Some((hello, _)) = connected.get(&node) {
+                MapNode {
+                    id: node.0,
+                    peer_address: hello.peer_address.clone(),
+                    client_address: hello.client_address.clone(),
+                    labels: hello.labels.clone(),
+                    incarnation: incarnation.to_bytes().to_vec().into(),
+                }
+            } else if patient {
+                return None;
+            } else {
+                let address = self.config.initial_cluster.get(&node)?.to_string();
+                MapNode {
+                    id: node.0,
+                    peer_address: address.clone(),
+                    client_address: address,
+                    labels: BTreeMap::new(),
+                    incarnation: incarnation.to_bytes().to_vec().into(),
+                }
+            });
+        }
+        Some(Founding {
+            cluster_id: self.formed.cluster_id.to_bytes(),
+            cluster_name: self.formed.cluster_name.clone(),
+            shards: u64::from(self.formed.shards),
+            replicas: self.formed.replicas,
+            nodes,
+        })
+    }
+
+    fn me(&self, incarnation: Incarnation) -> MapNode {
+        MapNode {
+            id: self.config.node_id.0,
+            peer_address: self.config.advertise.to_string(),
+            client_address: self.config.advertise_client.to_string(),
+            labels: self.config.locality.clone(),
+            incarnation: incarnation.to_bytes().to_vec().into(),
+        }
+    }
+
+    /// The map with what nodes of the right incarnation say of themselves; `None` = it says so
+    /// already.
+    fn with_new_addresses(&self, map: &Map) -> Option<ClusterMap> {
+        let mut next = map.proto().clone();
+        let connected = self.peers.connected();
+        for node in &mut next.nodes {
+            if node.id == self.config.node_id.0 {
+                *node = self.me(self.identity.incarnation());
+            } else if let Some((hello, _)) = connected.get(&NodeId(node.id))
+                && Incarnation::from_bytes(&node.incarnation) == Some(hello.incarnation)
+            {
+                node.peer_address.clone_from(&hello.peer_address);
+                node.client_address.clone_from(&hello.client_address);
+                node.labels.clone_from(&hello.labels);
+            }
+        }
+        if next.nodes == map.proto().nodes {
+            return None;
+        }
+        next.epoch += 1;
+        Some(next)
+    }
+
+    /// A node outside of group 0 learns the map, and each newer one, from the others. What is wrong
+    /// with the map of a node is said once, until it is another thing; `refused` remembers it.
+    async fn ask_for_map(&self, refused: &mut BTreeMap<NodeId, String>) {
+        if self.engine.shards().get(META).is_some() {
+            return;
+        }
+        for (node, (hello, _)) in self.peers.connected() {
+            let Some(map) = fetch_map(&hello.peer_address, self.map.epoch()).await else {
+                continue;
+            };
+            match check_fetched(&map, &self.formed.cluster_id.to_bytes()) {
+                Ok(()) => {
+                    refused.remove(&node);
+                    self.map.offer(Map::new(map));
+                    return;
+                }
+                Err(why) => {
+                    let (peer, address) = (node.0, &hello.peer_address);
+                    if refused.get(&node) != Some(&why) {
+                        warn!(peer, address, why, "map: not taken");
+                    }
+                    refused.insert(node, why);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a map that came from an address may be followed. Nobody but the address says whose map it
+/// is, and a node of another cluster may have it by now.
+///
+/// # Errors
+///
+/// What is wrong with it, as a sentence.
+fn check_fetched(map: &ClusterMap, cluster_id: &[u8]) -> Result<(), String> {
+    if map.cluster_id != cluster_id {
+        return Err(format!("it is of another cluster, {}", hex::encode(&map.cluster_id)));
+    }
+    map_rules::check(map).map_err(|broken| broken.to_string())
+}
+
+/// Asks a node for its map, if it is newer.
+async fn fetch_map(address: &str, newer_than: u64) -> Option<ClusterMap> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(2));
+    let mut client = ClusterClient::new(endpoint.connect_lazy());
+    client.get_map(GetMapRequest { newer_than }).await.ok()?.into_inner().map
+}
+
+/// The peers that a map names.
+#[must_use]
+pub fn targets(map: &ClusterMap) -> PeerTargets {
+    map.nodes
+        .iter()
+        .filter_map(|node| {
+            let incarnation = Incarnation::from_bytes(&node.incarnation)?;
+            Some((NodeId(node.id), PeerTarget { address: node.peer_address.clone(), incarnation }))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map() -> ClusterMap {
+        let node = |id: u64| MapNode {
+            id,
+            peer_address: format!("10.0.0.{id}:7401"),
+            client_address: format!("10.0.0.{id}:7400"),
+            labels: BTreeMap::new(),
+            incarnation: vec![id as u8; 16].into(),
+        };
+        first_map(&Founding {
+            cluster_id: [7; 16],
+            cluster_name: "quorate".into(),
+            shards: 4,
+            replicas: 3,
+            nodes: (1..=3).map(node).collect(),
+        })
+    }
+
+    #[test]
+    fn a_fetched_map_is_followed_only_if_it_is_ours_and_whole() {
+        assert_eq!(check_fetched(&map(), &[7; 16]), Ok(()));
+        let foreign = check_fetched(&map(), &[8; 16]).expect_err("it is of another cluster");
+        assert_eq!(foreign, format!("it is of another cluster, {}", "07".repeat(16)));
+        let mut with_a_gap = map();
+        with_a_gap.shards.remove(1);
+        let broken = check_fetched(&with_a_gap, &[7; 16]).expect_err("a hash has no owner");
+        assert!(broken.contains("where the shard before does not end"), "{broken}");
+    }
+}

@@ -1,0 +1,263 @@
+//! Calls: the one wrapper that every call of every service goes through, in every phase of the node.
+//!
+//! It reads the call's context, asks the node's life whether calls are served, counts the call once when it
+//! ends (however it ends, a caller that leaves included), logs slow ones, fills in what a failure leaves
+//! open, says what the failure means for a write, and makes the gRPC status. Handlers return bare
+//! failures. This is the place where a caller will have to say who it is.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use futures::Stream;
+use quorate_proto::v1::{Failure, ReadLevel, Reason};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+
+use crate::context::{Answers, Context};
+use crate::metrics::{Method, ServiceMetrics};
+use crate::outcome::{HasOutcome, Subject};
+use crate::shared::{Core, CoreCell, Life};
+
+/// A call that takes longer is worth a line in the log.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// What the calls of all services share.
+#[derive(Clone)]
+pub struct Calls {
+    cell: CoreCell,
+    metrics: Arc<ServiceMetrics>,
+}
+
+/// What a call is, before it is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// The method.
+    pub method: Method,
+    /// The read level; `None` for what reads nothing.
+    pub level: Option<ReadLevel>,
+}
+
+impl Kind {
+    /// A call of this method that reads nothing.
+    #[must_use]
+    pub fn of(method: Method) -> Self {
+        Self { method, level: None }
+    }
+
+    /// A call that reads at a level.
+    #[must_use]
+    pub fn reads(method: Method, level: ReadLevel) -> Self {
+        Self { method, level: Some(level) }
+    }
+}
+
+impl Calls {
+    /// The calls of a node, from its first moment on.
+    #[must_use]
+    pub fn new(cell: CoreCell, metrics: Arc<ServiceMetrics>) -> Self {
+        Self { cell, metrics }
+    }
+
+    /// Where the node is in its life.
+    #[must_use]
+    pub fn life(&self) -> &Arc<Life> {
+        &self.cell.life
+    }
+
+    /// A call with one answer, served once the node is ready; stale reads as soon as the storage is open.
+    ///
+    /// # Errors
+    ///
+    /// The status of the failure.
+    pub async fn unary<R, T, F>(
+        &self,
+        kind: Kind,
+        request: Request<R>,
+        run: impl FnOnce(Arc<Core>, Context, R) -> F,
+    ) -> Result<Response<T>, Status>
+    where
+        R: HasOutcome,
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let call = self.begin(kind, &request);
+        let core = match self.admitted(kind) {
+            Ok(core) => core,
+            Err(failure) => return Err(call.fail(failure)),
+        };
+        let _under_way = core.life.call();
+        match run(core, call.context.clone(), request.into_inner()).await {
+            Ok(answer) => Ok(call.answer(answer)),
+            Err(failure) => Err(call.fail(failure)),
+        }
+    }
+
+    /// A call that is answered with a stream. It ends when the stream does, or when its reader leaves.
+    ///
+    /// # Errors
+    ///
+    /// The status of a failure before the first message.
+    pub async fn stream<R, T, S, F>(
+        &self,
+        kind: Kind,
+        request: Request<R>,
+        run: impl FnOnce(Arc<Core>, Context, R) -> F,
+    ) -> Result<Response<Answers<T>>, Status>
+    where
+        R: HasOutcome,
+        T: 'static,
+        S: Stream<Item = Result<T, Failure>> + Send + 'static,
+        F: Future<Output = Result<S, Failure>>,
+    {
+        let call = self.begin(kind, &request);
+        let core = match self.admitted(kind) {
+            Ok(core) => core,
+            Err(failure) => return Err(call.fail(failure)),
+        };
+        let _under_way = core.life.call();
+        match run(core, call.context.clone(), request.into_inner()).await {
+            Ok(answers) => {
+                let context = call.context.clone();
+                let answers = Counted { answers: Box::pin(answers), call: Some(call) };
+                let mut response = Response::new(Box::pin(answers) as Answers<T>);
+                context.sign(response.metadata_mut());
+                Ok(response)
+            }
+            Err(failure) => Err(call.fail(failure)),
+        }
+    }
+
+    /// A call that is answered in every phase of the node, with the core where there is one already.
+    ///
+    /// # Errors
+    ///
+    /// The status of the failure.
+    pub async fn in_any_phase<R, T, F>(
+        &self,
+        kind: Kind,
+        request: Request<R>,
+        run: impl FnOnce(Option<Arc<Core>>, R) -> F,
+    ) -> Result<Response<T>, Status>
+    where
+        R: HasOutcome,
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let call = self.begin(kind, &request);
+        match run(self.cell.get(), request.into_inner()).await {
+            Ok(answer) => Ok(call.answer(answer)),
+            Err(failure) => Err(call.fail(failure)),
+        }
+    }
+
+    /// A call of a method that this version does not serve.
+    ///
+    /// # Errors
+    ///
+    /// NOT_OFFERED, always.
+    pub async fn not_offered<R: HasOutcome, T>(
+        &self,
+        method: Method,
+        request: Request<R>,
+    ) -> Result<Response<T>, Status> {
+        self.in_any_phase(Kind::of(method), request, |_, _| async move {
+            let message = format!("this version does not serve {}", method.name());
+            Err(Failure::of(Reason::NotOffered, message))
+        })
+        .await
+    }
+
+    fn begin<R: HasOutcome>(&self, kind: Kind, request: &Request<R>) -> Call {
+        self.begin_with(kind, request.metadata(), request.get_ref().subject())
+    }
+
+    fn begin_with(&self, kind: Kind, metadata: &MetadataMap, subject: Subject) -> Call {
+        Call {
+            context: Context::of(metadata),
+            kind,
+            subject,
+            calls: self.clone(),
+            code: Code::Cancelled as i32,
+        }
+    }
+
+    fn admitted(&self, kind: Kind) -> Result<Arc<Core>, Failure> {
+        match kind.level {
+            Some(ReadLevel::Stale) => self.cell.open(),
+            _ => self.cell.serving(),
+        }
+    }
+}
+
+/// One call under way. It is counted when it is dropped, with the code that it has then: CANCELLED, where
+/// nobody waited for its end.
+struct Call {
+    context: Context,
+    kind: Kind,
+    subject: Subject,
+    calls: Calls,
+    code: i32,
+}
+
+impl Call {
+    fn answer<T>(mut self, answer: T) -> Response<T> {
+        self.code = Code::Ok as i32;
+        let mut response = Response::new(answer);
+        self.context.sign(response.metadata_mut());
+        response
+    }
+
+    fn fail(mut self, failure: Failure) -> Status {
+        self.failed(failure)
+    }
+
+    fn failed(&mut self, failure: Failure) -> Status {
+        let failure = match self.calls.cell.get() {
+            Some(core) => core.complete(failure),
+            None => failure,
+        };
+        self.code = failure.code;
+        self.context.status(&self.subject.told(failure))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let took = self.context.started.elapsed();
+        let Kind { method, level } = self.kind;
+        self.calls.metrics.requests.observe(method, self.code, level, took);
+        if took >= SLOW {
+            let (method, code, hops) = (method.name(), self.code, self.context.hops);
+            let request_id = self.context.request_id.as_str();
+            tracing::warn!(method, code, request_id, ?took, hops, "request: slow");
+        }
+    }
+}
+
+/// The answers of a call, counted at their end.
+struct Counted<S> {
+    answers: Pin<Box<S>>,
+    /// `None` once the end was counted.
+    call: Option<Call>,
+}
+
+impl<T, S: Stream<Item = Result<T, Failure>>> Stream for Counted<S> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.answers.as_mut().poll_next(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(answer))) => Poll::Ready(Some(Ok(answer))),
+            Poll::Ready(Some(Err(failure))) => {
+                let call = self.call.take();
+                Poll::Ready(call.map(|call| Err(call.fail(failure))))
+            }
+            Poll::Ready(None) => {
+                if let Some(mut call) = self.call.take() {
+                    call.code = Code::Ok as i32;
+                }
+                Poll::Ready(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The checks of the parts of a request: keys, keyspaces, values, conditions, sessions.
+
+use std::collections::BTreeMap;
+
+use quorate_machine::SessionId;
+use quorate_proto::{
+    limits::{KEY_BYTES_MAX, SESSION_UNANSWERED_MAX},
+    raft::v1::{CommandOperation, CommandSession},
+    v1::{Condition, Reason, WriteSession, condition::Expect},
+};
+
+use super::{Invalid, RequestLimits, ShownKey};
+
+/// The configuration key that moves the value limit.
+const VALUE_KNOB: &str = "max-value-size";
+
+/// Checks a key of any request: 1 byte to 4 KiB.
+pub fn check_key(field: &str, key: &[u8]) -> Result<(), Invalid> {
+    if key.is_empty() {
+        return Err(Invalid::new(
+            Reason::BadKey,
+            field,
+            format!("{field} is empty; a key has at least one byte"),
+        ));
+    }
+    if key.len() > KEY_BYTES_MAX {
+        let message =
+            format!("{field} is {} bytes long; the limit is {KEY_BYTES_MAX} bytes", key.len());
+        return Err(Invalid::new(Reason::BadKey, field, message).limit(KEY_BYTES_MAX, ""));
+    }
+    Ok(())
+}
+
+/// The id of a keyspace by its name. Only the default one, with the empty name, exists for now.
+pub fn keyspace_id(name: &str) -> Result<u32, Invalid> {
+    if name.is_empty() {
+        return Ok(0);
+    }
+    let shown = ShownKey(name.as_bytes());
+    let message = format!(
+        "the keyspace {shown} does not exist; this version has the default one alone, named \"\""
+    );
+    Err(Invalid::new(Reason::BadKeyspace, "keyspace", message))
+}
+
+pub(super) fn check_value(
+    field: &str,
+    value: &[u8],
+    limits: &RequestLimits,
+) -> Result<(), Invalid> {
+    too_long(Reason::BadValue, field, value, limits)
+}
+
+fn too_long(
+    reason: Reason,
+    field: &str,
+    value: &[u8],
+    limits: &RequestLimits,
+) -> Result<(), Invalid> {
+    let limit = limits.value_bytes_max;
+    if value.len() <= limit {
+        return Ok(());
+    }
+    let message = format!(
+        "{field} is {} bytes long; the limit is {limit} bytes, set by {VALUE_KNOB}",
+        value.len()
+    );
+    Err(Invalid::new(reason, field, message).limit(limit, VALUE_KNOB))
+}
+
+pub(super) fn check_condition(
+    field: &str,
+    condition: &Condition,
+    limits: &RequestLimits,
+) -> Result<(), Invalid> {
+    let bad = |message: String| Err(Invalid::new(Reason::BadCondition, field, message));
+    match &condition.expect {
+        None => bad(format!("{field} says neither absent, revision nor value")),
+        Some(Expect::Absent(false)) => {
+            bad(format!("{field}.absent is false; \"present with any value\" is not a condition"))
+        }
+        Some(Expect::Absent(true) | Expect::Revision(_)) => Ok(()),
+        Some(Expect::Value(value)) => {
+            too_long(Reason::BadCondition, &format!("{field}.value"), value, limits)
+        }
+    }
+}
+
+pub(super) fn check_session(session: &WriteSession) -> Result<CommandSession, Invalid> {
+    check_session_id("session.id", &session.id)?;
+    check_sequence("session.sequence", session.sequence)?;
+    let WriteSession { sequence, answered_below, last, .. } = *session;
+    let bad =
+        |message: String| Err(Invalid::new(Reason::BadToken, "session.answered_below", message));
+    if answered_below > sequence {
+        return bad(format!(
+            "session.answered_below is {answered_below}, above the sequence {sequence} \
+             itself, which is not answered yet"
+        ));
+    }
+    if sequence - answered_below.max(1) > SESSION_UNANSWERED_MAX {
+        let invalid = bad(format!(
+            "sequence {sequence} is more than {SESSION_UNANSWERED_MAX} above session.answered_below, \
+             {answered_below}: too \
+             many writes of one session are unanswered"
+        ));
+        return invalid.map_err(|invalid| invalid.limit(SESSION_UNANSWERED_MAX as usize, ""));
+    }
+    Ok(CommandSession { id: session.id.clone(), sequence, answered_below, last })
+}
+
+pub(super) fn check_session_id(field: &str, id: &[u8]) -> Result<(), Invalid> {
+    if SessionId::from_slice(id).is_some() {
+        return Ok(());
+    }
+    let message = format!(
+        "{field} is {} bytes long; a session id has {}, as OpenSession gives it",
+        id.len(),
+        SessionId::BYTES
+    );
+    Err(Invalid::new(Reason::BadToken, field, message))
+}
+
+pub(super) fn check_sequence(field: &str, sequence: u64) -> Result<(), Invalid> {
+    if sequence > 0 {
+        return Ok(());
+    }
+    Err(Invalid::new(Reason::BadToken, field, format!("{field} is 0; sequences begin with 1")))
+}
+
+pub(super) fn check_keys_once(operations: &[CommandOperation]) -> Result<(), Invalid> {
+    let mut seen = BTreeMap::new();
+    for (at, operation) in operations.iter().enumerate() {
+        if let Some(first) = seen.insert(&operation.key, at) {
+            let key = ShownKey(&operation.key);
+            let message = format!(
+                "operations[{first}] and operations[{at}] both name the key {key}; a Batch names \
+                 each key once"
+            );
+            return Err(Invalid::new(Reason::BadKey, &format!("operations[{at}].key"), message));
+        }
+    }
+    Ok(())
+}

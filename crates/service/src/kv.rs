@@ -1,0 +1,255 @@
+//! The Kv service.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_machine::BirthWish;
+use quorate_machine::{LogTime, Refusal, WriteAnswer};
+use quorate_proto::limits::SESSION_TTL;
+use quorate_proto::v1::kv_server::Kv;
+use quorate_proto::v1::{
+    BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
+    CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
+    IncrementRequest, IncrementResponse, MultiGetRequest, MultiGetResponse, OpenSessionRequest,
+    OpenSessionResponse, PipelineRequest, PipelineResponse, PutRequest, PutResponse, ReadLevel,
+    ReadOptions, Reason, ScanRequest, ScanResponse,
+};
+use quorate_raft::GroupId;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::call::{Calls, Kind};
+use super::context::{Answers, Context};
+use super::write::{Written, write};
+use super::{read, scan};
+use crate::draft::CommandDraft;
+use crate::metrics::Method;
+use crate::reply;
+use crate::shared::{Core, duration, retry_after};
+
+/// The Kv service of a node. Before the node is ready every call answers STARTING.
+#[derive(Clone)]
+pub struct KvService {
+    calls: Calls,
+}
+
+impl KvService {
+    /// The service of these calls.
+    #[must_use]
+    pub fn new(calls: Calls) -> Self {
+        Self { calls }
+    }
+}
+
+fn level(options: Option<&ReadOptions>) -> ReadLevel {
+    options.map_or(ReadLevel::Linearizable, ReadOptions::level)
+}
+
+/// The methods that write and answer with the result of their operation.
+macro_rules! write_method {
+    ($core:ident, $context:ident, $request:ident, $draft:ident, $reply:ident, $is_delete:expr) => {{
+        let draft =
+            CommandDraft::$draft(&$request, &$core.limits).map_err(|invalid| invalid.failure())?;
+        let hint = $request.route.clone();
+        let several = draft.operations().len() > 1;
+        match write(&$core, &$context, &$request, hint.as_ref(), draft, $is_delete).await? {
+            Written::Elsewhere(answer) => Ok(answer),
+            Written::Here(receipt, WriteAnswer::Done(done)) => {
+                let mut answer = reply::$reply(done);
+                answer.token = Some($core.token(&receipt));
+                answer.receipt = Some(receipt);
+                Ok(answer)
+            }
+            Written::Here(_, other) => Err(refused(other, several)),
+        }
+    }};
+}
+
+/// The failure that tells of a refusal; of one operation among `several` it says which.
+fn refused(answer: WriteAnswer, several: bool) -> Failure {
+    match answer {
+        WriteAnswer::Refused(refusal) => {
+            let failure = reply::failure(&refusal, several);
+            if failure.reason() == Reason::SessionsFull {
+                retry_after(failure, 1_000)
+            } else {
+                failure
+            }
+        }
+        other => {
+            let message = format!("the state machine answered a write with {other:?}");
+            Failure::of(Reason::Internal, message)
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let kind = Kind::reads(Method::Get, level(request.get_ref().read.as_ref()));
+        self.calls
+            .unary(kind, request, |core, context, request| async move {
+                read::get(&core, &context, request).await
+            })
+            .await
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        self.calls
+            .unary(Kind::of(Method::Put), request, |core, context, request| async move {
+                write_method!(core, context, request, put, put, false)
+            })
+            .await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteResponse>, Status> {
+        self.calls
+            .unary(Kind::of(Method::Delete), request, |core, context, request| async move {
+                write_method!(core, context, request, delete, delete, true)
+            })
+            .await
+    }
+
+    async fn compare_and_set(
+        &self,
+        request: Request<CompareAndSetRequest>,
+    ) -> Result<Response<CompareAndSetResponse>, Status> {
+        let kind = Kind::of(Method::CompareAndSet);
+        self.calls
+            .unary(kind, request, |core, context, request| async move {
+                write_method!(core, context, request, compare_and_set, compare_and_set, false)
+            })
+            .await
+    }
+
+    async fn increment(
+        &self,
+        request: Request<IncrementRequest>,
+    ) -> Result<Response<IncrementResponse>, Status> {
+        let kind = Kind::of(Method::Increment);
+        self.calls
+            .unary(kind, request, |core, context, request| async move {
+                write_method!(core, context, request, increment, increment, false)
+            })
+            .await
+    }
+
+    async fn batch(
+        &self,
+        request: Request<BatchRequest>,
+    ) -> Result<Response<BatchResponse>, Status> {
+        self.calls
+            .unary(Kind::of(Method::Batch), request, |core, context, request| async move {
+                write_method!(core, context, request, batch, batch, false)
+            })
+            .await
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<CancelRequest>,
+    ) -> Result<Response<CancelResponse>, Status> {
+        self.calls
+            .unary(Kind::of(Method::Cancel), request, |core, context, request| async move {
+                cancel(&core, &context, request).await
+            })
+            .await
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<OpenSessionRequest>,
+    ) -> Result<Response<OpenSessionResponse>, Status> {
+        let kind = Kind::of(Method::OpenSession);
+        self.calls
+            .unary(
+                kind,
+                request,
+                |core, _, request| async move { Ok(open_session(&core, &request)) },
+            )
+            .await
+    }
+
+    type MultiGetStream = Answers<MultiGetResponse>;
+
+    async fn multi_get(
+        &self,
+        request: Request<MultiGetRequest>,
+    ) -> Result<Response<Self::MultiGetStream>, Status> {
+        self.calls.not_offered(Method::MultiGet, request).await
+    }
+
+    type ScanStream = Answers<ScanResponse>;
+
+    async fn scan(
+        &self,
+        request: Request<ScanRequest>,
+    ) -> Result<Response<Self::ScanStream>, Status> {
+        let kind = Kind::reads(Method::Scan, level(request.get_ref().read.as_ref()));
+        let metadata = request.metadata().clone();
+        self.calls
+            .stream(kind, request, |core, context, request| async move {
+                let only = scan::only_shard(&metadata);
+                scan::scan(&core, &context, request, only).await
+            })
+            .await
+    }
+
+    type PipelineStream = Answers<PipelineResponse>;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        self.calls.not_offered(Method::Pipeline, request).await
+    }
+}
+
+async fn cancel(
+    core: &Arc<Core>,
+    context: &Context,
+    request: CancelRequest,
+) -> Result<CancelResponse, Failure> {
+    let draft = CommandDraft::cancel(&request).map_err(|invalid| invalid.failure())?;
+    let hint = request.route.clone();
+    // A Cancel frees what its sequence held, so it is let in like a delete.
+    match write(core, context, &request, hint.as_ref(), draft, true).await? {
+        Written::Elsewhere(answer) => Ok(answer),
+        Written::Here(receipt, answer) => {
+            let mut answer = match answer {
+                WriteAnswer::Barred => reply::cancel_barred(),
+                WriteAnswer::Done(done) => reply::cancel_answered(done),
+                WriteAnswer::Refused(Refusal::NotANumber(why)) => reply::cancel_refused(why),
+                other => return Err(refused(other, false)),
+            };
+            answer.token = Some(core.token(&receipt));
+            answer.receipt = Some(receipt);
+            Ok(answer)
+        }
+    }
+}
+
+/// Mints a session without asking anybody: born at the median of the clocks that this node knows,
+/// never at its own alone. Leaders hold the log time near the same median, so that shards take the
+/// session though one clock is wrong.
+///
+/// A log that is ahead of the clocks, because they were once, waits for them: a session for such a
+/// shard is born no earlier than what its replica here has applied. For that shard alone, because the
+/// others would refuse it as born in their future.
+fn open_session(core: &Core, request: &OpenSessionRequest) -> OpenSessionResponse {
+    let clock = LogTime::from_millis(core.clocks.median_ms(core.clock.moment()));
+    let shard = core.engine.shards().get(GroupId(request.shard)).filter(|_| request.shard != 0);
+    let applied = shard.map_or(0, |shard| shard.reader.status().log_time);
+    let wish = BirthWish {
+        not_before: LogTime(request.not_before),
+        not_after: LogTime(request.not_after),
+    };
+    let id = core.sessions.mint(clock.max(LogTime(applied)), wish, rand::random());
+    OpenSessionResponse {
+        session_id: Bytes::copy_from_slice(id.as_bytes()),
+        born: id.birth().0,
+        ttl: Some(duration(SESSION_TTL)),
+    }
+}

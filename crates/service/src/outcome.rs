@@ -1,0 +1,118 @@
+//! The outcome that a failed call tells its caller. All failures of the services pass through here,
+//! so that no place that refuses a write has to think of sessions.
+//!
+//! A write with a session may be sent again with the same sequence, and of an earlier attempt the node
+//! that refuses this one knows nothing: it may be applied, or be on its way. So a refusal says "not
+//! applied" of such a write only where the session itself remembers it; otherwise it speaks of this
+//! attempt alone. A write without a session has one attempt, and what is true of that is true of it.
+
+use quorate_proto::v1::{
+    BatchRequest, CancelRequest, CompareAndSetRequest, DeleteRequest, Failure, GetInfoRequest,
+    GetMapRequest, GetRequest, GetStatusRequest, IncrementRequest, MultiGetRequest,
+    OpenSessionRequest, Outcome, PipelineRequest, PutRequest, ScanRequest, TransferLeaderRequest,
+    WriteSession,
+};
+use tonic::Streaming;
+
+/// What the outcome of a call is said of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Nothing: the call changes nothing.
+    Read,
+    /// A write that is sent once.
+    Write,
+    /// One attempt of a write that may be sent more than once, or a question about such a write.
+    Attempt,
+}
+
+impl Subject {
+    /// The failure as the caller is told of it.
+    #[must_use]
+    pub fn told(self, failure: Failure) -> Failure {
+        let outcome = match (self, failure.outcome()) {
+            (Subject::Attempt, Outcome::NotApplied) if !failure.is_remembered() => {
+                Outcome::AttemptNotApplied
+            }
+            (Subject::Write, Outcome::AttemptNotApplied) => Outcome::NotApplied,
+            _ => return failure,
+        };
+        Failure { outcome: outcome as i32, ..failure }
+    }
+}
+
+/// A request of the Kv service, which says what its outcome is said of.
+pub trait HasOutcome {
+    /// What the outcome of this call is said of.
+    fn subject(&self) -> Subject;
+}
+
+fn of_write(session: Option<&WriteSession>) -> Subject {
+    if session.is_some() { Subject::Attempt } else { Subject::Write }
+}
+
+macro_rules! has_outcome {
+    ($($request:ty => |$it:ident| $subject:expr;)*) => {$(
+        impl HasOutcome for $request {
+            fn subject(&self) -> Subject {
+                let $it = self;
+                $subject
+            }
+        }
+    )*};
+}
+
+has_outcome! {
+    GetRequest => |_read| Subject::Read;
+    ScanRequest => |_read| Subject::Read;
+    OpenSessionRequest => |_read| Subject::Read;
+    MultiGetRequest => |_read| Subject::Read;
+    GetInfoRequest => |_read| Subject::Read;
+    GetMapRequest => |_read| Subject::Read;
+    GetStatusRequest => |_read| Subject::Read;
+    TransferLeaderRequest => |_change| Subject::Read;
+    PutRequest => |write| of_write(write.session.as_ref());
+    DeleteRequest => |write| of_write(write.session.as_ref());
+    CompareAndSetRequest => |write| of_write(write.session.as_ref());
+    IncrementRequest => |write| of_write(write.session.as_ref());
+    BatchRequest => |write| of_write(write.session.as_ref());
+    // It asks about a write of a session, and its failure answers nothing.
+    CancelRequest => |_question| Subject::Attempt;
+    // Its operations may have sessions, and are not read.
+    Streaming<PipelineRequest> => |_operations| Subject::Attempt;
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_proto::reason::REASONS;
+    use quorate_proto::v1::Reason;
+
+    use super::*;
+
+    /// Every reason of the error table: no write of a session is called "not applied" unless the
+    /// session remembers it, and a write without one is never left half said.
+    #[test]
+    fn an_attempt_is_not_the_write() {
+        let said = |subject: Subject, failure: &Failure| subject.told(failure.clone()).outcome();
+        for row in &REASONS {
+            let failure = Failure::of(row.reason, "why");
+            let of_attempt = match row.outcome {
+                Outcome::NotApplied if row.reason != Reason::NotANumber => {
+                    Outcome::AttemptNotApplied
+                }
+                outcome => outcome,
+            };
+            let of_write = match row.outcome {
+                Outcome::AttemptNotApplied => Outcome::NotApplied,
+                outcome => outcome,
+            };
+            assert_eq!(said(Subject::Attempt, &failure), of_attempt, "{:?}", row.reason);
+            assert_eq!(said(Subject::Write, &failure), of_write, "{:?}", row.reason);
+            assert_eq!(said(Subject::Read, &failure), row.outcome, "{:?}", row.reason);
+        }
+        let barred = Failure {
+            outcome: Outcome::NotApplied as i32,
+            ..Failure::of(Reason::SequencePast, "barred by Cancel")
+        };
+        assert_eq!(said(Subject::Attempt, &barred), Outcome::NotApplied);
+    }
+}

@@ -1,0 +1,337 @@
+//! Reads at the level that the caller chose, from the replica of this node where it can answer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_engine::{ReadGrant, ReadRequest, Shard};
+use quorate_machine::Record;
+use quorate_proto::limits::TOKEN_PARTS_MAX;
+use quorate_proto::v1::{
+    Failure, GetRequest, GetResponse, ReadLevel, ReadOptions, Reason, Receipt, SessionToken,
+};
+use quorate_raft::{GroupId, Index};
+use quorate_storage::{Lookup, RowKey, RowKind, StorageError};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::context::{Context, read_timeout};
+use super::route::{self, LEADER_PATIENCE, Place, no_leader, wait_for_change};
+use crate::draft::{check_key, keyspace_id};
+use crate::shared::{Core, retry_after};
+
+/// A read level with what it needs.
+#[derive(Clone, Debug)]
+pub enum Level {
+    /// Everything that was answered before the read began is seen.
+    Linearizable,
+    /// At least what the token names is seen.
+    Session(SessionToken),
+    /// What this replica holds.
+    Stale,
+}
+
+impl Level {
+    /// Reads and checks the options of a request.
+    ///
+    /// # Errors
+    ///
+    /// BAD_LEVEL, BAD_TOKEN or TOKEN_FOREIGN; NOT_OFFERED for the levels that wait for ages.
+    pub fn of(core: &Core, options: Option<&ReadOptions>) -> Result<Self, Failure> {
+        let Some(options) = options else { return Ok(Self::Linearizable) };
+        let Ok(level) = ReadLevel::try_from(options.level) else {
+            let message = format!("read level {} is not one of this API", options.level);
+            return Err(Failure::of(Reason::BadLevel, message));
+        };
+        match level {
+            ReadLevel::Unspecified | ReadLevel::Linearizable => Ok(Self::Linearizable),
+            ReadLevel::Stale => Ok(Self::Stale),
+            ReadLevel::Session => {
+                let token = options.token.clone().unwrap_or_default();
+                check_token(core, &token)?;
+                Ok(Self::Session(token))
+            }
+            ReadLevel::Lease | ReadLevel::Bounded => Err(Failure::of(
+                Reason::NotOffered,
+                format!("this version does not serve {} reads", level.as_str_name()),
+            )),
+        }
+    }
+
+    fn delivered(&self) -> ReadLevel {
+        match self {
+            Self::Linearizable => ReadLevel::Linearizable,
+            Self::Session(_) => ReadLevel::Session,
+            Self::Stale => ReadLevel::Stale,
+        }
+    }
+}
+
+fn check_token(core: &Core, token: &SessionToken) -> Result<(), Failure> {
+    if token.parts.len() > TOKEN_PARTS_MAX {
+        let message =
+            format!("the token has {} parts; the limit is {TOKEN_PARTS_MAX}", token.parts.len());
+        return Err(Failure::of(Reason::BadToken, message));
+    }
+    if token.parts.iter().any(|part| part.shard == 0) {
+        return Err(Failure::of(Reason::BadToken, "a part of the token names no shard"));
+    }
+    let mut named = BTreeSet::new();
+    if let Some(twice) = token.parts.iter().find(|part| !named.insert(part.shard)) {
+        let message = format!("the token names shard {} twice", twice.shard);
+        return Err(Failure::of(Reason::BadToken, message));
+    }
+    let history = core.map.get().map_or_else(Bytes::new, |map| map.proto().history.clone());
+    let foreign = |ours: &Bytes, theirs: &Bytes| !theirs.is_empty() && theirs != ours;
+    if foreign(&core.cluster_id, &token.cluster_id) || foreign(&history, &token.history) {
+        let message = "the token is of another cluster, or of another history of this one";
+        return Err(Failure::of(Reason::TokenForeign, message));
+    }
+    Ok(())
+}
+
+/// Whether the replica of this node may answer.
+pub enum Ready {
+    /// It may: what it has applied now includes what the level asks for.
+    Here(Receipt),
+    /// It is behind what the level asks for: the leader should answer.
+    AskLeader,
+}
+
+/// Answers a Get, here or by another node.
+///
+/// # Errors
+///
+/// The failure, for the caller to send.
+pub async fn get(
+    core: &Arc<Core>,
+    context: &Context,
+    request: GetRequest,
+) -> Result<GetResponse, Failure> {
+    let invalid = |invalid: crate::draft::Invalid| invalid.failure();
+    check_key("key", &request.key).map_err(invalid)?;
+    let keyspace = keyspace_id(&request.keyspace).map_err(invalid)?;
+    let level = Level::of(core, request.read.as_ref())?;
+    let map = core.map()?;
+    let owner = map.shard_of(quorate_proto::hash::key_hash(&request.key));
+    route::check_hint(core, request.route.as_ref(), owner)?;
+    let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
+    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
+    let Some(shard) = shard else {
+        return route::pass_to_replicas(core, context, owner, &request, give_up).await;
+    };
+    match ready(core, context, &shard, &level).await? {
+        Ready::Here(receipt) => {
+            let key = RowKey::new(RowKind::User, keyspace, &request.key);
+            let row = row(core, context, &shard, key).await?;
+            respond(core, &shard, receipt, row)
+        }
+        // This replica is behind. Whoever leads is not; a node that hears more of the group than
+        // this one passes the call on, should the leader be unknown here.
+        Ready::AskLeader => {
+            route::pass_to_replicas(core, context, owner, &request, context.deadline).await
+        }
+    }
+}
+
+fn respond(
+    core: &Core,
+    shard: &Shard,
+    receipt: Receipt,
+    row: Option<Bytes>,
+) -> Result<GetResponse, Failure> {
+    let token = Some(core.token(&receipt));
+    let receipt = Some(receipt);
+    let Some(row) = row else {
+        return Ok(GetResponse { found: false, receipt, token, ..GetResponse::default() });
+    };
+    let record = Record::decode(row).map_err(|damaged| {
+        shard.set_damaged(&damaged.to_string());
+        damaged_failure(shard)
+    })?;
+    Ok(GetResponse {
+        found: true,
+        value: record.value,
+        revision: record.revision,
+        create_revision: record.create_revision,
+        log_time: record.log_time,
+        receipt,
+        token,
+    })
+}
+
+/// Waits until the replica of this node may answer at the level.
+///
+/// # Errors
+///
+/// NO_LEADER, READ_TIMEOUT or TOKEN_AHEAD.
+pub async fn ready(
+    core: &Arc<Core>,
+    context: &Context,
+    shard: &Shard,
+    level: &Level,
+) -> Result<Ready, Failure> {
+    match level {
+        Level::Stale => {}
+        Level::Linearizable => {
+            let index = read_index(core, context, shard).await?;
+            wait_applied(context, shard, index).await?;
+        }
+        Level::Session(token) => {
+            let wanted = Index(token.index_of(shard.group.0));
+            if !wait_for_token(core, context, shard, wanted).await? {
+                return Ok(Ready::AskLeader);
+            }
+        }
+    }
+    let term = shard.leadership().term;
+    // Taken before the row is read: the row may be newer than the receipt says, never older.
+    let index = shard.reader.applied();
+    Ok(Ready::Here(core.receipt(shard, level.delivered(), term, index)))
+}
+
+/// The index that a linearizable read of this shard has to see (Raft thesis §6.4).
+async fn read_index(core: &Core, context: &Context, shard: &Shard) -> Result<Index, Failure> {
+    let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
+    let mut leadership = shard.watch_leadership();
+    loop {
+        let place = route::leader_of(shard, *leadership.borrow_and_update());
+        if place != Place::Unknown {
+            let (grant, granted) = oneshot::channel();
+            if !core.engine.read(ReadRequest { group: shard.group, grant }) {
+                core.metrics.shed("reads").inc();
+                let message = "too many requests wait in this node; try again";
+                return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));
+            }
+            match timeout_at(context.deadline, granted).await {
+                Ok(Ok(ReadGrant::Ready(index))) => return Ok(index),
+                Ok(Ok(ReadGrant::Dropped | ReadGrant::NoReplica) | Err(_)) => {}
+                Err(_) => {
+                    let failure = read_timeout("a quorum to confirm the shard's leader");
+                    return Err(Failure { shard: shard.group.0, ..failure });
+                }
+            }
+        }
+        wait_for_change(&mut leadership, place, give_up).await;
+        if Instant::now() >= give_up {
+            return Err(no_leader(shard, "it has no leader that this node knows of"));
+        }
+    }
+}
+
+async fn wait_applied(context: &Context, shard: &Shard, index: Index) -> Result<(), Failure> {
+    timeout_at(context.deadline, shard.gate.wait(index)).await.map_err(|_| {
+        let failure = read_timeout("this replica to apply what is committed");
+        Failure { shard: shard.group.0, ..failure }
+    })
+}
+
+/// Waits up to half of the time for the token's index; false = this replica is behind, and the
+/// leader should be asked.
+async fn wait_for_token(
+    core: &Core,
+    context: &Context,
+    shard: &Shard,
+    wanted: Index,
+) -> Result<bool, Failure> {
+    if shard.gate.applied() >= wanted {
+        return Ok(true);
+    }
+    if shard.leadership().leader == Some(shard.replica.node) {
+        let committed = read_index(core, context, shard).await?;
+        if committed < wanted {
+            let message = format!(
+                "the token names index {wanted} of shard {}, whose leader has committed {committed}",
+                shard.group.0
+            );
+            let failure =
+                Failure { shard: shard.group.0, ..Failure::of(Reason::TokenAhead, message) };
+            return Err(failure);
+        }
+        wait_applied(context, shard, wanted).await?;
+        return Ok(true);
+    }
+    let half = Instant::now() + context.left() / 2;
+    Ok(timeout_at(half, shard.gate.wait(wanted)).await.is_ok())
+}
+
+/// The newest row: from memory at once, else from the tree on the reader pool.
+///
+/// # Errors
+///
+/// READ_TIMEOUT when the disk takes too long, REPLICA_DAMAGED for a row that does not decode; a failed
+/// disk ends the process.
+pub async fn row(
+    core: &Core,
+    context: &Context,
+    shard: &Arc<Shard>,
+    key: RowKey,
+) -> Result<Option<Bytes>, Failure> {
+    match shard.reader.try_get(&key) {
+        Lookup::Found(row) => return Ok(Some(row)),
+        Lookup::Absent => return Ok(None),
+        Lookup::Tree => {}
+    }
+    let reader = shard.reader.clone();
+    match from_disk(context, move || reader.get(&key)).await {
+        Ok(Ok(row)) => Ok(row),
+        Ok(Err(error)) => Err(storage_failure(core, shard, &error)),
+        Err(failure) => Err(Failure { shard: shard.group.0, ..failure }),
+    }
+}
+
+/// Reads on a thread that may wait for the disk, for as long as the call has time.
+async fn from_disk<T: Send + 'static>(
+    context: &Context,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    match timeout_at(context.deadline, tokio::task::spawn_blocking(read)).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(_)) => Err(Failure::of(Reason::Internal, "the reader was stopped")),
+        Err(_) => Err(read_timeout("the disk")),
+    }
+}
+
+/// What a failed read of the storage means for its call.
+pub fn storage_failure(core: &Core, shard: &Shard, error: &StorageError) -> Failure {
+    if error.is_fatal() {
+        core.engine.fail(error);
+    }
+    shard.set_damaged(&error.to_string());
+    damaged_failure(shard)
+}
+
+fn damaged_failure(shard: &Shard) -> Failure {
+    let message = format!("this node's replica of shard {} is damaged", shard.group.0);
+    Failure { shard: shard.group.0, ..Failure::of(Reason::ReplicaDamaged, message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tonic::metadata::MetadataMap;
+
+    use super::*;
+
+    #[test]
+    fn a_read_that_gets_no_thread_in_time_ends_with_its_call() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
+        let (release, busy) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            tokio::task::spawn_blocking(move || busy.recv());
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", "50m".parse().expect("ascii"));
+            let context = Context::of(&metadata);
+            let read = from_disk(&context, || ());
+            let read = tokio::time::timeout(Duration::from_secs(5), read).await;
+            let refused = read.expect("it ends in time").expect_err("no thread was free");
+            assert_eq!(refused.reason(), Reason::ReadTimeout);
+        });
+        drop(release);
+    }
+}

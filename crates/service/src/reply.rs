@@ -1,0 +1,349 @@
+//! From what apply answered to what the client is told. Receipt and token are the service's to fill
+//! in.
+
+use quorate_proto::v1::{
+    BatchResponse, BatchResult, CancelResponse, CancelResult, CompareAndSetResponse,
+    DeleteResponse, Failure, IncrementResponse, PutResponse, StoredValue,
+};
+
+use quorate_machine::{Done, LogTime, NotANumber, OperationResult, Previous, ReadValue, Refusal};
+
+/// The failure that tells a client of a refusal; of one operation among `several` it says which. The
+/// service adds shard, leader and epochs.
+pub fn failure(refusal: &Refusal, several: bool) -> Failure {
+    let (field, message) = match refusal {
+        Refusal::NotANumber(why) if several => {
+            let field = format!("operations[{}]", why.operation);
+            let message = format!("{field}: {refusal}");
+            (field, message)
+        }
+        refusal => (String::new(), refusal.to_string()),
+    };
+    Failure {
+        outcome: refusal.outcome() as i32,
+        log_time: refusal.log_time().unwrap_or_default().0,
+        field,
+        ..Failure::of(refusal.reason(), message)
+    }
+}
+
+/// The one result of a write of one operation.
+///
+/// # Panics
+/// When the answer has another number of results than one: it would be the answer to another
+/// command.
+fn single(done: Done) -> (bool, bool, OperationResult) {
+    let Done { applied, replayed, results, .. } = done;
+    let [result] = <[OperationResult; 1]>::try_from(results)
+        .unwrap_or_else(|results| panic!("a write of one operation has {} results", results.len()));
+    (applied, replayed, result)
+}
+
+fn stored_value(previous: Previous) -> StoredValue {
+    let Previous { value, revision, create_revision, log_time } = previous;
+    let value_omitted = value.is_none();
+    let value = value.unwrap_or_default();
+    StoredValue { value, value_omitted, revision, create_revision, log_time: log_time.0 }
+}
+
+/// The answer to a write of one operation: what all of these answers tell, and one more field of the
+/// result where it is named.
+macro_rules! single_answer {
+    ($done:ident => $response:ident { $($more:ident)? }) => {{
+        let (applied, replayed, result) = single($done);
+        $response {
+            applied,
+            found: result.found,
+            revision: result.revision,
+            create_revision: result.create_revision,
+            log_time: result.log_time.0,
+            previous: result.previous.map(stored_value),
+            $($more: result.$more.unwrap_or_default(),)?
+            replayed,
+            receipt: None,
+            token: None,
+        }
+    }};
+}
+
+/// The answer to a Put; panics when `done` has not exactly one result.
+pub fn put(done: Done) -> PutResponse {
+    single_answer!(done => PutResponse {})
+}
+
+/// The answer to a Delete; panics when `done` has not exactly one result.
+pub fn delete(done: Done) -> DeleteResponse {
+    single_answer!(done => DeleteResponse {})
+}
+
+/// The answer to a CompareAndSet; panics when `done` has not exactly one result.
+pub fn compare_and_set(done: Done) -> CompareAndSetResponse {
+    single_answer!(done => CompareAndSetResponse {})
+}
+
+/// The answer to an Increment; panics when `done` has not exactly one result.
+pub fn increment(done: Done) -> IncrementResponse {
+    single_answer!(done => IncrementResponse { number })
+}
+
+/// The answer to a Batch.
+pub fn batch(done: Done) -> BatchResponse {
+    let Done { applied, replayed, index, log_time, results } = done;
+    let (revision, log_time) = if applied { (index, log_time) } else { (0, LogTime(0)) };
+    let results = results.into_iter().map(batch_result).collect();
+    BatchResponse {
+        applied,
+        results,
+        revision,
+        log_time: log_time.0,
+        replayed,
+        receipt: None,
+        token: None,
+    }
+}
+
+fn batch_result(result: OperationResult) -> BatchResult {
+    let (value, value_omitted) = match result.read {
+        ReadValue::Value(value) => (value, false),
+        ReadValue::Omitted => (Default::default(), true),
+        ReadValue::None => (Default::default(), false),
+    };
+    BatchResult {
+        condition_held: result.condition_held,
+        found: result.found,
+        revision: result.revision,
+        create_revision: result.create_revision,
+        log_time: result.log_time.0,
+        previous: result.previous.map(stored_value),
+        number: result.number.unwrap_or_default(),
+        value,
+        value_omitted,
+    }
+}
+
+/// The answer to a Cancel that found the sequence undecided, now or when it was cancelled before.
+pub fn cancel_barred() -> CancelResponse {
+    CancelResponse { result: CancelResult::Barred as i32, ..CancelResponse::default() }
+}
+
+/// The answer to a Cancel that found the write refused for good.
+pub fn cancel_refused(why: NotANumber) -> CancelResponse {
+    CancelResponse {
+        result: CancelResult::Answered as i32,
+        failure: Some(failure(&Refusal::NotANumber(why), false)),
+        ..CancelResponse::default()
+    }
+}
+
+/// The answer to a Cancel that found the write decided. Of a Batch of several operations it says
+/// whether and at which revision it was applied; its results are had by sending the Batch again.
+pub fn cancel_answered(done: Done) -> CancelResponse {
+    let Done { applied, index, log_time, mut results, .. } = done;
+    let answered = CancelResponse {
+        result: CancelResult::Answered as i32,
+        applied,
+        log_time: log_time.0,
+        ..CancelResponse::default()
+    };
+    match (results.len(), results.pop()) {
+        (1, Some(result)) => CancelResponse {
+            revision: result.revision,
+            found: result.found,
+            previous: result.previous.map(stored_value),
+            number: result.number.unwrap_or_default(),
+            create_revision: result.create_revision,
+            ..answered
+        },
+        _ => CancelResponse { revision: if applied { index } else { 0 }, ..answered },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use quorate_proto::v1::{Outcome, Reason};
+
+    use super::*;
+
+    fn result() -> OperationResult {
+        OperationResult {
+            condition_held: true,
+            found: true,
+            revision: 9,
+            create_revision: 3,
+            log_time: LogTime(70),
+            previous: Some(Previous {
+                value: Some(Bytes::from_static(b"old")),
+                revision: 8,
+                create_revision: 3,
+                log_time: LogTime(60),
+            }),
+            number: Some(-5),
+            read: ReadValue::None,
+        }
+    }
+
+    fn done(applied: bool, results: Vec<OperationResult>) -> Done {
+        Done { applied, replayed: true, index: 9, log_time: LogTime(70), results }
+    }
+
+    fn old() -> StoredValue {
+        StoredValue {
+            value: Bytes::from_static(b"old"),
+            value_omitted: false,
+            revision: 8,
+            create_revision: 3,
+            log_time: 60,
+        }
+    }
+
+    #[test]
+    fn single_writes_carry_all_fields() {
+        let put = put(done(true, vec![result()]));
+        assert_eq!(
+            put,
+            PutResponse {
+                applied: true,
+                found: true,
+                revision: 9,
+                create_revision: 3,
+                log_time: 70,
+                previous: Some(old()),
+                replayed: true,
+                receipt: None,
+                token: None,
+            }
+        );
+        let delete = delete(done(true, vec![result()]));
+        assert_eq!((delete.revision, delete.create_revision, delete.log_time), (9, 3, 70));
+        assert_eq!((delete.previous, delete.replayed), (Some(old()), true));
+        let cas = compare_and_set(done(false, vec![result()]));
+        assert_eq!(
+            (cas.applied, cas.found, cas.revision, cas.previous),
+            (false, true, 9, Some(old()))
+        );
+        assert_eq!((cas.create_revision, cas.log_time, cas.replayed), (3, 70, true));
+        let increment = increment(done(true, vec![result()]));
+        assert_eq!(
+            (increment.number, increment.revision, increment.previous),
+            (-5, 9, Some(old()))
+        );
+    }
+
+    #[test]
+    #[should_panic = "a write of one operation has 2 results"]
+    fn an_answer_to_another_command_is_never_given() {
+        put(done(true, vec![result(), result()]));
+    }
+
+    #[test]
+    fn a_batch_that_was_not_applied_has_no_revision() {
+        let get = OperationResult { read: ReadValue::Value(Bytes::from_static(b"v")), ..result() };
+        let omitted =
+            OperationResult { read: ReadValue::Omitted, condition_held: false, ..result() };
+        let applied = batch(done(true, vec![get.clone(), omitted.clone()]));
+        assert_eq!((applied.revision, applied.log_time), (9, 70));
+        assert_eq!(
+            (&applied.results[0].value[..], applied.results[0].value_omitted),
+            (&b"v"[..], false)
+        );
+        assert_eq!(
+            (&applied.results[1].value[..], applied.results[1].value_omitted),
+            (&b""[..], true)
+        );
+        assert!(applied.results[0].condition_held && !applied.results[1].condition_held);
+        let failed = batch(done(false, vec![get]));
+        assert_eq!((failed.applied, failed.revision, failed.log_time), (false, 0, 0));
+        assert_eq!(failed.results[0].revision, 9);
+    }
+
+    #[test]
+    fn a_value_left_out_is_said_to_be() {
+        let previous =
+            Some(Previous { value: None, revision: 8, create_revision: 3, log_time: LogTime(60) });
+        let put = put(done(true, vec![OperationResult { previous, ..result() }]));
+        assert_eq!(
+            put.previous,
+            Some(StoredValue { value: Bytes::new(), value_omitted: true, ..old() })
+        );
+    }
+
+    #[test]
+    fn a_cancel_is_barred_or_tells_the_answer() {
+        assert_eq!(cancel_barred().result(), CancelResult::Barred);
+        let single = cancel_answered(done(true, vec![result()]));
+        assert_eq!(single.result(), CancelResult::Answered);
+        assert_eq!((single.applied, single.found, single.revision), (true, true, 9));
+        assert_eq!((single.number, single.create_revision, single.previous), (-5, 3, Some(old())));
+        let batch = cancel_answered(done(true, vec![result(), result()]));
+        assert_eq!((batch.applied, batch.found, batch.revision), (true, false, 9));
+        assert_eq!(cancel_answered(done(false, vec![result(), result()])).revision, 0);
+    }
+
+    #[test]
+    fn a_cancelled_write_that_was_refused_tells_why() {
+        let answer = cancel_refused(NotANumber { operation: 0, overflow: false });
+        assert_eq!((answer.result(), answer.applied), (CancelResult::Answered, false));
+        assert_eq!(answer.failure.expect("why").reason(), Reason::NotANumber);
+    }
+
+    #[test]
+    fn a_refusal_becomes_the_row_of_the_error_table() {
+        let log_time = LogTime(5);
+        let rows = [
+            (
+                Refusal::WrongShard { detail: "x".to_owned() },
+                Reason::WrongShard,
+                Outcome::NotApplied,
+            ),
+            (
+                Refusal::SessionExpired { log_time },
+                Reason::SessionExpired,
+                Outcome::AttemptNotApplied,
+            ),
+            (
+                Refusal::SessionFromFuture { log_time },
+                Reason::SessionFromFuture,
+                Outcome::NotApplied,
+            ),
+            (
+                Refusal::SequencePast { sequence: 1, answered_below: 2 },
+                Reason::SequencePast,
+                Outcome::AttemptNotApplied,
+            ),
+            (
+                Refusal::SessionEnded { sequence: 1 },
+                Reason::SequencePast,
+                Outcome::AttemptNotApplied,
+            ),
+            (Refusal::SequenceBarred { sequence: 1 }, Reason::SequencePast, Outcome::NotApplied),
+            (
+                Refusal::SequenceReused { sequence: 1 },
+                Reason::SequenceReused,
+                Outcome::AttemptNotApplied,
+            ),
+            (Refusal::SessionsFull { session: true }, Reason::SessionsFull, Outcome::NotApplied),
+            (Refusal::SessionsFull { session: false }, Reason::SessionsFull, Outcome::NotApplied),
+            (
+                Refusal::NotANumber(NotANumber { operation: 1, overflow: true }),
+                Reason::NotANumber,
+                Outcome::NotApplied,
+            ),
+        ];
+        for (refusal, reason, outcome) in rows {
+            let failure = failure(&refusal, false);
+            assert_eq!((failure.reason(), failure.outcome()), (reason, outcome), "{refusal}");
+            assert_eq!(failure.code, reason.code() as i32);
+            assert_eq!(failure.message, refusal.to_string());
+            let expected = if refusal.log_time().is_some() { 5 } else { 0 };
+            assert_eq!(failure.log_time, expected, "{refusal}");
+        }
+        let second = Refusal::NotANumber(NotANumber { operation: 1, overflow: false });
+        let failure = failure(&second, true);
+        assert_eq!(failure.field, "operations[1]");
+        assert_eq!(
+            failure.message,
+            "operations[1]: the value is not a decimal signed 64-bit number"
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! Routing: where the leader of a shard is, the wait for one, and the nodes that may answer instead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_engine::{Leadership, Shard};
+use quorate_proto::v1::{Failure, MapShard, Reason, RouteHint};
+use quorate_raft::{GroupId, NodeId};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::context::Context;
+use super::forward::{Forward, Forwarded};
+use crate::shared::{Core, retry_after};
+
+/// How long a call waits for a shard to get a leader: the longest election timeout twice. A client
+/// learns more by asking another node than by waiting longer.
+pub const LEADER_PATIENCE: Duration = Duration::from_millis(2_400);
+/// After a failed attempt to reach a leader the next one waits at least this long, unless the
+/// leadership changes before.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Where the leader of a shard is, as far as this node knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On this node.
+    Here,
+    /// On this node, which takes no writes now: it has just been elected, or its replica cannot
+    /// apply and is handing leadership on.
+    NotYet,
+    /// On another node.
+    At(NodeId),
+    /// Nowhere that this node knows of.
+    Unknown,
+}
+
+/// Where the leader is.
+#[must_use]
+pub fn leader_of(shard: &Shard, leadership: Leadership) -> Place {
+    match leadership.leader {
+        Some(node) if node != shard.replica.node => Place::At(node),
+        Some(_) if leadership.is_leader && shard.serves() => Place::Here,
+        Some(_) => Place::NotYet,
+        None => Place::Unknown,
+    }
+}
+
+/// Checks what the caller believes of the place of its key, part by part.
+///
+/// # Errors
+///
+/// WRONG_SHARD when a part that is given is not so.
+pub fn check_hint(core: &Core, hint: Option<&RouteHint>, owner: &MapShard) -> Result<(), Failure> {
+    let Some(hint) = hint else { return Ok(()) };
+    let wrong = |message: String| {
+        let failure = Failure {
+            shard: owner.id,
+            shard_epoch: owner.epoch,
+            ..Failure::of(Reason::WrongShard, message)
+        };
+        Err(failure)
+    };
+    if !hint.cluster_id.is_empty() && hint.cluster_id != core.cluster_id {
+        return wrong(format!(
+            "the request is for cluster {}, this is cluster {}",
+            hex::encode(&hint.cluster_id),
+            hex::encode(&core.cluster_id)
+        ));
+    }
+    if hint.shard != 0 && hint.shard != owner.id {
+        return wrong(format!("the key is in shard {}, not in {}", owner.id, hint.shard));
+    }
+    if hint.shard != 0 && hint.shard_epoch != 0 && hint.shard_epoch != owner.epoch {
+        return wrong(format!(
+            "shard {} is in epoch {}, not in {}; fetch the cluster map again",
+            owner.id, owner.epoch, hint.shard_epoch
+        ));
+    }
+    Ok(())
+}
+
+/// The failure of a call that found no leader in time; nothing was proposed.
+pub fn no_leader(shard: &Shard, why: &str) -> Failure {
+    let message = format!("shard {} cannot take the call now: {why}", shard.group.0);
+    let failure = Failure { shard: shard.group.0, ..Failure::of(Reason::NoLeader, message) };
+    retry_after(failure, 100)
+}
+
+/// Waits until the leadership changes, a moment has passed, or the time is up.
+pub async fn wait_for_change(
+    leadership: &mut watch::Receiver<Leadership>,
+    place: Place,
+    give_up: Instant,
+) {
+    let until = match place {
+        // Nothing but a change helps.
+        Place::Unknown => give_up,
+        Place::Here | Place::NotYet | Place::At(_) => give_up.min(Instant::now() + ATTEMPT_PAUSE),
+    };
+    // Whether it changed or the time passed, the caller looks again.
+    let _ = timeout_at(until, leadership.changed()).await;
+}
+
+/// The other nodes with a replica of a shard: the leader first where it is known, then in the order
+/// of the map, which begins with the preferred leader.
+#[must_use]
+pub fn other_replicas(core: &Core, owner: &MapShard) -> Vec<NodeId> {
+    let shard = core.engine.shards().get(GroupId(owner.id));
+    let leader = shard.and_then(|shard| shard.leadership().leader);
+    let mut nodes: Vec<NodeId> = owner.replicas.iter().map(|r| NodeId(r.node_id)).collect();
+    nodes.retain(|node| *node != core.node);
+    nodes.sort_by_key(|node| Some(*node) != leader);
+    nodes
+}
+
+/// Passes a call to another node with a replica of the shard, trying them until one is reached.
+///
+/// # Errors
+///
+/// The failure of the node that was reached, or NO_LEADER when none was.
+pub async fn pass_to_replicas<R: Forward>(
+    core: &Arc<Core>,
+    context: &Context,
+    owner: &MapShard,
+    request: &R,
+    give_up: Instant,
+) -> Result<R::Response, Failure> {
+    let mut last = String::from("no other node holds a replica");
+    for node in other_replicas(core, owner) {
+        match pass(core, context, node, request).await {
+            Forwarded::Answered(answer) => return Ok(answer),
+            Forwarded::Failed(failure) => return Err(failure),
+            Forwarded::NotSent(failure) => last = failure.message,
+        }
+        if Instant::now() >= give_up {
+            break;
+        }
+    }
+    let message = format!("no replica of shard {} can be reached: {last}", owner.id);
+    let failure = Failure { shard: owner.id, ..Failure::of(Reason::NoLeader, message) };
+    Err(retry_after(failure, 100))
+}
+
+/// Passes a call on to a node that the map names.
+pub async fn pass<R: Forward>(
+    core: &Core,
+    context: &Context,
+    node: NodeId,
+    request: &R,
+) -> Forwarded<R::Response> {
+    let map = core.map.get();
+    let Some(address) = map.as_ref().and_then(|map| map.node(node)) else {
+        let message = format!("the map does not know node {node}");
+        return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
+    };
+    core.metrics.calls.forwarded.inc();
+    core.forward.pass(context, node, &address.peer_address, request.clone()).await
+}

@@ -1,0 +1,111 @@
+//! The wrapper of calls: each is counted once, with the code that its caller got.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use quorate_proto::v1::cluster_server::Cluster;
+use quorate_proto::v1::{GetInfoRequest, MultiGetRequest};
+
+use super::*;
+use crate::cluster::ClusterService;
+use crate::health::Health;
+
+/// The services of a node that has only begun, and what they count.
+struct Young {
+    kv: KvService,
+    cluster: ClusterService,
+    registry: Registry,
+}
+
+impl Young {
+    fn new() -> Self {
+        let mut registry = Registry::default();
+        let metrics = Arc::new(ServiceMetrics::register(&mut registry));
+        let cell = CoreCell::default();
+        let calls = Calls::new(cell.clone(), metrics);
+        let flags = BTreeMap::from([(Key::DataDir, "nowhere".to_owned())]);
+        let layers = Layers::new(flags, &Environment::from_pairs([]), None).expect("the layers");
+        let config = resolve(&layers, 256 << 20).expect("a configuration").config;
+        let cluster = ClusterService::new(calls.clone(), Arc::new(config), Health::new(cell));
+        Self { kv: KvService::new(calls), cluster, registry }
+    }
+
+    /// The series of counted requests: method, code, level and number.
+    fn counted(&self) -> Vec<String> {
+        counted(&self.registry)
+    }
+}
+
+fn counted(registry: &Registry) -> Vec<String> {
+    let mut text = String::new();
+    encode(&mut text, registry).expect("text");
+    let mut series: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("requests_total"))
+        .map(|line| line.replace(['"', '{', '}'], "").replace(',', " "))
+        .collect();
+    series.sort();
+    series
+}
+
+#[test]
+fn calls_before_the_node_is_ready_are_counted() {
+    block_on(async {
+        let young = Young::new();
+        let get = GetRequest { key: Bytes::from_static(b"k"), ..GetRequest::default() };
+        let refused = young.kv.get(Request::new(get)).await.expect_err("it is starting");
+        assert_eq!(refused.code(), tonic::Code::Unavailable);
+        let multi = young.kv.multi_get(Request::new(MultiGetRequest::default())).await;
+        assert_eq!(multi.err().map(|status| status.code()), Some(tonic::Code::Unimplemented));
+        for _ in 0..2 {
+            young.cluster.get_info(Request::new(GetInfoRequest::default())).await.expect("facts");
+        }
+        assert_eq!(
+            young.counted(),
+            [
+                "method=Get code=UNAVAILABLE level=linearizable 1",
+                "method=GetInfo code=OK level=none 2",
+                "method=MultiGet code=UNIMPLEMENTED level=none 1",
+            ]
+        );
+    });
+}
+
+#[test]
+fn a_scan_is_counted_at_its_end_and_once() {
+    run(|node| async {
+        node.put("key", vec![1]).await;
+        let mut registry = Registry::default();
+        let metrics = Arc::new(ServiceMetrics::register(&mut registry));
+        let cell = CoreCell::default();
+        cell.set(node.core.clone());
+        let kv = KvService::new(Calls::new(cell, metrics));
+        let begin = async || {
+            let scan = kv.scan(Request::new(ScanRequest::default())).await;
+            scan.expect("it begins").into_inner()
+        };
+        let read = begin().await;
+        assert_eq!(counted(&registry), Vec::<String>::new(), "nobody has read it yet");
+        page(read).await;
+        assert_eq!(counted(&registry), ["method=Scan code=OK level=linearizable 1"]);
+        drop(begin().await);
+        assert_eq!(
+            counted(&registry),
+            [
+                "method=Scan code=CANCELLED level=linearizable 1",
+                "method=Scan code=OK level=linearizable 1",
+            ]
+        );
+        let threads = node.core.scan_threads.clone();
+        let _busy = threads.acquire_many_owned(SCAN_THREADS as u32).await.expect("all of them");
+        let mut request = Request::new(ScanRequest::default());
+        request.set_timeout(Duration::from_millis(200));
+        let mut refused = kv.scan(request).await.expect("it begins").into_inner();
+        let status = refused.next().await.expect("an answer").expect_err("no thread was free");
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert!(
+            counted(&registry)
+                .contains(&"method=Scan code=RESOURCE_EXHAUSTED level=linearizable 1".to_owned())
+        );
+        node.stop();
+    });
+}

@@ -1,0 +1,69 @@
+//! When a session is born.
+
+use quorate_machine::LogTime;
+use quorate_proto::v1::OpenSessionRequest;
+
+use super::*;
+
+const HOUR_MS: u64 = 3_600_000;
+
+async fn born(node: &Node, request: OpenSessionRequest) -> LogTime {
+    let opened = node.kv.open_session(Request::new(request)).await;
+    LogTime(opened.expect("a session").into_inner().born)
+}
+
+fn for_shard(shard: u64) -> OpenSessionRequest {
+    OpenSessionRequest { shard, ..OpenSessionRequest::default() }
+}
+
+/// Two others report clocks that differ from ours by this.
+fn others_differ(node: &Node, by_ms: i64) {
+    let now = Clock.moment();
+    for other in [2, 3] {
+        node.core.clocks.note(NodeId(other), now.wall_ms.saturating_add_signed(by_ms), now);
+    }
+}
+
+#[test]
+fn a_session_is_born_at_the_median_of_the_clocks_that_the_node_knows() {
+    run(|node| async move {
+        let begun = Clock.unix_millis();
+        let alone = born(&node, OpenSessionRequest::default()).await.millis();
+        assert!((begun..=Clock.unix_millis()).contains(&alone), "a node alone has its own clock");
+
+        for by_ms in [-3_000, 3_000, -(HOUR_MS as i64), HOUR_MS as i64] {
+            let begun = Clock.unix_millis();
+            // What was published before does not count any more.
+            node.core.clocks.publish(Clock.moment());
+            others_differ(&node, by_ms);
+            let born = born(&node, OpenSessionRequest::default()).await.millis();
+            let median = born.saturating_add_signed(-by_ms);
+            let now = begun - 1..=Clock.unix_millis() + 1;
+            assert!(now.contains(&median), "{by_ms} ms: born at {born}, asked within {now:?}");
+        }
+        node.stop();
+    });
+}
+
+#[test]
+fn a_session_for_a_shard_whose_log_is_ahead_is_born_at_its_log_time() {
+    run(|node| async move {
+        node.put("k", Vec::new()).await;
+        let shard = node.core.engine.shards().get(GroupId(1)).expect("it is here");
+        let ahead = LogTime(shard.reader.status().log_time);
+        others_differ(&node, -(HOUR_MS as i64));
+        assert_eq!(born(&node, for_shard(1)).await, ahead);
+        let elsewhere = [OpenSessionRequest::default(), for_shard(2)];
+        for request in elsewhere {
+            let born = born(&node, request).await;
+            assert!(born.millis() < ahead.millis() - HOUR_MS / 2, "{request:?}: {born}");
+        }
+        others_differ(&node, HOUR_MS as i64);
+        let not_after = OpenSessionRequest { not_after: ahead.0, ..OpenSessionRequest::default() };
+        assert_eq!(born(&node, not_after).await, ahead);
+        let not_before = LogTime::from_millis(Clock.unix_millis() + 2 * HOUR_MS).0;
+        let not_before = OpenSessionRequest { not_before, ..not_after };
+        assert_eq!(born(&node, not_before).await.0, not_before.not_before);
+        node.stop();
+    });
+}
