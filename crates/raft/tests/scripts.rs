@@ -2,7 +2,7 @@
 //!
 //! A line `> …` is a command, the lines after it are what the replicas did about it, and `#` lines
 //! say why. `~ …` is a command whose effects are not shown. The commands are listed in
-//! `scripted/mod.rs`. `QUORATE_UPDATE_SCRIPTS=1 cargo test -p quorate-raft --test scripts` writes
+//! `scripted/mod.rs`. `cargo bless` writes
 //! what happens now into the files; read the difference before you believe it.
 
 #[path = "sim/disk.rs"]
@@ -51,7 +51,7 @@ fn files(under: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn every_script_tells_what_happens() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
-    let update = std::env::var_os("QUORATE_UPDATE_SCRIPTS").is_some();
+    let update = std::env::var_os("QUORATE_BLESS").is_some();
     let mut found = Vec::new();
     files(&root, &mut found);
     found.sort();

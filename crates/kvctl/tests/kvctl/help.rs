@@ -1,6 +1,6 @@
 //! The help of every command is golden: a change of it is a change of the interface.
 //!
-//! After an intended change, `KVCTL_BLESS=1 cargo test -p quorate-kvctl` writes the files anew.
+//! After an intended change, `cargo bless` writes the files anew.
 
 use std::path::Path;
 
@@ -43,7 +43,7 @@ fn help(command: &str, flag: &str) -> String {
 #[test]
 fn help_is_golden() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kvctl/help");
-    let bless = std::env::var_os("KVCTL_BLESS").is_some();
+    let bless = std::env::var_os("QUORATE_BLESS").is_some();
     for command in COMMANDS {
         let name = if command.is_empty() { "kvctl".into() } else { command.replace(' ', "-") };
         let path = golden.join(format!("{name}.txt"));
