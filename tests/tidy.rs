@@ -1,6 +1,9 @@
 //! What a reviewer would have to repeat: the rules of absence of the architecture, caps, names, and
 //! the shape of the wire contract. Everything here reads files, runs nothing.
 
+#[path = "tidy/graph.rs"]
+mod graph;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
