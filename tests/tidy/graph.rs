@@ -197,9 +197,21 @@ fn in_circles(uses: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
     uses.keys().filter(|name| reaches_itself(name)).cloned().collect()
 }
 
+/// Where modules still go round in circles; `crates/TODO.md` says how each is to be opened. A place that is
+/// opened leaves this list, and none joins it.
+const STILL_OPEN: [&str; 6] = [
+    "crates/raft ",
+    "crates/storage ",
+    "crates/storage state",
+    "crates/client ",
+    "crates/node ",
+    "crates/node transport",
+];
+
 #[test]
 fn no_module_uses_one_that_uses_it() {
     let mut circles = Vec::new();
+    let mut open: BTreeSet<&str> = STILL_OPEN.into();
     for member in members(&manifest("Cargo.toml")) {
         if member == "tests" {
             continue;
@@ -209,6 +221,10 @@ fn no_module_uses_one_that_uses_it() {
             if circle.is_empty() {
                 continue;
             }
+            let place = format!("{member} {}", level.join("::"));
+            if open.remove(place.as_str()) {
+                continue;
+            }
             let arrows: Vec<String> = circle
                 .iter()
                 .map(|name| {
@@ -216,10 +232,27 @@ fn no_module_uses_one_that_uses_it() {
                     format!("{name} → {}", to.join(" "))
                 })
                 .collect();
-            circles.push(format!("{member} {}: {}", level.join("::"), arrows.join(", ")));
+            circles.push(format!("{place}: {}", arrows.join(", ")));
         }
     }
     assert_none("no circle of modules", &circles);
+    assert!(open.is_empty(), "opened, so they leave the list: {open:?}");
+}
+
+/// A crate that outgrows this is looked at: does it hold two things whose boundary can be named?
+#[test]
+fn no_crate_is_larger_than_one_boundary() {
+    const LINES_MAX: usize = 12_000;
+    let mut large = Vec::new();
+    for member in members(&manifest("Cargo.toml")).iter().filter(|member| *member != "tests") {
+        let product = sources(&format!("{member}/src"));
+        let product = product.iter().filter(|source| !source.is_test());
+        let lines: usize = product.map(|source| source.product().len()).sum();
+        if lines > LINES_MAX {
+            large.push(format!("{member}: {lines} lines"));
+        }
+    }
+    assert_none("no crate has more than 12,000 lines, its tests apart", &large);
 }
 
 #[test]
