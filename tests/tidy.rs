@@ -226,7 +226,7 @@ fn statuses_stay_at_the_edge() {
     // service; the proto crate owns the mapping of failures.
     let edge = [
         "crates/service/src",
-        "crates/node/src/transport",
+        "crates/transport/src",
         "crates/node/src/listener.rs",
         "crates/kvnode/src/health_probe.rs",
         "crates/client/",
@@ -268,6 +268,7 @@ fn crates_use_only_those_below_them() {
             "crates/engine",
             &["quorate-raft", "quorate-storage", "quorate-machine", "quorate-metrics"],
         ),
+        ("crates/transport", &["quorate-raft", "quorate-proto"]),
         ("crates/config", &["quorate-raft"]),
         (
             "crates/service",
@@ -294,6 +295,7 @@ fn crates_use_only_those_below_them() {
                 "quorate-metrics",
                 "quorate-config",
                 "quorate-service",
+                "quorate-transport",
             ],
         ),
         ("crates/kvnode", &["quorate-node", "quorate-config", "quorate-proto"]),

@@ -15,13 +15,13 @@ use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
 use quorate_service::health::PeerSource;
 use quorate_service::shared::{Life, duration};
 use quorate_storage::{Disk, DiskLevel, Installer, SnapshotSource as StoredSnapshot};
+use quorate_transport::{
+    Inbound, Lane, PeerHello, SnapshotHeader, SnapshotSink, SnapshotSource, Transport,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::metrics::Metrics;
-use crate::transport::{
-    Inbound, Lane, PeerHello, SnapshotHeader, SnapshotSink, SnapshotSource, Transport,
-};
 
 /// The engine's way out. The transport is started after the engine, so it is filled in later; what
 /// is sent before is lost, as on a network.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use quorate_engine::clock::Clock;
 use quorate_engine::clock_offset::ClockOffsets;
 use quorate_service::shared::Core;
+use quorate_transport::Transport;
 
 use crate::clock_watch::{ClockWatch, Finding};
 use crate::metrics::{Metrics, NodeMetrics};
-use crate::transport::Transport;
 
 /// How often the gauges are set.
 const EVERY: Duration = Duration::from_secs(1);

@@ -14,18 +14,19 @@ use quorate_engine::{Answer, Engine, MapCell, Proposal, create_replicas, replica
 use quorate_machine::command::encode_change_map;
 use quorate_machine::{Map, WriteAnswer, map_rules, replicas_of};
 use quorate_placement::{Founding, first_map};
+use quorate_proto::ids::Incarnation;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{ClusterMap, GetMapRequest, MapNode};
 use quorate_raft::{GroupId, NodeId};
 use quorate_storage::{Engine as Sled, HashRange, NodeRecords, ShardInit};
+use quorate_transport::{PeerTarget, PeerTargets, Transport};
 use tokio::sync::oneshot;
 use tonic::transport::Endpoint;
 use tracing::{debug, info, warn};
 
 use crate::bridge::Peers;
 use crate::exit::end_for_storage;
-use crate::identity::{Formed, Identity, Incarnation};
-use crate::transport::{PeerTarget, PeerTargets, Transport};
+use crate::identity::{Formed, Identity};
 
 /// The name under which a node remembers the newest map.
 pub const MAP_RECORD: &str = "map";

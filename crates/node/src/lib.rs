@@ -54,4 +54,3 @@ pub mod node;
 mod opening;
 mod peer_memory;
 pub mod readiness;
-pub mod transport;

@@ -20,6 +20,7 @@ use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::kv_server::KvServer;
 use quorate_service::cluster::ClusterService;
 use quorate_service::kv::KvService;
+use quorate_transport::PeerService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -33,7 +34,6 @@ use tracing::{debug, warn};
 
 use crate::exit::Fatal;
 use crate::metrics::Metrics;
-use crate::transport::PeerService;
 
 use calls::Calls;
 use places::{Caller, Limits, Place, Places};

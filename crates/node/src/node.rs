@@ -20,6 +20,9 @@ use quorate_service::health::Health;
 use quorate_service::kv::KvService;
 use quorate_service::shared::{Core, CoreCell};
 use quorate_storage::{DeltaBudget, DiskLevel, Engine as Sled, NodeRecords, StorageError};
+use quorate_transport::{
+    LocalNode, PeerService, PeerTarget, PeerTargets, Transport, TransportConfig,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +38,6 @@ use crate::listener::{self, Services};
 use crate::metrics::{self, Metrics};
 use crate::opening::{OpenFailed, Storage, open_replicas, open_storage};
 use crate::readiness::become_ready;
-use crate::transport::{PeerService, PeerTarget, PeerTargets, Transport, TransportConfig};
 use crate::{gauges, leadership, limits, peer_memory};
 
 /// Threads that may wait for the disk on behalf of reads, scans and snapshots.
@@ -85,7 +87,7 @@ impl Node {
         let plan = plan(&config)?;
         let cell = CoreCell::default();
         let health = Health::new(cell.clone());
-        let peer_service = PeerService::new(AskAnswers::new(identity.clone(), &plan));
+        let peer_service = PeerService::new(Arc::new(AskAnswers::new(identity.clone(), &plan)));
         let node = Node {
             config,
             identity,
@@ -238,14 +240,16 @@ impl Node {
         let transport_config =
             TransportConfig { labels: config.locality.clone(), ..transport_config };
         let recollection = peer_memory::recollection(memories, records.clone());
-        let transport = Transport::start(
-            transport_config,
-            &self.identity,
-            &targets,
-            recollection,
-            inbound.clone(),
-        )
-        .map_err(Fatal::Bug)?;
+        let local = LocalNode {
+            node: self.identity.node_id(),
+            incarnation: self.identity.incarnation(),
+            boot_counter: self.identity.boot_counter(),
+            cluster_id: formed.cluster_id,
+            cluster_name: formed.cluster_name.clone(),
+        };
+        let transport =
+            Transport::start(transport_config, local, &targets, recollection, inbound.clone())
+                .map_err(Fatal::Bug)?;
         outgoing.attach(transport.clone());
         self.peer_service.attach(&transport);
         self.health.set_peers(Box::new(Connections(transport.clone())));

@@ -19,13 +19,13 @@ use quorate_storage::{
     DeltaBudget, Engine as Sled, EngineOptions, FatalHook, HashRange, LogBackend, NodeRecords,
     RecordLog, RecoveredGroup, ReplicaKey, ShardStore, StorageError,
 };
+use quorate_transport::Memories;
 use tracing::{error, info};
 
 use crate::exit::{Fatal, end_for_storage};
 use crate::identity::{Formed, Identity};
 use crate::keeper::{MAP_RECORD, META};
 use crate::peer_memory;
-use crate::transport::Memories;
 
 /// What the storage holds when it is open.
 pub(crate) struct Storage {

@@ -11,11 +11,11 @@
 
 use std::sync::Arc;
 
+use quorate_proto::ids::Incarnation;
 use quorate_storage::{NodeRecords, StorageError};
+use quorate_transport::{Memories, MemoryStore, Recollection, Remembered, StartId};
 
 use crate::exit::end_for_storage;
-use crate::identity::Incarnation;
-use crate::transport::{Memories, MemoryStore, Recollection, Remembered, StartId};
 
 const RECORD: &str = "peers";
 const FORMAT: u8 = 1;

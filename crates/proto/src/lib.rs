@@ -5,6 +5,7 @@ pub mod content;
 pub mod failure;
 pub mod hash;
 pub mod health;
+pub mod ids;
 pub mod level;
 pub mod limits;
 pub mod reason;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::NodeId;
+use quorate_transport::{Greeter, dial};
 
 use super::{Answer, Plan};
-use crate::identity::{ClusterId, Formed, Identity, Incarnation};
-use crate::transport::dial;
+use crate::identity::{Formed, Identity};
 
 /// How long one peer may take, from resolving its name to its answer.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
@@ -30,14 +31,14 @@ impl AskAnswers {
     pub fn new(identity: Arc<Identity>, plan: &Plan) -> Self {
         Self { identity, plan_hash: plan.hash(), plan: plan.describe() }
     }
+}
 
-    /// Who answers.
-    pub fn node(&self) -> NodeId {
+impl Greeter for AskAnswers {
+    fn node(&self) -> NodeId {
         self.identity.node_id()
     }
 
-    /// The answer as things stand now.
-    pub fn answer(&self) -> wire::AskResponse {
+    fn answer(&self) -> wire::AskResponse {
         wire::AskResponse {
             node_id: self.identity.node_id().0,
             incarnation: self.identity.incarnation().to_bytes().to_vec().into(),

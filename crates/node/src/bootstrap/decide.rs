@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use quorate_proto::ids::Incarnation;
 use quorate_raft::NodeId;
 
 use super::Plan;
-use crate::identity::{Formed, Incarnation};
+use crate::identity::Formed;
 
 /// What a listed peer said, or that it said nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]

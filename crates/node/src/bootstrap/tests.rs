@@ -5,15 +5,16 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use quorate_proto::ids::Incarnation;
 use quorate_raft::NodeId;
+use quorate_transport::PeerService;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::exit::Fatal;
-use crate::identity::{DataDir, Incarnation};
-use crate::transport::PeerService;
+use crate::identity::DataDir;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -259,7 +260,7 @@ impl Site {
             .enable_all()
             .build()
             .unwrap();
-        let service = PeerService::new(AskAnswers::new(Arc::clone(&identity), plan));
+        let service = PeerService::new(Arc::new(AskAnswers::new(Arc::clone(&identity), plan)));
         let address = self.address;
         let (listening, ready) = mpsc::channel();
         runtime.spawn(async move {

@@ -18,8 +18,7 @@ use tracing::{debug, warn};
 
 use super::link::{HELLO_DEADLINE, Peer};
 use super::presence::{Connection, Refused};
-use super::{Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot};
-use crate::bootstrap::AskAnswers;
+use super::{Greeter, Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot};
 
 /// How often frames are acknowledged, at most.
 const ACK_EVERY: Duration = Duration::from_millis(250);
@@ -36,22 +35,24 @@ pub struct PeerService {
 }
 
 struct Inner {
-    answers: AskAnswers,
+    greeter: Arc<dyn Greeter>,
     transport: ArcSwapOption<Shared>,
     refusals: Mutex<BTreeMap<u64, String>>,
 }
 
 impl std::fmt::Debug for PeerService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PeerService").field("answers", &self.inner.answers).finish_non_exhaustive()
+        f.debug_struct("PeerService")
+            .field("node", &self.inner.greeter.node())
+            .finish_non_exhaustive()
     }
 }
 
 impl PeerService {
     /// A service that only answers questions so far.
-    pub fn new(answers: AskAnswers) -> Self {
+    pub fn new(greeter: Arc<dyn Greeter>) -> Self {
         let transport = ArcSwapOption::empty();
-        Self { inner: Arc::new(Inner { answers, transport, refusals: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { greeter, transport, refusals: Mutex::default() }) }
     }
 
     /// From now on streams of peers are taken.
@@ -81,7 +82,7 @@ impl PeerService {
 
     fn shared(&self) -> Result<Arc<Shared>, Status> {
         self.inner.transport.load_full().ok_or_else(|| {
-            let node = self.inner.answers.node();
+            let node = self.inner.greeter.node();
             Status::unavailable(format!("node {} is not ready for peers yet", node.0))
         })
     }
@@ -137,7 +138,7 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         _request: Request<wire::AskRequest>,
     ) -> Result<Response<wire::AskResponse>, Status> {
-        Ok(Response::new(self.inner.answers.answer()))
+        Ok(Response::new(self.inner.greeter.answer()))
     }
 
     async fn link(
@@ -175,7 +176,7 @@ impl wire::peer_server::Peer for PeerService {
                     sentence,
                     from_node: shared.local.node.0,
                     reason: reason.into(),
-                    start_id: shared.local.start.0,
+                    start_id: shared.start.0,
                 })
             }
         };

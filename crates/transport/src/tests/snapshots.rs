@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use wire::snapshot_request::Content;
 
 use super::support::*;
-use crate::transport::*;
+use crate::*;
 
 /// Gives the chunks it was made with; `Err` fails there.
 struct Chunks(VecDeque<Result<Bytes, String>>);

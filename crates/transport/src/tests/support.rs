@@ -1,6 +1,5 @@
 //! Nodes, what they hear, and peers that break the rules.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,20 +8,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::{Condvar, Mutex};
+use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{
     Entry, EntryKind, Envelope, GroupId, Index, LogId, Membership, Message, NodeId, Replica,
     ReplicaId, SessionId, SnapshotMeta, Term, Timing,
 };
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bootstrap::{AskAnswers, Plan};
-use crate::identity::{DataDir, Formed, IDENTITY_FILE, Identity};
-use crate::transport::*;
+use crate::*;
 
 /// Far above what any of these tests needs, on any machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -226,7 +223,6 @@ pub struct Node {
     pub address: SocketAddr,
     pub transport: Transport,
     runtime: Option<Runtime>,
-    _dir: Arc<TempDir>,
 }
 
 impl Node {
@@ -288,52 +284,86 @@ impl MemoryStore for Notebook {
     }
 }
 
-/// A directory that a process has opened.
-pub type Place = (Arc<Identity>, Arc<TempDir>);
+/// Who a process is: its node, and which start on the node's directory.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    node: NodeId,
+    incarnation: Incarnation,
+    boot_counter: u64,
+    cluster: Option<(ClusterId, String)>,
+}
+
+impl Identity {
+    pub fn node_id(&self) -> NodeId {
+        self.node
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        self.cluster.as_ref().map(|(id, _)| *id)
+    }
+
+    fn local(&self) -> LocalNode {
+        let (cluster_id, cluster_name) = self.cluster.clone().expect("it has formed");
+        let Self { node, incarnation, boot_counter, .. } = *self;
+        LocalNode { node, incarnation, boot_counter, cluster_id, cluster_name }
+    }
+}
+
+impl Greeter for Identity {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn answer(&self) -> wire::AskResponse {
+        wire::AskResponse { node_id: self.node.0, ..wire::AskResponse::default() }
+    }
+}
+
+/// What a process on a directory is started with.
+pub type Place = Arc<Identity>;
 
 /// Directories and agreements, before anything runs.
 pub struct Ground {
     pub identities: Vec<Arc<Identity>>,
-    /// The newest directory of each node, and whether a process has run on it.
-    places: Mutex<Vec<(Arc<TempDir>, bool)>>,
+    /// The newest start of each node, and whether a process has run with it.
+    places: Mutex<Vec<(Place, bool)>>,
     pub notebooks: Vec<Arc<Notebook>>,
 }
 
 impl Ground {
     /// `count` directories, not formed.
     pub fn new(count: u64) -> Self {
-        let dirs: Vec<_> = (0..count).map(|_| Arc::new(TempDir::new().unwrap())).collect();
-        let identities = (1..=count)
-            .zip(&dirs)
-            .map(|(node, dir)| {
-                let dir = DataDir::open(dir.path()).unwrap();
-                Arc::new(Identity::open(dir, NodeId(node)).unwrap())
-            })
-            .collect();
-        let places = Mutex::new(dirs.into_iter().map(|dir| (dir, false)).collect());
-        let notebooks = (0..count).map(|_| Arc::default()).collect();
-        Self { identities, places, notebooks }
+        let identity = |node| Identity {
+            node: NodeId(node),
+            incarnation: Incarnation(rand::random()),
+            boot_counter: 1,
+            cluster: None,
+        };
+        let identities = (1..=count).map(|node| Arc::new(identity(node))).collect();
+        Self::of(identities)
+    }
+
+    fn of(identities: Vec<Arc<Identity>>) -> Self {
+        let places = identities.iter().map(|identity| (Arc::clone(identity), false)).collect();
+        let notebooks = identities.iter().map(|_| Arc::default()).collect();
+        Self { identities, places: Mutex::new(places), notebooks }
     }
 
     /// Opens a copy of the newest directory of a node, as a process would.
     pub fn copy(&self, index: usize) -> Place {
-        let copy = Arc::new(TempDir::new().unwrap());
-        let newest = self.places.lock()[index].0.path().join(IDENTITY_FILE);
-        std::fs::copy(newest, copy.path().join(IDENTITY_FILE)).unwrap();
-        let dir = DataDir::open(copy.path()).unwrap();
-        let node = self.identities[index].node_id();
-        (Arc::new(Identity::open(dir, node).unwrap()), copy)
+        let newest = Identity::clone(&self.places.lock()[index].0);
+        Arc::new(Identity { boot_counter: newest.boot_counter + 1, ..newest })
     }
 
     /// The directory for the next process of a node: what the last one has left.
     fn next(&self, index: usize) -> Place {
-        let (dir, started) = self.places.lock()[index].clone();
-        let place = match started {
-            // The process before may hold its lock still.
-            true => self.copy(index),
-            false => (Arc::clone(&self.identities[index]), dir),
-        };
-        self.places.lock()[index] = (Arc::clone(&place.1), true);
+        let (newest, started) = self.places.lock()[index].clone();
+        let place = if started { self.copy(index) } else { newest };
+        self.places.lock()[index] = (Arc::clone(&place), true);
         place
     }
 
@@ -353,12 +383,11 @@ impl Ground {
 
     /// They agree on each other.
     pub fn form(self, name: &str) -> Self {
-        let members: BTreeMap<_, _> =
-            self.identities.iter().map(|id| (id.node_id(), id.incarnation())).collect();
-        for identity in &self.identities {
-            identity.set_formed(Formed::new(name, members.clone(), 8, 3)).unwrap();
-        }
-        self
+        let cluster = Some((ClusterId(rand::random()), name.to_owned()));
+        let formed = |identity: &Arc<Identity>| {
+            Arc::new(Identity { cluster: cluster.clone(), ..Identity::clone(identity) })
+        };
+        Self::of(self.identities.iter().map(formed).collect())
     }
 
     /// Where the nodes will listen, and whom they expect there.
@@ -387,7 +416,7 @@ impl Ground {
     /// Starts a process on this directory, with a log that is durable so far.
     pub fn start_on(
         &self,
-        (identity, dir): Place,
+        identity: Place,
         log_sequence: u64,
         listener: std::net::TcpListener,
         targets: &PeerTargets,
@@ -402,14 +431,7 @@ impl Ground {
         let mut config = TransportConfig::new(address.to_string(), "client:1");
         config.refused_pause = Duration::from_millis(50);
         tune(&mut config);
-        let plan = Plan::new(
-            identity.node_id(),
-            "test",
-            BTreeMap::from([(identity.node_id(), address.to_string())]),
-            8,
-            3,
-        );
-        let service = PeerService::new(AskAnswers::new(Arc::clone(&identity), &plan.unwrap()));
+        let service = PeerService::new(identity.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -418,13 +440,14 @@ impl Ground {
         let inbound = Arc::new(Ears(Arc::clone(&recorder)));
         let transport = {
             let _on = runtime.enter();
-            let transport = Transport::start(config, &identity, targets, recollection, inbound);
+            let transport =
+                Transport::start(config, identity.local(), targets, recollection, inbound);
             let transport = transport.unwrap();
             service.attach(&transport);
             serve(&runtime, service, listener);
             transport
         };
-        Node { identity, recorder, address, transport, runtime: Some(runtime), _dir: dir }
+        Node { identity, recorder, address, transport, runtime: Some(runtime) }
     }
 }
 

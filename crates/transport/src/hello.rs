@@ -1,12 +1,12 @@
 //! Who speaks: the first message of each stream, and what is refused about it.
 
+use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_proto::raft::v1 as wire;
 use quorate_proto::version::{VERSION, build};
 use quorate_raft::NodeId;
 
 use super::memory::StartId;
 use super::{Lane, PeerTarget, Shared};
-use crate::identity::{ClusterId, Incarnation};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -66,7 +66,7 @@ impl Shared {
     ) -> wire::Hello {
         let local = &self.local;
         wire::Hello {
-            cluster_id: local.formed.cluster_id.to_bytes().to_vec().into(),
+            cluster_id: local.cluster_id.to_bytes().to_vec().into(),
             from_node: local.node.0,
             from_incarnation: local.incarnation.to_bytes().to_vec().into(),
             to_node: to.0,
@@ -81,7 +81,7 @@ impl Shared {
             peer_address: self.config.peer_address.clone(),
             client_address: self.config.client_address.clone(),
             boot_counter: local.boot_counter,
-            start_id: local.start.0,
+            start_id: self.start.0,
             log_sequence: self.inbound.log_sequence(),
             labels: self.config.labels.clone(),
         }
@@ -100,10 +100,10 @@ impl Shared {
         let peer = hello.from_node;
         let cluster = ClusterId::from_bytes(&hello.cluster_id)
             .ok_or_else(|| format!("node {peer} names no cluster"))?;
-        if cluster != local.formed.cluster_id {
+        if cluster != local.cluster_id {
             return Err(format!(
                 "node {peer} belongs to cluster {cluster}, node {} to cluster {} ({})",
-                local.node.0, local.formed.cluster_id, local.formed.cluster_name
+                local.node.0, local.cluster_id, local.cluster_name
             ));
         }
         if hello.to_node != local.node.0 {

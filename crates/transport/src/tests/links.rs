@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::support::*;
-use crate::transport::*;
+use crate::*;
 
 #[test]
 fn nodes_find_each_other_and_say_who_they_are() {

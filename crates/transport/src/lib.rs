@@ -18,11 +18,14 @@
 //! One process at a time is taken for a peer, and none that has said more of its disk before than it
 //! says now: see `presence` and `memory`.
 //!
+//! **Boundary.** Who this node is, what it answers to those that ask, what it remembers of its peers and
+//! what becomes of a message is handed in; nothing here reads a file or knows the cluster map.
+//!
 //! **Silence.** Receivers acknowledge frames a few times a second. A peer that takes frames and
 //! acknowledges none for five seconds is cut off and dialled anew; HTTP/2 pings find the dead ones
 //! sooner. What a cut may have lost of the bulk lane is reported with [`Inbound::bulk_dropped`].
 
-pub mod convert;
+mod convert;
 pub mod dial;
 mod hello;
 mod link;
@@ -47,7 +50,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::identity::{Formed, Identity, Incarnation};
+use quorate_proto::ids::{ClusterId, Incarnation};
 
 pub use hello::{FEATURE_VERSION, PeerHello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 pub use memory::{Memories, MemoryStore, Recollection, Remembered, SAVE_EVERY, StartId};
@@ -193,18 +196,34 @@ pub struct PeerView {
 
 /// Who this node is to its peers.
 #[derive(Clone, Debug)]
-struct Local {
-    node: NodeId,
-    incarnation: Incarnation,
-    boot_counter: u64,
-    start: StartId,
-    formed: Formed,
+pub struct LocalNode {
+    /// Its number.
+    pub node: NodeId,
+    /// The incarnation of its data directory.
+    pub incarnation: Incarnation,
+    /// Starts of a process on that directory, this one included.
+    pub boot_counter: u64,
+    /// The cluster that it is a member of.
+    pub cluster_id: ClusterId,
+    /// That cluster's name, for people.
+    pub cluster_name: String,
+}
+
+/// What a node answers to those that ask who it is, before and after it has formed.
+pub trait Greeter: Send + Sync + 'static {
+    /// Who answers.
+    fn node(&self) -> NodeId;
+
+    /// The answer as things stand now.
+    fn answer(&self) -> quorate_proto::raft::v1::AskResponse;
 }
 
 /// What all connections of a node share.
 struct Shared {
     config: TransportConfig,
-    local: Local,
+    local: LocalNode,
+    /// This process, among all that ever run on the directory.
+    start: StartId,
     inbound: Arc<dyn Inbound>,
     peers: ArcSwap<BTreeMap<NodeId, Arc<Peer>>>,
     /// Serialises [`Transport::set_peers`].
@@ -272,29 +291,21 @@ impl Transport {
     /// node's [`PeerService`] is told of it with [`PeerService::attach`].
     ///
     /// # Errors
-    /// A sentence when the node has not formed: it has no cluster to speak for; or when the system
-    /// refuses a thread.
+    /// A sentence when the system refuses a thread.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(
         config: TransportConfig,
-        identity: &Identity,
+        local: LocalNode,
         peers: &PeerTargets,
         recollection: Recollection,
         inbound: Arc<dyn Inbound>,
     ) -> Result<Self, String> {
-        let formed = identity.formed().ok_or("a node that has not formed has no peers yet")?;
-        let local = Local {
-            node: identity.node_id(),
-            incarnation: identity.incarnation(),
-            boot_counter: identity.boot_counter(),
-            start: StartId::draw(),
-            formed,
-        };
         let shared = Arc::new(Shared {
             config,
             local,
+            start: StartId::draw(),
             inbound,
             peers: ArcSwap::default(),
             changing: Mutex::new(()),

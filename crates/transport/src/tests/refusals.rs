@@ -11,7 +11,7 @@ use wire::link_request::Content;
 
 use super::caller::*;
 use super::support::*;
-use crate::transport::*;
+use crate::*;
 
 /// What can be wrong with a Hello of node 2 to node 1, and a part of the sentence about it.
 fn wrong_hellos(ground: &Ground, lane: wire::Lane) -> Vec<(wire::Hello, &'static str)> {
@@ -171,16 +171,8 @@ fn a_node_that_is_not_ready_is_tried_again_soon() {
     // Node 2 answers questions only: it has not formed yet.
     let address = theirs.local_addr().unwrap();
     let identity = std::sync::Arc::clone(&ground.identities[1]);
-    let plan = crate::bootstrap::Plan::new(
-        NodeId(2),
-        "test",
-        std::collections::BTreeMap::from([(NodeId(2), address.to_string())]),
-        8,
-        3,
-    );
-    let answers = crate::bootstrap::AskAnswers::new(identity, &plan.unwrap());
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    serve(&runtime, PeerService::new(answers), theirs);
+    serve(&runtime, PeerService::new(identity), theirs);
     node.wait_view(2, "the reason", |view| view.detail.contains("node 2 is not ready for peers"));
     runtime.shutdown_background();
     let _ready = ground.start(1, listen_again(address), &targets, &|_| {});

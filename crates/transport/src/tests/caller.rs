@@ -8,7 +8,7 @@ use wire::link_request::Content;
 use wire::peer_client::PeerClient;
 
 use super::support::*;
-use crate::transport::dial;
+use crate::dial;
 
 pub fn request(content: Content) -> wire::LinkRequest {
     wire::LinkRequest { content: Some(content) }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_proto::ids::Incarnation;
 use quorate_proto::raft::v1 as wire;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
@@ -17,7 +18,6 @@ use tokio::time::timeout_at;
 use super::hello::PeerHello;
 use super::link::Peer;
 use super::memory::{Memory, Remembered, StartId};
-use crate::identity::Incarnation;
 
 /// How long a new process waits for the connections of the one before it to end: a killed process's do
 /// at once, but a busy machine may notice the new one first.

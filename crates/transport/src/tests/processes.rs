@@ -10,7 +10,7 @@ use wire::link_request::Content;
 
 use super::caller::*;
 use super::support::*;
-use crate::transport::*;
+use crate::*;
 
 #[test]
 fn a_copy_of_a_running_node_is_refused_on_both_sides() {

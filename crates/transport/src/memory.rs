@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-use crate::identity::Incarnation;
+use quorate_proto::ids::Incarnation;
 
 /// How long a higher sequence may wait before it is made durable.
 pub const SAVE_EVERY: Duration = Duration::from_secs(1);

@@ -1,0 +1,41 @@
+//! The identities that nodes tell each other: which data directory, which cluster.
+
+use std::fmt;
+
+/// 128 random bits, drawn once for each data directory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u128);
+
+/// The name of a cluster that cannot be chosen: 128 bits computed from the list of its first members.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub u128);
+
+macro_rules! id128 {
+    ($name:ident) => {
+        impl $name {
+            /// The 16 bytes, big-endian, as they travel.
+            pub fn to_bytes(self) -> [u8; 16] {
+                self.0.to_be_bytes()
+            }
+
+            /// The id in these bytes; `None` unless there are 16 of them.
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(|bytes| Self(u128::from_be_bytes(bytes)))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+    };
+}
+id128!(Incarnation);
+id128!(ClusterId);
