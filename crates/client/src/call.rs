@@ -5,15 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use quorate_proto::limits::{
     DECODE_BYTES_MAX, REQUEST_BYTES_MAX, SESSION_TTL, SESSION_UNANSWERED_MAX,
 };
 use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Outcome, Reason, WriteSession};
 use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::client::Inner;
 use crate::error::{Detail, Effect, Error, IdentitySlot, Lost, Result, WriteId};
+use crate::inner::Inner;
 use crate::pool::Connection;
 use crate::retry::{self, Backoff, Kind, Next};
 use crate::router::Want;
@@ -490,28 +489,5 @@ impl Call<'_> {
             Lost::local(reason, "the time was over before a node could be asked")
         });
         self.give_up(lost)
-    }
-}
-
-/// Numbers the calls of a client: a random part and a count, so that ids are short and do not collide.
-#[derive(Debug)]
-pub(crate) struct RequestIds {
-    client: u64,
-    count: std::sync::atomic::AtomicU64,
-}
-
-impl RequestIds {
-    pub fn new() -> RequestIds {
-        RequestIds { client: rand::random(), count: std::sync::atomic::AtomicU64::new(1) }
-    }
-
-    fn next(&self) -> (String, MetadataValue<Ascii>) {
-        let n = self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let id = format!("{:012x}-{n}", self.client >> 16);
-        let bytes = Bytes::copy_from_slice(id.as_bytes());
-        // Hex digits, a dash and decimal digits are always a legal header.
-        let header = MetadataValue::try_from(bytes)
-            .unwrap_or_else(|_| MetadataValue::from_static("unknown"));
-        (id, header)
     }
 }

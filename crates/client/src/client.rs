@@ -1,62 +1,30 @@
-//! The client itself: what all calls share, and how it learns the cluster map.
+//! The client itself: what a caller can ask of it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use quorate_proto::limits::DECODE_BYTES_MAX;
-use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{
-    CancelRequest, CancelResponse, ClusterMap, GetMapRequest, OpenSessionRequest,
-    OpenSessionResponse, SessionToken,
+    CancelRequest, CancelResponse, ClusterMap, GetResponse, OpenSessionRequest,
+    OpenSessionResponse, ReadLevel, SessionToken,
 };
-use tonic::transport::Channel;
 
-use crate::call::{How, Identity, RequestIds};
-use crate::clusters::Clusters;
+use crate::call::{How, Identity};
 use crate::config::ClientConfig;
-use crate::error::{Detail, Error, Lost, Result, WriteId};
-use crate::pool::{Connection, Pool};
+use crate::error::{Error, Result, WriteId};
+use crate::inner::Inner;
+use crate::pool::Pool;
 use crate::request::{Batch, CompareAndSet, Delete, Get, Increment, Put};
 use crate::retry::Kind;
 use crate::router::{Router, Want};
 use crate::scan::Scan;
-use crate::session::Sessions;
-use crate::token::Tokens;
-
-/// How long one node may take to send its map.
-const MAP_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How long the other endpoints may take to name their cluster once the first map is there.
-const CLUSTERS_PATIENCE: Duration = Duration::from_millis(50);
-
-/// How long an attempt to learn the first map is not repeated.
-const MAP_PAUSE: Duration = Duration::from_millis(500);
 
 /// A client of one cluster. Cheap to clone, and all clones share connections, sessions and what was seen;
 /// made to be used by many tasks at once.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub config: ClientConfig,
-    pub pool: Pool,
-    pub router: Router,
-    pub sessions: Sessions,
-    pub tokens: Tokens,
-    pub request_ids: RequestIds,
-    pub clusters: Clusters,
-    /// Held while one task fetches the map, so that others wait for it; says when that was last.
-    fetching: tokio::sync::Mutex<Option<Instant>>,
-    /// A task in the background fetches the map.
-    refreshing: AtomicBool,
-    me: Weak<Inner>,
 }
 
 impl Client {
@@ -66,19 +34,7 @@ impl Client {
         let pool = Pool::new(config.connect_timeout);
         let seeds = config.endpoints.iter().map(|e| pool.at(e.address()));
         let router = Router::new(seeds.collect());
-        let inner = Arc::new_cyclic(|me| Inner {
-            config,
-            pool,
-            router,
-            sessions: Sessions::default(),
-            tokens: Tokens::default(),
-            request_ids: RequestIds::new(),
-            clusters: Clusters::default(),
-            fetching: tokio::sync::Mutex::default(),
-            refreshing: AtomicBool::new(false),
-            me: me.clone(),
-        });
-        Client { inner }
+        Client { inner: Inner::new(config, pool, router) }
     }
 
     /// A client that has the map: all endpoints are asked for it at once, and one that answers is enough.
@@ -95,17 +51,17 @@ impl Client {
 
     /// Reads a key.
     pub fn get(&self, key: impl Into<Bytes>) -> Get<'_> {
-        Get::new(self, key.into())
+        Get::new(&self.inner, key.into())
     }
 
     /// Writes a key.
     pub fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Put<'_> {
-        Put::new(self, key.into(), value.into())
+        Put::new(&self.inner, key.into(), value.into())
     }
 
     /// Removes a key.
     pub fn delete(&self, key: impl Into<Bytes>) -> Delete<'_> {
-        Delete::new(self, key.into())
+        Delete::new(&self.inner, key.into())
     }
 
     /// Writes a key if it is as expected: say of what with one of `absent`, `revision`, `value`.
@@ -114,22 +70,22 @@ impl Client {
         key: impl Into<Bytes>,
         value: impl Into<Bytes>,
     ) -> CompareAndSet<'_> {
-        CompareAndSet::new(self, key.into(), value.into())
+        CompareAndSet::new(&self.inner, key.into(), value.into())
     }
 
     /// Adds to the number at a key; an absent key counts as 0.
     pub fn increment(&self, key: impl Into<Bytes>, delta: i64) -> Increment<'_> {
-        Increment::new(self, key.into(), delta)
+        Increment::new(&self.inner, key.into(), delta)
     }
 
     /// Several operations on keys of one shard, all or none.
     pub fn batch(&self) -> Batch<'_> {
-        Batch::new(self)
+        Batch::new(&self.inner)
     }
 
     /// Reads keys in order over all shards.
     pub fn scan(&self) -> Scan<'_> {
-        Scan::new(self)
+        Scan::new(&self.inner)
     }
 
     /// Opens a session for the caller's own use with `identity`. Writes do so by themselves.
@@ -138,7 +94,7 @@ impl Client {
     /// [`Error::NotApplied`] when no node answers in time.
     pub async fn open_session(&self) -> Result<OpenSessionResponse> {
         let request = OpenSessionRequest::default();
-        let opened = self.inner.open_session(request, None, self.deadline(None)).await;
+        let opened = self.inner.open_session(request, None, self.inner.deadline(None)).await;
         opened.map(|(session, _)| session)
     }
 
@@ -161,7 +117,7 @@ impl Client {
             kind: Kind::Sessioned,
             identity: Identity::Given(write.clone()),
             slot: None,
-            deadline: self.deadline(None),
+            deadline: self.inner.deadline(None),
         };
         self.inner.execute(request, how).await
     }
@@ -206,152 +162,22 @@ impl Client {
         let lost = self.inner.router.unreachable().into_iter();
         lost.map(|(id, connection)| (id, connection.address().to_owned())).collect()
     }
-
-    pub(crate) fn deadline(&self, timeout: Option<Duration>) -> Instant {
-        Instant::now() + timeout.unwrap_or(self.inner.config.timeout)
-    }
 }
 
-/// The cluster client of one connection with this crate's limits.
-pub(crate) fn cluster(channel: Channel) -> ClusterClient<Channel> {
-    ClusterClient::new(channel).max_decoding_message_size(DECODE_BYTES_MAX)
-}
+/// How many gets of one [`Client::multi_get`] are under way at once.
+const MULTI_GET_AT_ONCE: usize = 64;
 
-impl Inner {
-    /// Makes sure that a map was asked for once. A call goes on without one: any node routes it.
-    pub async fn need_map(&self, deadline: Instant) {
-        if self.router.epoch() != 0 {
-            return;
-        }
-        let Ok(mut last) = tokio::time::timeout_at(deadline.into(), self.fetching.lock()).await
-        else {
-            return;
-        };
-        let paused = last.is_some_and(|at| at.elapsed() < MAP_PAUSE);
-        if self.router.epoch() == 0 && !paused {
-            // That it failed shows in the call itself, which asks the same endpoints.
-            let _ = self.ask_for_map(deadline).await;
-            *last = Some(Instant::now());
-        }
-    }
-
-    /// Fetches the map now, for a call that was told its own is old.
-    pub async fn refresh_map(&self, deadline: Instant) {
-        let epoch = self.router.epoch();
-        let Ok(mut last) = tokio::time::timeout_at(deadline.into(), self.fetching.lock()).await
-        else {
-            return;
-        };
-        if self.router.epoch() == epoch {
-            let _ = self.ask_for_map(deadline).await;
-            *last = Some(Instant::now());
-        }
-    }
-
-    /// Fetches the map and says why not.
-    pub async fn fetch_map(&self, deadline: Instant) -> Result<()> {
-        let mut last = self.fetching.lock().await;
-        let result = self.ask_for_map(deadline).await;
-        *last = Some(Instant::now());
-        result
-    }
-
-    /// Fetches the map in the background when somebody has a newer one.
-    pub fn heard_epoch(&self, epoch: u64) {
-        if epoch <= self.router.epoch() || self.refreshing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let Some(me) = self.me.upgrade() else {
-            return;
-        };
-        tokio::spawn(async move {
-            me.refresh_map(Instant::now() + me.config.timeout).await;
-            me.refreshing.store(false, Ordering::Release);
-        });
-    }
-
-    /// Asks everybody at once and is content with the first map that is newer. Before any map is known,
-    /// the others may say for a moment longer to which cluster they belong.
-    async fn ask_for_map(&self, deadline: Instant) -> Result<()> {
-        let newer_than = self.router.epoch();
-        let everyone = self.router.everyone();
-        let mut asked: FuturesUnordered<_> = everyone
-            .iter()
-            .map(|(_, connection)| async move {
-                (connection.address(), get_map(connection, newer_than, deadline).await)
-            })
-            .collect();
-        let mut answered = false;
-        let mut last = None;
-        let mut clusters = Vec::new();
-        let mut until: Option<Instant> = None;
-        loop {
-            let next = match until {
-                None => asked.next().await,
-                // Who is later than this is not waited for.
-                Some(until) => {
-                    tokio::time::timeout_at(until.into(), asked.next()).await.unwrap_or(None)
-                }
-            };
-            let Some((address, result)) = next else { break };
-            match result {
-                Ok(answer) => {
-                    answered = true;
-                    let cluster = answer.map.as_ref().map(|map| map.cluster_id.clone());
-                    if !self.router.learn_map(answer, &self.pool) {
-                        tracing::warn!(
-                            "an endpoint belongs to another cluster; its map is ignored"
-                        );
-                    } else if cluster.is_some() && newer_than != 0 {
-                        return Ok(());
-                    }
-                    if let Some(cluster) = cluster {
-                        clusters.push((address, cluster));
-                        until.get_or_insert_with(|| Instant::now() + CLUSTERS_PATIENCE);
-                    }
-                }
-                Err(lost) => last = Some(lost),
-            }
-        }
-        if newer_than == 0 {
-            self.clusters.note(clusters.iter().map(|(address, cluster)| (*address, cluster)));
-            if let Err(lost) = self.clusters.check() {
-                return Err(Error::Invalid(Box::new(lost.detail(""))));
-            }
-        }
-        match last {
-            Some(lost) if !answered => {
-                let detail = lost.detail("");
-                let asked: Vec<_> = everyone.iter().map(|(_, c)| c.address()).collect();
-                Err(Error::NotApplied(Box::new(Detail {
-                    message: format!("none of {} answers: {}", asked.join(", "), detail.message),
-                    ..detail
-                })))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-async fn get_map(
-    connection: &Arc<Connection>,
-    newer_than: u64,
-    deadline: Instant,
-) -> Result<quorate_proto::v1::GetMapResponse, Lost> {
-    let deadline = deadline.min(Instant::now() + MAP_PATIENCE + connection.connect_patience());
-    let ask = async {
-        let (channel, generation) = connection.channel().await.map_err(Lost::unreachable)?;
-        let answer = cluster(channel).get_map(GetMapRequest { newer_than }).await;
-        answer.map_err(|status| {
-            let lost = Lost::of_status(&status);
-            if lost.broken {
-                connection.broken(generation);
-            }
-            lost
-        })
-    };
-    match tokio::time::timeout_at(deadline.into(), ask).await {
-        Ok(result) => result.map(tonic::Response::into_inner),
-        Err(_) => Err(Lost::silent(connection.address(), MAP_PATIENCE)),
+impl Client {
+    /// Reads many keys, of any shards, each by itself; the results are in the order of the keys. With
+    /// `level` none the client's own level holds.
+    pub async fn multi_get<K: Into<Bytes>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        level: Option<ReadLevel>,
+    ) -> Vec<Result<GetResponse>> {
+        let level = level.unwrap_or(self.inner.config.level);
+        let gets: Vec<_> =
+            keys.into_iter().map(|key| self.get(key).level(level).into_future()).collect();
+        futures::stream::iter(gets).buffered(MULTI_GET_AT_ONCE).collect().await
     }
 }

@@ -14,8 +14,9 @@ use quorate_proto::v1::{
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use crate::client::{Client, cluster};
+use crate::client::Client;
 use crate::error::{Error, Lost, Result};
+use crate::inner::cluster;
 use crate::pool::Connection;
 
 /// How one node answered when its status was asked for.
@@ -69,7 +70,7 @@ impl Client {
     /// # Errors
     /// [`Error::NotApplied`] when no node answers, or the cluster is still forming.
     pub async fn map(&self) -> Result<ClusterMap> {
-        self.inner.fetch_map(self.deadline(None)).await?;
+        self.inner.fetch_map(self.inner.deadline(None)).await?;
         self.known_map().ok_or_else(|| {
             let message = "the cluster is still forming and has no map yet".into();
             Lost::unreachable(message).into_error("")
@@ -151,7 +152,7 @@ impl Client {
     /// # Errors
     /// [`Error::NotApplied`] when none answers in time.
     pub async fn info(&self) -> Result<GetInfoResponse> {
-        let deadline = self.deadline(None);
+        let deadline = self.inner.deadline(None);
         let everyone = self.inner.router.everyone();
         let asked = everyone.iter().map(|(_, connection)| {
             let ask =
@@ -170,7 +171,7 @@ impl Client {
         shard: u64,
         to_node: u64,
     ) -> Result<TransferLeaderResponse> {
-        let deadline = self.deadline(None);
+        let deadline = self.inner.deadline(None);
         self.inner.need_map(deadline).await;
         self.check_endpoints()?;
         let everyone = self.inner.router.everyone();

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
 use quorate_proto::v1::batch_operation::Action;
 use quorate_proto::v1::condition::Expect;
 use quorate_proto::v1::{
@@ -16,8 +15,8 @@ use quorate_proto::v1::{
 };
 
 use crate::call::{How, Identity};
-use crate::client::{Client, Inner};
 use crate::error::{IdentitySlot, Result, WriteId};
+use crate::inner::Inner;
 use crate::retry::Kind;
 use crate::router::Want;
 
@@ -33,8 +32,8 @@ pub(crate) struct Freshness {
 }
 
 impl Freshness {
-    pub fn new(client: &Client) -> Freshness {
-        Freshness { level: client.inner.config.level, token: None, max_staleness: None }
+    pub fn new(client: &Inner) -> Freshness {
+        Freshness { level: client.config.level, token: None, max_staleness: None }
     }
 
     /// Which node serves such a read best.
@@ -189,7 +188,7 @@ macro_rules! send_write {
 
             fn into_future(self) -> Self::IntoFuture {
                 let how = write(self.client, self.identity, self.slot, self.timeout);
-                Box::pin(self.client.inner.execute(self.request, how))
+                Box::pin(self.client.execute(self.request, how))
             }
         }
     };
@@ -200,15 +199,15 @@ fn condition(expect: Expect) -> Condition {
 }
 
 /// How a client writes unless a call says otherwise.
-fn own(client: &Client) -> Identity {
-    match client.inner.config.sessions {
+fn own(client: &Inner) -> Identity {
+    match client.config.sessions {
         true => Identity::Own,
         false => Identity::None,
     }
 }
 
 fn write(
-    client: &Client,
+    client: &Inner,
     identity: Identity,
     slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
@@ -237,19 +236,19 @@ pub(crate) fn read(want: Want, deadline: Instant) -> How {
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Get<'a> {
-    client: &'a Client,
+    client: &'a Inner,
     request: GetRequest,
     freshness: Freshness,
     timeout: Option<Duration>,
 }
 
 impl<'a> Get<'a> {
-    pub(crate) fn new(client: &'a Client, key: Bytes) -> Self {
+    pub(crate) fn new(client: &'a Inner, key: Bytes) -> Self {
         Get {
             client,
             request: GetRequest {
                 key,
-                keyspace: client.inner.config.keyspace.clone(),
+                keyspace: client.config.keyspace.clone(),
                 ..GetRequest::default()
             },
             freshness: Freshness::new(client),
@@ -266,7 +265,7 @@ impl<'a> IntoFuture for Get<'a> {
     type IntoFuture = Sending<'a, GetResponse>;
 
     fn into_future(mut self) -> Self::IntoFuture {
-        let inner = &self.client.inner;
+        let inner = self.client;
         let how = read(self.freshness.want(), self.client.deadline(self.timeout));
         self.request.read = self.freshness.wire(inner, Some(&self.request.key));
         Box::pin(inner.execute(self.request, how))
@@ -277,7 +276,7 @@ impl<'a> IntoFuture for Get<'a> {
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Put<'a> {
-    client: &'a Client,
+    client: &'a Inner,
     request: PutRequest,
     identity: Identity,
     slot: Option<IdentitySlot>,
@@ -285,13 +284,13 @@ pub struct Put<'a> {
 }
 
 impl<'a> Put<'a> {
-    pub(crate) fn new(client: &'a Client, key: Bytes, value: Bytes) -> Self {
+    pub(crate) fn new(client: &'a Inner, key: Bytes, value: Bytes) -> Self {
         Put {
             client,
             request: PutRequest {
                 key,
                 value,
-                keyspace: client.inner.config.keyspace.clone(),
+                keyspace: client.config.keyspace.clone(),
                 ..PutRequest::default()
             },
             identity: own(client),
@@ -309,7 +308,7 @@ send_write!(Put, PutResponse);
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Delete<'a> {
-    client: &'a Client,
+    client: &'a Inner,
     request: DeleteRequest,
     identity: Identity,
     slot: Option<IdentitySlot>,
@@ -317,12 +316,12 @@ pub struct Delete<'a> {
 }
 
 impl<'a> Delete<'a> {
-    pub(crate) fn new(client: &'a Client, key: Bytes) -> Self {
+    pub(crate) fn new(client: &'a Inner, key: Bytes) -> Self {
         Delete {
             client,
             request: DeleteRequest {
                 key,
-                keyspace: client.inner.config.keyspace.clone(),
+                keyspace: client.config.keyspace.clone(),
                 ..DeleteRequest::default()
             },
             identity: own(client),
@@ -340,7 +339,7 @@ send_write!(Delete, DeleteResponse);
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct CompareAndSet<'a> {
-    client: &'a Client,
+    client: &'a Inner,
     request: CompareAndSetRequest,
     identity: Identity,
     slot: Option<IdentitySlot>,
@@ -348,13 +347,13 @@ pub struct CompareAndSet<'a> {
 }
 
 impl<'a> CompareAndSet<'a> {
-    pub(crate) fn new(client: &'a Client, key: Bytes, value: Bytes) -> Self {
+    pub(crate) fn new(client: &'a Inner, key: Bytes, value: Bytes) -> Self {
         CompareAndSet {
             client,
             request: CompareAndSetRequest {
                 key,
                 value,
-                keyspace: client.inner.config.keyspace.clone(),
+                keyspace: client.config.keyspace.clone(),
                 ..CompareAndSetRequest::default()
             },
             identity: own(client),
@@ -372,7 +371,7 @@ send_write!(CompareAndSet, CompareAndSetResponse);
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Increment<'a> {
-    client: &'a Client,
+    client: &'a Inner,
     request: IncrementRequest,
     identity: Identity,
     slot: Option<IdentitySlot>,
@@ -380,13 +379,13 @@ pub struct Increment<'a> {
 }
 
 impl<'a> Increment<'a> {
-    pub(crate) fn new(client: &'a Client, key: Bytes, delta: i64) -> Self {
+    pub(crate) fn new(client: &'a Inner, key: Bytes, delta: i64) -> Self {
         Increment {
             client,
             request: IncrementRequest {
                 key,
                 delta,
-                keyspace: client.inner.config.keyspace.clone(),
+                keyspace: client.config.keyspace.clone(),
                 ..IncrementRequest::default()
             },
             identity: own(client),
@@ -404,7 +403,7 @@ send_write!(Increment, IncrementResponse);
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Batch<'a> {
-    client: &'a Client,
+    client: &'a Inner,
     request: BatchRequest,
     identity: Identity,
     slot: Option<IdentitySlot>,
@@ -412,11 +411,11 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    pub(crate) fn new(client: &'a Client) -> Self {
+    pub(crate) fn new(client: &'a Inner) -> Self {
         Batch {
             client,
             request: BatchRequest {
-                keyspace: client.inner.config.keyspace.clone(),
+                keyspace: client.config.keyspace.clone(),
                 ..BatchRequest::default()
             },
             identity: own(client),
@@ -473,21 +472,3 @@ impl<'a> Batch<'a> {
     }
 }
 send_write!(Batch, BatchResponse);
-
-/// How many gets of one [`Client::multi_get`] are under way at once.
-const MULTI_GET_AT_ONCE: usize = 64;
-
-impl Client {
-    /// Reads many keys, of any shards, each by itself; the results are in the order of the keys. With
-    /// `level` none the client's own level holds.
-    pub async fn multi_get<K: Into<Bytes>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        level: Option<ReadLevel>,
-    ) -> Vec<Result<GetResponse>> {
-        let level = level.unwrap_or(self.inner.config.level);
-        let gets: Vec<_> =
-            keys.into_iter().map(|key| self.get(key).level(level).into_future()).collect();
-        futures::stream::iter(gets).buffered(MULTI_GET_AT_ONCE).collect().await
-    }
-}

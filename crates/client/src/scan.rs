@@ -1,5 +1,6 @@
 //! Scans: pages follow each other by themselves, and a stream that breaks goes on where it was.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -7,8 +8,8 @@ use futures::Stream;
 use quorate_proto::v1::{ReadLevel, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken};
 use tonic::Streaming;
 
-use crate::client::Client;
 use crate::error::{Lost, Result};
+use crate::inner::Inner;
 use crate::request::{Freshness, every_call, every_read, read};
 use crate::retry::{self, Backoff, Kind, Next};
 use crate::router::Want;
@@ -18,18 +19,18 @@ use crate::router::Want;
 #[derive(Debug)]
 #[must_use = "a scan is begun with `rows`, `count` or `collect`"]
 pub struct Scan<'a> {
-    client: &'a Client,
+    client: &'a Arc<Inner>,
     request: ScanRequest,
     freshness: Freshness,
     timeout: Option<Duration>,
 }
 
 impl<'a> Scan<'a> {
-    pub(crate) fn new(client: &'a Client) -> Self {
+    pub(crate) fn new(client: &'a Arc<Inner>) -> Self {
         Scan {
             client,
             request: ScanRequest {
-                keyspace: client.inner.config.keyspace.clone(),
+                keyspace: client.config.keyspace.clone(),
                 ..ScanRequest::default()
             },
             freshness: Freshness::new(client),
@@ -79,9 +80,9 @@ impl<'a> Scan<'a> {
     /// Begins the scan, to be read row by row.
     #[must_use]
     pub fn rows(mut self) -> Rows {
-        self.request.read = self.freshness.wire(&self.client.inner, None);
+        self.request.read = self.freshness.wire(self.client, None);
         Rows {
-            client: self.client.clone(),
+            client: Arc::clone(self.client),
             left: (self.request.limit != 0).then_some(self.request.limit),
             request: self.request,
             timeout: self.timeout,
@@ -132,7 +133,7 @@ impl<'a> Scan<'a> {
 /// The rows of a scan, in order.
 #[derive(Debug)]
 pub struct Rows {
-    client: Client,
+    client: Arc<Inner>,
     /// What the next page asks for.
     request: ScanRequest,
     timeout: Option<Duration>,
@@ -196,7 +197,7 @@ impl Rows {
         let mut request = self.request.clone();
         request.limit = self.left.unwrap_or(0);
         // Boxed: it is large, rarely needed, and would make the future of every row as large.
-        self.page = Some(Box::pin(self.client.inner.execute(request, how)).await?);
+        self.page = Some(Box::pin(self.client.execute(request, how)).await?);
         Ok(())
     }
 
@@ -214,7 +215,7 @@ impl Rows {
             }
             Ok(Err(status)) => return self.resume(Lost::of_status(&status)).await,
             Err(_) => {
-                let waited = self.timeout.unwrap_or(self.client.inner.config.timeout);
+                let waited = self.timeout.unwrap_or(self.client.config.timeout);
                 return Err(Lost::silent("the node that scans", waited).into_error(""));
             }
         };
@@ -236,10 +237,10 @@ impl Rows {
 
     fn page_ends(&mut self, message: &ScanResponse) {
         if let Some(token) = &message.token {
-            self.client.inner.tokens.note(token);
+            self.client.tokens.note(token);
         }
         for receipt in &message.receipts {
-            self.client.inner.router.learn_leader(receipt.shard, receipt.leader_node_id);
+            self.client.router.learn_leader(receipt.shard, receipt.leader_node_id);
         }
         self.receipts.extend_from_slice(&message.receipts);
         self.counted += message.count;

@@ -18,7 +18,9 @@ use tracing::{debug, warn};
 
 use super::link::{HELLO_DEADLINE, Peer};
 use super::presence::{Connection, Refused};
-use super::{Greeter, Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot};
+use super::{
+    Greeter, Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot,
+};
 
 /// How often frames are acknowledged, at most.
 const ACK_EVERY: Duration = Duration::from_millis(250);
