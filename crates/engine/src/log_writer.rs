@@ -172,7 +172,7 @@ impl LogWriter {
         let mut sections = Vec::with_capacity(writes.len() * 2);
         let mut done: Vec<Vec<(GroupId, PersistToken)>> = vec![Vec::new(); self.loops.len()];
         let mut send: Vec<(NodeId, Envelope)> = Vec::new();
-        let mut entries = 0;
+        let (mut entries, mut bytes) = (0, 0);
         for Write { group, replica, engine_loop, persist } in writes {
             let mut push = |kind| sections.push(Section { group, replica, kind });
             if let Some(position) = persist.reset {
@@ -183,6 +183,7 @@ impl LogWriter {
             }
             if !persist.entries.is_empty() {
                 entries += persist.entries.len() as u64;
+                bytes += persist.entries.iter().map(Entry::bytes).sum::<u64>();
                 push(SectionKind::Append(persist.entries));
             }
             done[engine_loop].push((group, persist.token));
@@ -195,6 +196,7 @@ impl LogWriter {
             self.progress.set_durable(self.log.last_sequence());
             self.metrics.fsync_seconds.observe_duration(started.elapsed());
             self.metrics.log_record_entries.observe(entries);
+            self.metrics.log_record_bytes.observe(bytes);
         }
         self.progress.busy_since.store(0, Ordering::Release);
         // The followers' acknowledgements first: a leader elsewhere waits for them, while the own

@@ -13,7 +13,7 @@ quorate_metrics::metrics! {
         checkpoint_seconds: latency,
         /// Entries in one record of the log.
         log_record_entries: count,
-        /// Bytes of one record of the log.
+        /// Bytes of the entries in one record of the log.
         log_record_bytes: bytes,
         /// Entries applied in one batch.
         apply_batch_entries: count,

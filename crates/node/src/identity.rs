@@ -2,7 +2,7 @@
 //!
 //! A node is (cluster id, node id, incarnation), never an address. The incarnation is 128 random bits
 //! drawn once for each data directory, so a directory that was wiped is another incarnation, and the
-//! members that remember the old one refuse it (design §5, Bootstrap). `IDENTITY` is text, outside the
+//! members that remember the old one refuse it. `IDENTITY` is text, outside the
 //! storage engine, so that it survives the loss of `sled/`; it is replaced atomically and is behind a
 //! barrier before the node sends its first packet.
 
@@ -185,16 +185,6 @@ impl DataDir {
     /// Where the storage engine lives; created by its owner.
     pub fn sled_dir(&self) -> PathBuf {
         self.path.join("sled")
-    }
-
-    /// Where snapshots under way are kept; created by its owner.
-    pub fn snapshots_dir(&self) -> PathBuf {
-        self.path.join("snapshots")
-    }
-
-    /// Where damaged data is set aside; never emptied by the program.
-    pub fn aside_dir(&self) -> PathBuf {
-        self.path.join("aside")
     }
 
     /// Whether anything but what [`DataDir::open`] and an interrupted first start leave is in it.

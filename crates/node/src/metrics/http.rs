@@ -188,13 +188,13 @@ mod tests {
         }));
 
         metrics.service.requests.observe(Method::Put, 0, None, Duration::from_millis(1));
-        metrics.queue("inbox").items.set(3);
+        metrics.queue("inbox").bytes.set(3);
         let (code, text) = get(address, "/metrics", "localhost").await;
         assert_eq!(code, 200);
         for line in [
             r#"quorate_requests_total{method="Put",code="OK",level="none"} 1"#,
             r#"quorate_request_seconds_count{method="Put"} 1"#,
-            r#"quorate_queue_items{queue="inbox"} 3"#,
+            r#"quorate_queue_bytes{queue="inbox"} 3"#,
             concat!(r#"quorate_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");

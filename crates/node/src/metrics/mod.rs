@@ -88,12 +88,8 @@ struct PeerLabel {
 /// Handles of one bounded queue.
 #[derive(Debug, Clone)]
 pub struct QueueMetrics {
-    /// What waits in it now.
-    pub items: Gauge,
     /// The bytes that wait in it now.
     pub bytes: Gauge,
-    /// How often it was full.
-    pub full: Counter,
 }
 
 /// Handles of one other node.
@@ -108,9 +104,7 @@ pub struct PeerMetrics {
 }
 
 struct QueueFamilies {
-    items: Family<QueueLabel, Gauge>,
     bytes: Family<QueueLabel, Gauge>,
-    full: Family<QueueLabel, Counter>,
 }
 
 struct PeerFamilies {
@@ -152,11 +146,7 @@ impl Metrics {
     #[must_use]
     pub fn queue(&self, queue: &'static str) -> QueueMetrics {
         let label = QueueLabel { queue };
-        QueueMetrics {
-            items: self.queues.items.get_or_create_owned(&label),
-            bytes: self.queues.bytes.get_or_create_owned(&label),
-            full: self.queues.full.get_or_create_owned(&label),
-        }
+        QueueMetrics { bytes: self.queues.bytes.get_or_create_owned(&label) }
     }
 
     /// The handles of another node, by its id; keep them.
@@ -210,9 +200,7 @@ impl fmt::Debug for Metrics {
 impl QueueFamilies {
     fn register(r: &mut Registry) -> Self {
         Self {
-            items: registered(r, "queue_items", "What waits in a queue", Family::default()),
             bytes: registered(r, "queue_bytes", "Bytes that wait in a queue", Family::default()),
-            full: registered(r, "queue_full", "Times a queue was full", Family::default()),
         }
     }
 }
