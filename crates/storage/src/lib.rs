@@ -50,7 +50,6 @@ mod log;
 mod mark;
 mod node_records;
 pub mod pieces;
-pub mod snapshot;
 mod space;
 pub mod state;
 #[cfg(feature = "testing")]
@@ -64,8 +63,8 @@ pub use error::{Result, StorageError};
 pub use keys::{MAX_KEY_BYTES, RowKey, RowKind};
 pub use log::{LogBackend, LogTuning, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind};
 pub use node_records::NodeRecords;
-pub use snapshot::{Installed, Installer, SnapshotSource};
 pub use space::{Disk, DiskLevel, Space, SpaceProbe};
+pub use state::snapshot::{Installed, Installer, SnapshotSource};
 pub use state::{
     CheckpointJob, CleanJob, Counts, DeltaBudget, DeltaLevel, Finished, Frontier, HashRange,
     Lookup, Scan, ScanPin, ScanRange, ShardHeader, ShardInit, ShardReader, ShardStatus, ShardStore,

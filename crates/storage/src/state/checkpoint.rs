@@ -1,86 +1,19 @@
 //! Writing a checkpoint: the frozen layer becomes versions in the tree, and one insert of the
 //! header makes them the state.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
-use bincode::{BorrowDecode, Encode};
 use quorate_raft::{GroupId, LogId};
 
-use super::clean::{self, Garbage};
+use super::attempt::header_key;
+use super::clean;
 use super::delta::Layer;
+use super::garbage::Garbage;
+use super::generation::Generation;
 use super::header::ShardHeader;
 use super::versions;
-use super::view::{Generation, Shared};
-use crate::codec;
+use super::view::Shared;
 use crate::error::Result;
-
-/// The key of a shard's header in the tree of headers.
-pub(crate) fn header_key(group: GroupId) -> [u8; 8] {
-    group.0.to_be_bytes()
-}
-
-/// The key of a shard's attempt record, beside its header.
-pub(crate) fn attempt_key(group: GroupId) -> [u8; 9] {
-    let mut key = [b'a'; 9];
-    key[..8].copy_from_slice(&header_key(group));
-    key
-}
-
-/// The last checkpoint that was begun in a tree, and the last one that was cleaned up behind.
-///
-/// It is durable before the first version of a checkpoint is written. So a shard whose header is
-/// older than its attempt has to be searched for versions above the header when it is opened, and
-/// no other has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
-pub(crate) struct Attempt {
-    pub(crate) generation: u64,
-    /// The checkpoint whose versions may be in the tree.
-    pub(crate) begun: u64,
-    /// The checkpoint at which no superseded version was left in the tree; 0 is none.
-    pub(crate) cleaned: u64,
-}
-
-impl Attempt {
-    const FORMAT: u8 = 1;
-
-    /// The record of a tree in which nothing was begun that is not in its header.
-    pub(crate) fn none(header: &ShardHeader) -> Attempt {
-        let number = header.number;
-        Attempt { generation: header.generation, begun: number, cleaned: number }
-    }
-
-    /// Notes that the versions of a checkpoint are about to be written; it must be behind a
-    /// barrier before they are.
-    fn begin(shared: &Shared, header: &ShardHeader) -> Result<()> {
-        let mut attempt = shared.attempt.lock();
-        if attempt.generation != header.generation {
-            *attempt = Attempt { generation: header.generation, begun: 0, cleaned: 0 };
-        }
-        attempt.begun = header.number;
-        attempt.write(shared)
-    }
-
-    /// Notes that nothing is left to clean up behind a checkpoint.
-    pub(crate) fn clean(shared: &Shared, header: &ShardHeader) -> Result<()> {
-        let mut attempt = shared.attempt.lock();
-        match attempt.generation.cmp(&header.generation) {
-            Ordering::Less => *attempt = Attempt::none(header),
-            Ordering::Equal => attempt.cleaned = header.number,
-            Ordering::Greater => return Ok(()),
-        }
-        attempt.write(shared)
-    }
-
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Attempt> {
-        codec::decode(bytes, Attempt::FORMAT, "the attempt record of a shard")
-    }
-
-    fn write(&self, shared: &Shared) -> Result<()> {
-        let bytes = codec::encode(Attempt::FORMAT, self)?;
-        shared.headers.insert(&attempt_key(shared.group), &bytes)
-    }
-}
 
 /// A frozen layer to be written to the tree, on any thread. Neither apply nor readers wait for it.
 #[derive(Debug)]
@@ -149,7 +82,7 @@ impl CheckpointJob {
             return Ok(garbage);
         }
         let (tree, number) = (&self.generation.tree, self.header.number);
-        Attempt::begin(&self.shared, &self.header)?;
+        self.shared.begin_attempt(&self.header)?;
         self.shared.engine.barrier()?;
         let cache = self.shared.budget.cache();
         for (key, record) in rows.all() {

@@ -4,68 +4,12 @@
 use std::mem;
 use std::sync::Arc;
 
-use super::checkpoint::Attempt;
+use super::garbage::Garbage;
+use super::generation::Generation;
 use super::versions::{self, Piece};
-use super::view::{Generation, Shared, View};
+use super::view::{Shared, View};
 use crate::error::{Result, StorageError};
 use crate::keys::{self, RowKey};
-
-/// Rows to look at are remembered up to this many bytes; beyond, the whole tree is gone through.
-const REMEMBERED_BYTES_MAX: usize = 4 << 20;
-
-/// What may be there to remove.
-#[derive(Debug, Default)]
-pub(crate) struct Garbage {
-    /// Rows that have, or had, more than one version.
-    rows: Vec<RowKey>,
-    bytes: usize,
-    /// Any row may have: the whole tree is to be gone through.
-    sweep: bool,
-    /// Trees that an install has replaced; their last readers may still be there.
-    retired: Vec<Arc<Generation>>,
-}
-
-impl Garbage {
-    /// Remembers a row of which a new version was written.
-    pub(crate) fn note(&mut self, key: RowKey) {
-        self.bytes += key.as_bytes().len() + mem::size_of::<RowKey>();
-        if self.sweep || self.bytes > REMEMBERED_BYTES_MAX {
-            self.sweep_all();
-        } else {
-            self.rows.push(key);
-        }
-    }
-
-    /// Makes the next cleaning go through the whole tree.
-    pub(crate) fn sweep_all(&mut self) {
-        self.sweep = true;
-        self.rows = Vec::new();
-        self.bytes = 0;
-    }
-
-    pub(crate) fn retire(&mut self, generation: Arc<Generation>) {
-        self.retired.push(generation);
-    }
-
-    pub(crate) fn merge(&mut self, other: Garbage) {
-        if other.sweep {
-            self.sweep_all();
-        }
-        other.rows.into_iter().for_each(|row| self.note(row));
-        self.retired.extend(other.retired);
-    }
-
-    /// Forgets the rows, which belong to a tree that is no longer in use.
-    pub(crate) fn forget_rows(&mut self) {
-        self.rows = Vec::new();
-        self.bytes = 0;
-        self.sweep = false;
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && !self.sweep && self.retired.is_empty()
-    }
-}
 
 /// Cleans one shard, on any thread, beside apply, readers and checkpoints.
 #[derive(Debug)]
@@ -112,7 +56,7 @@ pub(crate) fn clean(shared: &Arc<Shared>) -> Result<()> {
     shared.garbage.lock().merge(left);
     if done {
         shared.occupied.set(view.header.frontier.counts.bytes);
-        Attempt::clean(shared, &view.header)?;
+        shared.attempt_cleaned(&view.header)?;
     }
     Ok(())
 }

@@ -19,31 +19,38 @@
 //! **Readers** take what they need from an atomically replaced view and never wait for more than
 //! one entry's writes ([`ShardReader`]). A pin keeps the state of one index readable ([`ScanPin`]).
 //!
-//! **An install** writes a new tree and flips to it by the header (see [`snapshot`](crate::snapshot)).
+//! **An install** writes a new tree and flips to it by the header (see [`snapshot`]).
 
+mod attempt;
 mod budget;
 mod cache;
-pub(crate) mod checkpoint;
+mod checkpoint;
 mod clean;
 mod delta;
-pub(crate) mod digest;
+mod digest;
+mod garbage;
+mod generation;
 mod header;
-pub(crate) mod pins;
+mod pins;
 mod reader;
 mod scan;
+mod scan_pin;
+pub mod snapshot;
 mod store;
 mod tail;
 mod transaction;
-pub(crate) mod versions;
-pub(crate) mod view;
+mod versions;
+mod view;
 
 pub use budget::{DeltaBudget, DeltaLevel};
 pub use checkpoint::{CheckpointJob, Finished};
 pub use clean::CleanJob;
 pub use header::{Counts, Frontier, HashRange, ShardHeader};
 pub use pins::{SCAN_PINS_MAX, SNAPSHOT_PINS_MAX};
-pub use reader::{ScanPin, ShardReader, ShardStatus};
+pub use reader::{ShardReader, ShardStatus};
 pub use scan::{Scan, ScanRange};
+pub use scan_pin::ScanPin;
 pub use store::{ShardInit, ShardStore};
-pub use transaction::{MAX_RECORD_BYTES, Transaction};
+pub use transaction::Transaction;
+pub use versions::MAX_RECORD_BYTES;
 pub use view::Lookup;

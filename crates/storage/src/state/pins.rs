@@ -9,9 +9,7 @@
 //! for writing, misses none.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use super::view::Shared;
 use crate::error::{Result, StorageError};
 
 /// Scans of one shard that may be pinned at once.
@@ -69,7 +67,7 @@ impl Pins {
         Ok(id)
     }
 
-    fn remove(&mut self, id: u64) {
+    pub(crate) fn remove(&mut self, id: u64) {
         let pin = self.held.remove(&id);
         assert!(pin.is_some(), "pin {id} was released twice");
     }
@@ -89,24 +87,5 @@ impl Pins {
         numbers.sort_unstable();
         numbers.dedup();
         numbers
-    }
-}
-
-/// Holds a pin; dropping it releases the pin.
-#[derive(Debug)]
-pub(crate) struct PinGuard {
-    shared: Arc<Shared>,
-    id: u64,
-}
-
-impl PinGuard {
-    pub(crate) fn new(shared: Arc<Shared>, id: u64) -> PinGuard {
-        PinGuard { shared, id }
-    }
-}
-
-impl Drop for PinGuard {
-    fn drop(&mut self) {
-        self.shared.pins.lock().remove(self.id);
     }
 }

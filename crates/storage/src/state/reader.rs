@@ -9,10 +9,10 @@ use quorate_raft::{GroupId, Index, LogId, ReplicaId};
 use super::clean::CleanJob;
 use super::digest::Digest;
 use super::header::{Counts, Frontier, ShardHeader};
-use super::pins::{PinGuard, PinKind};
-use super::scan::{Scan, ScanRange};
+use super::pins::PinKind;
+use super::scan_pin::ScanPin;
 use super::versions::{self, Span};
-use super::view::{Lookup, Shared, View};
+use super::view::{Lookup, Shared};
 use crate::error::{Result, StorageError};
 use crate::keys::RowKey;
 
@@ -98,7 +98,7 @@ impl ShardReader {
     /// [`StorageError::TooManyPins`] while [`SCAN_PINS_MAX`](super::SCAN_PINS_MAX) are held.
     pub fn pin(&self) -> Result<ScanPin> {
         let (view, index, guard) = self.shared.pin_index()?;
-        Ok(ScanPin { pinned: Arc::new(Pinned { view, index, _guard: guard }) })
+        Ok(ScanPin::new(view, index, guard))
     }
 
     /// What there is to say of the state, all at one index.
@@ -169,54 +169,5 @@ impl ShardReader {
             )));
         }
         Ok(())
-    }
-}
-
-/// Holds the state of a shard at one index for reading. Cloning shares the pin.
-#[derive(Clone, Debug)]
-pub struct ScanPin {
-    pinned: Arc<Pinned>,
-}
-
-#[derive(Debug)]
-struct Pinned {
-    view: Arc<View>,
-    index: u64,
-    _guard: PinGuard,
-}
-
-impl ScanPin {
-    /// The index that is pinned.
-    #[must_use]
-    pub fn index(&self) -> Index {
-        Index(self.pinned.index)
-    }
-
-    /// The row at the pinned index. It may wait for the disk.
-    ///
-    /// # Errors
-    /// A failed read, or [`StorageError::Damaged`].
-    pub fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
-        let Pinned { view, index, .. } = &*self.pinned;
-        if let Some(record) = view.active.read().at(key, *index) {
-            return Ok(record.clone());
-        }
-        if let Some(frozen) = &view.frozen
-            && let Some(record) = frozen.read().at(key, *index)
-        {
-            return Ok(record.clone());
-        }
-        Ok(versions::read(&view.generation.tree, key, view.header.number)?.flatten())
-    }
-
-    /// The rows of a range at the pinned index, in byte order, or from the end if `reverse`. Each
-    /// step may wait for the disk.
-    #[must_use]
-    pub fn scan(&self, range: &ScanRange, reverse: bool) -> Scan {
-        Scan::new(self.clone(), range, reverse)
-    }
-
-    pub(super) fn view(&self) -> &View {
-        &self.pinned.view
     }
 }

@@ -6,7 +6,7 @@ use std::iter::FusedIterator;
 use bytes::Bytes;
 
 use super::delta::Layer;
-use super::reader::ScanPin;
+use super::scan_pin::ScanPin;
 use super::versions::{self, Page, Span};
 use crate::error::Result;
 use crate::keys::{RowKey, RowKind};
@@ -146,3 +146,12 @@ impl Iterator for Scan {
 }
 
 impl FusedIterator for Scan {}
+
+impl ScanPin {
+    /// The rows of a range at the pinned index, in byte order, or from the end if `reverse`. Each
+    /// step may wait for the disk.
+    #[must_use]
+    pub fn scan(&self, range: &ScanRange, reverse: bool) -> Scan {
+        Scan::new(self.clone(), range, reverse)
+    }
+}

@@ -9,22 +9,25 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_raft::{GroupId, Index, LogId, Membership, ReplicaId, SnapshotMeta};
 
+use super::attempt::{Attempt, attempt_key, header_key};
 use super::budget::DeltaBudget;
-use super::checkpoint::{Attempt, CheckpointJob, Finished, attempt_key, header_key};
-use super::clean::{CleanJob, Garbage};
+use super::checkpoint::{CheckpointJob, Finished};
+use super::clean::CleanJob;
 use super::delta::Layer;
 use super::digest::{Digest, Marks};
+use super::garbage::Garbage;
+use super::generation::Generation;
 use super::header::{Frontier, HashRange, ShardHeader};
 use super::pins::{PinKind, Pins};
-use super::reader::{ScanPin, ShardReader};
+use super::reader::ShardReader;
 use super::scan::Scan;
-use super::transaction::Transaction;
+use super::scan_pin::ScanPin;
+use super::snapshot::{Installed, Installer, SnapshotSource};
 use super::versions;
-use super::view::{Generation, Generations, Occupied, Shared, View};
+use super::view::{Generations, Occupied, Shared, View};
 use crate::engine::{Engine, Tree};
 use crate::error::{Result, StorageError};
 use crate::keys::{RowKey, RowKind};
-use crate::snapshot::{Installed, Installer, SnapshotSource};
 
 /// The tree of all shard headers of a node. Its name cannot be that of a shard's tree.
 const HEADERS: &[u8] = b"shards";
@@ -54,7 +57,7 @@ pub struct ShardStore {
     shared: Arc<Shared>,
     /// The published view; only this store replaces it.
     view: Arc<View>,
-    frontier: Frontier,
+    pub(super) frontier: Frontier,
     /// The digest of `frontier`, running; it keeps its buffer from entry to entry.
     digest: Digest,
     membership: Membership,
@@ -267,23 +270,6 @@ impl ShardStore {
     pub fn rows(&self, kind: RowKind) -> Result<Scan> {
         let pin: ScanPin = self.reader().pin()?;
         Ok(Scan::of_kind(pin, kind))
-    }
-
-    /// Begins to apply the entry `at`, which must be the one after the last applied: an entry
-    /// without effect is applied too, by an empty transaction. A log time that goes back counts
-    /// as no progress.
-    ///
-    /// # Panics
-    /// If an entry is left out or applied twice: the replica would no longer be one.
-    pub fn begin(&mut self, at: LogId, log_time: u64) -> Transaction<'_> {
-        let applied = self.frontier.applied;
-        assert!(
-            at.index.0 == applied.index.0 + 1 && at.term >= applied.term,
-            "{}: entry {at} applied after {applied}",
-            self.shared.group
-        );
-        let log_time = log_time.max(self.frontier.log_time);
-        Transaction::new(self, at, log_time)
     }
 
     #[cfg(test)]

@@ -8,11 +8,9 @@ use quorate_raft::{LogId, Membership};
 
 use super::header::Frontier;
 use super::store::ShardStore;
+use super::versions::MAX_RECORD_BYTES;
 use crate::error::{Result, StorageError};
 use crate::keys::{MAX_KEY_BYTES, RowKey};
-
-/// The longest record, in bytes: a value of the largest size with room for what stands around it.
-pub const MAX_RECORD_BYTES: usize = 4 << 20;
 
 /// A row that the transaction has read, and what it wrote to it.
 #[derive(Debug)]
@@ -34,8 +32,27 @@ pub struct Transaction<'a> {
     membership: Option<Membership>,
 }
 
+impl ShardStore {
+    /// Begins to apply the entry `at`, which must be the one after the last applied: an entry
+    /// without effect is applied too, by an empty transaction. A log time that goes back counts
+    /// as no progress.
+    ///
+    /// # Panics
+    /// If an entry is left out or applied twice: the replica would no longer be one.
+    pub fn begin(&mut self, at: LogId, log_time: u64) -> Transaction<'_> {
+        let applied = self.frontier.applied;
+        assert!(
+            at.index.0 == applied.index.0 + 1 && at.term >= applied.term,
+            "{}: entry {at} applied after {applied}",
+            self.header().group
+        );
+        let log_time = log_time.max(self.frontier.log_time);
+        Transaction::new(self, at, log_time)
+    }
+}
+
 impl<'a> Transaction<'a> {
-    pub(super) fn new(store: &'a mut ShardStore, at: LogId, log_time: u64) -> Transaction<'a> {
+    fn new(store: &'a mut ShardStore, at: LogId, log_time: u64) -> Transaction<'a> {
         Transaction { store, at, log_time, slots: BTreeMap::new(), membership: None }
     }
 

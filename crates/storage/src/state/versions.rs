@@ -15,6 +15,9 @@ use crate::error::{Result, StorageError};
 use crate::keys::{self, RowKey};
 use crate::pieces::{self, Joiner};
 
+/// The longest record, in bytes: a value of the largest size with room for what stands around it.
+pub const MAX_RECORD_BYTES: usize = 4 << 20;
+
 /// The format of a version's frame.
 const FORMAT: u8 = 1;
 const TOMBSTONE: u8 = 0;

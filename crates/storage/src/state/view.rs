@@ -16,6 +16,7 @@
 //! checkpoint stands beside them and no pin sees them. An unpinned read may run while the
 //! checkpoint changes; it looks at the view again after it read and starts anew if it did.
 
+use std::cmp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,14 +25,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_raft::GroupId;
 
+use super::attempt::Attempt;
 use super::budget::DeltaBudget;
-use super::cache::CacheId;
-use super::checkpoint::Attempt;
-use super::clean::Garbage;
 use super::delta::Layer;
 use super::digest::Marks;
+use super::garbage::Garbage;
+use super::generation::Generation;
 use super::header::ShardHeader;
-use super::pins::{PinGuard, PinKind, Pins};
+use super::pins::{PinKind, Pins};
 use super::versions;
 use crate::engine::{Engine, Tree};
 use crate::error::Result;
@@ -51,28 +52,6 @@ pub enum Lookup {
 impl Lookup {
     fn known(record: Option<Bytes>) -> Lookup {
         record.map_or(Lookup::Absent, Lookup::Found)
-    }
-}
-
-/// One tree of a shard.
-#[derive(Debug)]
-pub(crate) struct Generation {
-    pub(crate) number: u64,
-    pub(crate) tree: Tree,
-    pub(crate) cache_id: CacheId,
-}
-
-impl Generation {
-    /// The name of a shard's tree.
-    pub(crate) fn tree_name(group: GroupId, number: u64) -> Vec<u8> {
-        format!("s{}/{number}", group.0).into_bytes()
-    }
-
-    /// The shard and the generation of a tree's name, if it is one of ours.
-    pub(crate) fn parse_name(name: &[u8]) -> Option<(GroupId, u64)> {
-        let (group, number) = std::str::from_utf8(name).ok()?.strip_prefix('s')?.split_once('/')?;
-        let (group, number) = (GroupId(group.parse().ok()?), number.parse().ok()?);
-        (Generation::tree_name(group, number) == name).then_some((group, number))
     }
 }
 
@@ -153,7 +132,48 @@ pub(crate) struct Generations {
     pub(crate) installing: bool,
 }
 
+/// Holds a pin; dropping it releases the pin.
+#[derive(Debug)]
+pub(crate) struct PinGuard {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl PinGuard {
+    fn new(shared: Arc<Shared>, id: u64) -> PinGuard {
+        PinGuard { shared, id }
+    }
+}
+
+impl Drop for PinGuard {
+    fn drop(&mut self) {
+        self.shared.pins.lock().remove(self.id);
+    }
+}
+
 impl Shared {
+    /// Notes that the versions of a checkpoint are about to be written; it must be behind a
+    /// barrier before they are.
+    pub(crate) fn begin_attempt(&self, header: &ShardHeader) -> Result<()> {
+        let mut attempt = self.attempt.lock();
+        if attempt.generation != header.generation {
+            *attempt = Attempt { generation: header.generation, begun: 0, cleaned: 0 };
+        }
+        attempt.begun = header.number;
+        attempt.write(&self.headers, self.group)
+    }
+
+    /// Notes that nothing is left to clean up behind a checkpoint.
+    pub(crate) fn attempt_cleaned(&self, header: &ShardHeader) -> Result<()> {
+        let mut attempt = self.attempt.lock();
+        match attempt.generation.cmp(&header.generation) {
+            cmp::Ordering::Less => *attempt = Attempt::none(header),
+            cmp::Ordering::Equal => attempt.cleaned = header.number,
+            cmp::Ordering::Greater => return Ok(()),
+        }
+        attempt.write(&self.headers, self.group)
+    }
+
     /// Looks a row up without touching the tree.
     pub(crate) fn lookup(&self, view: &View, key: &RowKey) -> Lookup {
         if let Some(record) = view.active.read().newest(key) {

@@ -12,10 +12,11 @@ use super::{CHUNK_BYTES, FORMAT, Head, PART_BYTES, Part, Tail, bad, take_row};
 use crate::codec;
 use crate::error::{Result, StorageError};
 use crate::keys::RowKey;
-use crate::state::checkpoint::header_key;
+use crate::state::attempt::header_key;
 use crate::state::digest::Digest;
+use crate::state::generation::Generation;
 use crate::state::versions;
-use crate::state::view::{Generation, Shared};
+use crate::state::view::Shared;
 use crate::state::{Counts, Frontier, ShardHeader};
 
 /// The checkpoint number that the rows of a snapshot get in their new tree.

@@ -27,9 +27,8 @@ use crate::codec;
 use crate::error::{Result, StorageError};
 use crate::keys::RowKey;
 use crate::state::digest::Digest;
-use crate::state::pins::PinGuard;
 use crate::state::versions::{self, Span};
-use crate::state::view::View;
+use crate::state::view::{PinGuard, View};
 use crate::state::{Counts, HashRange, ShardHeader};
 
 pub use install::{Installed, Installer};

@@ -1,0 +1,55 @@
+//! The attempt record: which checkpoint was begun last in a tree, durable before any of its versions.
+
+use bincode::{BorrowDecode, Encode};
+use quorate_raft::GroupId;
+
+use super::header::ShardHeader;
+use crate::codec;
+use crate::engine::Tree;
+use crate::error::Result;
+
+/// The key of a shard's header in the tree of headers.
+pub(crate) fn header_key(group: GroupId) -> [u8; 8] {
+    group.0.to_be_bytes()
+}
+
+/// The key of a shard's attempt record, beside its header.
+pub(crate) fn attempt_key(group: GroupId) -> [u8; 9] {
+    let mut key = [b'a'; 9];
+    key[..8].copy_from_slice(&header_key(group));
+    key
+}
+
+/// The last checkpoint that was begun in a tree, and the last one that was cleaned up behind.
+///
+/// It is durable before the first version of a checkpoint is written. So a shard whose header is
+/// older than its attempt has to be searched for versions above the header when it is opened, and
+/// no other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+pub(crate) struct Attempt {
+    pub(crate) generation: u64,
+    /// The checkpoint whose versions may be in the tree.
+    pub(crate) begun: u64,
+    /// The checkpoint at which no superseded version was left in the tree; 0 is none.
+    pub(crate) cleaned: u64,
+}
+
+impl Attempt {
+    const FORMAT: u8 = 1;
+
+    /// The record of a tree in which nothing was begun that is not in its header.
+    pub(crate) fn none(header: &ShardHeader) -> Attempt {
+        let number = header.number;
+        Attempt { generation: header.generation, begun: number, cleaned: number }
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Attempt> {
+        codec::decode(bytes, Attempt::FORMAT, "the attempt record of a shard")
+    }
+
+    /// Writes the record of a shard; it is durable behind the next barrier.
+    pub(crate) fn write(&self, headers: &Tree, group: GroupId) -> Result<()> {
+        let bytes = codec::encode(Attempt::FORMAT, self)?;
+        headers.insert(&attempt_key(group), &bytes)
+    }
+}

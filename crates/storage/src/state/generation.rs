@@ -1,0 +1,28 @@
+//! The trees of a shard: a new one for each snapshot that is installed.
+
+use quorate_raft::GroupId;
+
+use super::cache::CacheId;
+use crate::engine::Tree;
+
+/// One tree of a shard.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    pub(crate) number: u64,
+    pub(crate) tree: Tree,
+    pub(crate) cache_id: CacheId,
+}
+
+impl Generation {
+    /// The name of a shard's tree.
+    pub(crate) fn tree_name(group: GroupId, number: u64) -> Vec<u8> {
+        format!("s{}/{number}", group.0).into_bytes()
+    }
+
+    /// The shard and the generation of a tree's name, if it is one of ours.
+    pub(crate) fn parse_name(name: &[u8]) -> Option<(GroupId, u64)> {
+        let (group, number) = std::str::from_utf8(name).ok()?.strip_prefix('s')?.split_once('/')?;
+        let (group, number) = (GroupId(group.parse().ok()?), number.parse().ok()?);
+        (Generation::tree_name(group, number) == name).then_some((group, number))
+    }
+}
