@@ -2,7 +2,7 @@
 
 use crate::message::{Envelope, Message, SnapshotResult};
 use crate::raft::Raft;
-use crate::role::Append;
+use crate::steps::Append;
 use crate::types::{Index, Replica, Term};
 
 impl Raft {

@@ -3,10 +3,6 @@
 use thiserror::Error;
 
 use crate::membership::MembershipError;
-use crate::message::{Envelope, Message};
-use crate::output::{Event, ReadOutcome};
-use crate::raft::Raft;
-use crate::role::Role;
 use crate::types::{Index, LogId, ReplicaId, Term};
 
 /// What a replica met that it cannot go on after. From then on it votes for nobody, takes and sends
@@ -36,37 +32,4 @@ pub enum Fault {
         /// What is wrong with it.
         source: MembershipError,
     },
-}
-
-impl Raft {
-    /// Why this replica has stopped by itself; `None` while it takes part in its group.
-    pub fn fault(&self) -> Option<Fault> {
-        self.fault
-    }
-
-    /// Stops for good. What was said and is not handed out yet stays unsaid.
-    pub(crate) fn stop(&mut self, fault: Fault) {
-        if let Role::Follower(follower) = &mut self.role {
-            let reads = follower.reads.drop_all();
-            self.out.reads.extend(reads.into_iter().map(|read| (read, ReadOutcome::Dropped)));
-        }
-        self.out.send.clear();
-        self.fault = Some(fault);
-        self.out.events.push(Event::Stopped { fault });
-    }
-
-    /// What a stopped replica still learns from messages: where the leader is, so that its node can
-    /// pass on what it is asked.
-    pub(crate) fn note_leader(&mut self, envelope: &Envelope) {
-        let leads = matches!(envelope.message, Message::Append { .. } | Message::Heartbeat { .. });
-        if let Role::Follower(follower) = &mut self.role
-            && leads
-            && envelope.term >= self.term
-            && follower.leader != Some(envelope.from)
-        {
-            follower.leader = Some(envelope.from);
-            let (term, role) = (self.term, self.role.kind());
-            self.out.events.push(Event::Role { term, role, leader: Some(envelope.from) });
-        }
-    }
 }

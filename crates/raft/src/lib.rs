@@ -112,10 +112,12 @@
 
 mod config;
 mod dispatch;
+mod drive;
 mod entropy;
 mod error;
 mod fault;
 mod input;
+mod inspect;
 pub mod invariants;
 mod log;
 mod members;
@@ -130,6 +132,8 @@ mod reads;
 mod replication;
 mod role;
 mod status;
+mod steps;
+mod stop;
 mod types;
 
 pub use config::{Config, ConfigError};

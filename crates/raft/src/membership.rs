@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::types::{NodeId, Replica, ReplicaId};
+use crate::types::{Entry, EntryKind, NodeId, Replica, ReplicaId};
 
 /// The members of a group. A joint configuration (Raft paper §6) has outgoing voters too: while it
 /// is in force every decision needs a majority of both sets.
@@ -270,6 +270,20 @@ impl fmt::Display for Membership {
             }
         }
         if self.auto_leave { write!(f, " auto-leave") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.id())?;
+        match self.kind {
+            EntryKind::Noop => write!(f, " noop"),
+            EntryKind::Command => write!(f, " {}", self.payload.escape_ascii()),
+            EntryKind::Membership => match Membership::decode(&self.payload) {
+                Ok(membership) => write!(f, " {membership}"),
+                Err(_) => write!(f, " membership?"),
+            },
+        }
     }
 }
 

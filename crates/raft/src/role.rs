@@ -1,21 +1,12 @@
-//! The roles, and how one follows another. What belongs to a role lives in it, so that nothing of a
-//! role survives its end.
-
-mod candidate;
-mod follower;
-mod leader;
-mod pre_candidate;
-mod transfer;
+//! The roles: what a replica remembers in each of them, and nothing of it survives the role's end. What
+//! it does in them is in `steps`.
 
 use std::collections::BTreeMap;
 
-pub(crate) use follower::{Append, Follower};
-pub(crate) use leader::Leader;
-
-use crate::config::Config;
-use crate::output::{Event, ReadOutcome, RoleKind, TransferEnd};
-use crate::raft::Raft;
-use crate::types::{Replica, ReplicaId, Term, Ticks};
+use crate::output::RoleKind;
+use crate::progress::Progress;
+use crate::reads::{ForwardedReads, ReadRounds};
+use crate::types::{Index, Replica, ReplicaId, Ticks};
 
 /// The role of a replica (Raft paper §5.1, and the pre-candidate of the thesis §9.6).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,84 +46,63 @@ impl Role {
     }
 }
 
-impl Raft {
-    /// An election is due. Learners and strangers hold none; nor does a replica whose log is about
-    /// to be replaced.
-    pub(crate) fn start_election(&mut self) {
-        if self.is_leader() || self.fault.is_some() {
-            return;
+/// What only a follower has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Follower {
+    /// The leader of the current term, once it was heard.
+    pub(crate) leader: Option<Replica>,
+    /// When the leader was last heard.
+    pub(crate) heard: Ticks,
+    /// When an election is due.
+    pub(crate) deadline: Ticks,
+    pub(crate) reads: ForwardedReads,
+    /// The leader sent entries that do not follow each other, and that was reported.
+    pub(crate) malformed: bool,
+    /// See [`Raft::freshness`].
+    pub(crate) freshness: Option<(Ticks, Index)>,
+}
+
+impl Follower {
+    pub(crate) fn new(leader: Option<Replica>, now: Ticks, deadline: Ticks) -> Follower {
+        Follower {
+            leader,
+            heard: now,
+            deadline,
+            reads: ForwardedReads::default(),
+            malformed: false,
+            freshness: None,
         }
-        if !self.members.current().is_voter(self.me.id) || self.installing.is_some() {
-            let later = self.draw_deadline();
-            match &mut self.role {
-                Role::Follower(follower) => follower.deadline = later,
-                Role::PreCandidate(ballot) | Role::Candidate(ballot) => ballot.deadline = later,
-                Role::Leader(_) => {}
-            }
-        } else if self.config.pre_vote {
-            self.become_pre_candidate();
-        } else {
-            self.become_candidate(false);
-        }
     }
+}
 
-    /// Follows in `term`. A timer that runs goes on: only a leader's words and a vote given restart
-    /// it.
-    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<Replica>) {
-        assert!(term >= self.term, "the term cannot go from {} back to {term}", self.term);
-        if term > self.term {
-            self.term = term;
-            self.vote = None;
-            self.persistence.touch_hard_state();
-        }
-        let deadline = match self.role.election_deadline() {
-            Some(deadline) => deadline,
-            None => self.draw_deadline(),
-        };
-        self.change_role(Role::Follower(Follower::new(leader, self.now, deadline)));
-    }
+/// What only a leader has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Leader {
+    /// The first entry of the term. Until it is committed nothing is known to be (§5.4.2).
+    pub(crate) term_start: Index,
+    /// All other members.
+    pub(crate) progress: BTreeMap<ReplicaId, Progress>,
+    pub(crate) next_heartbeat: Ticks,
+    /// When the quorum is counted again. Later than the last count justifies it is never.
+    pub(crate) quorum_deadline: Ticks,
+    /// The size of the entries after the commit index.
+    pub(crate) uncommitted_bytes: u64,
+    /// Something may be due for sending. What is due is decided once per output, so that many
+    /// proposals become one append.
+    pub(crate) dirty: bool,
+    /// The last quorum round begun.
+    pub(crate) round: u64,
+    pub(crate) reads: ReadRounds,
+    /// The round that confirms ages: (round, commit index when it began).
+    pub(crate) age: Option<(u64, Index)>,
+    pub(crate) transfer: Option<Transfer>,
+}
 
-    /// Ends a role and begins another. What waited for the old one is told.
-    fn change_role(&mut self, role: Role) {
-        let old = std::mem::replace(&mut self.role, role);
-        match old {
-            Role::Follower(mut follower) => {
-                let reads = follower.reads.drop_all();
-                self.out.reads.extend(reads.into_iter().map(|read| (read, ReadOutcome::Dropped)));
-            }
-            Role::Leader(mut leader) => {
-                self.answer(leader.reads.drop_all(), None);
-                if let Some(transfer) = leader.transfer {
-                    let end = TransferEnd::SteppedDown;
-                    self.out.events.push(Event::Transfer { to: transfer.to, end });
-                }
-            }
-            Role::PreCandidate(_) | Role::Candidate(_) => {}
-        }
-        let (term, role, leader) = (self.term, self.role.kind(), self.leader());
-        self.out.events.push(Event::Role { term, role, leader });
-    }
-
-    /// Whether votes are refused because a leader is heard (Raft thesis §6.2): a leader hears
-    /// itself as long as it has a quorum.
-    pub(crate) fn hears_leader(&self) -> bool {
-        self.config.check_quorum
-            && match &self.role {
-                Role::Leader(_) => true,
-                Role::Follower(follower) => {
-                    follower.leader.is_some()
-                        && self.now.since(follower.heard) < self.config.election_min
-                }
-                Role::PreCandidate(_) | Role::Candidate(_) => false,
-            }
-    }
-
-    fn draw_deadline(&mut self) -> Ticks {
-        let Config { election_min, election_max, .. } = self.config;
-        self.now.after(self.entropy.between(election_min, election_max))
-    }
-
-    fn other_voters(&self) -> Vec<Replica> {
-        self.members.current().voters().filter(|voter| voter.id != self.me.id).collect()
-    }
+/// A transfer under way. From its start the leader takes no proposals, so that the target can catch
+/// up, and promises no reads: the target may win at any time, unhindered by the others' leases.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Transfer {
+    pub(crate) to: ReplicaId,
+    /// When it is given up.
+    pub(crate) deadline: Ticks,
 }

@@ -203,20 +203,6 @@ impl Entry {
     }
 }
 
-impl fmt::Display for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.id())?;
-        match self.kind {
-            EntryKind::Noop => write!(f, " noop"),
-            EntryKind::Command => write!(f, " {}", self.payload.escape_ascii()),
-            EntryKind::Membership => match crate::Membership::decode(&self.payload) {
-                Ok(membership) => write!(f, " {membership}"),
-                Err(_) => write!(f, " membership?"),
-            },
-        }
-    }
-}
-
 /// What must survive a restart besides the log (Raft paper figure 2, "persistent state").
 ///
 /// It is one record: a term without the vote cast in it would allow a second vote.

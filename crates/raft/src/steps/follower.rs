@@ -1,42 +1,12 @@
 //! The follower: takes the leader's log (Raft paper §5.3) and snapshots (§7), and forwards reads.
 
-use super::Role;
 use crate::fault::Fault;
 use crate::membership::Membership;
 use crate::message::{AppendResult, Message, ReadRequest, SnapshotMeta, SnapshotResult, Timing};
 use crate::output::{Event, Install, ReadOutcome};
 use crate::raft::Raft;
-use crate::reads::ForwardedReads;
+use crate::role::Role;
 use crate::types::{Entry, EntryKind, Index, LogId, Replica, SessionId, Term, Ticks};
-
-/// What only a follower has.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Follower {
-    /// The leader of the current term, once it was heard.
-    pub(crate) leader: Option<Replica>,
-    /// When the leader was last heard.
-    pub(crate) heard: Ticks,
-    /// When an election is due.
-    pub(crate) deadline: Ticks,
-    pub(crate) reads: ForwardedReads,
-    /// The leader sent entries that do not follow each other, and that was reported.
-    malformed: bool,
-    /// See [`Raft::freshness`].
-    pub(crate) freshness: Option<(Ticks, Index)>,
-}
-
-impl Follower {
-    pub(crate) fn new(leader: Option<Replica>, now: Ticks, deadline: Ticks) -> Follower {
-        Follower {
-            leader,
-            heard: now,
-            deadline,
-            reads: ForwardedReads::default(),
-            malformed: false,
-            freshness: None,
-        }
-    }
-}
 
 /// An append as it came in.
 pub(crate) struct Append {

@@ -1,20 +1,11 @@
 //! Handing leadership over (Raft thesis §3.10).
 
-use super::Role;
 use crate::error::TransferError;
 use crate::message::Message;
 use crate::output::{Event, TransferEnd};
 use crate::raft::Raft;
-use crate::types::{ReplicaId, Ticks};
-
-/// A transfer under way. From its start the leader takes no proposals, so that the target can catch
-/// up, and promises no reads: the target may win at any time, unhindered by the others' leases.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Transfer {
-    pub(crate) to: ReplicaId,
-    /// When it is given up.
-    pub(crate) deadline: Ticks,
-}
+use crate::role::{Role, Transfer};
+use crate::types::ReplicaId;
 
 impl Raft {
     /// Starts a transfer; see [`Raft::transfer_leader`].

@@ -1,11 +1,7 @@
 //! The leader: takes proposals, commits (Raft paper §5.3, §5.4.2), beats, confirms reads.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 
-use super::Role;
-use super::transfer::Transfer;
 use crate::error::ProposeError;
 use crate::message::{Message, ReadRequest, Timing};
 use crate::output::{Event, ReadOutcome};
@@ -13,30 +9,8 @@ use crate::progress::Progress;
 use crate::quorum;
 use crate::raft::Raft;
 use crate::reads::{ReadRounds, Reader};
+use crate::role::{Leader, Role};
 use crate::types::{Entry, EntryKind, Index, LogId, Replica, ReplicaId, SessionId, Ticks};
-
-/// What only a leader has.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Leader {
-    /// The first entry of the term. Until it is committed nothing is known to be (§5.4.2).
-    pub(crate) term_start: Index,
-    /// All other members.
-    pub(crate) progress: BTreeMap<ReplicaId, Progress>,
-    pub(crate) next_heartbeat: Ticks,
-    /// When the quorum is counted again. Later than the last count justifies it is never.
-    pub(crate) quorum_deadline: Ticks,
-    /// The size of the entries after the commit index.
-    pub(crate) uncommitted_bytes: u64,
-    /// Something may be due for sending. What is due is decided once per output, so that many
-    /// proposals become one append.
-    pub(crate) dirty: bool,
-    /// The last quorum round begun.
-    pub(crate) round: u64,
-    pub(crate) reads: ReadRounds,
-    /// The round that confirms ages: (round, commit index when it began).
-    pub(crate) age: Option<(u64, Index)>,
-    pub(crate) transfer: Option<Transfer>,
-}
 
 impl Raft {
     pub(crate) fn become_leader(&mut self) {

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Ballot, Role};
 use crate::message::Message;
 use crate::quorum::{Tally, tally};
 use crate::raft::Raft;
+use crate::role::{Ballot, Role};
 use crate::types::{LogId, Replica, Term};
 
 impl Raft {

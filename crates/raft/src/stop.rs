@@ -1,0 +1,40 @@
+//! The stop of a replica that cannot continue without contradicting the others.
+
+use crate::fault::Fault;
+use crate::message::{Envelope, Message};
+use crate::output::{Event, ReadOutcome};
+use crate::raft::Raft;
+use crate::role::Role;
+
+impl Raft {
+    /// Why this replica has stopped by itself; `None` while it takes part in its group.
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// Stops for good. What was said and is not handed out yet stays unsaid.
+    pub(crate) fn stop(&mut self, fault: Fault) {
+        if let Role::Follower(follower) = &mut self.role {
+            let reads = follower.reads.drop_all();
+            self.out.reads.extend(reads.into_iter().map(|read| (read, ReadOutcome::Dropped)));
+        }
+        self.out.send.clear();
+        self.fault = Some(fault);
+        self.out.events.push(Event::Stopped { fault });
+    }
+
+    /// What a stopped replica still learns from messages: where the leader is, so that its node can
+    /// pass on what it is asked.
+    pub(crate) fn note_leader(&mut self, envelope: &Envelope) {
+        let leads = matches!(envelope.message, Message::Append { .. } | Message::Heartbeat { .. });
+        if let Role::Follower(follower) = &mut self.role
+            && leads
+            && envelope.term >= self.term
+            && follower.leader != Some(envelope.from)
+        {
+            follower.leader = Some(envelope.from);
+            let (term, role) = (self.term, self.role.kind());
+            self.out.events.push(Event::Role { term, role, leader: Some(envelope.from) });
+        }
+    }
+}
