@@ -1,5 +1,5 @@
 //! The replica: one struct, and how it starts. What it is told is in `input`, what it answers in
-//! `output`, what it does as a follower or a leader in `role`.
+//! `output`, what it does as a follower or a leader in `steps`.
 
 use crate::config::Config;
 use crate::entropy::Entropy;
