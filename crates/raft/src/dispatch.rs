@@ -90,17 +90,7 @@ impl Raft {
 
     /// A message for a replica that is not here any more. Answers are not answered.
     pub(crate) fn refuse_as_gone(&mut self, envelope: &Envelope) {
-        let wants_answer = matches!(
-            envelope.message,
-            Message::PreVote { .. }
-                | Message::Vote { .. }
-                | Message::Append { .. }
-                | Message::Heartbeat { .. }
-                | Message::InstallSnapshot { .. }
-                | Message::ReadIndex { .. }
-                | Message::TimeoutNow { .. }
-        );
-        if wants_answer {
+        if envelope.message.wants_answer() {
             self.out.send.push(Envelope {
                 group: self.group,
                 from: Replica { id: envelope.to.id, node: self.me.node },

@@ -224,6 +224,26 @@ impl Message {
         matches!(self, Message::Append { .. } | Message::InstallSnapshot { .. })
     }
 
+    /// Whether its sender waits for an answer; the others are answers themselves.
+    pub fn wants_answer(&self) -> bool {
+        match self {
+            Message::PreVote { .. }
+            | Message::Vote { .. }
+            | Message::Append { .. }
+            | Message::Heartbeat { .. }
+            | Message::InstallSnapshot { .. }
+            | Message::ReadIndex { .. }
+            | Message::TimeoutNow { .. } => true,
+            Message::PreVoteReply { .. }
+            | Message::VoteReply { .. }
+            | Message::AppendReply { .. }
+            | Message::HeartbeatReply { .. }
+            | Message::SnapshotReply { .. }
+            | Message::ReadIndexReply { .. }
+            | Message::ReplicaGone => false,
+        }
+    }
+
     /// A stable number for the kind. On the control connection a newer message of a kind may
     /// replace an older one of the same group, sender and receiver: the protocol tolerates it for
     /// each kind.

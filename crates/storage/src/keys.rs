@@ -107,11 +107,11 @@ impl RowKey {
     /// What the row is for.
     #[must_use]
     pub fn kind(&self) -> RowKind {
-        match self.bytes[0] {
-            1 => RowKind::User,
-            2 => RowKind::Session,
-            3 => RowKind::Meta,
-            other => unreachable!("a row key is only made of a known kind, not of {other}"),
+        match RowKind::from_u8(self.bytes[0]) {
+            Some(kind) => kind,
+            None => {
+                unreachable!("a row key is only made of a known kind, not of {}", self.bytes[0])
+            }
         }
     }
 
