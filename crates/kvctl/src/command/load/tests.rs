@@ -132,3 +132,14 @@ async fn the_journal_has_a_line_for_each_acknowledgement() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "a\\t\t1\t1\nc\t3\t1\n");
     assert!(Journal::create(&path).is_err(), "an old journal was overwritten");
 }
+
+/// The time of a record may come between two looks at the clock, with nothing under way that would wake
+/// the load again.
+#[tokio::test]
+async fn a_record_that_is_due_while_the_load_looks_is_not_waited_for() {
+    let text: String = (0..100_000).map(|i| format!("{i}\t\n")).collect();
+    let limits = Limits { rate: Some(100_000), ..limits() };
+    let loading = load(&text, limits, None, |_, _| async { Ok(put(1)) });
+    let loaded = tokio::time::timeout(Duration::from_secs(20), loading).await;
+    assert_eq!(loaded.expect("it does not stand still").counts.put, 100_000);
+}
