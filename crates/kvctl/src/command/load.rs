@@ -160,13 +160,15 @@ where
         let mut at_end = false;
         let mut interrupted = std::pin::pin!(interrupt.first());
         loop {
-            if let Some(record) = self.take_ready(&mut head, under_way.len()) {
+            // One look at the clock decides both: what is not due yet is waited for.
+            let now = Instant::now();
+            if let Some(record) = self.take_ready(&mut head, under_way.len(), now) {
                 under_way.push(self.begin(record));
                 continue;
             }
             let reading = head.is_none() && !at_end && self.stopped.is_none();
             let begin_at = head.as_ref().and(self.next_begin);
-            let paced = begin_at.is_some_and(|at| at > Instant::now()) && self.stopped.is_none();
+            let paced = begin_at.is_some_and(|at| at > now) && self.stopped.is_none();
             if !reading && under_way.is_empty() && (head.is_none() || self.stopped.is_some()) {
                 break;
             }
@@ -188,11 +190,15 @@ where
     }
 
     /// The next record, if it may begin now.
-    fn take_ready(&mut self, head: &mut Option<Record>, under_way: usize) -> Option<Record> {
+    fn take_ready(
+        &mut self,
+        head: &mut Option<Record>,
+        under_way: usize,
+        now: Instant,
+    ) -> Option<Record> {
         if self.stopped.is_some() || under_way >= self.limits.in_flight {
             return None;
         }
-        let now = Instant::now();
         let ready = head.take_if(|record| {
             !self.busy.contains(&record.key) && self.next_begin.is_none_or(|at| at <= now)
         })?;
