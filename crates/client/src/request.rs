@@ -232,7 +232,7 @@ pub(crate) fn read(want: Want, deadline: Instant) -> How {
     How { want, kind: Kind::Read, identity: Identity::None, slot: None, deadline }
 }
 
-/// Reads a key; see [`Client::get`].
+/// Reads a key; see [`Client::get`](crate::Client::get).
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Get<'a> {
@@ -272,7 +272,7 @@ impl<'a> IntoFuture for Get<'a> {
     }
 }
 
-/// Writes a key; see [`Client::put`].
+/// Writes a key; see [`Client::put`](crate::Client::put).
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Put<'a> {
@@ -304,7 +304,7 @@ impl<'a> Put<'a> {
 }
 send_write!(Put, PutResponse);
 
-/// Removes a key; see [`Client::delete`].
+/// Removes a key; see [`Client::delete`](crate::Client::delete).
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Delete<'a> {
@@ -335,7 +335,7 @@ impl<'a> Delete<'a> {
 }
 send_write!(Delete, DeleteResponse);
 
-/// Writes a key if it is as expected; see [`Client::compare_and_set`].
+/// Writes a key if it is as expected; see [`Client::compare_and_set`](crate::Client::compare_and_set).
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct CompareAndSet<'a> {
@@ -367,7 +367,7 @@ impl<'a> CompareAndSet<'a> {
 }
 send_write!(CompareAndSet, CompareAndSetResponse);
 
-/// Adds to a number; see [`Client::increment`].
+/// Adds to a number; see [`Client::increment`](crate::Client::increment).
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Increment<'a> {
@@ -399,7 +399,7 @@ impl<'a> Increment<'a> {
 }
 send_write!(Increment, IncrementResponse);
 
-/// Several operations, all or none; see [`Client::batch`]. Each key may appear once.
+/// Several operations, all or none; see [`Client::batch`](crate::Client::batch). Each key may appear once.
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Batch<'a> {

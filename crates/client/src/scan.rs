@@ -14,7 +14,7 @@ use crate::request::{Freshness, every_call, every_read, read};
 use crate::retry::{self, Backoff, Kind, Next};
 use crate::router::Want;
 
-/// Reads keys in byte order over all shards; see [`Client::scan`]. Each page shows every shard at one
+/// Reads keys in byte order over all shards; see [`Client::scan`](crate::Client::scan). Each page shows every shard at one
 /// index of its own; pages, and the parts of a scan that had to begin anew, are different instants.
 #[derive(Debug)]
 #[must_use = "a scan is begun with `rows`, `count` or `collect`"]

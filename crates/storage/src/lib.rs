@@ -10,7 +10,7 @@
 //! | `log` | the record log of all groups: entries, hard states, resets |
 //! | `mark` | the file `MARK`: how far the log must reach |
 //! | `node_records` | named records of the node itself |
-//! | [`keys`], [`state`], [`snapshot`] | one shard's rows, checkpoints, snapshots |
+//! | [`keys`], [`state`], [`state::snapshot`] | one shard's rows, checkpoints, snapshots |
 //! | `space` | free space and the reserve |
 //! | [`crash`], `testing` | crash points, the log's twin and its contract (feature `testing`) |
 //!

@@ -37,7 +37,7 @@ impl ScanPin {
     /// The row at the pinned index. It may wait for the disk.
     ///
     /// # Errors
-    /// A failed read, or [`StorageError::Damaged`].
+    /// A failed read, or [`Damaged`](crate::StorageError::Damaged).
     pub fn get(&self, key: &RowKey) -> Result<Option<Bytes>> {
         let Pinned { view, index, .. } = &*self.pinned;
         if let Some(record) = view.active.read().at(key, *index) {
