@@ -10,7 +10,10 @@ use super::{Lane, PeerTarget, Shared};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+/// How long the called node may take to answer the Hello.
+pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// The oldest version of the peer messages that this program understands.
 pub const WIRE_VERSION_MIN: u32 = 1;
 /// The newest version of the peer messages that this program understands.

@@ -25,12 +25,14 @@
 //! acknowledges none for five seconds is cut off and dialled anew; HTTP/2 pings find the dead ones
 //! sooner. What a cut may have lost of the bulk lane is reported with [`Inbound::bulk_dropped`].
 
+mod admission;
 mod convert;
 pub mod dial;
 mod hello;
 mod link;
 mod memory;
 mod outbox;
+mod peer;
 mod presence;
 mod service;
 mod snapshot;
@@ -59,8 +61,8 @@ pub use snapshot::{
     CHUNK_BYTES_MAX, SnapshotError, SnapshotHeader, SnapshotSink, SnapshotSource, SnapshotTurn,
 };
 
-use link::Peer;
 use memory::Memory;
+use peer::Peer;
 
 /// The largest message that is decoded, in bytes; also the bound of one entry with its frame.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;

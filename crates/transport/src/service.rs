@@ -16,8 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
-use super::link::{HELLO_DEADLINE, Peer};
-use super::presence::{Connection, Refused};
+use super::admission::Connection;
+use super::hello::HELLO_DEADLINE;
+use super::peer::Peer;
+use super::presence::Refused;
 use super::{
     Greeter, Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot,
 };
@@ -192,7 +194,8 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<Streaming<wire::SnapshotRequest>>,
     ) -> Result<Response<wire::SnapshotResponse>, Status> {
         let shared = self.shared()?;
-        let refusal = snapshot::receive(self, &shared, request.into_inner()).await?;
+        let admit = async |hello: &wire::Hello| self.admit(&shared, hello).await;
+        let refusal = snapshot::receive(admit, &shared, request.into_inner()).await?;
         let node_id = shared.local.node.0;
         Ok(Response::new(wire::SnapshotResponse {
             node_id,

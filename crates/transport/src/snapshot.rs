@@ -22,8 +22,11 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::link::{HELLO_DEADLINE, Peer};
-use super::{PeerService, Shared, convert, dial};
+use super::admission::Connection;
+use super::hello::{HELLO_DEADLINE, PeerHello};
+use super::peer::Peer;
+use super::presence::Refused;
+use super::{Shared, convert, dial};
 
 /// The largest chunk on the wire, in bytes; a larger one from the source is cut into several.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -295,10 +298,10 @@ enum Feed {
     Abort(String),
 }
 
-/// Takes one incoming snapshot. The inner error is a sentence for the sender; the outer one means that
+/// Takes one incoming snapshot, of a peer that `admit` takes. The inner error is a sentence for the sender; the outer one means that
 /// nobody listens for it any more.
 pub(super) async fn receive(
-    service: &PeerService,
+    admit: impl AsyncFnOnce(&wire::Hello) -> Result<(Arc<Peer>, PeerHello, Connection), Refused>,
     shared: &Arc<Shared>,
     mut incoming: Streaming<wire::SnapshotRequest>,
 ) -> Result<Result<(), String>, Status> {
@@ -313,7 +316,7 @@ pub(super) async fn receive(
         return Ok(Err("the start of a snapshot has no Hello for the snapshot lane".into()));
     };
     // No other process may be taken for this one before the transfer is over.
-    let (peer, _, _connection) = match service.admit(shared, hello).await {
+    let (peer, _, _connection) = match admit(hello).await {
         Ok(admitted) => admitted,
         Err(refused) => return Ok(Err(refused.sentence)),
     };

@@ -1,0 +1,169 @@
+//! Admission of a peer's process: it waits for the one before it, is looked for in its place, or is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_proto::ids::Incarnation;
+use quorate_proto::raft::v1 as wire;
+use tokio::time::timeout_at;
+
+use super::hello::PeerHello;
+use super::memory::{Memory, Remembered, StartId};
+use super::peer::Peer;
+use super::presence::{Presence, Process, Refused, SILENCE, Verdict};
+
+/// How long a new process waits for the connections of the one before it to end: a killed process's do
+/// at once, but a busy machine may notice the new one first.
+const GIVE_WAY: Duration = Duration::from_secs(1);
+
+/// One connection of the process that is taken for the peer. While there is one, no other process is.
+pub(super) struct Connection {
+    peer: Arc<Peer>,
+    memory: Arc<Memory>,
+    incarnation: Incarnation,
+    start: StartId,
+}
+
+impl Connection {
+    /// The process has told, on this connection, how far its log is durable.
+    pub fn told(&self, log_sequence: u64) {
+        self.memory.told(self.incarnation, self.start, log_sequence);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut last = false;
+        self.peer.presence.send_modify(|presence| {
+            presence.connections -= 1;
+            last = presence.connections == 0;
+        });
+        if last {
+            // Whatever becomes of its directory now, what it has told is held against it.
+            self.memory.save_soon();
+        }
+    }
+}
+
+impl Peer {
+    /// Takes a process for this peer, as far as it may be. `in_place`: this node has found it where
+    /// the peer should be. What has to be remembered of it is durable when this returns.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub async fn take(
+        self: &Arc<Self>,
+        hello: &PeerHello,
+        in_place: bool,
+        memory: &Arc<Memory>,
+    ) -> Result<Connection, Refused> {
+        let patience = tokio::time::Instant::now() + GIVE_WAY;
+        let mut changes = self.presence.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let mut verdict = Verdict::Taken;
+            self.presence.send_if_modified(|presence| {
+                verdict = presence.offer(hello, in_place, memory);
+                matches!(verdict, Verdict::Taken)
+            });
+            match verdict {
+                Verdict::Taken => break,
+                Verdict::WentBack(remembered) => {
+                    // A refusal that this node's own end would take back is none.
+                    memory.all_saved().await;
+                    return Err(went_back_refusal(hello, &remembered));
+                }
+                Verdict::Undecided(other) => {
+                    self.look.notify_one();
+                    return Err(undecided_refusal(hello, &other));
+                }
+                Verdict::Another(other) => {
+                    if !self.answers() {
+                        self.end_incoming();
+                    }
+                    let Ok(Ok(())) = timeout_at(patience, changes.changed()).await else {
+                        return Err(another_refusal(hello, &other));
+                    };
+                }
+            }
+        }
+        let connection = Connection {
+            peer: Arc::clone(self),
+            memory: Arc::clone(memory),
+            incarnation: hello.incarnation,
+            start: hello.start,
+        };
+        if memory.processes_saved().await {
+            Ok(connection)
+        } else {
+            Err(Refused::from("this node stops".to_owned()))
+        }
+    }
+
+    /// This node looked for the peer's process where it should be, and did not reach it. `ended`: its
+    /// host says that there is none; else it is gone when it has been silent for long enough.
+    pub fn not_found(&self, ended: bool) {
+        if ended || self.silent_for() >= SILENCE {
+            self.presence.send_if_modified(Presence::not_found);
+        }
+    }
+
+    /// A process with this start id answers where the peer should be, though it takes no connection.
+    pub fn answered(&self, start: StartId) {
+        let mut same = false;
+        self.presence.send_if_modified(|presence| {
+            let Some(last) = &presence.last else { return false };
+            same = last.start == start;
+            start.0 != 0 && !same && presence.not_found()
+        });
+        if same {
+            self.heard();
+        }
+    }
+}
+
+fn another_refusal(hello: &PeerHello, other: &Process) -> Refused {
+    let node = hello.node.0;
+    Refused {
+        reason: wire::RefusalReason::AnotherProcess,
+        sentence: format!(
+            "node {node} runs already: another process with its data directory (start {}, at {}) is \
+             connected and answers. The one with start {}, at {}, may run on a copy; stop it, for a \
+             data directory is for one process. If node {node} has moved, end the other one",
+            other.start, other.address, hello.start, hello.peer_address
+        ),
+    }
+}
+
+fn undecided_refusal(hello: &PeerHello, other: &Process) -> Refused {
+    Refused {
+        reason: wire::RefusalReason::Undecided,
+        sentence: format!(
+            "node {} was another process (start {}, at {}) when it was last connected; whether that \
+             one still runs is being looked at",
+            hello.node.0, other.start, other.address
+        ),
+    }
+}
+
+fn went_back_refusal(hello: &PeerHello, remembered: &Remembered) -> Refused {
+    let node = hello.node.0;
+    Refused {
+        reason: wire::RefusalReason::WentBack,
+        sentence: format!(
+            "the disk of node {node} went back in time: it has said boot number {} and log sequence \
+             {} before (start {}), and now says {} and {} (start {}, at {}). Its data directory is an \
+             older copy, or a copy of it has run elsewhere since; votes and acknowledgements that it \
+             gave may be missing, so it takes no part. Stop it. If its newest directory still exists, \
+             put that in place and start it; otherwise leave it stopped: the other nodes have its \
+             data and serve its shards. Replacing a node is not offered yet",
+            remembered.boot_counter,
+            remembered.log_sequence,
+            remembered.start,
+            hello.boot_counter,
+            hello.log_sequence,
+            hello.start,
+            hello.peer_address
+        ),
+    }
+}

@@ -1,0 +1,179 @@
+//! A peer: where it is, what waits to be sent to it, and which of its processes is taken for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use quorate_proto::raft::v1 as wire;
+use quorate_raft::{Envelope, NodeId};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::outbox::{InOrder, Latest, Outbox};
+use super::presence::{Presence, SILENCE};
+use super::{PeerTarget, PeerView, Shared};
+
+/// Another node.
+pub(super) struct Peer {
+    pub node: NodeId,
+    pub(super) target: Mutex<PeerTarget>,
+    pub(super) control: Arc<Outbox<Latest>>,
+    pub(super) bulk: Arc<Outbox<InOrder>>,
+    pub(super) state: Mutex<State>,
+    pub(super) born: Instant,
+    /// Milliseconds from `born` to the last sign of life, plus one; 0 = none yet.
+    heard: AtomicU64,
+    /// One outgoing snapshot at a time.
+    pub snapshot_out: Arc<Semaphore>,
+    /// One incoming snapshot at a time.
+    pub snapshot_in: Arc<Semaphore>,
+    /// The incoming stream of each lane; a newer one ends the older.
+    incoming: Mutex<[Option<CancellationToken>; 3]>,
+    /// Which process is taken for the peer.
+    pub(super) presence: watch::Sender<Presence>,
+    /// Lets the control link dial at once: whether the peer is in its place is waited for.
+    pub(super) look: Notify,
+    pub(super) stop: CancellationToken,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) connected: bool,
+    /// Why not connected.
+    pub(super) detail: String,
+    /// That was told as something that passes, and not yet as a warning.
+    pub(super) told_quietly: bool,
+}
+
+impl Peer {
+    pub fn new(node: NodeId, target: PeerTarget, shared: &Shared) -> Self {
+        let config = &shared.config;
+        let presence = Presence::new(target.incarnation, &target.address, &shared.memory);
+        Self {
+            node,
+            presence,
+            look: Notify::new(),
+            target: Mutex::new(target),
+            control: Arc::new(Outbox::new(usize::MAX, config.frame_bytes_max)),
+            bulk: Arc::new(Outbox::new(config.bulk_queue_bytes, config.frame_bytes_max)),
+            state: Mutex::new(State { detail: "not yet dialled".into(), ..State::default() }),
+            born: Instant::now(),
+            heard: AtomicU64::new(0),
+            snapshot_out: Arc::new(Semaphore::new(1)),
+            snapshot_in: Arc::new(Semaphore::new(1)),
+            incoming: Mutex::default(),
+            stop: shared.stop.child_token(),
+        }
+    }
+
+    pub fn target(&self) -> PeerTarget {
+        self.target.lock().clone()
+    }
+
+    pub fn set_target(&self, target: &PeerTarget) {
+        self.target.lock().clone_from(target);
+    }
+
+    /// The peer says where it is: it is dialled there from now on, when its connections end or fail.
+    /// Else a node that moved would be looked for at its old address for ever.
+    pub fn told_address(&self, address: &str) {
+        let mut target = self.target.lock();
+        if !address.is_empty() && target.address != address {
+            info!(
+                peer = self.node.0,
+                known = target.address,
+                address,
+                "peer tells another address"
+            );
+            address.clone_into(&mut target.address);
+        }
+    }
+
+    /// Ends everything that concerns this peer.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Takes a message for the right lane; `false`: dropped.
+    pub fn put(&self, envelope: Envelope) -> bool {
+        if envelope.message.is_bulk() {
+            self.bulk.put(envelope)
+        } else {
+            self.control.put(envelope)
+        }
+    }
+
+    pub fn wake(&self) {
+        self.control.wake();
+        self.bulk.wake();
+    }
+
+    /// Tells the peer what each frame tells, though there may be no message for it.
+    pub fn nudge(&self) {
+        self.control.nudge();
+    }
+
+    /// Something came from it.
+    pub fn heard(&self) {
+        self.heard.store(self.born.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// Since it was heard at last, or since this node knows of it.
+    pub fn silent_for(&self) -> Duration {
+        let heard = self.heard.load(Ordering::Relaxed).saturating_sub(1);
+        self.born.elapsed().saturating_sub(Duration::from_millis(heard))
+    }
+
+    /// Whether the process that is taken for it shows that it is there.
+    pub fn answers(&self) -> bool {
+        self.state.lock().connected || self.silent_for() < SILENCE
+    }
+
+    /// Ends all incoming streams.
+    pub fn end_incoming(&self) {
+        self.incoming.lock().iter().flatten().for_each(CancellationToken::cancel);
+    }
+
+    /// The token of a new incoming stream; the older stream of the lane ends.
+    pub fn replace_incoming(&self, lane: wire::Lane) -> CancellationToken {
+        let token = self.stop.child_token();
+        let slot = match lane {
+            wire::Lane::Control | wire::Lane::Unspecified => 0,
+            wire::Lane::Bulk => 1,
+            wire::Lane::Snapshot => 2,
+        };
+        if let Some(older) = self.incoming.lock()[slot].replace(token.clone()) {
+            older.cancel();
+        }
+        token
+    }
+
+    pub fn view(&self) -> PeerView {
+        let (control, bulk) = (self.control.counts(), self.bulk.counts());
+        let state = self.state.lock();
+        let heard = self.heard.load(Ordering::Relaxed);
+        PeerView {
+            node: self.node,
+            connected: state.connected,
+            address: self.target().address,
+            detail: if state.connected { String::new() } else { state.detail.clone() },
+            silent_for: (heard > 0).then(|| self.silent_for()),
+            bulk_queue_bytes: self.bulk.bytes(),
+            messages_sent: control.messages + bulk.messages,
+            frames_sent: control.frames + bulk.frames,
+            bulk_dropped: bulk.dropped,
+        }
+    }
+
+    /// Notes why there is no connection, and says it when it is news. Returns whether it was.
+    pub fn note(&self, sentence: &str) -> bool {
+        let mut state = self.state.lock();
+        if state.detail == sentence {
+            return false;
+        }
+        sentence.clone_into(&mut state.detail);
+        true
+    }
+}
