@@ -61,7 +61,7 @@ fn the_directory_is_private_and_explains_itself() {
     let _identity = open(&dir, 1).unwrap();
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
     let explained = fs::read_to_string(dir.join("README")).unwrap();
-    for name in ["IDENTITY", "LOCK", "MARK", "sled/", "log/", "snapshots/", "aside/"] {
+    for name in ["IDENTITY", "LOCK", "MARK", "sled/", "log/"] {
         assert!(explained.lines().any(|line| line.starts_with(name)), "{name}: {explained}");
     }
     assert!(!explained.contains("kvnode inspect"), "there is no such command yet");
