@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use quorate_client::Client;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{GetStatusRequest, GetStatusResponse, NodePhase};
 use quorate_tests::cluster::PATIENCE;
 use quorate_tests::files::{copy, copy_at_rest};
+use quorate_tests::named::{check, fill};
 use quorate_tests::ports::{Port, lease};
 use quorate_tests::{Cluster, ClusterOptions, Exit, binaries, until, until_async};
 use tonic::transport::Endpoint;
@@ -17,20 +17,6 @@ use tonic::transport::Endpoint;
 fn options(arguments: &[&str]) -> ClusterOptions {
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     ClusterOptions { shards: 2, arguments, ..ClusterOptions::default() }
-}
-
-async fn fill(client: &Client, name: &str, count: u32) {
-    for number in 0..count {
-        let put = client.put(format!("{name}-{number}"), format!("{name} {number}")).await;
-        put.unwrap_or_else(|error| panic!("{name}-{number} is acknowledged: {error}"));
-    }
-}
-
-async fn check(client: &Client, name: &str, count: u32) {
-    for number in 0..count {
-        let got = client.get(format!("{name}-{number}")).await.expect("a linearizable read");
-        assert_eq!(got.value, format!("{name} {number}"), "{name}-{number}");
-    }
 }
 
 /// A second process for a node of a cluster, with a directory and addresses of its own.

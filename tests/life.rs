@@ -14,6 +14,7 @@ use quorate_proto::v1::{
     GetMapRequest, GetRequest, NodePhase, PutRequest, ReadLevel, ReplicaStatus,
 };
 use quorate_tests::cluster::PATIENCE;
+use quorate_tests::named::{check, fill};
 use quorate_tests::ports::lease;
 use quorate_tests::raw::{CALL, at, key_in, within};
 use quorate_tests::{Cluster, ClusterOptions, Exit, binaries, until, until_async};
@@ -21,20 +22,6 @@ use quorate_tests::{Cluster, ClusterOptions, Exit, binaries, until, until_async}
 fn options(nodes: u64, shards: u32, arguments: &[&str]) -> ClusterOptions {
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     ClusterOptions { nodes, shards, arguments, ..ClusterOptions::default() }
-}
-
-async fn fill(client: &Client, name: &str, count: u32) {
-    for number in 0..count {
-        let put = client.put(format!("{name}-{number}"), format!("{name} {number}")).await;
-        put.unwrap_or_else(|error| panic!("{name}-{number} is acknowledged: {error}"));
-    }
-}
-
-async fn check(client: &Client, name: &str, count: u32) {
-    for number in 0..count {
-        let got = client.get(format!("{name}-{number}")).await.expect("a linearizable read");
-        assert_eq!(got.value, format!("{name} {number}"), "{name}-{number}");
-    }
 }
 
 async fn replica(cluster: &Cluster, id: u64, shard: u64) -> Option<ReplicaStatus> {

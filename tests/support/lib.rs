@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod files;
 pub mod history;
 pub mod logs;
+pub mod named;
 pub mod needs;
 mod plain;
 pub mod ports;

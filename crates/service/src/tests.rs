@@ -30,6 +30,7 @@ use quorate_storage::{
     DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, RecordLog,
 };
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -151,6 +152,17 @@ impl Node {
         self.core.engine.stop();
         drop((self.orders, self.dir));
     }
+}
+
+/// Node 1, which holds the shard, with its server, and node 2, which reaches it there.
+async fn served_and_asked() -> (Node, Node, JoinHandle<Result<(), tonic::transport::Error>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    let (holder, asked) = (Node::start(1, &address), Node::start(2, &address));
+    let service = KvServer::new(holder.kv.clone());
+    let incoming = TcpListenerStream::new(listener);
+    let server = Server::builder().add_service(service).serve_with_incoming(incoming);
+    (holder, asked, tokio::spawn(server))
 }
 
 /// The messages of a scan, before they are the answers of a call.
@@ -330,13 +342,7 @@ fn a_scan_that_gets_no_thread_in_time_is_refused() {
 #[test]
 fn a_scan_through_another_node_is_the_same_scan() {
     block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("its address").to_string();
-        let (holder, asked) = (Node::start(1, &address), Node::start(2, &address));
-        let service = KvServer::new(holder.kv.clone());
-        let incoming = TcpListenerStream::new(listener);
-        let server = Server::builder().add_service(service).serve_with_incoming(incoming);
-        let server = tokio::spawn(server);
+        let (holder, asked, server) = served_and_asked().await;
         let keys: Vec<String> = (0..8).map(|n| format!("key{n}")).collect();
         for key in &keys {
             holder.put(key, vec![1; 700_000]).await;

@@ -324,13 +324,7 @@ fn a_shard_without_a_leader_or_out_of_reach_refuses_an_attempt() {
 #[test]
 fn a_refusal_of_the_leader_keeps_its_outcome_on_its_way_through_another_node() {
     block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("its address").to_string();
-        let (holder, asked) = (Node::start(1, &address), Node::start(2, &address));
-        let service = KvServer::new(holder.kv.clone());
-        let incoming = TcpListenerStream::new(listener);
-        let server = Server::builder().add_service(service).serve_with_incoming(incoming);
-        let server = tokio::spawn(server);
+        let (holder, asked, server) = served_and_asked().await;
         let mut said = Said::default();
         let write = Asked { timeout: "5S", ..Asked::bare() };
         set_disk(&holder.core, DiskLevel::Critical);
