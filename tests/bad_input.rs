@@ -14,7 +14,7 @@ use quorate_proto::v1::{
     IncrementRequest, Outcome, PutAction, PutRequest, ReadLevel, ReadOptions, Reason, RouteHint,
     ScanRequest, SessionToken, SessionTokenPart, WriteSession,
 };
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::ports::lease;
 use quorate_tests::raw::{failure, key_in};
 use quorate_tests::{Cluster, ClusterOptions, Exit, binaries, until, until_async};
@@ -240,14 +240,14 @@ async fn a_node_of_another_cluster_is_refused_by_both_sides() {
     theirs.start_node_with(1, &foreign);
     theirs.wait_ready().await;
     let cluster_id = theirs.status(1).await.expect("it answers").cluster_id;
-    let detail = until_async("our node 1 says why node 3 is not connected", PATIENCE, || async {
+    let detail = until_async("our node 1 says why node 3 is not connected", TIMEOUT, || async {
         let status = ours.status(1).await?;
         let peer = status.peers.into_iter().find(|peer| peer.node_id == 3)?;
         (!peer.connected && peer.detail.contains("belongs to cluster")).then_some(peer.detail)
     })
     .await;
     assert!(detail.contains(&hex(&cluster_id)) || detail.contains("node 1 belongs"), "{detail}");
-    until("their node logs whom it refused", PATIENCE, || {
+    until("their node logs whom it refused", TIMEOUT, || {
         theirs.log(1).contains("belongs to cluster").then_some(())
     });
     ours.client_of(&[1, 2]).put("more", "ours").await.expect("ours goes on");
@@ -314,7 +314,7 @@ async fn requests_over_a_limit_or_without_a_meaning_are_refused_with_a_reason() 
     let large = vec![b'v'; VALUE_BYTES_MAX + 1];
     let refused = invalid(kv.put(put("large", large)).await, Reason::BadValue);
     assert_eq!((refused.field.as_str(), refused.limit), ("value", VALUE_BYTES_MAX as u64));
-    assert_eq!(refused.knob, "max-value-size");
+    assert_eq!(refused.config_key, "max-value-size");
     assert!(refused.message.contains("1048577") && refused.message.contains("1048576"));
 
     // Whole messages: ours up to 4 MiB, the library's above.
@@ -475,7 +475,7 @@ async fn a_burst_of_the_largest_values_ends_no_node_and_is_kept() {
     let value = |number: usize| vec![number as u8; VALUE_BYTES_MAX];
     let puts = (0..96).map(|number| {
         let put = client.put(format!("large-{number}"), value(number));
-        async move { put.timeout(PATIENCE).await.expect("it is taken in time") }
+        async move { put.timeout(TIMEOUT).await.expect("it is taken in time") }
     });
     futures::future::join_all(puts).await;
     for node in 1..=3 {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use quorate_client::Client;
 use quorate_proto::v1::{OpenSessionRequest, PutRequest, WriteSession};
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::raw::{CALL, failure, key_in, within};
 use quorate_tests::{Cluster, ClusterOptions, until_async};
 
@@ -43,7 +43,7 @@ async fn session_writes_continue_at_full_rate_through_every_node_whatever_one_cl
 
 /// Waits until each node leads a shard, the one whose clock is off among them.
 async fn all_lead(cluster: &Cluster) {
-    until_async("every node leads a shard", PATIENCE, || async {
+    until_async("every node leads a shard", TIMEOUT, || async {
         let leaders = cluster.leaders().await;
         let leads = |id: &u64| leaders.iter().any(|(shard, leader)| *shard != 0 && leader == id);
         cluster.ids().iter().all(leads).then_some(())
@@ -84,7 +84,7 @@ async fn every_shard_takes_the_sessions_of_every_node(cluster: &Cluster, offset:
 /// By `kvctl status`, and in the log of every node.
 async fn the_clock_is_named(cluster: &Cluster, offset: i64) {
     let side = if offset < 0 { "behind" } else { "ahead of" };
-    until_async("status names the clock", PATIENCE, || async {
+    until_async("status names the clock", TIMEOUT, || async {
         let status = cluster.kvctl(&["status"]);
         let text = String::from_utf8_lossy(&status.stdout);
         let named = text.lines().find(|line| line.contains("the clock of n"))?;
@@ -93,7 +93,7 @@ async fn the_clock_is_named(cluster: &Cluster, offset: i64) {
         Some(())
     })
     .await;
-    until_async("every node warns", PATIENCE, || async {
+    until_async("every node warns", TIMEOUT, || async {
         let warned = |id: &u64| {
             let log = cluster.log(*id);
             log.lines().any(|line| line.contains("clock: off") && ahead_in(line, offset))
@@ -128,7 +128,7 @@ async fn write(client: Client, id: u64, offset: i64, task: u32) {
     for number in (task..WRITES / 3).step_by(TASKS as usize) {
         let put = client.put(format!("through-{id}-{number}"), offset.to_string());
         let put = if number % 2 == 0 { put } else { put.one_shot() };
-        let answer = put.timeout(PATIENCE).await;
+        let answer = put.timeout(TIMEOUT).await;
         let answer = answer.unwrap_or_else(|error| panic!("{offset} ms off, n{id}: {error}"));
         assert!(answer.applied);
     }

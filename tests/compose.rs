@@ -20,7 +20,7 @@ const PROJECT: &str = "quorate-test";
 /// The image to build in, where no other is named and none can be pulled.
 const BASE: &str = "quorate-build-base";
 /// Containers start and elect on machines that do much else.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
 fn the_cluster_of_containers() {
@@ -103,14 +103,14 @@ impl Project {
     }
 
     fn wait_healthy(&self) {
-        until("every container is healthy", PATIENCE, || {
+        until("every container is healthy", TIMEOUT, || {
             (1..=3).all(|id| self.health(id) == "healthy").then_some(())
         });
         self.wait_served("64 of 64 shards serve; 3 of 3 nodes answer");
     }
 
     fn wait_served(&self, sentence: &str) {
-        until(sentence, PATIENCE, || {
+        until(sentence, TIMEOUT, || {
             let output = self.kvctl(&["status"]).output().expect("kvctl starts");
             String::from_utf8_lossy(&output.stdout).contains(sentence).then_some(())
         });
@@ -181,7 +181,7 @@ impl Project {
 
     /// The node that leads the shard of a key.
     fn leader_of(&self, key: &str) -> usize {
-        until("the shard has a leader", PATIENCE, || {
+        until("the shard has a leader", TIMEOUT, || {
             let output = self.kvctl(&["locate", key]).output().expect("kvctl starts");
             let told = String::from_utf8_lossy(&output.stdout).into_owned();
             let leader = told.lines().find_map(|line| line.strip_prefix("leader"))?.trim();
@@ -192,7 +192,7 @@ impl Project {
     /// Nothing fails, and nothing becomes unknown, while a leader is killed in the middle of a load.
     fn kill_a_leader_under_load(&self, stored: &mut BTreeMap<String, String>) {
         let load = self.begin_load(stored, "killed", 3_000, &["--rate", "500"]);
-        until("the load has begun", PATIENCE, || {
+        until("the load has begun", TIMEOUT, || {
             let got = self.kvctl(&["get", "killed-00100"]).output().expect("kvctl starts");
             got.status.success().then_some(())
         });
@@ -231,7 +231,7 @@ impl Project {
         docker(&["network", "connect", "--alias", &alias, &network, &container]);
         assert_ne!(address(), before, "it has another address");
         self.wait_healthy();
-        until("it has what was written without it", PATIENCE, || {
+        until("it has what was written without it", TIMEOUT, || {
             let mut command = Command::new(binaries::path("kvctl"));
             command.args(["--endpoints", &self.port(away).address(), "--consistency", "stale"]);
             let got = command.args(["get", "without-00999"]).output().expect("kvctl starts");

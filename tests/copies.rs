@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{GetStatusRequest, GetStatusResponse, NodePhase};
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::files::{copy, copy_at_rest};
 use quorate_tests::named::{check, fill};
 use quorate_tests::ports::{Port, lease};
@@ -70,7 +70,7 @@ impl Second {
 
     /// Waits until both others have refused it; it must never have been taken.
     fn wait_refused(&self, sentence: &str) {
-        until("both others refuse the second process", PATIENCE, || {
+        until("both others refuse the second process", TIMEOUT, || {
             let log = self.log();
             assert!(!log.contains("peer: connected"), "it takes part: {log}");
             let refused =
@@ -96,7 +96,7 @@ impl Drop for Second {
 
 /// Waits until node `id` is connected, as all others see it.
 async fn wait_connected(cluster: &Cluster, id: u64) {
-    until_async(&format!("the others are connected to node {id}"), PATIENCE, || async {
+    until_async(&format!("the others are connected to node {id}"), TIMEOUT, || async {
         for other in cluster.ids().into_iter().filter(|other| *other != id) {
             let status = cluster.status(other).await?;
             status.peers.iter().find(|peer| peer.node_id == id && peer.connected)?;
@@ -112,7 +112,7 @@ async fn a_copy_started_elsewhere_while_its_node_runs_takes_no_part() {
     fill(&cluster.client(), "before", 20).await;
     cluster.wait_equal().await;
     let data = cluster.directory().join("copy");
-    copy_at_rest(&cluster.node(3).data, &data, PATIENCE);
+    copy_at_rest(&cluster.node(3).data, &data, TIMEOUT);
     let second = Second::start(&cluster, 3, &data);
     second.wait_refused("another process");
     for id in [1, 2] {
@@ -174,7 +174,7 @@ async fn a_node_that_moves_with_its_directory_goes_on_there() {
 
 /// Waits until node 3 says that its disk went back in time, and checks who knows and who goes on.
 async fn is_found_out(cluster: &Cluster) {
-    let status = until_async("node 3 knows that its disk went back in time", PATIENCE, || async {
+    let status = until_async("node 3 knows that its disk went back in time", TIMEOUT, || async {
         let status = cluster.status(3).await?;
         assert_ne!(status.phase(), NodePhase::Ready, "it takes part: {}", cluster.log(3));
         (status.phase() == NodePhase::StorageFailed).then_some(status)
@@ -188,7 +188,7 @@ async fn is_found_out(cluster: &Cluster) {
     let words = cluster.kvctl(&["status"]);
     let text = String::from_utf8_lossy(&words.stdout).into_owned();
     assert!(text.contains("went back in time"), "kvctl status says so: {text}");
-    until("a node that remembers more says so", PATIENCE, || {
+    until("a node that remembers more says so", TIMEOUT, || {
         let told = |id| cluster.log(id).contains("the disk of node 3 went back in time");
         (told(1) || told(2)).then_some(())
     });
@@ -208,7 +208,7 @@ async fn older_copies(store: &str) {
     let (older, newest) = (cluster.directory().join("older"), cluster.directory().join("newest"));
 
     // Copied while its first process ran, and writes since: the number of its next start is new.
-    copy_at_rest(&cluster.node(3).data, &older, PATIENCE);
+    copy_at_rest(&cluster.node(3).data, &older, TIMEOUT);
     fill(&cluster.client(), "new", 20).await;
     cluster.wait_equal().await;
     assert_eq!(cluster.stop(3), Exit::Code(0));
@@ -232,7 +232,7 @@ async fn older_copies(store: &str) {
     // refuses the newest until that has passed the two starts of the copy (an open point of crates/TODO.md).
     for _ in 0..2 {
         cluster.start_node(3);
-        until_async("node 3 answers", PATIENCE, || cluster.status(3)).await;
+        until_async("node 3 answers", TIMEOUT, || cluster.status(3)).await;
         assert_eq!(cluster.stop(3), Exit::Code(0));
     }
     cluster.start_node(3);

@@ -8,8 +8,8 @@ use futures::StreamExt;
 use quorate_client::Client;
 use quorate_proto::v1::{GetRequest, GetResponse, NodePhase, ReadLevel, Reason, ReplicaHealth};
 use quorate_storage::keys::{after_row, row_prefix};
-use quorate_storage::{Engine, EngineOptions, NodeRecords, RowKey, RowKind};
-use quorate_tests::cluster::PATIENCE;
+use quorate_storage::{Database, DatabaseOptions, NodeRecords, RowKey, RowKind};
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::files::copy;
 use quorate_tests::raw::{CALL, at, failure, within};
 use quorate_tests::{Cluster, ClusterOptions, Exit, until_async};
@@ -20,7 +20,7 @@ use tonic::Code;
 /// A stopped node's file, with some bits of it flipped.
 fn flip(path: &Path, random: &mut StdRng, flips: usize) {
     let mut bytes = fs::read(path).expect("the file is there");
-    // The file of the engine is a few mebibytes, most of them zeros that nobody has written.
+    // The file of the database is a few mebibytes, most of them zeros that nobody has written.
     let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     assert!(written > 0, "{} is empty", path.display());
     for _ in 0..flips {
@@ -52,7 +52,7 @@ enum Became {
 /// Starts node 3 on what is left of its directory, and sees that no lie comes of it.
 async fn outcome(cluster: &mut Cluster, what: &str) -> Became {
     cluster.start_node(3);
-    let status = until_async(&format!("node 3 says how it stands ({what})"), PATIENCE, || async {
+    let status = until_async(&format!("node 3 says how it stands ({what})"), TIMEOUT, || async {
         if cluster.has_ended(3) {
             return Some(None);
         }
@@ -96,7 +96,7 @@ async fn refuses(cluster: &Cluster, what: &str) {
 /// is damaged.
 async fn no_silent_loss(cluster: &Cluster, what: &str) -> Became {
     let waited = format!("node 3 has all keys or knows its damage ({what})");
-    until_async(&waited, PATIENCE, || async {
+    until_async(&waited, TIMEOUT, || async {
         let mut kv = cluster.kv(3);
         for number in 0..KEPT {
             let (key, value) = kept(number);
@@ -274,7 +274,7 @@ async fn damage_of_the_log_file_is_never_silent_and_never_a_panic() {
         ("many bits of the log", flip_log_much as fn(&Path, &mut StdRng)),
         ("half of the log", cut_log),
         ("the log removed", remove_log),
-        // Without the log in it, the engine holds the state and little else.
+        // Without the log in it, the database holds the state and little else.
         ("one bit of the state", flip_engine),
         ("one bit of the state", flip_engine),
         ("one bit of the state", flip_engine),
@@ -288,11 +288,12 @@ async fn damage_of_the_log_file_is_never_silent_and_never_a_panic() {
 /// Takes one row out of the state of a stopped node, so that only a comparison of the whole tree with
 /// its header tells, and makes its last run one that the machine's end cut off.
 fn lose_in_power_cut(data: &Path, lost: &str) {
-    let engine = Engine::open(&data.join("sled"), EngineOptions::default()).expect("it opens");
+    let database =
+        Database::open(&data.join("sled"), DatabaseOptions::default()).expect("it opens");
     let lost = RowKey::new(RowKind::User, 0, lost.as_bytes());
     let mut removed = 0;
-    for name in engine.tree_names().into_iter().filter(|name| name.starts_with(b"s")) {
-        let tree = engine.tree(&name).expect("a tree");
+    for name in database.tree_names().into_iter().filter(|name| name.starts_with(b"s")) {
+        let tree = database.tree(&name).expect("a tree");
         let row = row_prefix(&lost)..after_row(&row_prefix(&lost));
         let keys: Vec<_> = tree.range(row).map(|entry| entry.expect("an entry").0).collect();
         for key in keys {
@@ -301,7 +302,7 @@ fn lose_in_power_cut(data: &Path, lost: &str) {
         }
     }
     assert_eq!(removed, 1, "the row was in one tree, in one version, in one piece");
-    let records = NodeRecords::open(&engine).expect("the records");
+    let records = NodeRecords::open(&database).expect("the records");
     records.put("last-run", b"running another-boot").expect("written");
 }
 
@@ -323,7 +324,7 @@ async fn what_a_power_cut_took_is_found_before_it_is_served() {
     lose_in_power_cut(&cluster.node(3).data, lost);
 
     cluster.start_node(3);
-    let healths = until_async("node 3 has compared all its replicas", PATIENCE, || async {
+    let healths = until_async("node 3 has compared all its replicas", TIMEOUT, || async {
         let key = lost.into();
         let read = GetRequest { key, read: at(ReadLevel::Stale), ..GetRequest::default() };
         // Another replica may answer for this one, but this one not before it is compared.

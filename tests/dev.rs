@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use quorate_tests::binaries;
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::needs::{Need, met};
 use quorate_tests::ports::{Port, lease_at};
 use quorate_tests::watched::{process_state, until_gone};
@@ -56,7 +56,7 @@ fn run(line: &str) -> String {
 /// Asks the program for the status until the line of a node, and the count of shards with leaders, say
 /// this.
 fn until_status(dev: &mut Watched, node: &str, said: &str, led: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         dev.forget();
         dev.type_in("status\n");
@@ -111,7 +111,7 @@ fn a_user_breaks_and_mends_a_cluster_from_its_terminal() {
     // One is paused: the others answer for it, and it goes on.
     dev_1.type_in("pause 1\n");
     dev_1.line(&["n1 is paused; start 1 lets it go on"]);
-    until("n1 is stopped", PATIENCE, || (process_state(pids[0]) == Some('T')).then_some(()));
+    until("n1 is stopped", TIMEOUT, || (process_state(pids[0]) == Some('T')).then_some(()));
     assert_eq!(run(&get), "hello-2");
     dev_1.type_in("start 1\n");
     dev_1.line(&[&format!("n1 goes on, pid {}", pids[0])]);

@@ -10,7 +10,7 @@ use quorate_client::api::{
     Reason, WriteSession,
 };
 use quorate_client::{Client, ClientConfig, Error, WriteId};
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::raw::{CALL, within};
 use quorate_tests::{Cluster, ClusterOptions, until_async};
 use tokio::sync::Semaphore;
@@ -80,7 +80,7 @@ async fn ten_thousand_increments_through_killed_leaders_add_up() {
 
     for kill in 0..KILLS {
         let enough = (kill + 1) * portion - LEFT_AT_KILL;
-        until_async("increments are answered", PATIENCE, || async {
+        until_async("increments are answered", TIMEOUT, || async {
             (answered.load(Ordering::SeqCst) >= enough).then_some(())
         })
         .await;
@@ -217,10 +217,11 @@ async fn add_ten(
 /// Adds 100 with kvctl while the leader cannot commit; the command that asks again.
 fn add_hundred_in_vain(cluster: &Cluster, key: &str, session: &WriteSession) -> Option<String> {
     let id: String = session.id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let words = ["--session-id", &id, "--sequence", "1", "--timeout", "300ms", "incr", key, "100"];
+    let id = format!("{id}/1");
+    let words = ["--write-id", &id, "--timeout", "300ms", "incr", key, "100"];
     let output = cluster.kvctl(&words);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    let line = told.lines().find(|line| line.contains("--session-id")).map(str::trim);
+    let line = told.lines().find(|line| line.contains("--write-id")).map(str::trim);
     (output.status.code() == Some(4)).then(|| line.expect(&told).to_owned())
 }
 
@@ -238,7 +239,7 @@ async fn a_refusal_after_an_unknown_outcome_does_not_call_the_write_not_applied(
     let Alone { leader, others, key, session, command } = leader_alone(&cluster, &client).await;
     let key = key.as_str();
     // Once it knows that it leads nobody it refuses: of the earlier attempt it knows nothing.
-    let refused = until_async("the leader has stepped down", PATIENCE, || async {
+    let refused = until_async("the leader has stepped down", TIMEOUT, || async {
         let asked = add_ten(&cluster, leader, key, &session, Duration::from_secs(1)).await;
         let failure = asked.expect_err("no quorum");
         let outcome = failure.as_ref().map(Failure::outcome);
@@ -271,7 +272,7 @@ async fn a_refusal_after_an_unknown_outcome_does_not_call_the_write_not_applied(
         cluster.resume(other);
     }
     cluster.wait_ready().await;
-    let sum = until_async("it is answered", PATIENCE, || async {
+    let sum = until_async("it is answered", TIMEOUT, || async {
         add_ten(&cluster, leader, key, &session, CALL).await.ok()
     })
     .await;

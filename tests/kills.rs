@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use quorate_client::{Client, ClientConfig};
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{GetRequest, ReadLevel, ReadOptions, ReplicaRole};
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::history::{History, Outcome};
 use quorate_tests::registers::{Recorded, Registers};
 use quorate_tests::{Cluster, ClusterOptions, until_async};
@@ -204,7 +204,7 @@ impl Campaign {
     /// Waits until clients were answered some more.
     async fn wait_answers(&self) {
         let enough = self.registers.answered() + BETWEEN;
-        until_async("clients are answered", PATIENCE, || async {
+        until_async("clients are answered", TIMEOUT, || async {
             (self.registers.answered() >= enough).then_some(())
         })
         .await;
@@ -238,7 +238,7 @@ impl Campaign {
         let victim = self.any_node();
         let mut log = self.cluster.watch_log(victim);
         self.registers.set_heavy(true);
-        log.wait_for(&WORDS, PATIENCE);
+        log.wait_for(&WORDS, TIMEOUT);
         self.cluster.kill(victim);
         log.last(&WORDS).is_some_and(|line| line.message.starts_with(WORDS[0]))
     }
@@ -254,7 +254,7 @@ impl Campaign {
             *last = (*last).max(replica.last);
         }
         self.registers.set_heavy(true);
-        until_async("a leader has compacted past what the node has", PATIENCE, || async {
+        until_async("a leader has compacted past what the node has", TIMEOUT, || async {
             let statuses = self.cluster.statuses().await;
             let replicas = statuses.values().flat_map(|status| &status.replicas);
             let mut led = replicas.filter(|replica| replica.role() == ReplicaRole::Leader);
@@ -268,7 +268,7 @@ impl Campaign {
         const RECEIVER: [&str; 3] = ["snapshot: receiving", "snapshot: installed", "snapshot: not"];
         const SENDER: [&str; 2] = ["snapshot: sent", "snapshot: not sent"];
         let log = logs.get_mut(&receiver).expect("each node has a log");
-        let transfer = log.wait_for(&RECEIVER, PATIENCE);
+        let transfer = log.wait_for(&RECEIVER, TIMEOUT);
         let sender = transfer.peer.expect("a snapshot comes from a node");
         let victim = if self.random.random() { receiver } else { sender };
         self.cluster.kill(victim);
@@ -293,7 +293,7 @@ impl Campaign {
         self.cluster.kill(victim);
         let mut log = self.cluster.watch_log(victim);
         self.cluster.start_node(victim);
-        log.wait_for(&[stage], PATIENCE);
+        log.wait_for(&[stage], TIMEOUT);
         self.cluster.kill(victim);
         log.last(&["ready: "]).is_none()
     }
@@ -407,7 +407,7 @@ async fn after_a_kill_writes_go_on_soon() {
         let leaders = cluster.leaders().await;
         let kill = Instant::now();
         cluster.kill(victim);
-        until_async("every shard takes writes", PATIENCE, || async {
+        until_async("every shard takes writes", TIMEOUT, || async {
             let after = |all: &Acknowledged| all.lock().iter().filter(|at| **at > kill).count();
             shards.values().all(|acknowledged| after(acknowledged) >= 20).then_some(())
         })

@@ -13,7 +13,7 @@ use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{
     GetMapRequest, GetRequest, NodePhase, PutRequest, ReadLevel, ReplicaStatus,
 };
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::named::{check, fill};
 use quorate_tests::ports::lease;
 use quorate_tests::raw::{CALL, at, key_in, within};
@@ -31,7 +31,7 @@ async fn replica(cluster: &Cluster, id: u64, shard: u64) -> Option<ReplicaStatus
 
 /// Waits until a node has logged this.
 fn wait_logged(cluster: &Cluster, id: u64, sentence: &str) {
-    until(&format!("node {id} logs {sentence:?}"), PATIENCE, || {
+    until(&format!("node {id} logs {sentence:?}"), TIMEOUT, || {
         cluster.log(id).contains(sentence).then_some(())
     });
 }
@@ -47,7 +47,7 @@ async fn a_node_that_was_away_while_the_others_compacted_catches_up_by_snapshot(
 
     let client = cluster.client();
     let mut written = 0u32;
-    until_async("the others drop what node 3 lacks from their logs", PATIENCE * 2, || {
+    until_async("the others drop what node 3 lacks from their logs", TIMEOUT * 2, || {
         let (client, cluster) = (client.clone(), &cluster);
         let first = written;
         written += 16;
@@ -104,7 +104,7 @@ async fn a_wiped_directory_has_no_vote_and_two_of_three_form_no_second_cluster()
     assert_eq!(cluster.stop(3), Exit::Code(0));
     cluster.wipe(3);
     cluster.start_node(3);
-    assert_eq!(cluster.wait_end_within(3, PATIENCE), Exit::Code(10));
+    assert_eq!(cluster.wait_end_within(3, TIMEOUT), Exit::Code(10));
     let log = cluster.log(3);
     assert!(log.contains("node 3 is already a member of cluster quorate"), "{log}");
     assert!(log.contains("it may not come back as node 3"), "{log}");
@@ -119,7 +119,7 @@ async fn a_wiped_directory_has_no_vote_and_two_of_three_form_no_second_cluster()
     cluster.start_node(3);
     for id in [2, 3] {
         // The third sentence comes four seconds after the first: many rounds of questions.
-        until(&format!("node {id} goes on waiting"), PATIENCE, || {
+        until(&format!("node {id} goes on waiting"), TIMEOUT, || {
             let log = cluster.log(id);
             let fresh = log.rsplit("node: listening").next().unwrap_or_default();
             (fresh.matches("waiting to form the cluster: node 1").count() >= 3).then_some(())
@@ -136,7 +136,7 @@ async fn a_wiped_directory_has_no_vote_and_two_of_three_form_no_second_cluster()
     // The one that remembers comes back: both are refused, and it has lost nothing.
     cluster.start_node(1);
     for id in [2, 3] {
-        assert_eq!(cluster.wait_end_within(id, PATIENCE), Exit::Code(10), "node {id}");
+        assert_eq!(cluster.wait_end_within(id, TIMEOUT), Exit::Code(10), "node {id}");
     }
     let mut kv = cluster.kv(1);
     for number in 0..30 {
@@ -145,7 +145,7 @@ async fn a_wiped_directory_has_no_vote_and_two_of_three_form_no_second_cluster()
             read: at(ReadLevel::Stale),
             ..GetRequest::default()
         };
-        let got = until_async("node 1 has opened its storage", PATIENCE, || {
+        let got = until_async("node 1 has opened its storage", TIMEOUT, || {
             let (mut kv, request) = (kv.clone(), request.clone());
             async move { kv.get(request).await.ok() }
         });
@@ -166,7 +166,7 @@ async fn formation_waits_for_the_last_node_and_for_equal_flags() {
         wait_logged(&cluster, id, "waiting to form the cluster: node 3: no answer from");
     }
     // Late by far more than any time-out between nodes.
-    until_async("thirty seconds without node 3", PATIENCE, || async {
+    until_async("thirty seconds without node 3", TIMEOUT, || async {
         for id in [1, 2] {
             let status = cluster.status(id).await.expect("it listens while it waits");
             assert_eq!((status.phase(), status.ready), (NodePhase::Forming, false));
@@ -201,7 +201,7 @@ async fn formation_waits_for_the_last_node_and_for_equal_flags() {
     cluster.wait_ready().await;
     assert_eq!(cluster.stop(3), Exit::Code(0));
     cluster.start_node_with(3, &["--cluster-name", "another"]);
-    assert_eq!(cluster.wait_end_within(3, PATIENCE), Exit::Code(10));
+    assert_eq!(cluster.wait_end_within(3, TIMEOUT), Exit::Code(10));
     let log = cluster.log(3);
     assert!(log.contains("this directory belongs to cluster quorate, and this node was started"));
     cluster.start_node(3);
@@ -243,7 +243,7 @@ async fn a_rolling_restart_under_load_fails_no_write() {
     let more = |than: u64| {
         let acknowledged = acknowledged.clone();
         async move {
-            until_async("writes go on", PATIENCE, || async {
+            until_async("writes go on", TIMEOUT, || async {
                 (acknowledged.load(Ordering::Relaxed) >= than + 50).then_some(())
             })
             .await;
@@ -288,7 +288,7 @@ async fn everything_stays(store: &str, other: &str) {
     }
     let asked = Instant::now();
     for id in cluster.ids() {
-        assert_eq!(cluster.wait_end_within(id, PATIENCE), Exit::Code(0), "node {id}");
+        assert_eq!(cluster.wait_end_within(id, TIMEOUT), Exit::Code(0), "node {id}");
     }
     // Five seconds for leaderships that nobody can take, and the checkpoints of a noisy machine.
     assert!(asked.elapsed() < Duration::from_secs(15), "the end took {:?}", asked.elapsed());
@@ -313,7 +313,7 @@ async fn everything_stays(store: &str, other: &str) {
 
     assert_eq!(cluster.stop(2), Exit::Code(0));
     cluster.start_node_with(2, &["--log-store", other]);
-    assert_eq!(cluster.wait_end_within(2, PATIENCE), Exit::Code(2));
+    assert_eq!(cluster.wait_end_within(2, TIMEOUT), Exit::Code(2));
     let log = cluster.log(2);
     let last = log.lines().last().unwrap_or_default();
     assert!(last.contains(store) && last.contains("--log-store"), "{last}");
@@ -346,7 +346,7 @@ async fn a_data_directory_alone_is_a_cluster_of_one() {
         Running(kvnode.spawn().expect("kvnode starts"))
     };
     let client =
-        || Client::new(ClientConfig::new([&address]).expect("an endpoint").timeout(PATIENCE));
+        || Client::new(ClientConfig::new([&address]).expect("an endpoint").timeout(TIMEOUT));
     let mut process = start();
     let put = client().put("alone", "and well").await.expect("one node is a quorum of one");
     assert!(put.applied);
@@ -479,7 +479,7 @@ async fn of_seven_nodes_two_are_outside_group_0_and_serve_all_the_same() {
     cluster.start_node_with(1, &["--advertise-client", &address]);
     cluster.wait_ready().await;
     for id in outside {
-        until_async(&format!("node {id}, outside of group 0, learns it"), PATIENCE, || async {
+        until_async(&format!("node {id}, outside of group 0, learns it"), TIMEOUT, || async {
             let mut client = ClusterClient::new(cluster.channel(id));
             let map = client.get_map(GetMapRequest::default()).await.ok()?.into_inner().map?;
             map.nodes
@@ -501,7 +501,7 @@ async fn a_member_whose_storage_is_gone_stays_up_and_says_why() {
     let (sled, aside) = (cluster.node(2).data.join("sled"), cluster.directory().join("moved"));
     fs::rename(&sled, &aside).expect("the storage is moved away");
     cluster.start_node(2);
-    let status = until_async("node 2 knows that its storage failed", PATIENCE, || async {
+    let status = until_async("node 2 knows that its storage failed", TIMEOUT, || async {
         let status = cluster.status(2).await?;
         (status.phase() == NodePhase::StorageFailed).then_some(status)
     })

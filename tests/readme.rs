@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use quorate_tests::binaries::{self, repository};
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::needs::{Need, met};
 use quorate_tests::ports::{Port, lease_at};
 use quorate_tests::{Cluster, ClusterOptions, Exit, Watched, until};
@@ -166,7 +166,7 @@ fn the_first_minute() {
     cluster.line(&["n2 was killed (signal 9)"]);
     place.expect(get, "hello, world");
     place.expect(put, "OK\n");
-    until("the others serve all shards", PATIENCE, || {
+    until("the others serve all shards", TIMEOUT, || {
         let output = place.run(status);
         let printed = String::from_utf8_lossy(&output.stdout);
         printed.contains("8 of 8 shards serve; 2 of 3 nodes answer").then_some(())
@@ -203,7 +203,7 @@ fn a_cluster_by_hand_and_kvctl() {
             "kvctl cas user:1 --expect ada --value grace" => place.expect(&line, "OK\n"),
             "kvctl incr visits 3" => place.expect(&line, "3\n"),
             // It promises no more than some state of the past.
-            "kvctl get user:1 --consistency stale -v" => until("it says grace", PATIENCE, || {
+            "kvctl get user:1 --consistency stale -v" => until("it says grace", TIMEOUT, || {
                 let output = place.run(&line);
                 let receipt = String::from_utf8_lossy(&output.stderr);
                 assert!(receipt.contains("stale · "), "{receipt}");

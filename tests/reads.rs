@@ -12,7 +12,7 @@ use quorate_proto::v1::{
     ReadLevel, ReadOptions, Reason, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken,
     cluster_client::ClusterClient,
 };
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::raw::{CALL, at, failure, key_in, seen, within};
 use quorate_tests::{Cluster, ClusterOptions, until, until_async};
 use tonic::{Code, Status};
@@ -84,7 +84,7 @@ async fn a_follower_cut_off_answers_stale_truthfully_and_refuses_linearizable() 
     let newer = cluster.client_of(&others).put(key.clone(), "new").await.expect("a quorum is left");
     assert!(newer.applied);
 
-    until_async("the lonely node knows that it hears no leader", PATIENCE, || async {
+    until_async("the lonely node knows that it hears no leader", TIMEOUT, || async {
         let status = cluster.status(lonely).await?;
         let replica = status.replicas.iter().find(|replica| replica.shard == 1)?;
         (replica.leader_node_id == 0).then_some(())
@@ -169,7 +169,7 @@ async fn a_paused_leader_never_answers_what_was_overwritten_meanwhile() {
                 tokio::spawn(async move { paused.get(request).await })
             })
             .collect();
-        until("the reads lie in the socket of the paused leader", PATIENCE, || {
+        until("the reads lie in the socket of the paused leader", TIMEOUT, || {
             (unread(port) > before + 40).then_some(())
         });
         let value = round.to_string();
@@ -227,7 +227,7 @@ async fn a_session_sees_its_own_write_at_a_follower_that_is_held_back() {
         assert!(receipt(&stale).index < written.revision);
     }
     cluster.reconnect(behind);
-    until_async("the replica itself serves the session", PATIENCE, || async {
+    until_async("the replica itself serves the session", TIMEOUT, || async {
         let own = get(&cluster, behind, &key, seen(written.token.clone()), CALL).await.ok()?;
         assert_eq!(own.value, "new", "whoever serves it");
         (receipt(&own).node_id == behind).then_some(())
@@ -434,7 +434,7 @@ async fn pages(cluster: &Cluster, all: &[Row]) {
         let mut rows = Vec::new();
         let (mut calls, started) = (0, Instant::now());
         for id in cluster.ids().into_iter().cycle() {
-            assert!(started.elapsed() < PATIENCE, "{} rows in {calls} pages", rows.len());
+            assert!(started.elapsed() < TIMEOUT, "{} rows in {calls} pages", rows.len());
             // On a machine that is busy elsewhere so short a call may not even begin.
             let page = scan(cluster, id, request.clone(), Duration::from_millis(45)).await;
             let Ok((mut more, last)) = page else { continue };
@@ -479,14 +479,14 @@ async fn a_scan_while_writing_never_tears_a_batch() {
             number
         })
     };
-    until_async("the first batch", PATIENCE, || async {
+    until_async("the first batch", TIMEOUT, || async {
         get(&cluster, 1, "{torn}0", None, CALL).await.ok().filter(|got| got.found)
     })
     .await;
     let mut seen_values = BTreeSet::new();
     let started = Instant::now();
     while seen_values.len() < 40 || started.elapsed() < Duration::from_secs(3) {
-        assert!(started.elapsed() < PATIENCE, "only {} batches were seen", seen_values.len());
+        assert!(started.elapsed() < TIMEOUT, "only {} batches were seen", seen_values.len());
         for (id, level) in cluster.ids().into_iter().flat_map(|id| {
             [ReadLevel::Linearizable, ReadLevel::Stale].map(move |level| (id, level))
         }) {

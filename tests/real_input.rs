@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use quorate_client::Client;
-use quorate_tests::cluster::PATIENCE;
+use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::needs::{Need, UNICODE_DATA, met};
 use quorate_tests::{Cluster, ClusterOptions, Exit, binaries, until, until_async};
 
@@ -44,7 +44,7 @@ async fn a_real_file_survives_ten_killed_leaders_and_the_end_of_all_nodes() {
     let mut load = start_load(&cluster, &journal);
     for number in 0..KILLS {
         let acknowledged = lines(&journal);
-        until("the load goes on", PATIENCE, || {
+        until("the load goes on", TIMEOUT, || {
             still_loads(&mut load);
             (lines(&journal) >= acknowledged + BETWEEN).then_some(())
         });
@@ -83,7 +83,7 @@ async fn a_real_file_survives_ten_killed_leaders_and_the_end_of_all_nodes() {
     let again = cluster.kvctl(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let expected = format!("0 put, {} unchanged, 0 failed, 0 unknown", records.len());
     assert_eq!(String::from_utf8_lossy(&again.stdout).trim(), expected);
-    let keys = until_async("the keys are counted", PATIENCE, || async {
+    let keys = until_async("the keys are counted", TIMEOUT, || async {
         let mut rows = cluster.client().scan().prefix(PREFIX).keys_only().rows();
         let mut keys = 0;
         while rows.next().await.ok()?.is_some() {

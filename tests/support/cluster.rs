@@ -25,7 +25,7 @@ use crate::wait::{until, until_async};
 
 /// How long a cluster may take to do what it should within a second or two: these machines are
 /// noisy, and tests run side by side.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a cluster is made.
 #[derive(Clone, Debug)]
@@ -399,7 +399,7 @@ impl Cluster {
     /// Waits until every running node is ready and every shard has a leader that is one of them.
     pub async fn wait_ready(&self) {
         let running = self.nodes.iter().filter(|node| node.process.is_some()).count();
-        until_async("every shard has a leader, every node is ready", PATIENCE, || async {
+        until_async("every shard has a leader, every node is ready", TIMEOUT, || async {
             let statuses = self.statuses().await;
             let ready = statuses.values().filter(|status| status.ready).count();
             let led = leaders(&statuses).len();
@@ -415,7 +415,7 @@ impl Cluster {
 
     /// The leader of one shard; waits until there is one.
     pub async fn leader(&self, shard: u64) -> u64 {
-        until_async("the shard has a leader", PATIENCE, || async {
+        until_async("the shard has a leader", TIMEOUT, || async {
             self.leaders().await.get(&shard).copied()
         })
         .await
@@ -424,7 +424,7 @@ impl Cluster {
     /// Waits until all replicas of all shards on the running nodes have applied the same, and
     /// checks that they hold the same: equal digests at equal indexes.
     pub async fn wait_equal(&self) {
-        until_async("all replicas have applied the same", PATIENCE, || async {
+        until_async("all replicas have applied the same", TIMEOUT, || async {
             let statuses = self.statuses().await;
             let mut by_shard: BTreeMap<u64, Vec<&ReplicaStatus>> = BTreeMap::new();
             for replica in statuses.values().flat_map(|status| &status.replicas) {

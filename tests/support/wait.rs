@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// The pause between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Waits until `look` gives a value.
 ///
@@ -16,7 +16,7 @@ pub fn until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option
             return found;
         }
         assert!(started.elapsed() < patience, "waited {patience:?} in vain: {what}");
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -35,6 +35,6 @@ pub async fn until_async<T, F: Future<Output = Option<T>>>(
             return found;
         }
         assert!(started.elapsed() < patience, "waited {patience:?} in vain: {what}");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

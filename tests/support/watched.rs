@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use crate::cluster::{Exit, PATIENCE};
+use crate::cluster::{Exit, TIMEOUT};
 use crate::wait::until;
 
 /// A running program, killed when this is dropped.
@@ -87,7 +87,7 @@ impl Watched {
         if let Some(at) = self.seen.iter().position(wanted) {
             return self.seen.remove(at);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
@@ -117,7 +117,7 @@ impl Watched {
 
     /// Waits for its end.
     pub fn wait_end(&mut self) -> Exit {
-        let status = until("the program ends", PATIENCE, || {
+        let status = until("the program ends", TIMEOUT, || {
             self.child.try_wait().expect("the process is this test's child")
         });
         match (status.code(), status.signal()) {

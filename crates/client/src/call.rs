@@ -11,11 +11,11 @@ use quorate_proto::limits::{
 use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Outcome, Reason, WriteSession};
 use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::error::{Detail, Effect, Error, IdentitySlot, Lost, Result, WriteId};
+use crate::error::{AttemptError, Detail, Effect, Error, IdentitySlot, Result, WriteId};
 use crate::inner::Inner;
 use crate::pool::Connection;
-use crate::retry::{self, Backoff, Kind, Next};
-use crate::router::Want;
+use crate::retry::{self, Backoff, Next, RetryClass};
+use crate::router::Route;
 use crate::rpc::{self, Answer, Rpc};
 use crate::session::{Session, Ticket};
 
@@ -45,9 +45,9 @@ pub(crate) enum Identity {
 
 /// What a call asks of its execution.
 #[derive(Debug)]
-pub(crate) struct How {
-    pub want: Want,
-    pub kind: Kind,
+pub(crate) struct CallOptions {
+    pub route: Route,
+    pub class: RetryClass,
     pub identity: Identity,
     /// Where the identity of a write is left for its caller.
     pub slot: Option<IdentitySlot>,
@@ -67,7 +67,7 @@ struct Refused {
 /// The state of one call.
 struct Call<'a> {
     inner: &'a Inner,
-    how: How,
+    options: CallOptions,
     shard: Option<usize>,
     ticket: Option<Ticket>,
     /// Nodes that were asked in this round; all of them, and a new round begins after a wait.
@@ -79,26 +79,30 @@ struct Call<'a> {
     backoff: Backoff,
     request_id: String,
     header: MetadataValue<Ascii>,
-    last: Option<Lost>,
+    last: Option<AttemptError>,
 }
 
 impl Inner {
     /// Sends a request until it is answered, refused, or out of time.
-    pub(crate) async fn execute<R: Rpc>(&self, request: R, how: How) -> Result<R::Answer> {
-        self.execute_elsewhere(request, how, None).await.map(|(answer, _)| answer)
+    pub(crate) async fn execute<R: Rpc>(
+        &self,
+        request: R,
+        options: CallOptions,
+    ) -> Result<R::Answer> {
+        self.execute_elsewhere(request, options, None).await.map(|(answer, _)| answer)
     }
 
     /// The same, at any other node before this one; and the node that answered.
     async fn execute_elsewhere<R: Rpc>(
         &self,
         mut request: R,
-        how: How,
+        options: CallOptions,
         not_at: Option<Arc<Connection>>,
     ) -> Result<(R::Answer, Option<Arc<Connection>>)> {
         let (request_id, header) = self.request_ids.next();
         let mut call = Call {
             inner: self,
-            how,
+            options,
             shard: None,
             ticket: None,
             tried: not_at.into_iter().collect(),
@@ -114,7 +118,7 @@ impl Inner {
             let message = format!(
                 "the request is {bytes} bytes long; the limit is {REQUEST_BYTES_MAX} bytes"
             );
-            return Err(call.give_up(Lost::local(Reason::TooLarge, message)));
+            return Err(call.give_up(AttemptError::local(Reason::TooLarge, message)));
         }
         loop {
             if call.remaining() < call.least() {
@@ -152,14 +156,14 @@ impl Inner {
         not_at: Option<Arc<Connection>>,
         deadline: Instant,
     ) -> Pin<Box<dyn Future<Output = Result<Opened>> + Send + '_>> {
-        let how = How {
-            want: Want::Any,
-            kind: Kind::Read,
+        let options = CallOptions {
+            route: Route::Any,
+            class: RetryClass::Read,
             identity: Identity::None,
             slot: None,
             deadline,
         };
-        Box::pin(self.execute_elsewhere(request, how, not_at))
+        Box::pin(self.execute_elsewhere(request, options, not_at))
     }
 }
 
@@ -168,7 +172,7 @@ pub(crate) type Opened = (OpenSessionResponse, Option<Arc<Connection>>);
 
 impl Call<'_> {
     fn remaining(&self) -> Duration {
-        self.how.deadline.saturating_duration_since(Instant::now())
+        self.options.deadline.saturating_duration_since(Instant::now())
     }
 
     /// The time that an attempt needs to make sense. A repeated one that begins with less would only turn
@@ -181,16 +185,16 @@ impl Call<'_> {
     }
 
     /// Sets route and session for the next attempt.
-    async fn prepare<R: Rpc>(&mut self, request: &mut R) -> Result<(), Lost> {
-        self.inner.need_map(self.how.deadline).await;
+    async fn prepare<R: Rpc>(&mut self, request: &mut R) -> Result<(), AttemptError> {
+        self.inner.need_map(self.options.deadline).await;
         self.inner.clusters.check()?;
         let table = self.inner.router.table();
         self.shard = request.key().and_then(|k| table.shard_of(k));
         request.set_route(table.hint(self.shard));
-        if self.how.kind == Kind::Read {
+        if self.options.class == RetryClass::Read {
             return Ok(());
         }
-        let session = match &self.how.identity {
+        let session = match &self.options.identity {
             Identity::None => None,
             Identity::Given(id) => Some(WriteSession {
                 id: id.session.clone(),
@@ -201,14 +205,14 @@ impl Call<'_> {
                 last: false,
             }),
             Identity::Own | Identity::OneShot => {
-                let last = self.how.identity == Identity::OneShot;
+                let last = self.options.identity == Identity::OneShot;
                 if self.ticket.is_none() {
                     self.ticket = Some(self.new_ticket(last, None).await?);
                 }
                 self.ticket.as_ref().map(|t| t.wire(last))
             }
         };
-        if let (Some(slot), Some(session)) = (&self.how.slot, &session) {
+        if let (Some(slot), Some(session)) = (&self.options.slot, &session) {
             slot.set(WriteId { session: session.id.clone(), sequence: session.sequence });
         }
         request.set_session(session);
@@ -217,7 +221,11 @@ impl Call<'_> {
 
     /// A number in the session of this call's shard, or in a session of its own; after a session that
     /// was refused, with the refusal.
-    async fn new_ticket(&self, alone: bool, refused: Option<&Refused>) -> Result<Ticket, Lost> {
+    async fn new_ticket(
+        &self,
+        alone: bool,
+        refused: Option<&Refused>,
+    ) -> Result<Ticket, AttemptError> {
         let inner = self.inner;
         let shard = match self.shard {
             Some(position) => inner.router.table().shard(position).id,
@@ -250,9 +258,13 @@ impl Call<'_> {
         }
     }
 
-    async fn open(&self, shard: u64, refused: Option<&Refused>) -> Result<Arc<Session>, Lost> {
+    async fn open(
+        &self,
+        shard: u64,
+        refused: Option<&Refused>,
+    ) -> Result<Arc<Session>, AttemptError> {
         let begun = Instant::now();
-        let deadline = self.how.deadline;
+        let deadline = self.options.deadline;
         let mut request = OpenSessionRequest { shard, ..OpenSessionRequest::default() };
         match refused {
             Some(refused) if refused.from_future => request.not_after = refused.log_time,
@@ -264,7 +276,7 @@ impl Call<'_> {
         let (answer, opened_by) = opened.map_err(|e| {
             let detail = e.detail();
             let reason = detail.reason.unwrap_or(Reason::NoLeader);
-            Lost::local(reason, format!("no session could be opened: {}", detail.message))
+            AttemptError::local(reason, format!("no session could be opened: {}", detail.message))
         })?;
         let ttl = answer.ttl.and_then(|t| Duration::try_from(t).ok());
         let ttl = ttl.unwrap_or(SESSION_TTL);
@@ -272,43 +284,45 @@ impl Call<'_> {
     }
 
     /// Waits for something of this client's own, until the deadline.
-    async fn in_time<T>(&self, what: impl Future<Output = T>) -> Result<T, Lost> {
+    async fn in_time<T>(&self, what: impl Future<Output = T>) -> Result<T, AttemptError> {
         let waited = tokio::time::timeout(self.remaining(), what).await;
         waited.map_err(|_| {
             let message = "the session had too many unanswered writes until the deadline";
-            Lost::local(Reason::Overloaded, message)
+            AttemptError::local(Reason::Overloaded, message)
         })
     }
 
     /// One attempt at the best node not tried yet.
-    async fn attempt<R: Rpc>(&mut self, request: &R) -> Result<R::Answer, Lost> {
+    async fn attempt<R: Rpc>(&mut self, request: &R) -> Result<R::Answer, AttemptError> {
         let inner = self.inner;
         let table = inner.router.table();
-        let picked = inner.router.pick(&table, self.shard, self.how.want, &self.tried);
+        let picked = inner.router.pick(&table, self.shard, self.options.route, &self.tried);
         let Some(connection) = picked else {
             // Everybody was asked in this round.
             self.tried.clear();
             let last = self.last.take();
-            return Err(Lost {
+            return Err(AttemptError {
                 broken: false,
                 effect: Effect::None,
-                ..last.unwrap_or_else(|| Lost::unreachable("no node is known".into()))
+                ..last.unwrap_or_else(|| AttemptError::unreachable("no node is known".into()))
             });
         };
-        let patience = match self.how.kind {
-            Kind::Bare => self.remaining(),
-            Kind::Read | Kind::Sessioned => self.backoff.patience().min(self.remaining()),
+        let patience = match self.options.class {
+            RetryClass::Bare => self.remaining(),
+            RetryClass::Read | RetryClass::Sessioned => {
+                self.backoff.patience().min(self.remaining())
+            }
         };
         self.tried.push(Arc::clone(&connection));
         let begun = Instant::now();
         let (channel, generation) = match tokio::time::timeout(patience, connection.channel()).await
         {
             Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(Lost::unreachable(error)),
+            Ok(Err(error)) => return Err(AttemptError::unreachable(error)),
             Err(_) => {
                 let address = connection.address();
                 let message = format!("{address} took no connection within {patience:.1?}");
-                return Err(Lost::unreachable(message));
+                return Err(AttemptError::unreachable(message));
             }
         };
         let mut envelope = tonic::Request::new(request.clone());
@@ -327,7 +341,7 @@ impl Call<'_> {
                 Ok(answer.into_inner())
             }
             Ok(Err(status)) => {
-                let lost = Lost::of_status(&status);
+                let lost = AttemptError::of_status(&status);
                 match lost.silence() {
                     true => connection.pass_over(),
                     false if lost.broken => connection.broken(generation),
@@ -338,22 +352,22 @@ impl Call<'_> {
             }
             Err(_) => {
                 connection.pass_over();
-                Err(Lost::silent(connection.address(), begun.elapsed()))
+                Err(AttemptError::silent(connection.address(), begun.elapsed()))
             }
         }
     }
 
     /// Learns from a lost attempt and waits as long as it takes; an error when nothing more is tried.
-    async fn after(&mut self, lost: Lost) -> Result<()> {
-        self.maybe |= lost.effect == Effect::Maybe && self.how.kind != Kind::Read;
-        let mut told_leader = false;
+    async fn after(&mut self, lost: AttemptError) -> Result<()> {
+        self.maybe |= lost.effect == Effect::Maybe && self.options.class != RetryClass::Read;
+        let mut known_leader = false;
         if let Some(failure) = &lost.failure {
             self.inner.heard_epoch(failure.map_epoch);
             if failure.leader_node_id != 0 {
                 let before = self.shard.map(|p| self.inner.router.table().leader(p));
                 self.inner.router.learn_leader(failure.shard, failure.leader_node_id);
                 let after = self.shard.map(|p| self.inner.router.table().leader(p));
-                told_leader = before != after;
+                known_leader = before != after;
             }
         }
         tracing::debug!(
@@ -362,24 +376,24 @@ impl Call<'_> {
             "attempt lost: {}",
             lost.message
         );
-        let wait = match retry::next(self.how.kind, &lost) {
+        let wait = match retry::next(self.options.class, &lost) {
             Next::GiveUp => return Err(self.give_up(lost)),
             Next::Elsewhere if self.tried.is_empty() => Some(self.backoff.wait(None)),
             Next::Elsewhere => None,
             // Another node is said to lead: it is asked at once, the first time.
-            Next::Wait if told_leader => None,
+            Next::Wait if known_leader => None,
             Next::Wait => {
                 self.tried.clear();
                 Some(self.backoff.wait(lost.retry_after()))
             }
             Next::RefreshMap => {
                 self.tried.clear();
-                self.inner.refresh_map(self.how.deadline).await;
+                self.inner.refresh_map(self.options.deadline).await;
                 Some(self.backoff.wait(None))
             }
             Next::NewSession => {
                 self.tried.clear();
-                let earlier = self.maybe || matches!(self.how.identity, Identity::Given(_));
+                let earlier = self.maybe || matches!(self.options.identity, Identity::Given(_));
                 let from_future = lost.reason() == Some(Reason::SessionFromFuture);
                 match earlier {
                     // The time of the shard reaches the session, which may hold the answer.
@@ -405,7 +419,7 @@ impl Call<'_> {
 
     /// Replaces a session that the shard takes for over, or for not born yet, by one of another node
     /// that is born as the shard says the time is.
-    async fn take_new_session(&mut self, lost: &Lost) -> Result<Option<Duration>> {
+    async fn take_new_session(&mut self, lost: &AttemptError) -> Result<Option<Duration>> {
         let mut refused = Refused {
             from_future: lost.reason() == Some(Reason::SessionFromFuture),
             log_time: lost.failure.as_ref().map_or(0, |f| f.log_time),
@@ -416,7 +430,7 @@ impl Call<'_> {
             refused.opened_by = ticket.session().opened_by().cloned();
         }
         self.sessions_replaced += 1;
-        let alone = self.how.identity == Identity::OneShot;
+        let alone = self.options.identity == Identity::OneShot;
         match self.new_ticket(alone, Some(&refused)).await {
             Ok(ticket) => self.ticket = Some(ticket),
             Err(lost) => return Err(self.give_up(lost)),
@@ -425,10 +439,10 @@ impl Call<'_> {
     }
 
     /// The error of a call that ends with this attempt.
-    fn give_up(&mut self, lost: Lost) -> Error {
-        if self.how.kind == Kind::Read {
+    fn give_up(&mut self, lost: AttemptError) -> Error {
+        if self.options.class == RetryClass::Read {
             let lost = match lost.silence() {
-                true => Lost::local(Reason::ReadTimeout, lost.message),
+                true => AttemptError::local(Reason::ReadTimeout, lost.message),
                 false => lost,
             };
             return lost.into_error(&self.request_id);
@@ -437,7 +451,7 @@ impl Call<'_> {
             let outcome = self.outcome_of_write(&lost);
             return lost.into_error(&self.request_id).with_outcome(outcome);
         }
-        let write = match &self.how.identity {
+        let write = match &self.options.identity {
             Identity::None => None,
             Identity::Given(id) => Some(id.clone()),
             Identity::Own | Identity::OneShot => self.ticket.as_ref().map(Ticket::id),
@@ -466,14 +480,14 @@ impl Call<'_> {
 
     /// Whether an attempt that changed nothing leaves the write unknown all the same, because an earlier
     /// call has sent it. A request that is wrong is not that write, until it is asked rightly.
-    fn leaves_unknown(&self, lost: &Lost) -> bool {
-        matches!(self.how.identity, Identity::Given(_)) && !lost.is_invalid()
+    fn leaves_unknown(&self, lost: &AttemptError) -> bool {
+        matches!(self.options.identity, Identity::Given(_)) && !lost.is_invalid()
     }
 
     /// What is known of a write that this call did not leave unknown: of an attempt that was the first, it
     /// is known of the write.
-    fn outcome_of_write(&self, lost: &Lost) -> Outcome {
-        match &self.how.identity {
+    fn outcome_of_write(&self, lost: &AttemptError) -> Outcome {
+        match &self.options.identity {
             Identity::Given(_) if lost.effect != Effect::Final => Outcome::AttemptNotApplied,
             _ => Outcome::NotApplied,
         }
@@ -482,11 +496,11 @@ impl Call<'_> {
     fn out_of_time(&mut self) -> Error {
         let last = self.last.take();
         let lost = last.unwrap_or_else(|| {
-            let reason = match self.how.kind {
-                Kind::Read => Reason::ReadTimeout,
-                Kind::Sessioned | Kind::Bare => Reason::NoLeader,
+            let reason = match self.options.class {
+                RetryClass::Read => Reason::ReadTimeout,
+                RetryClass::Sessioned | RetryClass::Bare => Reason::NoLeader,
             };
-            Lost::local(reason, "the time was over before a node could be asked")
+            AttemptError::local(reason, "the time was over before a node could be asked")
         });
         self.give_up(lost)
     }

@@ -10,14 +10,14 @@ use quorate_proto::v1::{
     OpenSessionResponse, ReadLevel, SessionToken,
 };
 
-use crate::call::{How, Identity};
+use crate::call::{CallOptions, Identity};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result, WriteId};
 use crate::inner::Inner;
 use crate::pool::Pool;
 use crate::request::{Batch, CompareAndSet, Delete, Get, Increment, Put};
-use crate::retry::Kind;
-use crate::router::{Router, Want};
+use crate::retry::RetryClass;
+use crate::router::{Route, Router};
 use crate::scan::Scan;
 
 /// A client of one cluster. Cheap to clone, and all clones share connections, sessions and what was seen;
@@ -112,14 +112,14 @@ impl Client {
             keyspace: self.inner.config.keyspace.clone(),
             route: None,
         };
-        let how = How {
-            want: Want::Leader,
-            kind: Kind::Sessioned,
+        let options = CallOptions {
+            route: Route::Leader,
+            class: RetryClass::Sessioned,
             identity: Identity::Given(write.clone()),
             slot: None,
             deadline: self.inner.deadline(None),
         };
-        self.inner.execute(request, how).await
+        self.inner.execute(request, options).await
     }
 
     /// What this client has seen: kept by a caller, it makes session reads of another client see as much.

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::client::Client;
-use crate::error::{Error, Lost, Result};
+use crate::error::{AttemptError, Error, Result};
 use crate::inner::cluster;
 use crate::pool::Connection;
 
@@ -73,7 +73,7 @@ impl Client {
         self.inner.fetch_map(self.inner.deadline(None)).await?;
         self.known_map().ok_or_else(|| {
             let message = "the cluster is still forming and has no map yet".into();
-            Lost::unreachable(message).into_error("")
+            AttemptError::unreachable(message).into_error("")
         })
     }
 
@@ -88,7 +88,7 @@ impl Client {
         let tag = key.slice_ref(hash::hash_tag(&key));
         let Some(position) = table.shard_of(&key) else {
             let message = "the cluster's map has no shard for this key".into();
-            return Err(Lost::unreachable(message).into_error(""));
+            return Err(AttemptError::unreachable(message).into_error(""));
         };
         let shard = table.shard(position);
         let address = |node: u64| {
@@ -109,7 +109,7 @@ impl Client {
             shard_epoch: shard.epoch,
             map_epoch: table.map.epoch,
             replicas: replicas.collect(),
-            leader_node_id: table.told_leader(position),
+            leader_node_id: table.known_leader(position),
         })
     }
 
@@ -186,7 +186,8 @@ impl Client {
                 other => return other,
             }
         }
-        Err(last.unwrap_or_else(|| Lost::unreachable("no node is known".into()).into_error("")))
+        Err(last
+            .unwrap_or_else(|| AttemptError::unreachable("no node is known".into()).into_error("")))
     }
 }
 
@@ -201,9 +202,10 @@ where
 {
     let begun = Instant::now();
     let asked = async {
-        let (channel, generation) = connection.channel().await.map_err(Lost::unreachable)?;
+        let (channel, generation) =
+            connection.channel().await.map_err(AttemptError::unreachable)?;
         ask(cluster(channel)).await.map_err(|status| {
-            let lost = Lost::of_status(&status);
+            let lost = AttemptError::of_status(&status);
             if lost.broken {
                 connection.broken(generation);
             }
@@ -212,7 +214,7 @@ where
     };
     let result = match tokio::time::timeout_at(deadline.into(), asked).await {
         Ok(result) => result.map(Response::into_inner),
-        Err(_) => Err(Lost::silent(connection.address(), begun.elapsed())),
+        Err(_) => Err(AttemptError::silent(connection.address(), begun.elapsed())),
     };
     result.map_err(|lost| lost.into_error(""))
 }

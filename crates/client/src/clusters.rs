@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use quorate_proto::v1::Reason;
 
-use crate::error::Lost;
+use crate::error::AttemptError;
 
 /// What is known of it; it stays once it is found out.
 #[derive(Debug, Default)]
@@ -26,9 +26,9 @@ impl Clusters {
     }
 
     /// Fails once endpoints of several clusters were seen.
-    pub fn check(&self) -> Result<(), Lost> {
+    pub fn check(&self) -> Result<(), AttemptError> {
         match self.mixed.get() {
-            Some(sentence) => Err(Lost::local(Reason::BadRequest, sentence.as_str())),
+            Some(sentence) => Err(AttemptError::local(Reason::BadRequest, sentence.as_str())),
             None => Ok(()),
         }
     }

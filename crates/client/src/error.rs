@@ -2,11 +2,13 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use quorate_proto::limits::SESSION_ID_BYTES;
 use quorate_proto::v1::{Failure, Outcome, Reason};
 use tonic::{Code, Status};
 
@@ -71,10 +73,38 @@ impl fmt::Debug for WriteId {
 /// The session in hex, a slash, the sequence.
 impl fmt::Display for WriteId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in &self.session {
-            write!(f, "{byte:02x}")?;
+        write!(f, "{}/{}", hex::encode(&self.session), self.sequence)
+    }
+}
+
+/// A text that is not a [`WriteId`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidWriteId;
+
+impl StdError for InvalidWriteId {}
+
+impl fmt::Display for InvalidWriteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = 2 * SESSION_ID_BYTES;
+        write!(
+            f,
+            "expected the session in {digits} hexadecimal digits, a slash and the sequence (from 1)"
+        )
+    }
+}
+
+/// Reads what [`Display`](fmt::Display) writes.
+impl FromStr for WriteId {
+    type Err = InvalidWriteId;
+
+    fn from_str(text: &str) -> Result<WriteId, InvalidWriteId> {
+        let (session, sequence) = text.split_once('/').ok_or(InvalidWriteId)?;
+        let session = hex::decode(session).map_err(|_| InvalidWriteId)?;
+        let sequence = sequence.parse().map_err(|_| InvalidWriteId)?;
+        if session.len() != SESSION_ID_BYTES || sequence == 0 {
+            return Err(InvalidWriteId);
         }
-        write!(f, "/{}", self.sequence)
+        Ok(WriteId { session: session.into(), sequence })
     }
 }
 
@@ -104,7 +134,7 @@ pub struct Detail {
     /// The limit that was exceeded, in the unit of the field; 0 = none was.
     pub limit: u64,
     /// The configuration key that moves the limit; empty = it is fixed.
-    pub knob: String,
+    pub config_key: String,
     /// With SESSION_EXPIRED the shard's log time; otherwise 0.
     pub log_time: u64,
 }
@@ -153,7 +183,7 @@ impl Error {
 
     /// The request is wrong, found before anything was sent.
     pub(crate) fn invalid(reason: Reason, message: impl Into<String>) -> Error {
-        Error::Invalid(Box::new(Lost::local(reason, message).detail("")))
+        Error::Invalid(Box::new(AttemptError::local(reason, message).detail("")))
     }
 }
 
@@ -174,7 +204,7 @@ impl StdError for Error {}
 
 /// An attempt that brought no answer, read from a status or made here.
 #[derive(Clone, Debug)]
-pub(crate) struct Lost {
+pub(crate) struct AttemptError {
     pub code: Code,
     /// What the node said; none where the status is the library's, a proxy's, or ours.
     pub failure: Option<Failure>,
@@ -196,15 +226,15 @@ pub(crate) enum Effect {
     Final,
 }
 
-impl Lost {
+impl AttemptError {
     /// Reads a status.
-    pub fn of_status(status: &Status) -> Lost {
+    pub fn of_status(status: &Status) -> AttemptError {
         if let Some((failure, request_id)) = Failure::from_details(status.details()) {
             let message = match failure.message.as_str() {
                 "" => status.message().to_owned(),
                 message => message.to_owned(),
             };
-            return Lost {
+            return AttemptError {
                 code: status.code(),
                 effect: effect_of(&failure),
                 message,
@@ -215,10 +245,10 @@ impl Lost {
         }
         // The library's own timer for the header we sent: the node was silent, the connection is well.
         if has_source::<tonic::TimeoutExpired>(status) {
-            return Lost {
+            return AttemptError {
                 code: Code::DeadlineExceeded,
                 message: "the node took the request and did not answer in time".into(),
-                ..Lost::plain(status, Effect::Maybe, false)
+                ..AttemptError::plain(status, Effect::Maybe, false)
             };
         }
         let broken = StdError::source(status).is_some();
@@ -238,11 +268,11 @@ impl Lost {
             }
             _ => Effect::Maybe,
         };
-        Lost::plain(status, effect, broken)
+        AttemptError::plain(status, effect, broken)
     }
 
-    fn plain(status: &Status, effect: Effect, broken: bool) -> Lost {
-        Lost {
+    fn plain(status: &Status, effect: Effect, broken: bool) -> AttemptError {
+        AttemptError {
             code: status.code(),
             failure: None,
             message: sentence(status),
@@ -253,9 +283,9 @@ impl Lost {
     }
 
     /// A failure found on this side, before anything was sent.
-    pub fn local(reason: Reason, message: impl Into<String>) -> Lost {
+    pub fn local(reason: Reason, message: impl Into<String>) -> AttemptError {
         let failure = Failure::of(reason, message);
-        Lost {
+        AttemptError {
             code: reason.code(),
             message: failure.message.clone(),
             failure: Some(failure),
@@ -266,8 +296,8 @@ impl Lost {
     }
 
     /// No connection could be had.
-    pub fn unreachable(message: String) -> Lost {
-        Lost {
+    pub fn unreachable(message: String) -> AttemptError {
+        AttemptError {
             code: Code::Unavailable,
             failure: None,
             message,
@@ -278,8 +308,8 @@ impl Lost {
     }
 
     /// A node took the request and was silent for too long.
-    pub fn silent(address: &str, waited: Duration) -> Lost {
-        Lost {
+    pub fn silent(address: &str, waited: Duration) -> AttemptError {
+        AttemptError {
             code: Code::DeadlineExceeded,
             failure: None,
             message: format!("{address} did not answer within {waited:.1?}"),
@@ -335,7 +365,7 @@ impl Lost {
             },
             field: failure.field,
             limit: failure.limit,
-            knob: failure.knob,
+            config_key: failure.config_key,
             log_time: failure.log_time,
         }
     }
@@ -453,9 +483,9 @@ fn code_name(code: Code) -> &'static str {
 mod tests {
     use super::*;
 
-    fn of(failure: &Failure) -> Lost {
+    fn of(failure: &Failure) -> AttemptError {
         let details = failure.to_details("r-1");
-        Lost::of_status(&Status::with_details(Code::from(failure.code), "", details))
+        AttemptError::of_status(&Status::with_details(Code::from(failure.code), "", details))
     }
 
     #[test]
@@ -508,20 +538,20 @@ mod tests {
     #[test]
     fn only_a_connection_that_was_not_made_proves_that_nothing_was_sent() {
         let refused = tonic::ConnectError("connection refused".into());
-        let lost = Lost::of_status(&Status::from_error(Box::new(refused)));
+        let lost = AttemptError::of_status(&Status::from_error(Box::new(refused)));
         assert_eq!((lost.effect, lost.broken), (Effect::None, true));
         assert!(lost.message.contains("connection refused"), "{}", lost.message);
         let expired = Status::from_error(Box::new(tonic::TimeoutExpired(())));
-        let lost = Lost::of_status(&expired);
+        let lost = AttemptError::of_status(&expired);
         assert_eq!((lost.effect, lost.broken), (Effect::Maybe, false));
         assert_eq!(lost.code, Code::DeadlineExceeded);
         assert_eq!(lost.message, "the node took the request and did not answer in time");
         let other =
             Status::unimplemented("grpc-status header missing, mapped from HTTP status code 404");
-        let message = Lost::of_status(&other).message;
+        let message = AttemptError::of_status(&other).message;
         assert!(message.starts_with("the answer is not gRPC (HTTP status 404): "), "{message}");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        let lost = Lost::of_status(&Status::from_error(Box::new(reset)));
+        let lost = AttemptError::of_status(&Status::from_error(Box::new(reset)));
         assert_eq!((lost.effect, lost.broken), (Effect::Maybe, true));
         assert_eq!(lost.message, "connection reset", "the cause is named once");
     }
@@ -530,7 +560,7 @@ mod tests {
     fn errors_say_what_is_known_in_one_line() {
         let error = of(&Failure::of(Reason::NoLeader, "shard 3 has no leader")).into_error("");
         assert_eq!(error.to_string(), "not done: shard 3 has no leader (NO_LEADER)");
-        let error = Lost::unreachable("a:1 cannot be reached".into()).into_error("");
+        let error = AttemptError::unreachable("a:1 cannot be reached".into()).into_error("");
         assert_eq!(error.to_string(), "not done: a:1 cannot be reached (UNAVAILABLE)");
     }
 }

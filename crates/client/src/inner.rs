@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use crate::clusters::Clusters;
 use crate::config::ClientConfig;
-use crate::error::{Detail, Error, Lost, Result};
+use crate::error::{AttemptError, Detail, Error, Result};
 use crate::pool::{Connection, Pool};
 use crate::request_id::RequestIds;
 use crate::router::Router;
@@ -21,10 +21,10 @@ use crate::session::Sessions;
 use crate::token::Tokens;
 
 /// How long one node may take to send its map.
-const MAP_PATIENCE: Duration = Duration::from_secs(1);
+const MAP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the other endpoints may take to name their cluster once the first map is there.
-const CLUSTERS_PATIENCE: Duration = Duration::from_millis(50);
+const CLUSTERS_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How long an attempt to learn the first map is not repeated.
 const MAP_PAUSE: Duration = Duration::from_millis(500);
@@ -162,7 +162,7 @@ impl Inner {
                     }
                     if let Some(cluster) = cluster {
                         clusters.push((address, cluster));
-                        until.get_or_insert_with(|| Instant::now() + CLUSTERS_PATIENCE);
+                        until.get_or_insert_with(|| Instant::now() + CLUSTERS_TIMEOUT);
                     }
                 }
                 Err(lost) => last = Some(lost),
@@ -192,13 +192,14 @@ async fn get_map(
     connection: &Arc<Connection>,
     newer_than: u64,
     deadline: Instant,
-) -> Result<quorate_proto::v1::GetMapResponse, Lost> {
-    let deadline = deadline.min(Instant::now() + MAP_PATIENCE + connection.connect_patience());
+) -> Result<quorate_proto::v1::GetMapResponse, AttemptError> {
+    let deadline = deadline.min(Instant::now() + MAP_TIMEOUT + connection.connect_patience());
     let ask = async {
-        let (channel, generation) = connection.channel().await.map_err(Lost::unreachable)?;
+        let (channel, generation) =
+            connection.channel().await.map_err(AttemptError::unreachable)?;
         let answer = cluster(channel).get_map(GetMapRequest { newer_than }).await;
         answer.map_err(|status| {
-            let lost = Lost::of_status(&status);
+            let lost = AttemptError::of_status(&status);
             if lost.broken {
                 connection.broken(generation);
             }
@@ -207,6 +208,6 @@ async fn get_map(
     };
     match tokio::time::timeout_at(deadline.into(), ask).await {
         Ok(result) => result.map(tonic::Response::into_inner),
-        Err(_) => Err(Lost::silent(connection.address(), MAP_PATIENCE)),
+        Err(_) => Err(AttemptError::silent(connection.address(), MAP_TIMEOUT)),
     }
 }

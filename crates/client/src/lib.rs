@@ -84,8 +84,8 @@ mod token;
 pub use client::Client;
 pub use cluster::{Location, NodeStatus, ReplicaLocation};
 pub use config::{ClientConfig, Endpoint};
-pub use error::{Detail, Error, IdentitySlot, Result, WriteId};
-pub use request::{Batch, CompareAndSet, Delete, Get, Increment, Put, Sending};
+pub use error::{Detail, Error, IdentitySlot, InvalidWriteId, Result, WriteId};
+pub use request::{Batch, CompareAndSet, Delete, Get, Increment, Put, ResponseFuture};
 pub use scan::{Rows, Scan};
 
 /// The messages of the API, as answers carry them.

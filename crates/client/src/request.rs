@@ -14,14 +14,14 @@ use quorate_proto::v1::{
     PutRequest, PutResponse, ReadLevel, ReadOptions, SessionToken,
 };
 
-use crate::call::{How, Identity};
+use crate::call::{CallOptions, Identity};
 use crate::error::{IdentitySlot, Result, WriteId};
 use crate::inner::Inner;
-use crate::retry::Kind;
-use crate::router::Want;
+use crate::retry::RetryClass;
+use crate::router::Route;
 
 /// A call under way.
-pub type Sending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+pub type ResponseFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// How fresh a read is to be.
 #[derive(Clone, Debug)]
@@ -37,10 +37,10 @@ impl Freshness {
     }
 
     /// Which node serves such a read best.
-    fn want(&self) -> Want {
+    fn route(&self) -> Route {
         match self.level {
-            ReadLevel::Session | ReadLevel::Bounded | ReadLevel::Stale => Want::Replica,
-            ReadLevel::Unspecified | ReadLevel::Linearizable | ReadLevel::Lease => Want::Leader,
+            ReadLevel::Session | ReadLevel::Bounded | ReadLevel::Stale => Route::Replica,
+            ReadLevel::Unspecified | ReadLevel::Linearizable | ReadLevel::Lease => Route::Leader,
         }
     }
 
@@ -184,11 +184,11 @@ macro_rules! send_write {
     ($call:ident, $answer:ty) => {
         impl<'a> IntoFuture for $call<'a> {
             type Output = Result<$answer>;
-            type IntoFuture = Sending<'a, $answer>;
+            type IntoFuture = ResponseFuture<'a, $answer>;
 
             fn into_future(self) -> Self::IntoFuture {
-                let how = write(self.client, self.identity, self.slot, self.timeout);
-                Box::pin(self.client.execute(self.request, how))
+                let options = write(self.client, self.identity, self.slot, self.timeout);
+                Box::pin(self.client.execute(self.request, options))
             }
         }
     };
@@ -211,25 +211,25 @@ fn write(
     identity: Identity,
     slot: Option<IdentitySlot>,
     timeout: Option<Duration>,
-) -> How {
+) -> CallOptions {
     // An earlier call has sent it: it is out already, whether this call gets to send it or not.
     if let (Some(slot), Identity::Given(id)) = (&slot, &identity) {
         slot.set(id.clone());
     }
-    How {
+    CallOptions {
         slot,
-        want: Want::Leader,
-        kind: match identity {
-            Identity::None => Kind::Bare,
-            _ => Kind::Sessioned,
+        route: Route::Leader,
+        class: match identity {
+            Identity::None => RetryClass::Bare,
+            _ => RetryClass::Sessioned,
         },
         identity,
         deadline: client.deadline(timeout),
     }
 }
 
-pub(crate) fn read(want: Want, deadline: Instant) -> How {
-    How { want, kind: Kind::Read, identity: Identity::None, slot: None, deadline }
+pub(crate) fn read(route: Route, deadline: Instant) -> CallOptions {
+    CallOptions { route, class: RetryClass::Read, identity: Identity::None, slot: None, deadline }
 }
 
 /// Reads a key; see [`Client::get`](crate::Client::get).
@@ -262,13 +262,13 @@ impl<'a> Get<'a> {
 
 impl<'a> IntoFuture for Get<'a> {
     type Output = Result<GetResponse>;
-    type IntoFuture = Sending<'a, GetResponse>;
+    type IntoFuture = ResponseFuture<'a, GetResponse>;
 
     fn into_future(mut self) -> Self::IntoFuture {
         let inner = self.client;
-        let how = read(self.freshness.want(), self.client.deadline(self.timeout));
+        let options = read(self.freshness.route(), self.client.deadline(self.timeout));
         self.request.read = self.freshness.wire(inner, Some(&self.request.key));
-        Box::pin(inner.execute(self.request, how))
+        Box::pin(inner.execute(self.request, options))
     }
 }
 

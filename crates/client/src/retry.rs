@@ -6,7 +6,7 @@ use quorate_proto::v1::Reason;
 use rand::Rng;
 use tonic::Code;
 
-use crate::error::{Effect, Lost};
+use crate::error::{AttemptError, Effect};
 
 /// The first wait between two attempts; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -17,7 +17,7 @@ const ATTEMPT_MIN: Duration = Duration::from_secs(1);
 
 /// How an attempt may be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum RetryClass {
     /// Changes nothing: always.
     Read,
     /// A write in a session: always, with the same sequence.
@@ -42,8 +42,8 @@ pub(crate) enum Next {
 }
 
 /// What follows a lost attempt.
-pub(crate) fn next(kind: Kind, lost: &Lost) -> Next {
-    if lost.effect == Effect::Final || (lost.effect == Effect::Maybe && kind == Kind::Bare) {
+pub(crate) fn next(class: RetryClass, lost: &AttemptError) -> Next {
+    if lost.effect == Effect::Final || (lost.effect == Effect::Maybe && class == RetryClass::Bare) {
         return Next::GiveUp;
     }
     let Some(reason) = lost.reason() else {
@@ -66,7 +66,7 @@ pub(crate) fn next(kind: Kind, lost: &Lost) -> Next {
         Reason::Quota | Reason::DiskFull if lost.retry_after().is_some() => Next::Wait,
         Reason::WrongShard => Next::RefreshMap,
         Reason::SessionExpired | Reason::SequencePast | Reason::SessionFromFuture
-            if kind == Kind::Sessioned =>
+            if class == RetryClass::Sessioned =>
         {
             Next::NewSession
         }
@@ -78,7 +78,7 @@ pub(crate) fn next(kind: Kind, lost: &Lost) -> Next {
 }
 
 /// A status that no node of ours made: the library's, a proxy's, or none at all.
-fn next_without_reason(lost: &Lost) -> Next {
+fn next_without_reason(lost: &AttemptError) -> Next {
     match lost.code {
         _ if lost.broken => Next::Elsewhere,
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Next::Elsewhere,
@@ -119,10 +119,10 @@ mod tests {
 
     use super::*;
 
-    fn lost(reason: Reason) -> Lost {
+    fn lost(reason: Reason) -> AttemptError {
         let failure = Failure::of(reason, "");
         let details = failure.to_details("");
-        Lost::of_status(&Status::with_details(reason.code(), "", details))
+        AttemptError::of_status(&Status::with_details(reason.code(), "", details))
     }
 
     #[test]
@@ -147,7 +147,8 @@ mod tests {
                 _ => (Next::GiveUp, Next::GiveUp, Next::GiveUp),
             };
             let lost = lost(row.reason);
-            let all = [Kind::Read, Kind::Sessioned, Kind::Bare].map(|kind| next(kind, &lost));
+            let all = [RetryClass::Read, RetryClass::Sessioned, RetryClass::Bare]
+                .map(|class| next(class, &lost));
             assert_eq!(all, [read, sessioned, bare], "{:?}", row.reason);
         }
     }
@@ -156,9 +157,9 @@ mod tests {
     fn what_is_the_nodes_alone_is_asked_of_another_one() {
         let failure = Failure { only_this_node: true, ..Failure::of(Reason::Overloaded, "") };
         let status = Status::with_details(Reason::Overloaded.code(), "", failure.to_details(""));
-        let lost = Lost::of_status(&status);
-        for kind in [Kind::Read, Kind::Sessioned, Kind::Bare] {
-            assert_eq!(next(kind, &lost), Next::Elsewhere);
+        let lost = AttemptError::of_status(&status);
+        for class in [RetryClass::Read, RetryClass::Sessioned, RetryClass::Bare] {
+            assert_eq!(next(class, &lost), Next::Elsewhere);
         }
     }
 
@@ -170,19 +171,19 @@ mod tests {
                 ..Failure::of(reason, "")
             };
             let status = Status::with_details(reason.code(), "", failure.to_details(""));
-            assert_eq!(next(Kind::Bare, &Lost::of_status(&status)), Next::Wait);
-            assert_eq!(next(Kind::Bare, &lost(reason)), Next::GiveUp);
+            assert_eq!(next(RetryClass::Bare, &AttemptError::of_status(&status)), Next::Wait);
+            assert_eq!(next(RetryClass::Bare, &lost(reason)), Next::GiveUp);
         }
     }
 
     #[test]
     fn what_was_perhaps_applied_is_repeated_only_in_a_session() {
-        let silent = Lost::silent("a:1", Duration::from_secs(1));
-        assert_eq!(next(Kind::Sessioned, &silent), Next::Elsewhere);
-        assert_eq!(next(Kind::Read, &silent), Next::Elsewhere);
-        assert_eq!(next(Kind::Bare, &silent), Next::GiveUp);
-        let unreachable = Lost::unreachable(String::new());
-        assert_eq!(next(Kind::Bare, &unreachable), Next::Elsewhere);
+        let silent = AttemptError::silent("a:1", Duration::from_secs(1));
+        assert_eq!(next(RetryClass::Sessioned, &silent), Next::Elsewhere);
+        assert_eq!(next(RetryClass::Read, &silent), Next::Elsewhere);
+        assert_eq!(next(RetryClass::Bare, &silent), Next::GiveUp);
+        let unreachable = AttemptError::unreachable(String::new());
+        assert_eq!(next(RetryClass::Bare, &unreachable), Next::Elsewhere);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::pool::{Connection, Fitness, Pool};
 /// What a call needs of the node it goes to. Every node answers every call; this is about the shortest
 /// way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
+pub(crate) enum Route {
     /// The leader of the key's shard.
     Leader,
     /// Any replica of the key's shard.
@@ -52,7 +52,7 @@ impl Table {
     }
 
     /// The node that leads, as far as anybody said so; 0 = nobody did.
-    pub fn told_leader(&self, position: usize) -> u64 {
+    pub fn known_leader(&self, position: usize) -> u64 {
         self.leaders[position].load(Ordering::Relaxed)
     }
 
@@ -134,16 +134,16 @@ impl Router {
         &self,
         table: &Table,
         shard: Option<usize>,
-        want: Want,
+        route: Route,
         tried: &[Arc<Connection>],
     ) -> Option<Arc<Connection>> {
-        let turn = match want {
-            Want::Leader => 0,
-            Want::Replica | Want::Any => self.turn.fetch_add(1, Ordering::Relaxed),
+        let turn = match route {
+            Route::Leader => 0,
+            Route::Replica | Route::Any => self.turn.fetch_add(1, Ordering::Relaxed),
         };
-        let of_shard = shard.filter(|_| want != Want::Any);
+        let of_shard = shard.filter(|_| route != Route::Any);
         let leader = of_shard
-            .filter(|_| want == Want::Leader)
+            .filter(|_| route == Route::Leader)
             .and_then(|p| table.nodes.get(&table.leader(p)));
         let replicas = of_shard.map_or(&[][..], |p| &table.shard(p).replicas);
         let replicas =

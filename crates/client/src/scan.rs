@@ -8,11 +8,11 @@ use futures::Stream;
 use quorate_proto::v1::{ReadLevel, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken};
 use tonic::Streaming;
 
-use crate::error::{Lost, Result};
+use crate::error::{AttemptError, Result};
 use crate::inner::Inner;
 use crate::request::{Freshness, every_call, every_read, read};
-use crate::retry::{self, Backoff, Kind, Next};
-use crate::router::Want;
+use crate::retry::{self, Backoff, Next, RetryClass};
+use crate::router::Route;
 
 /// Reads keys in byte order over all shards; see [`Client::scan`](crate::Client::scan). Each page shows every shard at one
 /// index of its own; pages, and the parts of a scan that had to begin anew, are different instants.
@@ -193,11 +193,11 @@ impl Rows {
 
     async fn open(&mut self) -> Result<()> {
         self.deadline = self.client.deadline(self.timeout);
-        let how = read(Want::Any, self.deadline);
+        let options = read(Route::Any, self.deadline);
         let mut request = self.request.clone();
         request.limit = self.left.unwrap_or(0);
         // Boxed: it is large, rarely needed, and would make the future of every row as large.
-        self.page = Some(Box::pin(self.client.execute(request, how)).await?);
+        self.page = Some(Box::pin(self.client.execute(request, options)).await?);
         Ok(())
     }
 
@@ -209,14 +209,15 @@ impl Rows {
         let message = match tokio::time::timeout_at(self.deadline.into(), page.message()).await {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => {
-                let lost =
-                    Lost::unreachable("the scan's stream ended before its last message".into());
+                let lost = AttemptError::unreachable(
+                    "the scan's stream ended before its last message".into(),
+                );
                 return self.resume(lost).await;
             }
-            Ok(Err(status)) => return self.resume(Lost::of_status(&status)).await,
+            Ok(Err(status)) => return self.resume(AttemptError::of_status(&status)).await,
             Err(_) => {
                 let waited = self.timeout.unwrap_or(self.client.config.timeout);
-                return Err(Lost::silent("the node that scans", waited).into_error(""));
+                return Err(AttemptError::silent("the node that scans", waited).into_error(""));
             }
         };
         self.deadline = self.client.deadline(self.timeout);
@@ -256,13 +257,13 @@ impl Rows {
     }
 
     /// Goes on after a page that broke off: after the last row that came, or with the same page again.
-    async fn resume(&mut self, lost: Lost) -> Result<()> {
+    async fn resume(&mut self, lost: AttemptError) -> Result<()> {
         self.page = None;
         if self.left == Some(0) {
             self.done = true;
             return Ok(());
         }
-        let next = retry::next(Kind::Read, &lost);
+        let next = retry::next(RetryClass::Read, &lost);
         let wait = self.backoff.wait(lost.retry_after());
         let remaining = self.deadline.saturating_duration_since(Instant::now());
         if !matches!(next, Next::Elsewhere | Next::Wait | Next::RefreshMap) || wait >= remaining {

@@ -49,7 +49,7 @@ pub(crate) struct Session {
     /// The node that opened it.
     opened_by: Option<Arc<Connection>>,
     /// From when on nothing new is begun in it.
-    rest_from: Instant,
+    no_new_after: Instant,
     window: Mutex<Window>,
     /// Told when the window moves on or the session retires.
     moved: Notify,
@@ -66,12 +66,16 @@ struct Window {
 }
 
 impl Session {
-    /// A session that takes new writes until `rest_from`.
-    pub fn new(id: Bytes, rest_from: Instant, opened_by: Option<Arc<Connection>>) -> Arc<Session> {
+    /// A session that takes new writes until `no_new_after`.
+    pub fn new(
+        id: Bytes,
+        no_new_after: Instant,
+        opened_by: Option<Arc<Connection>>,
+    ) -> Arc<Session> {
         Arc::new(Session {
             id,
             opened_by,
-            rest_from,
+            no_new_after,
             window: Mutex::new(Window {
                 answered_below: 1,
                 answered: VecDeque::new(),
@@ -86,7 +90,7 @@ impl Session {
     }
 
     pub fn takes_new(&self) -> bool {
-        Instant::now() < self.rest_from && !self.window.lock().retired
+        Instant::now() < self.no_new_after && !self.window.lock().retired
     }
 
     /// The next number, waiting while too many are open; none once the session takes nothing new.
@@ -188,8 +192,8 @@ mod tests {
     use super::*;
 
     fn session() -> Arc<Session> {
-        let rest_from = Instant::now() + Duration::from_secs(60);
-        Session::new(Bytes::from_static(b"s"), rest_from, None)
+        let no_new_after = Instant::now() + Duration::from_secs(60);
+        Session::new(Bytes::from_static(b"s"), no_new_after, None)
     }
 
     #[tokio::test]

@@ -3,9 +3,11 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::memory::MIN_MEMORY;
+use super::memory::MEMORY_MIN;
 use super::value::{self, HostPort};
-use super::{Config, ConfigError, Key, MAX_REPLICAS, MAX_SHARDS, MAX_VALUE_BYTES};
+use quorate_proto::limits::{REPLICAS_MAX, SHARDS_MAX, VALUE_BYTES_CEILING};
+
+use super::{Config, ConfigError, Key};
 
 /// Whether a missing data directory is wrong.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,10 +22,15 @@ pub(super) fn validate(config: &Config, data_dir: DataDir) -> Result<(), ConfigE
     let values = [
         if data_dir == DataDir::Needed { check_data_dir(config) } else { Ok(()) },
         check_names(config),
-        check_range(Key::Shards, u64::from(config.shards), 1, u64::from(MAX_SHARDS)),
+        check_range(Key::Shards, u64::from(config.shards), 1, SHARDS_MAX),
         check_replicas(config),
         check_memory(config),
-        check_range(Key::MaxValueSize, config.max_value_bytes as u64, 1, MAX_VALUE_BYTES as u64),
+        check_range(
+            Key::MaxValueSize,
+            config.max_value_bytes as u64,
+            1,
+            VALUE_BYTES_CEILING as u64,
+        ),
         check_range(Key::MaxConnections, config.max_connections as u64, 1, 1 << 16),
         check_range(Key::MaxCallsPerConnection, calls, 1, 1 << 16),
         check_life(Key::MaxConnectionIdle, config.max_connection_idle),
@@ -51,7 +58,7 @@ fn check_addresses(config: &Config) -> Result<(), ConfigError> {
 }
 
 fn check_replicas(config: &Config) -> Result<(), ConfigError> {
-    if config.replicas.is_multiple_of(2) || config.replicas > MAX_REPLICAS {
+    if config.replicas.is_multiple_of(2) || config.replicas > REPLICAS_MAX {
         return refuse(
             Key::Replicas,
             config.replicas,
@@ -62,9 +69,9 @@ fn check_replicas(config: &Config) -> Result<(), ConfigError> {
 }
 
 fn check_memory(config: &Config) -> Result<(), ConfigError> {
-    if config.memory.total < MIN_MEMORY {
+    if config.memory.total < MEMORY_MIN {
         let given = value::format_bytes(config.memory.total);
-        let least = value::format_bytes(MIN_MEMORY);
+        let least = value::format_bytes(MEMORY_MIN);
         return refuse(Key::Memory, given, &format!("must be at least {least}"));
     }
     Ok(())

@@ -35,7 +35,7 @@ pub use error::ConfigError;
 pub use key::Key;
 pub use layers::{CONFIG_VARIABLE, Environment, Layers, utf8_text};
 pub use log::LogFormat;
-pub use memory::{MIN_MEMORY, MemoryPlan, default_memory};
+pub use memory::{MEMORY_MIN, MemoryPlan, default_memory};
 pub use resolve::{DEFAULT_PORT, Effective, Resolved, resolve};
 pub use show::table;
 pub use source::Source;
@@ -98,14 +98,6 @@ pub struct Config {
     /// Whether it is allowed to listen beyond loopback without TLS.
     pub insecure: bool,
 }
-
-/// The most shards a cluster may have.
-pub const MAX_SHARDS: u32 = 4096;
-/// The most replicas a shard may have.
-pub const MAX_REPLICAS: u32 = 7;
-/// The largest value that may be allowed: with a key of 4 KiB and the frame of the request it stays
-/// below the 2 MiB a request may have.
-pub const MAX_VALUE_BYTES: usize = 2 * 1024 * 1024 - 64 * 1024;
 
 impl Config {
     /// Checks what no single value shows: limits, and settings that do not go together.

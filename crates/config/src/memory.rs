@@ -5,9 +5,9 @@ use std::path::Path;
 use super::value::{format_bytes, parse_bytes};
 
 /// The least memory a node starts with.
-pub const MIN_MEMORY: u64 = 128 << 20;
+pub const MEMORY_MIN: u64 = 128 << 20;
 /// The most memory a node takes for itself when it is not told.
-const MAX_DEFAULT_MEMORY: u64 = 2 << 30;
+const MEMORY_DEFAULT_MAX: u64 = 2 << 30;
 /// What is assumed of a machine that does not say how much memory it has.
 const ASSUMED_MACHINE: u64 = 4 << 30;
 
@@ -91,7 +91,7 @@ pub fn default_memory() -> u64 {
 pub(super) fn default_of(available: u64) -> u64 {
     // Whole MiB, so that the figure can be read and given back as a flag.
     let quarter = available / 4 / (1 << 20) * (1 << 20);
-    quarter.clamp(MIN_MEMORY, MAX_DEFAULT_MEMORY)
+    quarter.clamp(MEMORY_MIN, MEMORY_DEFAULT_MAX)
 }
 
 /// The smallest of the machine's memory and the limits of the control groups around this process.
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_shares_leave_a_fifth_and_follow_the_whole() {
-        let mut total = MIN_MEMORY;
+        let mut total = MEMORY_MIN;
         while total <= 256 << 30 {
             let plan = MemoryPlan::new(total);
             assert!(plan.committed() <= total / 5 * 4, "{plan:?}");
@@ -160,7 +160,7 @@ mod tests {
             }
             total += total / 3;
         }
-        let plan = MemoryPlan::new(MAX_DEFAULT_MEMORY);
+        let plan = MemoryPlan::new(MEMORY_DEFAULT_MAX);
         assert_eq!((plan.delta, plan.log_group, plan.log_node), (64 << 20, 64 << 20, 512 << 20));
     }
 
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(default_of(1 << 30), 256 << 20);
         assert_eq!(default_of((1 << 30) + 5), 256 << 20);
         assert_eq!(default_of(64 << 30), 2 << 30);
-        assert_eq!(default_of(100 << 20), MIN_MEMORY);
+        assert_eq!(default_of(100 << 20), MEMORY_MIN);
     }
 
     /// A file system with these files.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use quorate_machine::SessionLimits;
 use quorate_machine::{Applied, ApplyError, Map, Ownership, StateMachine};
-use quorate_raft::{GroupId, Install, LogId, SessionId, SnapshotMeta};
+use quorate_raft::{GroupId, Install, LogId, ReplicationSession, SnapshotMeta};
 use quorate_storage::{
     CheckpointJob, DeltaBudget, DeltaLevel, Finished, Installer, RowKind, ShardStore,
     SnapshotSource, StorageError,
@@ -42,7 +42,7 @@ pub(super) enum ApplyInput {
     /// A snapshot takes the place of the state.
     Install { group: GroupId, install: Install },
     /// The core has decided about a received snapshot: if it still waits, it is not wanted.
-    Decided { group: GroupId, session: SessionId },
+    Decided { group: GroupId, session: ReplicationSession },
     /// The state was compared with its header: it is sound, or why not.
     Scrubbed { group: GroupId, outcome: Result<(), String> },
     /// Begin a checkpoint; the sender hears `None` when there is nothing to write.
@@ -381,14 +381,14 @@ pub(super) fn load_machine(store: &ShardStore) -> Result<StateMachine, ApplyErro
 mod tests {
     use bytes::Bytes;
     use quorate_raft::{Entry, EntryKind, Index, Membership, NodeId, Replica, ReplicaId, Term};
-    use quorate_storage::{Engine as Sled, EngineOptions, HashRange, ShardInit};
+    use quorate_storage::{Database, DatabaseOptions, HashRange, ShardInit};
 
     use super::*;
 
     #[test]
     fn what_is_in_the_state_already_is_reported_as_applied() {
         let dir = tempfile::tempdir().expect("a directory");
-        let sled = Sled::open(dir.path(), EngineOptions::default()).expect("sled");
+        let sled = Database::open(dir.path(), DatabaseOptions::default()).expect("sled");
         let (group, replica) = (GroupId(1), Replica { id: ReplicaId(1), node: NodeId(1) });
         let init = ShardInit {
             group,

@@ -9,7 +9,7 @@ use crate::fatal::FatalHook;
 use crate::limits::Limits;
 use parking_lot::{Condvar, Mutex};
 use quorate_raft::GroupId;
-use quorate_storage::{DeltaBudget, Disk, DiskLevel, Engine as StorageEngine};
+use quorate_storage::{Database, DeltaBudget, Disk, DiskLevel};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -22,13 +22,13 @@ use crate::metrics::EngineMetrics;
 use crate::quarantine::guarded;
 
 /// How often the thread looks whether a checkpoint is due.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Pages that the storage engine is made to move at a time.
 const COLLECTED_PAGES: u64 = 512;
 /// While the disk's reserve is being used, what was deleted is removed this often.
-const MAKE_ROOM: Duration = Duration::from_secs(1);
+const MAKE_ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// A shard with changes is checkpointed at least this often, so that a restart replays little.
-const OLDEST: Duration = Duration::from_secs(300);
+const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(300);
 
 /// Wakes and ends the checkpointer.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ impl CheckpointControl {
     fn pause(&self) {
         let mut guard = self.sleep.lock();
         if !self.stopped() {
-            self.wake.wait_for(&mut guard, LOOK);
+            self.wake.wait_for(&mut guard, POLL_INTERVAL);
         }
     }
 }
@@ -67,7 +67,7 @@ pub(super) struct Checkpointer {
     pub(super) metrics: Arc<EngineMetrics>,
     pub(super) progress: Arc<LogProgress>,
     pub(super) disk: Arc<Disk>,
-    pub(super) engine: StorageEngine,
+    pub(super) engine: Database,
 }
 
 /// Whether the log is so long that a checkpoint is due, all in bytes: of the longest group's log,
@@ -103,12 +103,12 @@ impl Checkpointer {
                 self.collect();
             }
             if self.disk.level() > DiskLevel::Ok
-                && last_room.is_none_or(|last| last.elapsed() >= MAKE_ROOM)
+                && last_room.is_none_or(|last| last.elapsed() >= MAKE_ROOM_INTERVAL)
             {
                 self.make_room();
                 last_room = Some(Instant::now());
             }
-            if last_all.elapsed() >= OLDEST {
+            if last_all.elapsed() >= CHECKPOINT_AGE_MAX {
                 self.checkpoint_all();
                 last_all = Instant::now();
             }

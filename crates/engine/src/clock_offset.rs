@@ -125,7 +125,7 @@ impl ClockOffsets {
 
 #[cfg(test)]
 mod tests {
-    use quorate_raft::{GroupId, Index, Replica, SessionId, Term, Timing};
+    use quorate_raft::{GroupId, Index, Replica, ReplicationSession, Term, Timing};
 
     use super::*;
 
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn of_the_messages_of_a_frame_the_newest_clock_counts() {
-        let (session, commit) = (SessionId::default(), Index(0));
+        let (session, commit) = (ReplicationSession::default(), Index(0));
         let timing = |clock| Timing { clock, ..Timing::default() };
         let beat = |clock| envelope(Message::Heartbeat { session, commit, timing: timing(clock) });
         let answer = |clock| {

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use quorate_raft::{GroupId, Membership, NodeId, Replica};
-use quorate_storage::{
-    DeltaBudget, Engine as Database, HashRange, ShardInit, ShardStore, StorageError,
-};
+use quorate_storage::{Database, DeltaBudget, HashRange, ShardInit, ShardStore, StorageError};
 
 use crate::Engine;
 

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use quorate_machine::WriteKey;
 use quorate_machine::{LogTime, next_stamp};
 use quorate_raft::{
-    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, RoleKind, SessionId, Term,
-    Ticks,
+    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, ReplicationSession,
+    RoleKind, Term, Ticks,
 };
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
@@ -56,7 +56,7 @@ pub(super) struct Group {
     reads: BTreeMap<ReadId, Vec<oneshot::Sender<ReadGrant>>>,
     next_read: u64,
     /// A received snapshot about which the core has been asked in this turn.
-    pub(super) announced: Option<SessionId>,
+    pub(super) announced: Option<ReplicationSession>,
 }
 
 impl Group {
@@ -83,7 +83,7 @@ impl Group {
         // What a replica cannot apply would commit, and its proposer never hear of it.
         if self.raft.is_leader() && !(self.takes_commands() && self.shard.serves()) {
             // A handler that is gone does not need to know.
-            let _ = proposal.answer.send(Answer::Refused(RefusedProposal::NotYet));
+            let _ = proposal.answer.send(Answer::Refused(RefusedProposal::LocalNotReady));
             return;
         }
         let Some(proposal) = self.join(proposal) else { return };

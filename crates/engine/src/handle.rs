@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorate_raft::{
     Config as RaftConfig, Envelope, GroupId, Index, Message, NodeId, Raft, Replica, ReplicaId,
-    SessionId, SnapshotMeta, Status, TransferError,
+    ReplicationSession, SnapshotMeta, Status, TransferError,
 };
 use quorate_storage::{
     DeltaBudget, Installer, RecordLog, RecoveredGroup, ShardStore, SnapshotSource, StorageError,
@@ -127,7 +127,7 @@ impl Engine {
     fn start_threads(&self, parts: Parts) -> io::Result<()> {
         let fatal = parts.fatal;
         let mut threads = self.threads.lock();
-        let sled = parts.log.engine().clone();
+        let sled = parts.log.database().clone();
         for (number, inbox) in self.loops.iter().enumerate() {
             let engine_loop = Loop {
                 node: self.node,
@@ -309,13 +309,25 @@ impl Engine {
     }
 
     /// A snapshot that ends at `last` is about to be sent: the log behind it is kept for its receiver.
-    pub fn snapshot_begins(&self, group: GroupId, to: ReplicaId, session: SessionId, last: Index) {
+    pub fn snapshot_begins(
+        &self,
+        group: GroupId,
+        to: ReplicaId,
+        session: ReplicationSession,
+        last: Index,
+    ) {
         let input = Input::SnapshotBegins { group, to, session, last };
         self.engine_loop(group).complete(input);
     }
 
     /// The transfer of a snapshot ended.
-    pub fn snapshot_sent(&self, group: GroupId, to: ReplicaId, session: SessionId, ok: bool) {
+    pub fn snapshot_sent(
+        &self,
+        group: GroupId,
+        to: ReplicaId,
+        session: ReplicationSession,
+        ok: bool,
+    ) {
         self.engine_loop(group).complete(Input::SnapshotSent { group, to, session, ok });
     }
 

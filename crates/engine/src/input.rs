@@ -1,8 +1,8 @@
 //! Inputs of an engine loop: what it is asked to do, and what has happened.
 
 use quorate_raft::{
-    Envelope, GroupId, Index, Message, NodeId, PersistToken, ReplicaId, SessionId, SnapshotMeta,
-    Status, TransferError,
+    Envelope, GroupId, Index, Message, NodeId, PersistToken, ReplicaId, ReplicationSession,
+    SnapshotMeta, Status, TransferError,
 };
 use tokio::sync::oneshot;
 
@@ -23,13 +23,13 @@ pub(super) enum Input {
     SnapshotBegins {
         group: GroupId,
         to: ReplicaId,
-        session: SessionId,
+        session: ReplicationSession,
         last: Index,
     },
     SnapshotSent {
         group: GroupId,
         to: ReplicaId,
-        session: SessionId,
+        session: ReplicationSession,
         ok: bool,
     },
     BulkDropped {

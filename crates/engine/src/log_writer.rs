@@ -215,7 +215,7 @@ impl LogWriter {
 mod tests {
     use bytes::Bytes;
     use quorate_raft::{
-        Config, EntryKind, LogId, Message, Output, Raft, SessionId, Term, Ticks, Timing,
+        Config, EntryKind, LogId, Message, Output, Raft, ReplicationSession, Term, Ticks, Timing,
     };
     use quorate_storage::{DeltaBudget, LogBackend, RecoveredGroup, ShardHeader};
 
@@ -242,10 +242,10 @@ mod tests {
             let payload = Bytes::from(vec![0; (1 << 20) - Entry::OVERHEAD_BYTES as usize]);
             let (term, kind) = (Term(1), EntryKind::Command);
             let entries = vec![Entry { term, index: Index(index), kind, stamp: index, payload }];
-            let session = SessionId { term, counter: 1 };
+            let session = ReplicationSession { term, counter: 1 };
             tell(2, 1, Message::Append { session, prev, commit, entries, timing });
         }
-        let session = SessionId { term: Term(2), counter: 1 };
+        let session = ReplicationSession { term: Term(2), counter: 1 };
         tell(3, 2, Message::Heartbeat { session, commit, timing });
         let mut writes = Vec::new();
         while raft.has_output() {

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use quorate_raft::{EntryKind, GroupId, HardState, Index, Membership, ReplicaId, Term};
-    use quorate_storage::{Engine, EngineOptions, Frontier, HashRange, LogBackend};
+    use quorate_storage::{Database, DatabaseOptions, Frontier, HashRange, LogBackend};
 
     fn header(applied: u64, term: u64, valid_from: u64) -> ShardHeader {
         ShardHeader {
@@ -190,9 +190,10 @@ mod tests {
 
     /// What the log holds of the one replica, once it is opened as a node opens it.
     fn reopen(dir: &std::path::Path, header: &ShardHeader) -> (RecordLog, Restored) {
-        let engine = Engine::open(&dir.join("sled"), EngineOptions::default()).expect("it opens");
+        let database =
+            Database::open(&dir.join("sled"), DatabaseOptions::default()).expect("it opens");
         let (mut log, mut groups) =
-            RecordLog::open(LogBackend::Sled, &engine, dir).expect("it opens");
+            RecordLog::open(LogBackend::Sled, &database, dir).expect("it opens");
         settle_log(&mut log, [header], &mut groups).expect("written");
         let recovered = groups.remove(&(header.group, header.replica));
         let restored = restore(header, recovered).expect("they fit");

@@ -62,7 +62,7 @@ pub enum RefusedProposal {
     /// Leadership is being handed over.
     Transferring,
     /// This replica leads and takes no commands now: it has just been elected, or cannot apply.
-    NotYet,
+    LocalNotReady,
     /// Too many bytes are proposed and not yet committed.
     Full,
     /// The command is larger than an entry may be.

@@ -22,9 +22,9 @@ const RECORD: &str = "last-run";
 /// A background scrub reads at most so much per second.
 const PACE_BYTES_PER_SECOND: u64 = 16 << 20;
 /// The time between two background scrubs of one replica.
-const EVERY: Duration = Duration::from_secs(24 * 3600);
+const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How often is looked whether one is due.
-const LOOK: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How the node's last run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,8 @@ impl Schedule {
         let groups: BTreeSet<GroupId> = groups.collect();
         self.due.retain(|group, _| groups.contains(group));
         for group in groups {
-            let first = if soon { Duration::ZERO } else { EVERY.mul_f64(self.place(group)) };
+            let first =
+                if soon { Duration::ZERO } else { SCRUB_INTERVAL.mul_f64(self.place(group)) };
             self.due.entry(group).or_insert(now + first);
         }
     }
@@ -129,10 +130,10 @@ impl Schedule {
         if due > now {
             return None;
         }
-        let place = EVERY.mul_f64(self.place(group));
+        let place = SCRUB_INTERVAL.mul_f64(self.place(group));
         let mut next = place;
         while next <= now {
-            next += EVERY;
+            next += SCRUB_INTERVAL;
         }
         self.due.insert(group, next);
         Some(group)
@@ -151,7 +152,7 @@ pub async fn keep(engine: Arc<Engine>, last: LastRun) {
         soon &= shards.is_empty();
         let due = schedule.take(started.elapsed()).and_then(|group| shards.get(&group).cloned());
         let Some(shard) = due else {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             continue;
         };
         if !shard.serves() {

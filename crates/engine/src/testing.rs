@@ -15,7 +15,7 @@ use quorate_raft::{
     ReplicaId, Term, Timing,
 };
 use quorate_storage::{
-    DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, RecordLog, RecoveredGroup,
+    Database, DatabaseOptions, DeltaBudget, HashRange, LogBackend, RecordLog, RecoveredGroup,
     ShardInit, ShardStore,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -37,12 +37,17 @@ pub fn replica(number: u64) -> Replica {
 }
 
 /// The database of a node in this directory.
-pub fn sled(dir: &Path) -> Sled {
-    Sled::open(&dir.join("sled"), EngineOptions::default()).unwrap()
+pub fn sled(dir: &Path) -> Database {
+    Database::open(&dir.join("sled"), DatabaseOptions::default()).unwrap()
 }
 
 /// The new state of node 1's replica, one of `voters`.
-pub fn store(sled: &Sled, budget: &Arc<DeltaBudget>, group: GroupId, voters: u64) -> ShardStore {
+pub fn store(
+    sled: &Database,
+    budget: &Arc<DeltaBudget>,
+    group: GroupId,
+    voters: u64,
+) -> ShardStore {
     let init = ShardInit {
         group,
         replica: ReplicaId(1),
@@ -111,7 +116,7 @@ pub struct Node {
     pub budget: Arc<DeltaBudget>,
     /// The other nodes.
     pub peers: Arc<Peers>,
-    pub(crate) sled: Sled,
+    pub(crate) sled: Database,
     /// Last, so that it goes when nothing is open any more.
     _dir: tempfile::TempDir,
 }
@@ -124,13 +129,13 @@ impl Node {
 
     /// A node with these limits, and with so much room for deltas.
     pub fn with(limits: Limits, delta_bytes: u64) -> Node {
-        Self::with_options(limits, delta_bytes, EngineOptions::default())
+        Self::with_options(limits, delta_bytes, DatabaseOptions::default())
     }
 
     /// The same over a database with these options.
-    pub fn with_options(limits: Limits, delta_bytes: u64, options: EngineOptions) -> Node {
+    pub fn with_options(limits: Limits, delta_bytes: u64, options: DatabaseOptions) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let sled = Sled::open(&dir.path().join("sled"), options).unwrap();
+        let sled = Database::open(&dir.path().join("sled"), options).unwrap();
         let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir.path()).unwrap();
         let budget = Arc::new(DeltaBudget::with_cache(delta_bytes, 8 << 20));
         let peers = Arc::<Peers>::default();

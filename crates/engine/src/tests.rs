@@ -7,9 +7,10 @@ use bytes::Bytes;
 use quorate_machine::command::{self, CommandOperation, Kind};
 use quorate_proto::raft::v1::DeleteKey;
 use quorate_raft::{
-    Entry, EntryKind, Envelope, GroupId, Index, LogId, Message, ReplicaId, SessionId, Term, Timing,
+    Entry, EntryKind, Envelope, GroupId, Index, LogId, Message, ReplicaId, ReplicationSession,
+    Term, Timing,
 };
-use quorate_storage::{DiskLevel, EngineOptions, Space};
+use quorate_storage::{DatabaseOptions, DiskLevel, Space};
 
 use super::testing::{GROUP, Node, SMALL, checkpoint, damage, put, replica, small, wait};
 use super::*;
@@ -75,7 +76,7 @@ fn the_log_of_a_replica_that_does_not_apply_is_bounded() {
             payload: put(GROUP, "key", 10 << 10),
         };
         let prev = LogId { term: if prev.0 == 0 { Term(0) } else { term }, index: prev };
-        let (session, timing) = (SessionId { term, counter: 1 }, Timing::default());
+        let (session, timing) = (ReplicationSession { term, counter: 1 }, Timing::default());
         let message =
             Message::Append { session, prev, commit: prev.index, entries: vec![entry], timing };
         let (from, to) = (replica(2), replica(1));
@@ -122,7 +123,8 @@ fn a_follower_whose_disk_went_back_is_sent_what_it_lost_without_a_write() {
 
 /// Hands the node an append of a leader to its replica of the group, one of three.
 fn deliver(node: &Node, leader: u64, term: u64, commit: u64, entries: Vec<Entry>) {
-    let (session, timing) = (SessionId { term: Term(term), counter: 1 }, Timing::default());
+    let (session, timing) =
+        (ReplicationSession { term: Term(term), counter: 1 }, Timing::default());
     let (prev, commit) = (LogId::ZERO, Index(commit));
     let message = Message::Append { session, prev, commit, entries, timing };
     let (from, to) = (replica(leader), replica(1));
@@ -179,12 +181,12 @@ fn delete(group: GroupId, key: &str) -> Bytes {
 
 /// A disk of 1 GiB that the engine's file has for itself, but for what leaves it `bytes` above the
 /// reserve.
-fn disk_with(bytes: u64) -> EngineOptions {
+fn disk_with(bytes: u64) -> DatabaseOptions {
     let space = move |dir: &std::path::Path| {
         let file = std::fs::metadata(dir.join("db")).map_or(0, |metadata| metadata.len());
         Ok(Space { total: 1 << 30, free: ((256 << 20) + bytes).saturating_sub(file) })
     };
-    EngineOptions { space: Arc::new(space), ..EngineOptions::default() }
+    DatabaseOptions { space: Arc::new(space), ..DatabaseOptions::default() }
 }
 
 #[test]

@@ -16,22 +16,18 @@ pub fn command_line(words: &[OsString], id: &WriteId) -> String {
     let mut words = words.iter();
     let program = words.next().map_or_else(|| OsStr::new("kvctl"), OsString::as_os_str);
     let mut line = quote(program);
-    line.push_str(&format!(
-        " --session-id {} --sequence {}",
-        hex::encode(&id.session),
-        id.sequence
-    ));
+    line.push_str(&format!(" --write-id {id}"));
     let mut given_before = false;
     for word in words {
         let bytes = word.as_bytes();
         if std::mem::take(&mut given_before) {
             continue;
         }
-        if bytes == b"--session-id" || bytes == b"--sequence" {
+        if bytes == b"--write-id" {
             given_before = true;
             continue;
         }
-        if bytes.starts_with(b"--session-id=") || bytes.starts_with(b"--sequence=") {
+        if bytes.starts_with(b"--write-id=") {
             continue;
         }
         line.push(' ');
@@ -115,11 +111,15 @@ mod tests {
     fn the_same_words_with_the_session() {
         assert_eq!(
             again(&["kvctl", "--endpoints", "h:1", "put", "k", "it's new"]),
-            r"kvctl --session-id ID --sequence 7 --endpoints h:1 put k 'it'\''s new'"
+            r"kvctl --write-id ID/7 --endpoints h:1 put k 'it'\''s new'"
         );
         assert_eq!(
-            again(&["./kvctl", "put", "--session-id", "00", "--sequence=3", "k", ""]),
-            "./kvctl --session-id ID --sequence 7 put k ''"
+            again(&["./kvctl", "put", "--write-id", "00/3", "k", ""]),
+            "./kvctl --write-id ID/7 put k ''"
+        );
+        assert_eq!(
+            again(&["./kvctl", "put", "--write-id=00/3", "k", ""]),
+            "./kvctl --write-id ID/7 put k ''"
         );
     }
 
@@ -134,7 +134,7 @@ mod tests {
         let line = |key: &[u8]| {
             let line =
                 delete_line(&["h:1".into(), "i:2".into()], &["--if-absent".into()], key, &id());
-            line.split_once(" --sequence 7 ").unwrap().1.to_owned()
+            line.split_once("/7 ").unwrap().1.to_owned()
         };
         assert_eq!(line(b"-k 1"), "--endpoints h:1,i:2 del --if-absent -- '-k 1'");
         assert_eq!(line(b"\0a"), "--endpoints h:1,i:2 del --if-absent --key-encoding hex 0061");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use quorate_client::WriteId;
 
 use crate::duration;
 use crate::encoding::Encoding;
@@ -73,16 +74,11 @@ pub struct Global {
 
     /// Keep the session token in FILE: what one call has seen, the next one sees too
     #[arg(long, global = true, value_name = "FILE")]
-    pub session: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
 
-    /// Ask a write again: the session that it was first sent in
-    #[arg(long, global = true, value_name = "HEX", requires = "sequence")]
-    pub session_id: Option<String>,
-
-    /// Ask a write again: the sequence number that it was first sent with
-    #[arg(long, global = true, value_name = "N", requires = "session_id")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    pub sequence: Option<u64>,
+    /// Ask a write again: the session and the sequence number that it was first sent with
+    #[arg(long, global = true, value_name = "HEX/N")]
+    pub write_id: Option<WriteId>,
 
     /// How to print what was found; each command has a default of its own
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
@@ -145,7 +141,7 @@ pub enum Consistency {
     Linearizable,
     /// As linearizable, by the leader's clock alone (not offered yet)
     Lease,
-    /// Sees what this session has seen and written (see --session)
+    /// Sees what this session has seen and written (see --token-file)
     Session,
     /// At most --max-staleness old (not offered yet)
     Bounded,

@@ -50,7 +50,7 @@ impl Context {
             .connect_timeout(global.connect_timeout)
             .level(level(global.consistency));
         let client = Client::new(config);
-        let token_file = global.session.as_deref().map(TokenFile::new);
+        let token_file = global.token_file.as_deref().map(TokenFile::new);
         if let Some(file) = &token_file {
             file.check()?;
             if let Some(token) = file.read()? {
@@ -84,14 +84,8 @@ impl Context {
     }
 
     /// The write that is asked again, if one is.
-    pub fn write_again(&self) -> Result<Option<WriteId>> {
-        let (Some(text), Some(sequence)) = (&self.global.session_id, self.global.sequence) else {
-            return Ok(None);
-        };
-        match hex::decode(text) {
-            Ok(id) if id.len() == 24 => Ok(Some(WriteId { session: id.into(), sequence })),
-            _ => Err(Failure::usage("--session-id takes 48 hexadecimal digits")),
-        }
+    pub fn write_again(&self) -> Option<WriteId> {
+        self.global.write_id.clone()
     }
 
     /// Notes that a write was applied, from when on nothing may be called a wrong command line any more;
@@ -181,10 +175,10 @@ fn check(global: &Global, command: &Command) -> Result<()> {
     if global.max_staleness.is_some() && global.consistency != Consistency::Bounded {
         return Err(Failure::usage("--max-staleness goes with --consistency bounded"));
     }
-    if global.session_id.is_some() && !command.is_single_write() {
+    if global.write_id.is_some() && !command.is_single_write() {
         let name = command.name();
         return Err(Failure::usage(format!(
-            "--session-id asks one write again; this {name} is not one write"
+            "--write-id asks one write again; this {name} is not one write"
         )));
     }
     Ok(())

@@ -226,7 +226,7 @@ mod tests {
             request_id: String::new(),
             field: String::new(),
             limit: 0,
-            knob: String::new(),
+            config_key: String::new(),
             log_time: 0,
         })
     }

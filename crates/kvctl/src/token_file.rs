@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::wire::{SessionToken, SessionTokenPart};
 
-/// The file of `--session`.
+/// The file of `--token-file`.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,

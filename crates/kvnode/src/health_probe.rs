@@ -106,7 +106,7 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_stream::wrappers::TcpListenerStream;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     #[test]
     fn an_unspecified_address_is_reached_over_loopback() {
@@ -133,9 +133,9 @@ mod tests {
                 .add_service(service)
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
-        let ready = ask(&endpoint, Question::Ready, PATIENCE);
+        let ready = ask(&endpoint, Question::Ready, TIMEOUT);
         assert_eq!(ready, Err(format!("not ready: {endpoint} says so itself")));
-        assert_eq!(ask(&endpoint, Question::Live, PATIENCE), Ok(format!("live: {endpoint}")));
+        assert_eq!(ask(&endpoint, Question::Live, TIMEOUT), Ok(format!("live: {endpoint}")));
     }
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
             std::sync::Arc::new(health),
             std::future::pending(),
         ));
-        let answer = ask(&endpoint, Question::Ready, PATIENCE).unwrap_err();
+        let answer = ask(&endpoint, Question::Ready, TIMEOUT).unwrap_err();
         let sentence = format!(
             "not ready: {endpoint}: what answers there is not a node's client port (--listen)"
         );
@@ -167,7 +167,7 @@ mod tests {
         let silent = ask(&endpoint, Question::Ready, Duration::from_millis(50));
         assert_eq!(silent, Err(format!("not ready: {endpoint} gave no answer in 50ms")));
         drop(listener);
-        let gone = ask(&endpoint, Question::Ready, PATIENCE).unwrap_err();
+        let gone = ask(&endpoint, Question::Ready, TIMEOUT).unwrap_err();
         assert!(gone.contains("cannot connect: Connection refused"), "{gone}");
     }
 }

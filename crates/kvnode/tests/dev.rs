@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Far above what anything here takes; only a failure waits for it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A node that ends when its input does, as real ones do.
 const NODE: &str = "#!/bin/sh\necho \"up $*\"\nwhile read -r line; do :; done\n";
@@ -81,7 +81,7 @@ impl Dev {
         if let Some(at) = self.seen.iter().position(wanted) {
             return self.seen.remove(at);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
@@ -131,7 +131,7 @@ fn wait(child: &mut Child) -> ExitStatus {
 }
 
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -391,7 +391,7 @@ fn with_logs_a_start_is_calm_and_ends_with_the_lines_to_copy() {
     dev.line(&["n2 | ", "INFO", "node: listening"]);
     dev.line(&["ready: 8 of 8 shards have leaders"]);
     while dev.seen.last().is_none_or(|line| line != "try") {
-        let line = dev.lines.recv_timeout(PATIENCE).unwrap();
+        let line = dev.lines.recv_timeout(TIMEOUT).unwrap();
         dev.seen.push(line);
     }
     dev.line(&["put greeting hello"]);

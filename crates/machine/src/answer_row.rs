@@ -38,6 +38,7 @@
 //! together at most 1 KiB long.
 
 use bytes::Bytes;
+use quorate_proto::limits::SESSION_ID_BYTES;
 use quorate_proto::limits::STORED_PREVIOUS_BYTES_MAX;
 use quorate_storage::{RowKey, RowKind};
 
@@ -111,7 +112,7 @@ pub fn answer_row_key(session: &SessionId, sequence: u64) -> RowKey {
 /// The session and sequence that a row key names.
 pub fn read_answer_row_key(key: &RowKey) -> Result<(SessionId, u64), Damaged> {
     let parts = || {
-        let (id, sequence) = key.key().split_at_checked(SessionId::BYTES)?;
+        let (id, sequence) = key.key().split_at_checked(SESSION_ID_BYTES)?;
         Some((SessionId::from_slice(id)?, u64::from_be_bytes(sequence.try_into().ok()?)))
     };
     parts().ok_or_else(|| {

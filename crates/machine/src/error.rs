@@ -61,7 +61,7 @@ mod tests {
     fn damage_found_by_the_storage_is_damage_of_the_replica() {
         let damage = ApplyError::from(StorageError::damaged("row 7"));
         assert!(matches!(damage, ApplyError::Damaged(_)), "{damage:?}");
-        let failed = StorageError::Engine { action: "read", message: "gone".to_owned() };
+        let failed = StorageError::Database { action: "read", message: "gone".to_owned() };
         assert!(matches!(ApplyError::from(failed), ApplyError::Storage(_)));
     }
 }

@@ -6,13 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_proto::{
-    limits::{ID_BYTES, SHARDS_MAX},
+    limits::{ID_BYTES, REPLICAS_MAX, SHARDS_MAX},
     v1::{ClusterMap, MapNode, MapReplica, MapShard},
 };
 use thiserror::Error;
-
-/// The most replicas of a group.
-pub const REPLICAS_MAX: usize = 7;
 
 /// The rule that a map breaks, as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -38,7 +35,7 @@ pub fn check(map: &ClusterMap) -> Result<(), BrokenRule> {
     rule!(map.history.len() == ID_BYTES, "its history is {} bytes long", map.history.len());
     rule!(map.cluster_version > 0, "its cluster version is 0");
     rule!(
-        map.replicas_wanted % 2 == 1 && map.replicas_wanted as usize <= REPLICAS_MAX,
+        map.replicas_wanted % 2 == 1 && map.replicas_wanted <= REPLICAS_MAX,
         "{} replicas are wanted; the number must be odd and at most {REPLICAS_MAX}",
         map.replicas_wanted
     );
@@ -130,7 +127,7 @@ fn check_replicas(map: &ClusterMap) -> Result<(), BrokenRule> {
     let mut ids = BTreeSet::new();
     for (group, replicas) in groups(map) {
         rule!(
-            (1..=REPLICAS_MAX).contains(&replicas.len()),
+            (1..=REPLICAS_MAX as usize).contains(&replicas.len()),
             "group {group} has {} replicas; it must have 1 to {REPLICAS_MAX}",
             replicas.len()
         );

@@ -9,22 +9,21 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use quorate_proto::limits::SESSION_ID_BYTES;
+
 use crate::stamp::LogTime;
 
 /// Names a write of a session; see [`SessionId::write_key`].
-pub type WriteKey = [u8; SessionId::BYTES + 8];
+pub type WriteKey = [u8; SESSION_ID_BYTES + 8];
 
 /// The identity of a client's exactly-once session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId([u8; SessionId::BYTES]);
+pub struct SessionId([u8; SESSION_ID_BYTES]);
 
 impl SessionId {
-    /// The length of an id.
-    pub const BYTES: usize = 24;
-
     /// Builds an id from its parts.
     pub fn from_parts(birth: LogTime, node: u32, counter: u32, random: u64) -> SessionId {
-        let mut id = [0; SessionId::BYTES];
+        let mut id = [0; SESSION_ID_BYTES];
         id[..8].copy_from_slice(&birth.0.to_be_bytes());
         id[8..12].copy_from_slice(&node.to_be_bytes());
         id[12..16].copy_from_slice(&counter.to_be_bytes());
@@ -38,15 +37,15 @@ impl SessionId {
     }
 
     /// The bytes as they travel.
-    pub fn as_bytes(&self) -> &[u8; SessionId::BYTES] {
+    pub fn as_bytes(&self) -> &[u8; SESSION_ID_BYTES] {
         &self.0
     }
 
     /// What names the write of this sequence: the id, and the sequence in big-endian order.
     pub fn write_key(&self, sequence: u64) -> WriteKey {
-        let mut key = [0; SessionId::BYTES + 8];
-        key[..SessionId::BYTES].copy_from_slice(&self.0);
-        key[SessionId::BYTES..].copy_from_slice(&sequence.to_be_bytes());
+        let mut key = [0; SESSION_ID_BYTES + 8];
+        key[..SESSION_ID_BYTES].copy_from_slice(&self.0);
+        key[SESSION_ID_BYTES..].copy_from_slice(&sequence.to_be_bytes());
         key
     }
 

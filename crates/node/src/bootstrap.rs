@@ -39,7 +39,7 @@ pub use ask::AskAnswers;
 pub use decide::{Answer, Decision, Waiting, decide};
 
 /// How often a waiting node says for whom it waits.
-const SAY_EVERY: Duration = Duration::from_secs(2);
+const SAY_INTERVAL: Duration = Duration::from_secs(2);
 /// The pause between rounds of questions; up to half as much again is added by chance.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
@@ -206,7 +206,7 @@ pub async fn run(
             Step::Refused(sentence) => return Err(BootstrapError::Refused(sentence)),
             Step::Wait(waiting) => {
                 // The first second is silent: nodes that start together do not all start at once.
-                let due = said_at.map_or(started + Duration::from_secs(1), |at| at + SAY_EVERY);
+                let due = said_at.map_or(started + Duration::from_secs(1), |at| at + SAY_INTERVAL);
                 if Instant::now() >= due {
                     said_at = Some(Instant::now());
                     let whom: Vec<String> = waiting.iter().map(ToString::to_string).collect();

@@ -13,7 +13,7 @@ use quorate_engine::{Engine, Outbox, Shard, SnapshotOrder};
 use quorate_proto::v1::{NodePhase, PeerStatus};
 use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
 use quorate_service::health::PeerSource;
-use quorate_service::shared::{Life, duration};
+use quorate_service::shared::{Lifecycle, duration};
 use quorate_storage::{Disk, DiskLevel, Installer, SnapshotSource as StoredSnapshot};
 use quorate_transport::{
     Inbound, Lane, PeerHello, SnapshotHeader, SnapshotSink, SnapshotSource, Transport,
@@ -108,7 +108,7 @@ pub struct Incoming {
     /// What the peers' clocks show.
     pub clocks: Arc<ClockOffsets>,
     /// Where this node is in its life.
-    pub life: Arc<Life>,
+    pub life: Arc<Lifecycle>,
 }
 
 impl Inbound for Incoming {
@@ -310,7 +310,9 @@ impl SnapshotSource for Chunks {
 #[cfg(test)]
 mod tests {
     use quorate_engine::testing::{self, GROUP, Node, replica, wait};
-    use quorate_raft::{HardState, Index, LogId, Replica, SessionId, SnapshotMeta, Term, Timing};
+    use quorate_raft::{
+        HardState, Index, LogId, Replica, ReplicationSession, SnapshotMeta, Term, Timing,
+    };
     use quorate_storage::RecoveredGroup;
 
     use super::*;
@@ -341,7 +343,7 @@ mod tests {
             from: replica(2),
             to: replica(1),
             term,
-            session: SessionId { term, counter },
+            session: ReplicationSession { term, counter },
             meta: SnapshotMeta {
                 last: LogId { term, index: Index(9) },
                 stamp: 1,
@@ -382,7 +384,7 @@ mod tests {
         let deliver = |from: u64, clock: u64| {
             let replica = |node| Replica { id: ReplicaId(node), node: NodeId(node) };
             let timing = Timing { clock, ..Timing::default() };
-            let (session, commit) = (SessionId::default(), Index(0));
+            let (session, commit) = (ReplicationSession::default(), Index(0));
             let message = Message::Heartbeat { session, commit, timing };
             let (from, to, term) = (replica(from), replica(1), Term(1));
             let envelope = Envelope { group: GroupId(1), from, to, term, message };

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use quorate_engine::clock::Clock;
 use quorate_engine::clock_offset::ClockOffsets;
-use quorate_service::shared::Core;
+use quorate_service::shared::Shared;
 use quorate_transport::Transport;
 
 use crate::clock_watch::{ClockWatch, Finding};
 use crate::metrics::{Metrics, NodeMetrics};
 
 /// How often the gauges are set.
-const EVERY: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.
-pub async fn keep(core: Arc<Core>, metrics: Arc<Metrics>, transport: Transport) {
-    let mut interval = tokio::time::interval(EVERY);
+pub async fn keep(core: Arc<Shared>, metrics: Arc<Metrics>, transport: Transport) {
+    let mut interval = tokio::time::interval(INTERVAL);
     let mut watch = ClockWatch::default();
     loop {
         interval.tick().await;
@@ -30,7 +30,7 @@ pub async fn keep(core: Arc<Core>, metrics: Arc<Metrics>, transport: Transport) 
     }
 }
 
-async fn groups(core: &Core, metrics: &NodeMetrics) {
+async fn groups(core: &Shared, metrics: &NodeMetrics) {
     let shards = core.engine.shards().all();
     let (mut leaders, mut leaderless, mut sessions) = (0, 0, 0);
     for shard in shards.values() {

@@ -18,7 +18,7 @@ use quorate_proto::ids::Incarnation;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{ClusterMap, GetMapRequest, MapNode};
 use quorate_raft::{GroupId, NodeId};
-use quorate_storage::{Engine as Sled, HashRange, NodeRecords, ShardInit};
+use quorate_storage::{Database, HashRange, NodeRecords, ShardInit};
 use quorate_transport::{PeerTarget, PeerTargets, Transport};
 use tokio::sync::oneshot;
 use tonic::transport::Endpoint;
@@ -33,14 +33,14 @@ pub const MAP_RECORD: &str = "map";
 /// The meta group.
 pub const META: GroupId = GroupId(0);
 /// How often the keeper looks, beside being woken by changes.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a node outside of group 0 asks whether there is a newer map.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+const ASK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the first map waits for founders that have not told their addresses; then those of
 /// `--initial-cluster` have to do.
-const FOUNDERS_PATIENCE: Duration = Duration::from_secs(10);
+const FOUNDERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a proposal of the keeper may take before it looks again.
-const PROPOSAL_PATIENCE: Duration = Duration::from_secs(5);
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the keeper works with.
 pub struct Keeper {
@@ -59,7 +59,7 @@ pub struct Keeper {
     /// The newest map.
     pub map: MapCell,
     /// Where the states of new replicas go.
-    pub sled: Sled,
+    pub sled: Database,
     /// What all deltas share.
     pub budget: Arc<quorate_storage::DeltaBudget>,
     /// Where the map is remembered.
@@ -86,7 +86,7 @@ impl Keeper {
                 self.follow(&map).await;
                 remembered = map.epoch();
             }
-            if !known || asked.elapsed() >= ASK_EVERY {
+            if !known || asked.elapsed() >= ASK_INTERVAL {
                 self.ask_for_map(&mut refused).await;
                 asked = Instant::now();
             }
@@ -94,7 +94,7 @@ impl Keeper {
             tokio::select! {
                 _ = map_changed.changed() => {}
                 _ = peers_changed.changed() => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
         }
     }
@@ -163,7 +163,7 @@ impl Keeper {
         if self.engine.propose(Proposal { group: META, payload, write: None, answer }).is_err() {
             return;
         }
-        match tokio::time::timeout(PROPOSAL_PATIENCE, answered).await {
+        match tokio::time::timeout(PROPOSAL_TIMEOUT, answered).await {
             Ok(Ok(Answer::Applied { answer: WriteAnswer::MapChanged { epoch }, .. })) => {
                 info!(epoch, "map: changed");
             }
@@ -176,7 +176,7 @@ impl Keeper {
     /// What the first map is made of, once every founder has told its addresses.
     fn founding(&self, started: Instant) -> Option<Founding> {
         let connected = self.peers.connected();
-        let patient = started.elapsed() < FOUNDERS_PATIENCE;
+        let patient = started.elapsed() < FOUNDERS_TIMEOUT;
         let mut nodes = Vec::new();
         for (&node, &incarnation) in &self.formed.members {
             nodes.push(if node == self.config.node_id {

@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 use quorate_engine::{Engine, Shards};
 use quorate_proto::v1::NodePhase;
 use quorate_raft::{GroupId, NodeId, ProgressKind, ReplicaId, Status, Term};
-use quorate_service::shared::Core;
+use quorate_service::shared::Shared;
 use tracing::{debug, info, warn};
 
 use crate::bridge::Peers;
 
 /// How often preferences are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// A preferred leader must have been connected for so long before leadership goes to it.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A leadership that comes back from the preferred node is offered to it again after two looks, four,
 /// and so on to so many, until that one connects anew: its replica may serve nothing, and while
 /// leadership goes there and back the shard stands still.
-const OFFER_LOOKS_MAX: u32 = 64;
+const OFFER_BACKOFF_POLLS_MAX: u32 = 64;
 /// A replica that serves nothing hands the same leadership on at most so often: nobody might serve.
-const RELIEVE_AGAIN: Duration = Duration::from_secs(5);
+const RELIEVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A drain gives its leaderships away within this time, or goes on without.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A leadership that came back so often while the node goes down stays: the others go down too, and
 /// would pass it round for as long as they all wait.
 const DEPARTURES_MAX: usize = 2;
@@ -33,7 +33,7 @@ const DEPARTURES_MAX: usize = 2;
 const SLOW_DISK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Hands leaderships to their preferred nodes, and away from this one while its disk is slow.
-pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
+pub async fn keep(core: Arc<Shared>, peers: Arc<Peers>) {
     let slow_disk = core.config.election_max;
     let mut looked = Instant::now();
     let mut fled: Option<Instant> = None;
@@ -60,7 +60,7 @@ pub async fn keep(core: Arc<Core>, peers: Arc<Peers>) {
             continue;
         }
         relieve(&core.engine, &mut relieved).await;
-        if looked.elapsed() >= LOOK {
+        if looked.elapsed() >= POLL_INTERVAL {
             looked = Instant::now();
             prefer(&core, &peers, &mut preferred).await;
         }
@@ -75,7 +75,7 @@ async fn relieve(engine: &Engine, sent: &mut SentOff) {
     let unserved = shards.values().filter(|s| s.leadership().is_leader && !s.serves());
     let due: BTreeSet<GroupId> = unserved
         .map(|shard| shard.group)
-        .filter(|group| sent.last(*group).is_none_or(|last| last.elapsed() >= RELIEVE_AGAIN))
+        .filter(|group| sent.last(*group).is_none_or(|last| last.elapsed() >= RELIEVE_INTERVAL))
         .collect();
     if due.is_empty() {
         return;
@@ -95,12 +95,12 @@ async fn relieve(engine: &Engine, sent: &mut SentOff) {
     }
 }
 
-async fn prefer(core: &Core, peers: &Peers, sent: &mut SentOff) {
+async fn prefer(core: &Shared, peers: &Peers, sent: &mut SentOff) {
     let Some(map) = core.map.get() else { return };
     let connected = peers.connected();
     let settled = |node: NodeId| {
         let since = connected.get(&node).map(|(_, since)| *since);
-        since.filter(|since| since.elapsed() >= SETTLED)
+        since.filter(|since| since.elapsed() >= SETTLED_AFTER)
     };
     if !leads_any(core.engine.shards()) {
         return;
@@ -150,7 +150,7 @@ fn best_targets(status: &[(GroupId, Status)]) -> BTreeMap<GroupId, ReplicaId> {
 }
 
 /// Hands every leadership of this node to the replica that is furthest, where there is one.
-pub async fn give_all_away(core: &Core) {
+pub async fn give_all_away(core: &Shared) {
     for (group, replica) in best_targets(&core.engine.status().await) {
         drop(core.engine.transfer(group, replica));
     }
@@ -158,10 +158,10 @@ pub async fn give_all_away(core: &Core) {
 
 /// Gives all leaderships away before the node goes down. With all nodes going at once there is
 /// nobody to keep them: a leadership that comes back too often stays here, and ends with the process.
-pub async fn drain(core: &Core) {
+pub async fn drain(core: &Shared) {
     let started = Instant::now();
     let mut departures = Departures::default();
-    while started.elapsed() < DRAIN_PATIENCE {
+    while started.elapsed() < DRAIN_TIMEOUT {
         let status = core.engine.status().await;
         let terms: BTreeMap<GroupId, Term> =
             status.iter().map(|(group, status)| (*group, status.term)).collect();
@@ -216,8 +216,9 @@ impl SentOff {
                 true
             }
             Some(last) => {
-                let looks = 2u32.saturating_pow(self.times(group) as u32).min(OFFER_LOOKS_MAX);
-                last.elapsed() >= LOOK * looks
+                let looks =
+                    2u32.saturating_pow(self.times(group) as u32).min(OFFER_BACKOFF_POLLS_MAX);
+                last.elapsed() >= POLL_INTERVAL * looks
             }
         }
     }
@@ -236,7 +237,7 @@ mod tests {
     use quorate_engine::testing::{GROUP, Node};
     use quorate_engine::{Answer, RefusedProposal};
     use quorate_raft::Message;
-    use quorate_service::route::{Place, leader_of};
+    use quorate_service::route::{LeaderLocation, leader_of};
 
     use super::*;
 
@@ -244,16 +245,19 @@ mod tests {
     async fn a_replica_that_serves_nothing_takes_no_writes_and_hands_leadership_on() {
         let node = Node::start();
         let shard = node.lead(GROUP, 3);
-        assert_eq!(leader_of(&shard, shard.leadership()), Place::Here);
+        assert_eq!(leader_of(&shard, shard.leadership()), LeaderLocation::Here);
         shard.set_damaged("a test");
-        assert_eq!(leader_of(&shard, shard.leadership()), Place::NotYet);
+        assert_eq!(leader_of(&shard, shard.leadership()), LeaderLocation::LocalNotReady);
         let answer = node.propose(GROUP, vec![]).await;
-        assert!(matches!(answer, Ok(Answer::Refused(RefusedProposal::NotYet))), "{answer:?}");
+        assert!(
+            matches!(answer, Ok(Answer::Refused(RefusedProposal::LocalNotReady))),
+            "{answer:?}"
+        );
 
         let mut sent = SentOff::default();
         // The peer that was not asked in the first turn is asked in the next.
         for turn in 0..2 {
-            sent.by_group.insert(GROUP, (Instant::now() - RELIEVE_AGAIN, turn));
+            sent.by_group.insert(GROUP, (Instant::now() - RELIEVE_INTERVAL, turn));
             while sent.times(GROUP) == turn {
                 relieve(&node.engine, &mut sent).await;
                 tokio::time::sleep(Duration::from_millis(5)).await;

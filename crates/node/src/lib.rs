@@ -51,6 +51,6 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod node;
-mod opening;
 mod peer_memory;
 pub mod readiness;
+mod startup;

@@ -18,8 +18,8 @@ use quorate_service::draft::RequestLimits;
 use quorate_service::forward::Forwarder;
 use quorate_service::health::Health;
 use quorate_service::kv::KvService;
-use quorate_service::shared::{Core, CoreCell};
-use quorate_storage::{DeltaBudget, DiskLevel, Engine as Sled, NodeRecords, StorageError};
+use quorate_service::shared::{CoreCell, Shared};
+use quorate_storage::{Database, DeltaBudget, DiskLevel, NodeRecords, StorageError};
 use quorate_transport::{
     LocalNode, PeerService, PeerTarget, PeerTargets, Transport, TransportConfig,
 };
@@ -36,8 +36,8 @@ use crate::identity::{DataDir, Formed, Identity, IdentityError};
 use crate::keeper::{self, Keeper};
 use crate::listener::{self, Services};
 use crate::metrics::{self, Metrics};
-use crate::opening::{OpenFailed, Storage, open_replicas, open_storage};
 use crate::readiness::become_ready;
+use crate::startup::{OpenFailed, Storage, open_replicas, open_storage};
 use crate::{gauges, leadership, limits, peer_memory};
 
 /// Threads that may wait for the disk on behalf of reads, scans and snapshots.
@@ -47,7 +47,7 @@ const SCAN_THREADS: usize = 8;
 /// Snapshots that are owed and not yet begun.
 const SNAPSHOT_ORDERS: usize = 4096;
 /// A drain waits so long for calls in flight.
-const FINISH_PATIENCE: Duration = Duration::from_secs(20);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs a node until it is told to stop. `Ok` is a clean stop (exit code 0).
 ///
@@ -291,8 +291,8 @@ impl Node {
         map: &MapCell,
         budget: &Arc<DeltaBudget>,
         formed: &Formed,
-    ) -> Arc<Core> {
-        Arc::new(Core {
+    ) -> Arc<Shared> {
+        Arc::new(Shared {
             config: Config::clone(&self.config),
             node: self.config.node_id,
             cluster_id: formed.cluster_id.to_bytes().to_vec().into(),
@@ -320,7 +320,7 @@ impl Node {
         leadership::drain(&core).await;
         core.life.refuse();
         let started = Instant::now();
-        while core.life.calls() > 0 && started.elapsed() < FINISH_PATIENCE {
+        while core.life.calls() > 0 && started.elapsed() < FINISH_TIMEOUT {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.stop.cancel();
@@ -353,7 +353,7 @@ impl Node {
 
 /// What a running node holds on to.
 struct Serving {
-    core: Arc<Core>,
+    core: Arc<Shared>,
     transport: Transport,
     records: Arc<NodeRecords>,
 }
@@ -437,7 +437,7 @@ fn first_targets(config: &Config, formed: &Formed, map: Option<&ClusterMap>) -> 
 
 /// Reports how much of the disk is used, and gives leaderships away when the reserve is reached. The
 /// level itself is noted with each barrier, by whoever has one.
-async fn watch_disk(core: Arc<Core>, metrics: Arc<Metrics>, health: Health, sled: Sled) {
+async fn watch_disk(core: Arc<Shared>, metrics: Arc<Metrics>, health: Health, sled: Database) {
     let mut before = DiskLevel::Ok;
     let mut interval = tokio::time::interval(Duration::from_secs(1));
     loop {

@@ -8,15 +8,15 @@ use quorate_proto::v1::NodePhase;
 use quorate_raft::GroupId;
 use tracing::info;
 
-use quorate_service::shared::Core;
+use quorate_service::shared::Shared;
 
 /// How often a starting node looks whether it is ready.
-const READY_LOOK: Duration = Duration::from_millis(20);
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// A node that was caught up by then with every group it could hear of is ready.
-const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Waits until the node has caught up once with what it can hear of, and says so.
-pub async fn become_ready(core: Arc<Core>) {
+pub async fn become_ready(core: Arc<Shared>) {
     let started = Instant::now();
     let mut said = 0;
     while !matches!(core.life.phase(), NodePhase::Draining | NodePhase::StorageFailed) {
@@ -24,7 +24,7 @@ pub async fn become_ready(core: Arc<Core>) {
             None => "the cluster map is not here yet".to_owned(),
             Some((have, all)) => {
                 // One shard without a quorum must not keep the node from serving the others.
-                let patient = started.elapsed() < CATCH_UP_PATIENCE;
+                let patient = started.elapsed() < CATCH_UP_TIMEOUT;
                 if (have == all || !patient)
                     && core.life.advance(NodePhase::Starting, NodePhase::Ready, "")
                 {
@@ -42,14 +42,14 @@ pub async fn become_ready(core: Arc<Core>) {
             said = started.elapsed().as_secs() / 2;
             info!("waiting: {waiting}");
         }
-        tokio::time::sleep(READY_LOOK).await;
+        tokio::time::sleep(READY_POLL_INTERVAL).await;
     }
 }
 
 /// How many of this node's replicas know a leader and have applied what they know to be committed,
 /// and how many there should be, group 0 not counted; a node may hold none. `None` before there is
 /// a map.
-async fn caught_up(core: &Core) -> Option<(usize, usize)> {
+async fn caught_up(core: &Shared) -> Option<(usize, usize)> {
     let map = core.map.get()?;
     let here = core.engine.shards().all();
     let status: BTreeMap<_, _> = core.engine.status().await.into_iter().collect();

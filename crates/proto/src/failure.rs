@@ -103,8 +103,8 @@ impl Failure {
         if !self.field.is_empty() {
             metadata.insert("field".into(), self.field.clone());
         }
-        if !self.knob.is_empty() {
-            metadata.insert("knob".into(), self.knob.clone());
+        if !self.config_key.is_empty() {
+            metadata.insert("config_key".into(), self.config_key.clone());
         }
         pb::ErrorInfo { reason: self.reason().name().into(), domain: DOMAIN.into(), metadata }
     }

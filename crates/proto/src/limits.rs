@@ -9,6 +9,10 @@ pub const KEY_BYTES_MAX: usize = 4 << 10;
 /// The longest value by default, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 
+/// The longest value that a configuration may allow, in bytes: with a key and the frame of the request it
+/// stays below [`REQUEST_BYTES_MAX`].
+pub const VALUE_BYTES_CEILING: usize = REQUEST_BYTES_MAX - (64 << 10);
+
 /// The largest request, in bytes of its encoding.
 pub const REQUEST_BYTES_MAX: usize = 2 << 20;
 
@@ -59,6 +63,9 @@ pub const ID_BYTES: usize = 16;
 
 /// The most shards of a cluster.
 pub const SHARDS_MAX: u64 = 4_096;
+
+/// The most replicas of a shard.
+pub const REPLICAS_MAX: u32 = 7;
 
 /// The deadline of a call that gives none.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);

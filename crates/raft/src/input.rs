@@ -10,7 +10,7 @@ use crate::output::{Event, Install, PersistToken, ReadId};
 use crate::raft::{Applying, Raft};
 use crate::reads::Reader;
 use crate::role::Role;
-use crate::types::{Entry, Index, LogId, ReplicaId, SessionId, Ticks};
+use crate::types::{Entry, Index, LogId, ReplicaId, ReplicationSession, Ticks};
 
 impl Raft {
     /// Takes a message of another replica. Whatever is in it, this does not panic; what makes no
@@ -182,7 +182,13 @@ impl Raft {
     /// A snapshot that ends at `last` is about to be sent, as [`crate::SnapshotSend`] asked: from now
     /// on the log behind it is kept for its receiver, within a margin of its own. Without this call
     /// the receiver has to do with the margin of any follower.
-    pub fn snapshot_begins(&mut self, now: Ticks, to: ReplicaId, session: SessionId, last: Index) {
+    pub fn snapshot_begins(
+        &mut self,
+        now: Ticks,
+        to: ReplicaId,
+        session: ReplicationSession,
+        last: Index,
+    ) {
         self.observe(now);
         self.keep_for_receiver(to, session, last);
         self.check();
@@ -204,7 +210,13 @@ impl Raft {
 
     /// The transfer of a snapshot has ended: all bytes were delivered, or it failed. Each
     /// [`crate::SnapshotSend`] is answered by one call.
-    pub fn snapshot_sent(&mut self, now: Ticks, to: ReplicaId, session: SessionId, ok: bool) {
+    pub fn snapshot_sent(
+        &mut self,
+        now: Ticks,
+        to: ReplicaId,
+        session: ReplicationSession,
+        ok: bool,
+    ) {
         self.observe(now);
         if ok {
             self.snapshot_delivered(to, session);

@@ -2,7 +2,7 @@
 //! after every step; the cheap part runs always, in release builds too.
 
 use crate::output::RoleKind;
-use crate::progress::Stage;
+use crate::progress::ProgressState;
 use crate::raft::Raft;
 use crate::role::Role;
 
@@ -62,7 +62,7 @@ pub fn check_state(raft: &Raft) {
                     progress.peer
                 );
                 assert!(progress.round <= leader.round, "an answer to a round not yet begun");
-                if let Stage::Replicate(window) = &progress.stage {
+                if let ProgressState::Replicate(window) = &progress.stage {
                     assert!(window.len() <= raft.config.max_inflight_messages, "window overrun");
                 }
             }

@@ -82,7 +82,7 @@
 //!
 //! *Identities.* [`ReplicaId`]s vote and acknowledge, and are never used again: a node that lost
 //! its disk comes back as somebody else. A message for another replica is answered
-//! [`Message::ReplicaGone`]. Everything that moves a leader's bookkeeping carries a [`SessionId`]
+//! [`Message::ReplicaGone`]. Everything that moves a leader's bookkeeping carries a [`ReplicationSession`]
 //! besides.
 //!
 //! *Stopping.* A replica that meets another history at or below its commit index, or a membership
@@ -150,6 +150,6 @@ pub use output::{
 pub use raft::{Raft, Restored};
 pub use status::{ProgressKind, ProgressStatus, Status};
 pub use types::{
-    Entry, EntryKind, GroupId, HardState, Index, LogId, NodeId, Replica, ReplicaId, SessionId,
-    Term, Ticks,
+    Entry, EntryKind, GroupId, HardState, Index, LogId, NodeId, Replica, ReplicaId,
+    ReplicationSession, Term, Ticks,
 };

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::membership::Membership;
-use crate::types::{Entry, GroupId, Index, LogId, Replica, SessionId, Term, Ticks};
+use crate::types::{Entry, GroupId, Index, LogId, Replica, ReplicationSession, Term, Ticks};
 
 /// A message with its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -137,7 +137,7 @@ pub enum Message {
     /// commit index. Lost: found by the next append's consistency check or after a heartbeat.
     Append {
         /// The leader's bookkeeping session for this follower.
-        session: SessionId,
+        session: ReplicationSession,
         /// The entry before the first of `entries`.
         prev: LogId,
         /// The leader's commit index; the follower takes no more of it than it has verified.
@@ -150,7 +150,7 @@ pub enum Message {
     /// Answers [`Message::Append`], once what it says is durable.
     AppendReply {
         /// The session of the append.
-        session: SessionId,
+        session: ReplicationSession,
         /// The outcome.
         result: AppendResult,
         /// See [`Timing`].
@@ -160,7 +160,7 @@ pub enum Message {
     /// round begins. Lost: the next one takes its place.
     Heartbeat {
         /// The leader's bookkeeping session for this follower.
-        session: SessionId,
+        session: ReplicationSession,
         /// The leader's commit index, but no more than this follower has acknowledged.
         commit: Index,
         /// See [`Timing`].
@@ -169,7 +169,7 @@ pub enum Message {
     /// Answers [`Message::Heartbeat`], once the follower's term is durable.
     HeartbeatReply {
         /// The session of the heartbeat.
-        session: SessionId,
+        session: ReplicationSession,
         /// A snapshot is being installed; the leader keeps waiting for it.
         installing: bool,
         /// The last entry of the follower's log, durable or not: what the follower acknowledged is
@@ -183,14 +183,14 @@ pub enum Message {
     /// again.
     InstallSnapshot {
         /// The session in which the leader asked for the transfer.
-        session: SessionId,
+        session: ReplicationSession,
         /// What the snapshot stands for.
         meta: SnapshotMeta,
     },
     /// Answers [`Message::InstallSnapshot`], once the snapshot is durable.
     SnapshotReply {
         /// The session of the snapshot.
-        session: SessionId,
+        session: ReplicationSession,
         /// The outcome.
         result: SnapshotResult,
     },

@@ -3,7 +3,7 @@
 
 use crate::fault::Fault;
 use crate::message::{Envelope, SnapshotMeta};
-use crate::types::{Entry, HardState, Index, LogId, Replica, ReplicaId, SessionId, Term};
+use crate::types::{Entry, HardState, Index, LogId, Replica, ReplicaId, ReplicationSession, Term};
 
 /// Names one [`Persist`]. The driver hands it back with [`crate::Raft::on_persisted`].
 ///
@@ -68,7 +68,7 @@ pub struct SnapshotSend {
     /// The leader's term, for the envelope.
     pub term: Term,
     /// The session to put into the message and to report back.
-    pub session: SessionId,
+    pub session: ReplicationSession,
     /// The position before the leader's first entry: an older snapshot would be of no use.
     pub at_least: Index,
 }
@@ -85,7 +85,7 @@ pub struct Install {
     /// The leader that sent it.
     pub from: Replica,
     /// The session of the transfer; it identifies the received bytes.
-    pub session: SessionId,
+    pub session: ReplicationSession,
 }
 
 /// Names a read given to [`crate::Raft::read_index`]; chosen by the caller, opaque here.

@@ -197,7 +197,7 @@ mod tests {
 
     use super::*;
     use crate::message::Timing;
-    use crate::types::{EntryKind, GroupId, Replica, SessionId, Term};
+    use crate::types::{EntryKind, GroupId, Replica, ReplicationSession, Term};
 
     fn push(log: &mut Log, term: u64) {
         log.push(Entry {
@@ -248,7 +248,7 @@ mod tests {
             to: Replica::default(),
             term: Term(1),
             message: Message::AppendReply {
-                session: SessionId::default(),
+                session: ReplicationSession::default(),
                 result: AppendResult::Accepted { last: Index(last) },
                 timing: Timing::default(),
             },

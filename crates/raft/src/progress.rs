@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use crate::config::Config;
 use crate::message::Timing;
 use crate::status::{ProgressKind, ProgressStatus};
-use crate::types::{Index, Replica, SessionId, Ticks};
+use crate::types::{Index, Replica, ReplicationSession, Ticks};
 
 /// How entries travel to a member.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Stage {
+pub(crate) enum ProgressState {
     /// Looking for the point where the logs agree: one append, then wait for its answer.
     Probe {
         /// An append is out, or was lost; a heartbeat reply allows another, once per interval.
@@ -78,8 +78,8 @@ pub(crate) struct Progress {
     /// Who it is, and where.
     pub(crate) peer: Replica,
     /// Replies of another session are not about this bookkeeping.
-    pub(crate) session: SessionId,
-    pub(crate) stage: Stage,
+    pub(crate) session: ReplicationSession,
+    pub(crate) stage: ProgressState,
     /// A snapshot is on its way to it, or brought it within reach of the log, and it has not caught
     /// up since: more of the log is kept for it than for others.
     pub(crate) receives: bool,
@@ -116,11 +116,16 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(peer: Replica, session: SessionId, next: Index, now: Ticks) -> Progress {
+    pub(crate) fn new(
+        peer: Replica,
+        session: ReplicationSession,
+        next: Index,
+        now: Ticks,
+    ) -> Progress {
         Progress {
             peer,
             session,
-            stage: Stage::Probe { paused: false },
+            stage: ProgressState::Probe { paused: false },
             receives: false,
             matched: Index(0),
             matched_at: now,
@@ -173,17 +178,17 @@ impl Progress {
         self.matched = self.matched.max(last);
         self.next = self.next.max(self.matched.next());
         let found = match &mut self.stage {
-            Stage::Probe { .. } => last == self.matched,
+            ProgressState::Probe { .. } => last == self.matched,
             // It got what it needed some other way: log and snapshot raced, and the log won.
-            Stage::Snapshot { .. } => self.matched >= base,
-            Stage::Replicate(inflight) => {
+            ProgressState::Snapshot { .. } => self.matched >= base,
+            ProgressState::Replicate(inflight) => {
                 inflight.free_through(last);
                 false
             }
         };
         if found {
             self.next = self.matched.next();
-            self.stage = Stage::Replicate(Inflight::default());
+            self.stage = ProgressState::Replicate(Inflight::default());
         }
         advanced
     }
@@ -200,30 +205,30 @@ impl Progress {
         match &mut self.stage {
             // A snapshot of an earlier leader, or of an earlier attempt: until it is done, the
             // follower drops every append.
-            Stage::Probe { .. } | Stage::Replicate(_) if installing => false,
-            Stage::Probe { paused } => {
+            ProgressState::Probe { .. } | ProgressState::Replicate(_) if installing => false,
+            ProgressState::Probe { paused } => {
                 let due = std::mem::take(&mut self.nudge);
                 *paused &= !due;
                 due
             }
             // Whatever is missing may be lost: an append, even an empty one, will show it.
-            Stage::Replicate(_) => {
+            ProgressState::Replicate(_) => {
                 let due = self.matched < last && std::mem::take(&mut self.nudge);
                 self.ping |= due;
                 due
             }
-            Stage::Snapshot { delivered: Some(delivered), .. } if installing => {
+            ProgressState::Snapshot { delivered: Some(delivered), .. } if installing => {
                 *delivered = now;
                 false
             }
-            Stage::Snapshot { delivered: Some(delivered), .. } => {
+            ProgressState::Snapshot { delivered: Some(delivered), .. } => {
                 let overdue = now.since(*delivered) >= patience;
                 if overdue {
                     self.restart(false);
                 }
                 overdue
             }
-            Stage::Snapshot { delivered: None, .. } => false,
+            ProgressState::Snapshot { delivered: None, .. } => false,
         }
     }
 
@@ -235,7 +240,7 @@ impl Progress {
     }
 
     /// What it holds is as unknown as at an election, and late answers about it mean nothing.
-    pub(crate) fn begin_anew(&mut self, session: SessionId, next: Index, now: Ticks) {
+    pub(crate) fn begin_anew(&mut self, session: ReplicationSession, next: Index, now: Ticks) {
         let acked = self.acked;
         *self = Progress { acked, ..Progress::new(self.peer, session, next, now) };
     }
@@ -245,12 +250,12 @@ impl Progress {
     pub(crate) fn reject(&mut self, prev: Index, agreement: Index) -> bool {
         match &mut self.stage {
             // What is known to match cannot be missing: the answer is an old one.
-            Stage::Replicate(_) if prev > self.matched => {
+            ProgressState::Replicate(_) if prev > self.matched => {
                 self.next = self.matched.next();
-                self.stage = Stage::Probe { paused: false };
+                self.stage = ProgressState::Probe { paused: false };
                 true
             }
-            Stage::Probe { paused } if prev == self.next.prev() && prev > self.matched => {
+            ProgressState::Probe { paused } if prev == self.next.prev() && prev > self.matched => {
                 self.next = prev.min(agreement.next()).max(self.matched.next());
                 *paused = false;
                 true
@@ -262,15 +267,15 @@ impl Progress {
     /// The last index that need not be kept for it.
     pub(crate) fn done_with(&self) -> Index {
         match self.stage {
-            Stage::Snapshot { at_least, .. } => at_least,
-            Stage::Probe { .. } if self.matched == Index(0) => self.next.prev(),
-            Stage::Probe { .. } | Stage::Replicate(_) => self.matched,
+            ProgressState::Snapshot { at_least, .. } => at_least,
+            ProgressState::Probe { .. } if self.matched == Index(0) => self.next.prev(),
+            ProgressState::Probe { .. } | ProgressState::Replicate(_) => self.matched,
         }
     }
 
     /// Stops streaming: something was lost. A heartbeat reply starts it again.
     pub(crate) fn pause(&mut self) {
-        if !matches!(self.stage, Stage::Snapshot { .. }) {
+        if !matches!(self.stage, ProgressState::Snapshot { .. }) {
             self.restart(true);
         }
     }
@@ -279,20 +284,22 @@ impl Progress {
     pub(crate) fn restart(&mut self, paused: bool) {
         match self.stage {
             // Where it stands is as unknown as before: a lost probe is no reason to look further back.
-            Stage::Probe { .. } => {}
-            Stage::Replicate(_) => self.next = self.matched.next(),
+            ProgressState::Probe { .. } => {}
+            ProgressState::Replicate(_) => self.next = self.matched.next(),
             // It may be there although nobody said so, or be past it and have refused what it does
             // not need. If it is not, its answer asks for another one.
-            Stage::Snapshot { at_least, .. } => self.next = self.matched.max(at_least).next(),
+            ProgressState::Snapshot { at_least, .. } => {
+                self.next = self.matched.max(at_least).next();
+            }
         }
-        self.stage = Stage::Probe { paused };
+        self.stage = ProgressState::Probe { paused };
     }
 
     pub(crate) fn status(&self, active: bool) -> ProgressStatus {
         let (state, inflight) = match &self.stage {
-            Stage::Probe { .. } => (ProgressKind::Probe, 0),
-            Stage::Replicate(inflight) => (ProgressKind::Replicate, inflight.len()),
-            Stage::Snapshot { .. } => (ProgressKind::Snapshot, 0),
+            ProgressState::Probe { .. } => (ProgressKind::Probe, 0),
+            ProgressState::Replicate(inflight) => (ProgressKind::Replicate, inflight.len()),
+            ProgressState::Snapshot { .. } => (ProgressKind::Snapshot, 0),
         };
         ProgressStatus {
             replica: self.peer.id,
@@ -312,7 +319,7 @@ mod tests {
     use super::*;
 
     fn progress(next: u64) -> Progress {
-        Progress::new(Replica::default(), SessionId::default(), Index(next), Ticks(0))
+        Progress::new(Replica::default(), ReplicationSession::default(), Index(next), Ticks(0))
     }
 
     #[test]
@@ -322,7 +329,7 @@ mod tests {
         assert!(probe.reject(Index(9), Index(4)));
         assert_eq!(probe.next, Index(5));
         assert!(probe.accept(Index(4), Index(0)));
-        assert!(matches!(probe.stage, Stage::Replicate(_)));
+        assert!(matches!(probe.stage, ProgressState::Replicate(_)));
         assert!(!probe.reject(Index(4), Index(0)), "what matches cannot be missing");
         assert_eq!((probe.matched, probe.next), (Index(4), Index(5)));
     }
@@ -334,7 +341,7 @@ mod tests {
         streaming.next = Index(20);
         assert!(streaming.reject(Index(11), Index(6)));
         assert_eq!(streaming.next, Index(5));
-        assert_eq!(streaming.stage, Stage::Probe { paused: false });
+        assert_eq!(streaming.stage, ProgressState::Probe { paused: false });
     }
 
     #[test]
@@ -345,7 +352,7 @@ mod tests {
         assert!(!streaming.contradicts(Index(4), Ticks(70)), "it may have left before");
         assert!(!streaming.contradicts(Index(5), Ticks(71)), "it never had that one");
         assert!(streaming.contradicts(Index(4), Ticks(71)));
-        let session = SessionId { counter: 2, ..SessionId::default() };
+        let session = ReplicationSession { counter: 2, ..ReplicationSession::default() };
         streaming.begin_anew(session, Index(3), Ticks(80));
         assert_eq!((streaming.matched, streaming.next), (Index(0), Index(3)));
         assert_eq!((streaming.session, streaming.acked), (session, Ticks(0)));
@@ -354,16 +361,16 @@ mod tests {
     #[test]
     fn a_lost_probe_is_repeated_where_it_was() {
         let mut probe = progress(10);
-        probe.stage = Stage::Probe { paused: true };
+        probe.stage = ProgressState::Probe { paused: true };
         probe.pause();
         assert_eq!((probe.matched, probe.next), (Index(0), Index(10)));
-        assert_eq!(probe.stage, Stage::Probe { paused: true });
+        assert_eq!(probe.stage, ProgressState::Probe { paused: true });
     }
 
     #[test]
     fn after_a_refused_snapshot_the_log_is_tried_from_its_beginning() {
         let mut refused = progress(3);
-        refused.stage = Stage::Snapshot { at_least: Index(7), delivered: None };
+        refused.stage = ProgressState::Snapshot { at_least: Index(7), delivered: None };
         refused.restart(true);
         assert_eq!(refused.next, Index(8), "it may be past the snapshot");
         assert!(refused.reject(Index(7), Index(2)));

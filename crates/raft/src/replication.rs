@@ -4,10 +4,10 @@ use crate::config::Config;
 use crate::log::Log;
 use crate::message::{AppendResult, Envelope, Message, SnapshotResult, Timing};
 use crate::output::{Event, Output, SnapshotSend};
-use crate::progress::{Progress, Stage};
+use crate::progress::{Progress, ProgressState};
 use crate::raft::Raft;
 use crate::role::Role;
-use crate::types::{GroupId, Index, LogId, Replica, ReplicaId, SessionId, Term, Ticks};
+use crate::types::{GroupId, Index, LogId, Replica, ReplicaId, ReplicationSession, Term, Ticks};
 
 /// What is the same for all followers while appends are made.
 struct Shipment<'a> {
@@ -27,7 +27,10 @@ impl Shipment<'_> {
     /// Sends all that is due to one follower.
     fn ship(&mut self, progress: &mut Progress) {
         if progress.gone
-            || matches!(progress.stage, Stage::Snapshot { .. } | Stage::Probe { paused: true })
+            || matches!(
+                progress.stage,
+                ProgressState::Snapshot { .. } | ProgressState::Probe { paused: true }
+            )
         {
             return;
         }
@@ -35,7 +38,7 @@ impl Shipment<'_> {
             self.ask_for_snapshot(progress);
             return;
         }
-        if let Stage::Probe { paused } = &mut progress.stage {
+        if let ProgressState::Probe { paused } = &mut progress.stage {
             *paused = true;
             self.append(progress, self.config.max_append_bytes);
             return;
@@ -43,11 +46,11 @@ impl Shipment<'_> {
         let last = self.log.last().index;
         let mut sent = false;
         while progress.next <= last
-            && matches!(&progress.stage, Stage::Replicate(window) if !window.is_full(self.config))
+            && matches!(&progress.stage, ProgressState::Replicate(window) if !window.is_full(self.config))
         {
             let (through, bytes) = self.append(progress, self.config.max_append_bytes);
             progress.next = through.next();
-            if let Stage::Replicate(window) = &mut progress.stage {
+            if let ProgressState::Replicate(window) = &mut progress.stage {
                 window.add(through, bytes);
             }
             sent = true;
@@ -97,7 +100,7 @@ impl Shipment<'_> {
             return;
         }
         let at_least = self.log.base().index;
-        progress.stage = Stage::Snapshot { at_least, delivered: None };
+        progress.stage = ProgressState::Snapshot { at_least, delivered: None };
         self.out.snapshots.push(SnapshotSend {
             to: progress.peer,
             term: self.term,
@@ -134,7 +137,7 @@ impl Raft {
     pub(crate) fn on_append_reply(
         &mut self,
         from: ReplicaId,
-        session: SessionId,
+        session: ReplicationSession,
         result: AppendResult,
         timing: &Timing,
     ) {
@@ -196,7 +199,7 @@ impl Raft {
         let (term, now) = (self.term, self.now);
         let Role::Leader(leader) = &mut self.role else { return false };
         let last = leader.progress.values().map(|progress| progress.session.counter).max();
-        let session = SessionId { term, counter: last.unwrap_or(0) + 1 };
+        let session = ReplicationSession { term, counter: last.unwrap_or(0) + 1 };
         let Some(progress) =
             leader.progress.get_mut(&from).filter(|progress| progress.contradicts(prev, sent))
         else {
@@ -233,7 +236,7 @@ impl Raft {
     pub(crate) fn on_snapshot_reply(
         &mut self,
         from: ReplicaId,
-        session: SessionId,
+        session: ReplicationSession,
         result: SnapshotResult,
     ) {
         match result {
@@ -250,11 +253,16 @@ impl Raft {
     }
 
     /// A snapshot did not bring the follower within reach of the log: look where it stands now.
-    pub(crate) fn restart_snapshot(&mut self, to: ReplicaId, session: SessionId, paused: bool) {
+    pub(crate) fn restart_snapshot(
+        &mut self,
+        to: ReplicaId,
+        session: ReplicationSession,
+        paused: bool,
+    ) {
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.progress.get_mut(&to)
             && progress.session == session
-            && matches!(progress.stage, Stage::Snapshot { .. })
+            && matches!(progress.stage, ProgressState::Snapshot { .. })
         {
             progress.restart(paused);
             leader.dirty = true;
@@ -262,12 +270,17 @@ impl Raft {
     }
 
     /// A snapshot that ends at `last` begins to travel: what follows it is kept for the receiver.
-    pub(crate) fn keep_for_receiver(&mut self, to: ReplicaId, session: SessionId, last: Index) {
+    pub(crate) fn keep_for_receiver(
+        &mut self,
+        to: ReplicaId,
+        session: ReplicationSession,
+        last: Index,
+    ) {
         let applied = self.applying.applied;
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.progress.get_mut(&to)
             && progress.session == session
-            && let Stage::Snapshot { at_least, .. } = &mut progress.stage
+            && let ProgressState::Snapshot { at_least, .. } = &mut progress.stage
         {
             *at_least = last.min(applied).max(*at_least);
             progress.receives = true;
@@ -275,12 +288,12 @@ impl Raft {
     }
 
     /// The bytes of a snapshot have arrived; the answer is still to come.
-    pub(crate) fn snapshot_delivered(&mut self, to: ReplicaId, session: SessionId) {
+    pub(crate) fn snapshot_delivered(&mut self, to: ReplicaId, session: ReplicationSession) {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.progress.get_mut(&to)
             && progress.session == session
-            && let Stage::Snapshot { delivered, .. } = &mut progress.stage
+            && let ProgressState::Snapshot { delivered, .. } = &mut progress.stage
         {
             *delivered = Some(now);
         }

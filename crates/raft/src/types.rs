@@ -132,14 +132,14 @@ impl fmt::Display for Replica {
 /// replies that carry the session it uses now, so that nothing said to an earlier leadership, or
 /// before a replica was removed and added again, can move its progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId {
+pub struct ReplicationSession {
     /// The leader's term.
     pub term: Term,
     /// Counts the sessions that the leader has opened in that term.
     pub counter: u64,
 }
 
-impl fmt::Display for SessionId {
+impl fmt::Display for ReplicationSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.term, self.counter)
     }

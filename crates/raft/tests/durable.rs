@@ -10,7 +10,7 @@ use bytes::Bytes;
 use disk::{Disk, Write};
 use quorate_raft::{
     AppendResult, Config, Entry, EntryKind, Envelope, HardState, Index, LogId, Membership, Message,
-    Raft, RestoreError, SessionId, SnapshotMeta, Term, Ticks, Timing,
+    Raft, ReplicationSession, RestoreError, SnapshotMeta, Term, Ticks, Timing,
 };
 use support::{GROUP, entry, log_id, replica};
 
@@ -26,8 +26,8 @@ fn disk_in_term(term: u64) -> Disk {
     disk
 }
 
-fn session(term: u64) -> SessionId {
-    SessionId { term: Term(term), counter: 1 }
+fn session(term: u64) -> ReplicationSession {
+    ReplicationSession { term: Term(term), counter: 1 }
 }
 
 /// A message of the leader of this term.

@@ -4,8 +4,8 @@ mod support;
 
 use bytes::Bytes;
 use quorate_raft::{
-    AppendResult, Config, Envelope, Index, Message, ProgressKind, ReadId, ReplicaId, SessionId,
-    Term, Ticks, Timing,
+    AppendResult, Config, Envelope, Index, Message, ProgressKind, ReadId, ReplicaId,
+    ReplicationSession, Term, Ticks, Timing,
 };
 use support::{Bench, log_id, plain};
 
@@ -135,7 +135,7 @@ fn an_overtaken_answer_brings_no_old_reading_back() {
 #[test]
 fn a_reading_of_an_earlier_start_is_no_age() {
     let mut follower = Bench::new(2, 3, 1, &[1]);
-    let session = SessionId { term: Term(1), counter: 1 };
+    let session = ReplicationSession { term: Term(1), counter: 1 };
     let mut hear = |timing| {
         let sent = follower.step(1, 1, Message::Heartbeat { session, commit: Index(1), timing });
         let Message::HeartbeatReply { timing, .. } = sent[0].message else { panic!("{}", sent[0]) };

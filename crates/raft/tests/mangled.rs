@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use quorate_raft::{
     AppendResult, Config, Entry, EntryKind, Index, LogId, Membership, Message, ReadId, ReadRequest,
-    SessionId, SnapshotMeta, SnapshotResult, Term, Ticks, Timing,
+    ReplicationSession, SnapshotMeta, SnapshotResult, Term, Ticks, Timing,
 };
 use support::{Bench, replica};
 
@@ -20,8 +20,9 @@ fn position() -> impl Strategy<Value = LogId> {
     (number(), number()).prop_map(|(term, index)| LogId::new(Term(term), Index(index)))
 }
 
-fn session() -> impl Strategy<Value = SessionId> {
-    (number(), number()).prop_map(|(term, counter)| SessionId { term: Term(term), counter })
+fn session() -> impl Strategy<Value = ReplicationSession> {
+    (number(), number())
+        .prop_map(|(term, counter)| ReplicationSession { term: Term(term), counter })
 }
 
 fn timing() -> impl Strategy<Value = Timing> {

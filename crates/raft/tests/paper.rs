@@ -6,14 +6,14 @@ mod support;
 use std::collections::BTreeSet;
 
 use quorate_raft::{
-    AppendResult, Config, Envelope, Index, Message, ProposeError, ReadRequest, ReplicaId, RoleKind,
-    SessionId, SnapshotResult, Term, Ticks, Timing,
+    AppendResult, Config, Envelope, Index, Message, ProposeError, ReadRequest, ReplicaId,
+    ReplicationSession, RoleKind, SnapshotResult, Term, Ticks, Timing,
 };
 use support::{Bench, entry, log_id, plain};
 
 /// One of each kind of message.
 fn every_message() -> Vec<Message> {
-    let (session, timing) = (SessionId::default(), Timing::default());
+    let (session, timing) = (ReplicationSession::default(), Timing::default());
     let (request, last) = (ReadRequest::default(), log_id(9, 1));
     vec![
         Message::Vote { last, transfer: false },
@@ -88,7 +88,7 @@ fn s5_1_the_rejection_of_a_stale_heartbeat_carries_own_readings() {
     let mut bench = Bench::new(1, 3, 3, &[1]);
     bench.raft.set_clock(77);
     let timing = Timing { probe_time: Ticks(5), round: 9, clock: 4, ..Timing::default() };
-    let session = SessionId::default();
+    let session = ReplicationSession::default();
     let sent = bench.step(2, 1, Message::Heartbeat { session, commit: Index(0), timing });
     let Message::HeartbeatReply { timing: Timing { boot, .. }, .. } = sent[0].message else {
         panic!("{}", sent[0])
@@ -609,14 +609,14 @@ fn figure_2_answers_wait_for_stable_storage() {
     let requests = [
         Message::Vote { last: log_id(9, 9), transfer: false },
         Message::Append {
-            session: SessionId::default(),
+            session: ReplicationSession::default(),
             prev: log_id(0, 0),
             commit: Index(0),
             entries: vec![entry(1, 1)],
             timing: Timing::default(),
         },
         Message::Heartbeat {
-            session: SessionId::default(),
+            session: ReplicationSession::default(),
             commit: Index(0),
             timing: Timing::default(),
         },

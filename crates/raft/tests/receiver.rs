@@ -14,7 +14,7 @@ const ENTRY_BYTES: usize = 1 << 10;
 /// The log that is kept for any follower: that of sixteen ticks.
 const RETAIN_BYTES: u64 = 16 << 10;
 /// Ticks between two checkpoints.
-const CHECKPOINT_EVERY: u64 = 4;
+const CHECKPOINT_INTERVAL: u64 = 4;
 /// Messages that reach the slow follower per tick.
 const WIRE: usize = 3;
 
@@ -86,7 +86,7 @@ impl Trio {
             let answers = self.slow.step(from.id.0, term.0, message);
             self.carry(answers);
         }
-        if self.ticks.is_multiple_of(CHECKPOINT_EVERY) {
+        if self.ticks.is_multiple_of(CHECKPOINT_INTERVAL) {
             self.checkpoint = self.leader.applied.last().map_or(0, |last| last.index.0);
             self.leader.raft.compact(Index(self.checkpoint));
         }
@@ -141,7 +141,7 @@ fn a_slow_receiver_catches_up_under_steady_writes_after_one_snapshot() {
     assert_eq!(trio.transfers, 1);
     // What was kept for it goes once it has caught up.
     trio.tick(0);
-    (0..CHECKPOINT_EVERY).for_each(|_| trio.tick(0));
+    (0..CHECKPOINT_INTERVAL).for_each(|_| trio.tick(0));
     assert!(trio.leader.raft.log_bytes() <= RETAIN_BYTES, "{}", trio.leader.raft.log_bytes());
     assert_eq!(trio.leader.raft.kept_for_receivers(Index(trio.checkpoint)), 0);
 }
@@ -160,7 +160,7 @@ fn what_is_kept_for_a_receiver_is_bounded() {
         trio.leader.raft.log_bytes()
     });
     let most = most.max().unwrap_or(0);
-    let since_the_checkpoint = CHECKPOINT_EVERY * 2 * ENTRY_BYTES as u64;
+    let since_the_checkpoint = CHECKPOINT_INTERVAL * 2 * ENTRY_BYTES as u64;
     assert_eq!(trio.transfers, 1);
     let kept = trio.leader.raft.kept_for_receivers(Index(trio.checkpoint));
     assert!(kept <= RETAIN_BYTES, "{kept}");

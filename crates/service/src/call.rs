@@ -18,7 +18,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::context::{Answers, Context};
 use crate::metrics::{Method, ServiceMetrics};
 use crate::outcome::{HasOutcome, Subject};
-use crate::shared::{Core, CoreCell, Life};
+use crate::shared::{CoreCell, Lifecycle, Shared};
 
 /// A call that takes longer is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl Calls {
 
     /// Where the node is in its life.
     #[must_use]
-    pub fn life(&self) -> &Arc<Life> {
+    pub fn life(&self) -> &Arc<Lifecycle> {
         &self.cell.life
     }
 
@@ -75,7 +75,7 @@ impl Calls {
         &self,
         kind: Kind,
         request: Request<R>,
-        run: impl FnOnce(Arc<Core>, Context, R) -> F,
+        run: impl FnOnce(Arc<Shared>, Context, R) -> F,
     ) -> Result<Response<T>, Status>
     where
         R: HasOutcome,
@@ -102,7 +102,7 @@ impl Calls {
         &self,
         kind: Kind,
         request: Request<R>,
-        run: impl FnOnce(Arc<Core>, Context, R) -> F,
+        run: impl FnOnce(Arc<Shared>, Context, R) -> F,
     ) -> Result<Response<Answers<T>>, Status>
     where
         R: HasOutcome,
@@ -137,7 +137,7 @@ impl Calls {
         &self,
         kind: Kind,
         request: Request<R>,
-        run: impl FnOnce(Option<Arc<Core>>, R) -> F,
+        run: impl FnOnce(Option<Arc<Shared>>, R) -> F,
     ) -> Result<Response<T>, Status>
     where
         R: HasOutcome,
@@ -181,7 +181,7 @@ impl Calls {
         }
     }
 
-    fn admitted(&self, kind: Kind) -> Result<Arc<Core>, Failure> {
+    fn admitted(&self, kind: Kind) -> Result<Arc<Shared>, Failure> {
         match kind.level {
             Some(ReadLevel::Stale) => self.cell.open(),
             _ => self.cell.serving(),

@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 use crate::call::{Calls, Kind};
 use crate::health::Health;
 use crate::metrics::Method;
-use crate::shared::{Core, duration};
+use crate::shared::{Shared, duration};
 
 /// The Cluster service of a node; it answers in every phase.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ impl ClusterService {
         Self { calls, config, health }
     }
 
-    fn info(&self, core: Option<&Core>) -> GetInfoResponse {
+    fn info(&self, core: Option<&Shared>) -> GetInfoResponse {
         let map = core.and_then(|core| core.map.get());
         let offered = LEVELS.iter().filter(|row| row.offered);
         GetInfoResponse {
@@ -64,7 +64,7 @@ impl ClusterService {
         }
     }
 
-    fn map(&self, core: Option<&Core>, newer_than: u64) -> GetMapResponse {
+    fn map(&self, core: Option<&Shared>, newer_than: u64) -> GetMapResponse {
         let map = core.and_then(|core| core.map.get());
         let epoch = map.as_ref().map_or(0, |map| map.epoch());
         let newer = epoch > newer_than || newer_than == 0;
@@ -76,7 +76,7 @@ impl ClusterService {
         }
     }
 
-    async fn status(&self, core: Option<&Core>, omit_replicas: bool) -> GetStatusResponse {
+    async fn status(&self, core: Option<&Shared>, omit_replicas: bool) -> GetStatusResponse {
         let life = self.calls.life();
         let mut status = GetStatusResponse {
             node_id: self.config.node_id.0,
@@ -162,7 +162,7 @@ fn limits_of(config: &Config) -> Limits {
     }
 }
 
-fn leaders(core: &Core) -> Vec<ShardLeader> {
+fn leaders(core: &Shared) -> Vec<ShardLeader> {
     let shards = core.engine.shards().all();
     let known = shards.values().filter_map(|shard| {
         let leadership = shard.leadership();
@@ -172,7 +172,7 @@ fn leaders(core: &Core) -> Vec<ShardLeader> {
     known.collect()
 }
 
-async fn describe(core: &Core, status: &mut GetStatusResponse, omit_replicas: bool) {
+async fn describe(core: &Shared, status: &mut GetStatusResponse, omit_replicas: bool) {
     let map = core.map.get();
     status.cluster_id = core.cluster_id.clone();
     status.history = map.as_ref().map_or_else(Bytes::new, |map| map.proto().history.clone());

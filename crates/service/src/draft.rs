@@ -62,17 +62,23 @@ pub struct Invalid {
     /// The limit that was exceeded; 0 = none was.
     pub limit: u64,
     /// The configuration key that moves the limit; empty = it is fixed.
-    pub knob: &'static str,
+    pub config_key: &'static str,
 }
 
 impl Invalid {
     fn new(reason: Reason, field: &str, message: impl Into<String>) -> Invalid {
-        Invalid { reason, field: field.to_owned(), message: message.into(), limit: 0, knob: "" }
+        Invalid {
+            reason,
+            field: field.to_owned(),
+            message: message.into(),
+            limit: 0,
+            config_key: "",
+        }
     }
 
-    fn limit(mut self, limit: usize, knob: &'static str) -> Invalid {
+    fn limit(mut self, limit: usize, config_key: &'static str) -> Invalid {
         self.limit = limit as u64;
-        self.knob = knob;
+        self.config_key = config_key;
         self
     }
 
@@ -81,7 +87,7 @@ impl Invalid {
         Failure {
             field: self.field.clone(),
             limit: self.limit,
-            knob: self.knob.to_owned(),
+            config_key: self.config_key.to_owned(),
             ..Failure::of(self.reason, self.message.clone())
         }
     }

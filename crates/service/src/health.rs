@@ -9,12 +9,12 @@ use quorate_proto::v1::{DiskStatus, NodePhase, PeerStatus};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::shared::{CoreCell, Life};
+use crate::shared::{CoreCell, Lifecycle};
 
 /// A loop that has not turned for so long stands still.
 const STANDSTILL: Duration = Duration::from_secs(5);
 /// How often the health service learns of a change.
-const REPORT_EVERY: Duration = Duration::from_millis(100);
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What knows how the other nodes stand.
 pub trait PeerSource: Send + Sync {
@@ -26,7 +26,7 @@ pub trait PeerSource: Send + Sync {
 #[derive(Clone)]
 pub struct Health {
     cell: CoreCell,
-    life: Arc<Life>,
+    life: Arc<Lifecycle>,
     peers: Arc<ArcSwapOption<Box<dyn PeerSource>>>,
     disk: Arc<ArcSwap<Option<DiskStatus>>>,
 }
@@ -103,7 +103,7 @@ impl Health {
             false => ServingStatus::NotServing,
         };
         let mut told = (None, None);
-        let mut interval = tokio::time::interval(REPORT_EVERY);
+        let mut interval = tokio::time::interval(REPORT_INTERVAL);
         loop {
             interval.tick().await;
             let now = (Some(self.check_ready().is_ok()), Some(self.check_live().is_ok()));

@@ -24,7 +24,7 @@ use super::{read, scan};
 use crate::draft::CommandDraft;
 use crate::metrics::Method;
 use crate::reply;
-use crate::shared::{Core, duration, retry_after};
+use crate::shared::{Shared, duration, retry_after};
 
 /// The Kv service of a node. Before the node is ready every call answers STARTING.
 #[derive(Clone)]
@@ -208,7 +208,7 @@ impl Kv for KvService {
 }
 
 async fn cancel(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     request: CancelRequest,
 ) -> Result<CancelResponse, Failure> {
@@ -238,7 +238,7 @@ async fn cancel(
 /// A log that is ahead of the clocks, because they were once, waits for them: a session for such a
 /// shard is born no earlier than what its replica here has applied. For that shard alone, because the
 /// others would refuse it as born in their future.
-fn open_session(core: &Core, request: &OpenSessionRequest) -> OpenSessionResponse {
+fn open_session(core: &Shared, request: &OpenSessionRequest) -> OpenSessionResponse {
     let clock = LogTime::from_millis(core.clocks.median_ms(core.clock.moment()));
     let shard = core.engine.shards().get(GroupId(request.shard)).filter(|_| request.shard != 0);
     let applied = shard.map_or(0, |shard| shard.reader.status().log_time);

@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::context::{Context, read_timeout};
-use super::route::{self, LEADER_PATIENCE, Place, no_leader, wait_for_change};
+use super::route::{self, LEADER_TIMEOUT, LeaderLocation, no_leader, wait_for_change};
 use crate::draft::{check_key, keyspace_id};
-use crate::shared::{Core, retry_after};
+use crate::shared::{Shared, retry_after};
 
 /// A read level with what it needs.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl Level {
     /// # Errors
     ///
     /// BAD_LEVEL, BAD_TOKEN or TOKEN_FOREIGN; NOT_OFFERED for the levels that wait for ages.
-    pub fn of(core: &Core, options: Option<&ReadOptions>) -> Result<Self, Failure> {
+    pub fn of(core: &Shared, options: Option<&ReadOptions>) -> Result<Self, Failure> {
         let Some(options) = options else { return Ok(Self::Linearizable) };
         let Ok(level) = ReadLevel::try_from(options.level) else {
             let message = format!("read level {} is not one of this API", options.level);
@@ -67,7 +67,7 @@ impl Level {
     }
 }
 
-fn check_token(core: &Core, token: &SessionToken) -> Result<(), Failure> {
+fn check_token(core: &Shared, token: &SessionToken) -> Result<(), Failure> {
     if token.parts.len() > TOKEN_PARTS_MAX {
         let message =
             format!("the token has {} parts; the limit is {TOKEN_PARTS_MAX}", token.parts.len());
@@ -104,7 +104,7 @@ pub enum Ready {
 ///
 /// The failure, for the caller to send.
 pub async fn get(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     request: GetRequest,
 ) -> Result<GetResponse, Failure> {
@@ -115,7 +115,7 @@ pub async fn get(
     let map = core.map()?;
     let owner = map.shard_of(quorate_proto::hash::key_hash(&request.key));
     route::check_hint(core, request.route.as_ref(), owner)?;
-    let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
+    let give_up = context.deadline.min(context.started + LEADER_TIMEOUT);
     let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
     let Some(shard) = shard else {
         return route::pass_to_replicas(core, context, owner, &request, give_up).await;
@@ -135,7 +135,7 @@ pub async fn get(
 }
 
 fn respond(
-    core: &Core,
+    core: &Shared,
     shard: &Shard,
     receipt: Receipt,
     row: Option<Bytes>,
@@ -166,7 +166,7 @@ fn respond(
 ///
 /// NO_LEADER, READ_TIMEOUT or TOKEN_AHEAD.
 pub async fn ready(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     shard: &Shard,
     level: &Level,
@@ -191,12 +191,12 @@ pub async fn ready(
 }
 
 /// The index that a linearizable read of this shard has to see (Raft thesis §6.4).
-async fn read_index(core: &Core, context: &Context, shard: &Shard) -> Result<Index, Failure> {
-    let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
+async fn read_index(core: &Shared, context: &Context, shard: &Shard) -> Result<Index, Failure> {
+    let give_up = context.deadline.min(context.started + LEADER_TIMEOUT);
     let mut leadership = shard.watch_leadership();
     loop {
         let place = route::leader_of(shard, *leadership.borrow_and_update());
-        if place != Place::Unknown {
+        if place != LeaderLocation::Unknown {
             let (grant, granted) = oneshot::channel();
             if !core.engine.read(ReadRequest { group: shard.group, grant }) {
                 core.metrics.shed("reads").inc();
@@ -229,7 +229,7 @@ async fn wait_applied(context: &Context, shard: &Shard, index: Index) -> Result<
 /// Waits up to half of the time for the token's index; false = this replica is behind, and the
 /// leader should be asked.
 async fn wait_for_token(
-    core: &Core,
+    core: &Shared,
     context: &Context,
     shard: &Shard,
     wanted: Index,
@@ -262,7 +262,7 @@ async fn wait_for_token(
 /// READ_TIMEOUT when the disk takes too long, REPLICA_DAMAGED for a row that does not decode; a failed
 /// disk ends the process.
 pub async fn row(
-    core: &Core,
+    core: &Shared,
     context: &Context,
     shard: &Arc<Shard>,
     key: RowKey,
@@ -293,7 +293,7 @@ async fn from_disk<T: Send + 'static>(
 }
 
 /// What a failed read of the storage means for its call.
-pub fn storage_failure(core: &Core, shard: &Shard, error: &StorageError) -> Failure {
+pub fn storage_failure(core: &Shared, shard: &Shard, error: &StorageError) -> Failure {
     if error.is_fatal() {
         core.engine.fail(error);
     }

@@ -11,23 +11,23 @@ use tokio::time::{Instant, timeout_at};
 
 use super::context::Context;
 use super::forward::{Forward, Forwarded};
-use crate::shared::{Core, retry_after};
+use crate::shared::{Shared, retry_after};
 
 /// How long a call waits for a shard to get a leader: the longest election timeout twice. A client
 /// learns more by asking another node than by waiting longer.
-pub const LEADER_PATIENCE: Duration = Duration::from_millis(2_400);
+pub const LEADER_TIMEOUT: Duration = Duration::from_millis(2_400);
 /// After a failed attempt to reach a leader the next one waits at least this long, unless the
 /// leadership changes before.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where the leader of a shard is, as far as this node knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum LeaderLocation {
     /// On this node.
     Here,
     /// On this node, which takes no writes now: it has just been elected, or its replica cannot
     /// apply and is handing leadership on.
-    NotYet,
+    LocalNotReady,
     /// On another node.
     At(NodeId),
     /// Nowhere that this node knows of.
@@ -36,12 +36,12 @@ pub enum Place {
 
 /// Where the leader is.
 #[must_use]
-pub fn leader_of(shard: &Shard, leadership: Leadership) -> Place {
+pub fn leader_of(shard: &Shard, leadership: Leadership) -> LeaderLocation {
     match leadership.leader {
-        Some(node) if node != shard.replica.node => Place::At(node),
-        Some(_) if leadership.is_leader && shard.serves() => Place::Here,
-        Some(_) => Place::NotYet,
-        None => Place::Unknown,
+        Some(node) if node != shard.replica.node => LeaderLocation::At(node),
+        Some(_) if leadership.is_leader && shard.serves() => LeaderLocation::Here,
+        Some(_) => LeaderLocation::LocalNotReady,
+        None => LeaderLocation::Unknown,
     }
 }
 
@@ -50,7 +50,11 @@ pub fn leader_of(shard: &Shard, leadership: Leadership) -> Place {
 /// # Errors
 ///
 /// WRONG_SHARD when a part that is given is not so.
-pub fn check_hint(core: &Core, hint: Option<&RouteHint>, owner: &MapShard) -> Result<(), Failure> {
+pub fn check_hint(
+    core: &Shared,
+    hint: Option<&RouteHint>,
+    owner: &MapShard,
+) -> Result<(), Failure> {
     let Some(hint) = hint else { return Ok(()) };
     let wrong = |message: String| {
         let failure = Failure {
@@ -89,13 +93,15 @@ pub fn no_leader(shard: &Shard, why: &str) -> Failure {
 /// Waits until the leadership changes, a moment has passed, or the time is up.
 pub async fn wait_for_change(
     leadership: &mut watch::Receiver<Leadership>,
-    place: Place,
+    place: LeaderLocation,
     give_up: Instant,
 ) {
     let until = match place {
         // Nothing but a change helps.
-        Place::Unknown => give_up,
-        Place::Here | Place::NotYet | Place::At(_) => give_up.min(Instant::now() + ATTEMPT_PAUSE),
+        LeaderLocation::Unknown => give_up,
+        LeaderLocation::Here | LeaderLocation::LocalNotReady | LeaderLocation::At(_) => {
+            give_up.min(Instant::now() + ATTEMPT_PAUSE)
+        }
     };
     // Whether it changed or the time passed, the caller looks again.
     let _ = timeout_at(until, leadership.changed()).await;
@@ -104,7 +110,7 @@ pub async fn wait_for_change(
 /// The other nodes with a replica of a shard: the leader first where it is known, then in the order
 /// of the map, which begins with the preferred leader.
 #[must_use]
-pub fn other_replicas(core: &Core, owner: &MapShard) -> Vec<NodeId> {
+pub fn other_replicas(core: &Shared, owner: &MapShard) -> Vec<NodeId> {
     let shard = core.engine.shards().get(GroupId(owner.id));
     let leader = shard.and_then(|shard| shard.leadership().leader);
     let mut nodes: Vec<NodeId> = owner.replicas.iter().map(|r| NodeId(r.node_id)).collect();
@@ -119,7 +125,7 @@ pub fn other_replicas(core: &Core, owner: &MapShard) -> Vec<NodeId> {
 ///
 /// The failure of the node that was reached, or NO_LEADER when none was.
 pub async fn pass_to_replicas<R: Forward>(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     owner: &MapShard,
     request: &R,
@@ -143,7 +149,7 @@ pub async fn pass_to_replicas<R: Forward>(
 
 /// Passes a call on to a node that the map names.
 pub async fn pass<R: Forward>(
-    core: &Core,
+    core: &Shared,
     context: &Context,
     node: NodeId,
     request: &R,

@@ -21,7 +21,7 @@ use tonic::metadata::MetadataMap;
 use super::context::Context;
 use super::read::{Level, Ready, ready, storage_failure};
 use super::route;
-use crate::shared::{Core, retry_after};
+use crate::shared::{Shared, retry_after};
 
 use merge::Merge;
 pub(crate) use plan::Plan;
@@ -45,7 +45,7 @@ pub fn only_shard(metadata: &MetadataMap) -> Option<GroupId> {
 ///
 /// What is wrong with the request, or the failure of a shard that cannot be read at the level.
 pub async fn scan(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     request: ScanRequest,
     only: Option<GroupId>,
@@ -76,7 +76,7 @@ pub async fn scan(
 /// Begins the merge; its messages follow. The last one has a place of its own, so that the merge can
 /// end when it must, however slowly it is read.
 pub(super) fn answers(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     plan: Plan,
     sources: Vec<Source>,
@@ -108,7 +108,7 @@ enum Opened {
 
 impl Opened {
     /// Pins the shard, if it is of this node: another node has pinned its own.
-    fn pin(self, core: &Core, plan: &Plan) -> Result<Source, Failure> {
+    fn pin(self, core: &Shared, plan: &Plan) -> Result<Source, Failure> {
         let (shard, receipt) = match self {
             Self::Here(shard, receipt) => (shard, receipt),
             Self::There(there) => return Ok(Source::There(there)),
@@ -129,7 +129,7 @@ impl Opened {
 }
 
 async fn open(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     level: &Level,
     request: &ScanRequest,
@@ -152,7 +152,7 @@ async fn open(
 
 /// A scan of one shard on another node, at the same level and over what is left of the range.
 async fn open_there(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     request: &ScanRequest,
     plan: &Plan,

@@ -25,7 +25,7 @@ use crate::forward::Forwarder;
 use crate::metrics::ServiceMetrics;
 
 /// The node as its services see it.
-pub struct Core {
+pub struct Shared {
     /// The settings.
     pub config: Config,
     /// This node.
@@ -50,7 +50,7 @@ pub struct Core {
     /// Metrics.
     pub metrics: Arc<ServiceMetrics>,
     /// Where the node is in its life.
-    pub life: Arc<Life>,
+    pub life: Arc<Lifecycle>,
     /// How much of the disk's reserve is left.
     pub disk: Arc<Disk>,
     /// Replicas whose state is there and did not open; they serve nothing.
@@ -63,7 +63,7 @@ pub struct Core {
 
 /// Where a node is in its life.
 #[derive(Debug)]
-pub struct Life {
+pub struct Lifecycle {
     phase: AtomicU8,
     detail: Mutex<String>,
     /// Client calls being served.
@@ -74,7 +74,7 @@ pub struct Life {
     pub started: Instant,
 }
 
-impl Default for Life {
+impl Default for Lifecycle {
     fn default() -> Self {
         Self {
             phase: AtomicU8::new(NodePhase::Forming as u8),
@@ -86,7 +86,7 @@ impl Default for Life {
     }
 }
 
-impl Life {
+impl Lifecycle {
     /// The phase now.
     #[must_use]
     pub fn phase(&self) -> NodePhase {
@@ -147,7 +147,7 @@ impl Life {
 
 /// Counts one client call.
 #[derive(Debug)]
-pub struct CallGuard(Arc<Life>);
+pub struct CallGuard(Arc<Lifecycle>);
 
 impl Drop for CallGuard {
     fn drop(&mut self) {
@@ -155,7 +155,7 @@ impl Drop for CallGuard {
     }
 }
 
-impl Core {
+impl Shared {
     /// The map, or the failure that says that the node is not that far.
     ///
     /// # Errors
@@ -274,20 +274,20 @@ pub fn duration(of: Duration) -> prost_types::Duration {
 /// The core once the node has one: before that, listeners answer STARTING or STORAGE_FAILED.
 #[derive(Clone, Default)]
 pub struct CoreCell {
-    core: Arc<ArcSwap<Option<Arc<Core>>>>,
+    core: Arc<ArcSwap<Option<Arc<Shared>>>>,
     /// Where the node is in its life, from the first moment on.
-    pub life: Arc<Life>,
+    pub life: Arc<Lifecycle>,
 }
 
 impl CoreCell {
     /// Makes the core available to all services.
-    pub fn set(&self, core: Arc<Core>) {
+    pub fn set(&self, core: Arc<Shared>) {
         self.core.store(Arc::new(Some(core)));
     }
 
     /// The core, if the node is that far.
     #[must_use]
-    pub fn get(&self) -> Option<Arc<Core>> {
+    pub fn get(&self) -> Option<Arc<Shared>> {
         self.core.load().as_ref().clone()
     }
 
@@ -296,7 +296,7 @@ impl CoreCell {
     /// # Errors
     ///
     /// STARTING, DRAINING or STORAGE_FAILED.
-    pub fn serving(&self) -> Result<Arc<Core>, Failure> {
+    pub fn serving(&self) -> Result<Arc<Shared>, Failure> {
         if let Some(core) = self.get() {
             core.check_serving()?;
             return Ok(core);
@@ -309,7 +309,7 @@ impl CoreCell {
     /// # Errors
     ///
     /// STARTING, or STORAGE_FAILED where it never will be.
-    pub fn open(&self) -> Result<Arc<Core>, Failure> {
+    pub fn open(&self) -> Result<Arc<Shared>, Failure> {
         if let Some(core) = self.get() {
             return Ok(core);
         }

@@ -26,9 +26,7 @@ use quorate_proto::v1::{
     ScanResponse, ScanRow, SessionToken,
 };
 use quorate_raft::{GroupId, NodeId};
-use quorate_storage::{
-    DeltaBudget, Engine as Sled, EngineOptions, HashRange, LogBackend, RecordLog,
-};
+use quorate_storage::{Database, DatabaseOptions, DeltaBudget, HashRange, LogBackend, RecordLog};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -43,7 +41,7 @@ use super::kv::KvService;
 use super::scan::{self, Plan, Source, There, answers};
 use crate::draft::RequestLimits;
 use crate::metrics::ServiceMetrics;
-use crate::shared::{Core, CoreCell};
+use crate::shared::{CoreCell, Shared};
 
 const CLUSTER: [u8; 16] = [7; 16];
 /// Threads of the runtime that may wait for the disk, and how many of them scans may have.
@@ -61,7 +59,7 @@ impl Outbox for NoPeers {
 
 /// Node 1 of a map holds the one replica of its one shard; the others pass everything on to it.
 struct Node {
-    core: Arc<Core>,
+    core: Arc<Shared>,
     kv: KvService,
     orders: mpsc::Receiver<quorate_engine::SnapshotOrder>,
     dir: tempfile::TempDir,
@@ -81,7 +79,8 @@ impl Node {
         let layers = Layers::new(flags, &nothing, None).expect("the layers");
         let mut config = resolve(&layers, 256 << 20).expect("a configuration").config;
         config.node_id = NodeId(id);
-        let sled = Sled::open(&dir.path().join("sled"), EngineOptions::default()).expect("sled");
+        let sled =
+            Database::open(&dir.path().join("sled"), DatabaseOptions::default()).expect("sled");
         let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir.path()).expect("a log");
         let budget = Arc::new(DeltaBudget::new(config.memory.delta));
         let (map, metrics) = (MapCell::default(), Arc::new(ServiceMetrics::unregistered()));
@@ -113,7 +112,7 @@ impl Node {
         create_replicas(&sled, &budget, &engine, NodeId(id), shard.into_iter().collect())
             .expect("its replicas");
         let cell = CoreCell::default();
-        let core = Arc::new(Core {
+        let core = Arc::new(Shared {
             node: config.node_id,
             cluster_id: CLUSTER.to_vec().into(),
             engine,

@@ -12,9 +12,9 @@ use tonic::Code;
 
 use super::context::Context;
 use super::forward::{Forward, Forwarded};
-use super::route::{self, LEADER_PATIENCE, Place, no_leader, pass, wait_for_change};
+use super::route::{self, LEADER_TIMEOUT, LeaderLocation, no_leader, pass, wait_for_change};
 use crate::draft::CommandDraft;
-use crate::shared::{Core, retry_after};
+use crate::shared::{Shared, retry_after};
 
 /// The answer of a write.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub enum Written<T> {
 ///
 /// Every failure says what is known of the outcome.
 pub async fn write<R: Forward>(
-    core: &Arc<Core>,
+    core: &Arc<Shared>,
     context: &Context,
     request: &R,
     hint: Option<&RouteHint>,
@@ -44,7 +44,7 @@ pub async fn write<R: Forward>(
         owner.ok_or_else(|| Failure::of(Reason::Internal, "the map does not own the key"))?;
     route::check_hint(core, hint, owner)?;
     let group = GroupId(owner.id);
-    let give_up = context.deadline.min(context.started + LEADER_PATIENCE);
+    let give_up = context.deadline.min(context.started + LEADER_TIMEOUT);
     let Some(shard) = core.engine.shards().get(group) else {
         let answer = route::pass_to_replicas(core, context, owner, request, give_up).await?;
         return Ok(Written::Elsewhere(answer));
@@ -53,7 +53,7 @@ pub async fn write<R: Forward>(
     loop {
         let place = route::leader_of(&shard, *leadership.borrow_and_update());
         let missing = match place {
-            Place::Here => {
+            LeaderLocation::Here => {
                 core.check_room(is_delete)?;
                 let payload = draft.encode(shard.group.0, shard.epoch);
                 match propose(core, context, &shard, payload, draft.write_key()).await? {
@@ -61,13 +61,15 @@ pub async fn write<R: Forward>(
                     None => "its leader has just changed".to_owned(),
                 }
             }
-            Place::At(node) => match pass(core, context, node, request).await {
+            LeaderLocation::At(node) => match pass(core, context, node, request).await {
                 Forwarded::Answered(answer) => return Ok(Written::Elsewhere(answer)),
                 Forwarded::Failed(failure) => return Err(failure),
                 Forwarded::NotSent(failure) => failure.message,
             },
-            Place::NotYet => "its leader, this node, takes no writes now".to_owned(),
-            Place::Unknown => "it has no leader that this node knows of".to_owned(),
+            LeaderLocation::LocalNotReady => {
+                "its leader, this node, takes no writes now".to_owned()
+            }
+            LeaderLocation::Unknown => "it has no leader that this node knows of".to_owned(),
         };
         wait_for_change(&mut leadership, place, give_up).await;
         if Instant::now() >= give_up {
@@ -78,7 +80,7 @@ pub async fn write<R: Forward>(
 
 /// Proposes once; `None` = it was certainly not proposed, and asking the new leader is safe.
 async fn propose(
-    core: &Core,
+    core: &Shared,
     context: &Context,
     shard: &Shard,
     payload: bytes::Bytes,
@@ -107,7 +109,7 @@ async fn propose(
         Answer::Refused(
             RefusedProposal::NotLeader(_)
             | RefusedProposal::Transferring
-            | RefusedProposal::NotYet
+            | RefusedProposal::LocalNotReady
             | RefusedProposal::NoReplica,
         ) => Ok(None),
         Answer::Refused(RefusedProposal::Full) => {

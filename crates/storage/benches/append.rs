@@ -1,9 +1,9 @@
-//! How fast entries become durable: the log in the engine and in files, alone and with the state
+//! How fast entries become durable: the log in the database and in files, alone and with the state
 //! that they are applied to, beside a plain file that gets the same bytes and `fdatasync`.
 //!
 //! `cargo bench -p quorate-storage --bench append`
 //!
-//! The values change with every entry (the engine skips writing what is there already), entries
+//! The values change with every entry (the database skips writing what is there already), entries
 //! are purged and the head moves as in a running node. They take turns of a fraction of a
 //! second, so that they share the disk's good and bad moments; only their ratio means anything,
 //! and it is one of medians, since a busy neighbour shows in the slowest barriers first.
@@ -21,8 +21,8 @@ use quorate_raft::{
     Entry, EntryKind, GroupId, Index, Membership, NodeId, Replica, ReplicaId, Term,
 };
 use quorate_storage::{
-    DeltaBudget, Engine, EngineOptions, HashRange, LogBackend, RecordLog, RowKey, RowKind, Section,
-    SectionKind, ShardInit, ShardStore,
+    Database, DatabaseOptions, DeltaBudget, HashRange, LogBackend, RecordLog, RowKey, RowKind,
+    Section, SectionKind, ShardInit, ShardStore,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -33,7 +33,7 @@ const KEEP: u64 = 2_000;
 /// Different keys that are written, over all groups.
 const KEYS: u64 = 100_000;
 /// Rows between two checkpoints of all groups.
-const CHECKPOINT_EVERY: u64 = 50_000;
+const CHECKPOINT_INTERVAL: u64 = 50_000;
 const ENTRIES_PER_BARRIER: [usize; 3] = [1, 32, 128];
 
 /// Makes a batch of entries durable.
@@ -58,7 +58,7 @@ impl Appender for PlainFile {
 
 struct Log {
     name: &'static str,
-    engine: Engine,
+    database: Database,
     log: RecordLog,
     last: [u64; GROUPS as usize],
     next: u64,
@@ -66,9 +66,9 @@ struct Log {
 
 impl Log {
     fn open(backend: LogBackend, dir: &Path) -> Self {
-        let engine = Engine::open(&dir.join("sled"), EngineOptions::default()).unwrap();
-        let (log, _) = RecordLog::open(backend, &engine, dir).unwrap();
-        Self { name: backend.name(), engine, log, last: [0; GROUPS as usize], next: 0 }
+        let database = Database::open(&dir.join("sled"), DatabaseOptions::default()).unwrap();
+        let (log, _) = RecordLog::open(backend, &database, dir).unwrap();
+        Self { name: backend.name(), database, log, last: [0; GROUPS as usize], next: 0 }
     }
 
     /// Appends the values as entries of the next groups; each group with the entries it got.
@@ -140,7 +140,7 @@ impl LogAndState {
                 range: HashRange::ALL,
                 shard_epoch: 1,
             };
-            ShardStore::create(&log.engine, init, Arc::clone(&budget)).unwrap()
+            ShardStore::create(&log.database, init, Arc::clone(&budget)).unwrap()
         };
         let stores = (0..GROUPS).map(store).collect();
         let key = |n| RowKey::new(RowKind::User, 0, format!("key-{n:08}").as_bytes());
@@ -178,7 +178,7 @@ impl Appender for LogAndState {
                 transaction.commit();
             }
         }
-        if self.written - self.checkpointed >= CHECKPOINT_EVERY {
+        if self.written - self.checkpointed >= CHECKPOINT_INTERVAL {
             self.checkpointed = self.written;
             self.checkpoint();
         }

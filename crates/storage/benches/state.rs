@@ -4,7 +4,7 @@
 //! `cargo bench -p quorate-storage --bench state`
 //!
 //! Each row is one put of a 256-byte value that never repeats, or one get. Processor time is that
-//! of the whole process, so a checkpoint's includes the engine's own threads.
+//! of the whole process, so a checkpoint's includes the database's own threads.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot write has nothing to say")]
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use quorate_raft::{GroupId, Index, LogId, Membership, NodeId, Replica, ReplicaId, Term};
 use quorate_storage::{
-    DeltaBudget, Engine, EngineOptions, HashRange, RowKey, RowKind, ShardInit, ShardStore,
+    Database, DatabaseOptions, DeltaBudget, HashRange, RowKey, RowKind, ShardInit, ShardStore,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -73,7 +73,7 @@ fn main() {
     }
     let count: u64 = if std::env::args().any(|arg| arg == "--test") { 500 } else { 50_000 };
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(dir.path(), EngineOptions::default()).unwrap();
+    let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
     let init = ShardInit {
         group: GroupId(1),
         replica: ReplicaId(1),
@@ -82,7 +82,7 @@ fn main() {
         shard_epoch: 1,
     };
     let budget = Arc::new(DeltaBudget::default());
-    let store = ShardStore::create(&engine, init, Arc::clone(&budget)).unwrap();
+    let store = ShardStore::create(&database, init, Arc::clone(&budget)).unwrap();
     let mut bench = Bench { store, index: 0, value: [7; VALUE_BYTES] };
     let keys: Vec<RowKey> = (0..count).map(key).collect();
     println!("{:<44} {:>9} {:>12} {:>12}", "", "times", "wall us", "cpu us");
@@ -102,7 +102,7 @@ fn main() {
     // Another store over the same files has nothing cached.
     drop((reader, bench));
     let budget = Arc::new(DeltaBudget::default());
-    let mut shards = ShardStore::open_all(&engine, &budget).unwrap();
+    let mut shards = ShardStore::open_all(&database, &budget).unwrap();
     let store = shards.remove(&GroupId(1)).unwrap().unwrap();
     let mut bench = Bench { index: store.applied().index.0, store, value: [7; VALUE_BYTES] };
     let (first, second) = keys.split_at(keys.len() / 2);

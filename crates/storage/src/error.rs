@@ -22,9 +22,9 @@ pub enum StorageError {
         /// What the system answered.
         source: Arc<io::Error>,
     },
-    /// The engine refused or failed an operation.
-    #[error("the storage engine failed to {action}: {message}")]
-    Engine {
+    /// The database refused or failed an operation.
+    #[error("the storage database failed to {action}: {message}")]
+    Database {
         /// What was asked of it, as a verb.
         action: &'static str,
         /// Its own words.
@@ -38,10 +38,10 @@ pub enum StorageError {
         stage: &'static str,
         /// The file that was being synced.
         path: PathBuf,
-        /// What the engine or the system answered.
+        /// What the database or the system answered.
         message: String,
     },
-    /// An earlier failure closed the engine; nothing is written until the process is restarted.
+    /// An earlier failure closed the database; nothing is written until the process is restarted.
     #[error("storage is closed after an earlier failure: {first}")]
     Poisoned {
         /// The sentence of the first failure.
@@ -53,17 +53,17 @@ pub enum StorageError {
         /// The directory.
         path: PathBuf,
     },
-    /// The engine panicked while it opened the directory: its files are damaged.
-    #[error("the storage engine panicked while opening {}: {message}", path.display())]
+    /// The database panicked while it opened the directory: its files are damaged.
+    #[error("the storage database panicked while opening {}: {message}", path.display())]
     OpenPanicked {
         /// The directory.
         path: PathBuf,
         /// The words of the panic.
         message: String,
     },
-    /// The engine put a page into a file of its own, which it never syncs. The sizes allowed here
+    /// The database put a page into a file of its own, which it never syncs. The sizes allowed here
     /// cannot lead to that; a file found means that the directory cannot be trusted.
-    #[error("unexpected blob file {}: the engine keeps no promise for it", path.display())]
+    #[error("unexpected blob file {}: the database keeps no promise for it", path.display())]
     BlobFile {
         /// The file.
         path: PathBuf,
@@ -140,7 +140,7 @@ impl StorageError {
         Self::Damaged { what: what.into() }
     }
 
-    /// True if the engine as a whole cannot be used any more by this process. The others concern
+    /// True if the database as a whole cannot be used any more by this process. The others concern
     /// one request (too large, invalid) or one record (damaged): whoever meets damage decides whose
     /// record it was.
     #[must_use]
@@ -162,7 +162,7 @@ impl StorageError {
         matches!(self, Self::Damaged { .. } | Self::BlobFile { .. } | Self::OpenPanicked { .. })
     }
 
-    /// True if this, or the failure that closed the engine, is a write that could not be made
+    /// True if this, or the failure that closed the database, is a write that could not be made
     /// durable. A node ends with an exit code of its own then.
     #[must_use]
     pub fn is_barrier_failure(&self) -> bool {

@@ -26,7 +26,7 @@ use std::fmt;
 use bytes::Bytes;
 
 /// The longest user key, in bytes.
-pub const MAX_KEY_BYTES: usize = 4096;
+pub const ROW_KEY_BYTES_MAX: usize = 4096;
 
 /// The bytes that stand before the user key in a [`RowKey`]: kind and keyspace.
 pub const ROW_PREFIX_BYTES: usize = 5;
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_longest_tree_key_fits_the_engine() {
-        let row = RowKey::new(RowKind::User, u32::MAX, &[0xff; MAX_KEY_BYTES]);
+        let row = RowKey::new(RowKind::User, u32::MAX, &[0xff; ROW_KEY_BYTES_MAX]);
         let key = piece_key(&row_prefix(&row), u64::MAX, u16::MAX);
         assert_eq!(key.len(), 4_627);
         assert!(key.len() <= 4_700);

@@ -4,7 +4,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `engine` | the only file that names sled: open, barrier, caps, poison |
+//! | `database` | the only file that names sled: open, barrier, caps, poison |
 //! | [`codec`] | the frame of every record on disk: format, CRC32C, length, bincode body |
 //! | [`pieces`] | records over 6,000 bytes as several values |
 //! | `log` | the record log of all groups: entries, hard states, resets |
@@ -26,14 +26,14 @@
 //!
 //! # What survives
 //!
-//! A *barrier* is the engine's `flush` and an `fdatasync` of our own after it. What was written
+//! A *barrier* is the database's `flush` and an `fdatasync` of our own after it. What was written
 //! before a barrier began survives the loss of power once it has completed; what was not may be
 //! there, in part or not at all, and every reader of records copes with that:
 //!
 //! - Nothing is removed or overwritten before what replaces it is behind a completed barrier.
 //! - Every record carries a checksum; those of the log are chained and tell how far the log was
 //!   durable. Broken bytes are an error that names the record, never a shorter log.
-//! - A failed write or fsync closes the engine. Nothing is tried again in the same process.
+//! - A failed write or fsync closes the database. Nothing is tried again in the same process.
 //!
 //! # Versions
 //!
@@ -43,7 +43,7 @@
 
 pub mod codec;
 pub mod crash;
-mod engine;
+mod database;
 mod error;
 pub mod keys;
 mod log;
@@ -55,12 +55,12 @@ pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use engine::{
-    BARRIER_BYTES, Engine, EngineOptions, FatalHook, KEY_BYTES_MAX, SEGMENT_BYTES, Tree, TreeRange,
-    VALUE_BYTES_MAX, Value, panic_is_caught,
+pub use database::{
+    BARRIER_BYTES, Database, DatabaseOptions, FatalHook, SEGMENT_BYTES, SLED_KEY_BYTES_MAX,
+    SLED_VALUE_BYTES_MAX, Tree, TreeRange, Value, panic_is_caught,
 };
 pub use error::{Result, StorageError};
-pub use keys::{MAX_KEY_BYTES, RowKey, RowKind};
+pub use keys::{ROW_KEY_BYTES_MAX, RowKey, RowKind};
 pub use log::{LogBackend, LogTuning, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind};
 pub use node_records::NodeRecords;
 pub use space::{Disk, DiskLevel, Space, SpaceProbe};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bincode::{BorrowDecode, Encode};
 
-use crate::engine::sync_path;
+use crate::database::sync_path;
 use crate::error::{Result, StorageError};
 use crate::{codec, crash};
 
@@ -30,7 +30,7 @@ struct Slot {
     generation: u64,
     /// The last sequence known durable.
     sequence: u64,
-    /// Which back end keeps the log: 1 the engine, 2 files.
+    /// Which back end keeps the log: 1 the database, 2 files.
     backend: u8,
 }
 

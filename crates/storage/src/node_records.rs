@@ -11,7 +11,7 @@
 use bincode::{BorrowDecode, Encode};
 use parking_lot::Mutex;
 
-use crate::engine::{Engine, Tree};
+use crate::database::{Database, Tree};
 use crate::error::{Result, StorageError};
 use crate::{codec, pieces};
 
@@ -27,21 +27,21 @@ struct Pointer {
 /// A few named blobs, each replaced as a whole: after a crash the old or the new one is there.
 #[derive(Debug)]
 pub struct NodeRecords {
-    engine: Engine,
+    database: Database,
     tree: Tree,
     /// Two writers of one name would share a generation.
     writing: Mutex<()>,
 }
 
 impl NodeRecords {
-    /// Opens the records kept in `engine` and removes what an unfinished [`NodeRecords::put`] has
+    /// Opens the records kept in `database` and removes what an unfinished [`NodeRecords::put`] has
     /// left.
     ///
     /// # Errors
-    /// A failure of the engine, or [`StorageError::Damaged`].
-    pub fn open(engine: &Engine) -> Result<Self> {
-        let tree = engine.tree(TREE)?;
-        let records = Self { engine: engine.clone(), tree, writing: Mutex::new(()) };
+    /// A failure of the database, or [`StorageError::Damaged`].
+    pub fn open(database: &Database) -> Result<Self> {
+        let tree = database.tree(TREE)?;
+        let records = Self { database: database.clone(), tree, writing: Mutex::new(()) };
         let mut pointers = Vec::new();
         for item in records.tree.range(b"p".as_slice()..b"q".as_slice()) {
             let key = item?.0;
@@ -65,7 +65,7 @@ impl NodeRecords {
     /// Replaces the record `name`; the new one is durable when this returns.
     ///
     /// # Errors
-    /// A failure of the engine, or [`StorageError::TooLarge`]: nothing was changed then.
+    /// A failure of the database, or [`StorageError::TooLarge`]: nothing was changed then.
     pub fn put(&self, name: &str, record: &[u8]) -> Result<()> {
         check_len("the name of a node record", name.len(), NAME_BYTES_MAX)?;
         check_len("a node record", record.len(), codec::DECODE_LIMIT - 16)?;
@@ -80,9 +80,9 @@ impl NodeRecords {
         for (number, piece) in pieces::split(&codec::encode(FORMAT, &record)?) {
             self.tree.insert(&piece_key(&stem, number), piece)?;
         }
-        self.engine.barrier()?;
+        self.database.barrier()?;
         self.tree.insert(&pointer_key(name), &codec::encode(FORMAT, &Pointer { generation })?)?;
-        self.engine.barrier()?;
+        self.database.barrier()?;
         if let Some(old) = old {
             let stem = generation_key(name, old);
             for item in self.tree.range(piece_key(&stem, 0)..=piece_key(&stem, u16::MAX)) {
@@ -144,10 +144,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::engine::EngineOptions;
+    use crate::database::DatabaseOptions;
 
     fn open(dir: &Path) -> NodeRecords {
-        NodeRecords::open(&Engine::open(dir, EngineOptions::default()).unwrap()).unwrap()
+        NodeRecords::open(&Database::open(dir, DatabaseOptions::default()).unwrap()).unwrap()
     }
 
     fn rows(records: &NodeRecords) -> usize {

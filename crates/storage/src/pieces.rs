@@ -1,13 +1,13 @@
-//! Records longer than the engine takes are split into *pieces*, one value each.
+//! Records longer than the database takes are split into *pieces*, one value each.
 //!
 //! A piece is numbered by a big-endian `u16` at the end of its key, so that the pieces of a record
 //! lie side by side and in order. The record's own frame says how many bytes there are; a record
 //! whose pieces do not make up exactly that is broken.
 
-use crate::engine::VALUE_BYTES_MAX;
+use crate::database::SLED_VALUE_BYTES_MAX;
 
-/// Bytes of a record in one piece: the longest value that the engine takes.
-pub const PIECE_BYTES: usize = VALUE_BYTES_MAX;
+/// Bytes of a record in one piece: the longest value that the database takes.
+pub const PIECE_BYTES: usize = SLED_VALUE_BYTES_MAX;
 
 /// Bytes of a piece number at the end of a key.
 pub const PIECE_NUMBER_BYTES: usize = 2;

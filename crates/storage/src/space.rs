@@ -1,11 +1,11 @@
-//! Free space and the reserve that keeps the engine from ever meeting a full disk.
+//! Free space and the reserve that keeps the database from ever meeting a full disk.
 //!
-//! After one "no space left" every further write of the engine fails until the process is
+//! After one "no space left" every further write of the database fails until the process is
 //! restarted, so the disk must never become full. Below the reserve a node takes no more user data
 //! but goes on with everything that keeps the cluster moving or frees space; below a quarter of it
 //! appends stop too.
 //!
-//! The engine gives space back to itself and hardly ever to the file system. So what it can use
+//! The database gives space back to itself and hardly ever to the file system. So what it can use
 //! again counts as room: [`Disk`] knows how many live bytes its file has held, and how many it
 //! holds now. That the disk never becomes full does not rest on this estimate, since the quarter
 //! is measured by what is really free.
@@ -95,15 +95,15 @@ pub struct Disk {
 #[derive(Debug, Default)]
 struct Seen {
     space: Option<Space>,
-    /// Length of the engine's file in bytes.
+    /// Length of the database's file in bytes.
     file: u64,
-    /// Bytes that are alive in the engine, if that is known.
+    /// Bytes that are alive in the database, if that is known.
     live: Option<u64>,
     /// Live bytes that the file has held, and so holds again without growing.
     held: u64,
 }
 
-/// A file of the engine has held at least this part of its length in live bytes: it reuses a
+/// A file of the database has held at least this part of its length in live bytes: it reuses a
 /// segment once half of it is dead, and what waits for that and what is being written is as much
 /// again.
 const HELD_PART: u64 = 4;
@@ -141,14 +141,14 @@ impl Disk {
         }
     }
 
-    /// Notes what the file system says and how long the engine's file is.
+    /// Notes what the file system says and how long the database's file is.
     pub fn look(&self, space: Space, file: u64) -> DiskLevel {
         let mut seen = self.seen.lock();
         seen.look(space, file);
         self.judge(&seen)
     }
 
-    /// Notes how many bytes are alive in the engine; `None` if that is not known, and then nothing
+    /// Notes how many bytes are alive in the database; `None` if that is not known, and then nothing
     /// in its file counts as room.
     pub fn set_live(&self, live: Option<u64>) -> DiskLevel {
         let mut seen = self.seen.lock();
@@ -157,13 +157,13 @@ impl Disk {
         self.judge(&seen)
     }
 
-    /// Bytes that can be written without the engine's file growing, as far as is known.
+    /// Bytes that can be written without the database's file growing, as far as is known.
     #[must_use]
     pub fn room(&self) -> u64 {
         self.seen.lock().room()
     }
 
-    /// Whether so little of the engine's file is alive that it should be collected: less than what
+    /// Whether so little of the database's file is alive that it should be collected: less than what
     /// it is sure to hold, some segments apart.
     #[must_use]
     pub fn is_sparse(&self) -> bool {

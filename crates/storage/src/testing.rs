@@ -11,7 +11,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use quorate_raft::{Entry, EntryKind, GroupId, HardState, Index, LogId, ReplicaId, Term};
 
-use crate::engine::{Engine, EngineOptions};
+use crate::database::{Database, DatabaseOptions};
 use crate::error::{Result, StorageError};
 use crate::log::{
     LogBackend, LogTuning, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind,
@@ -71,41 +71,41 @@ pub trait Home {
     fn open(&mut self) -> Result<(Box<dyn Log>, Groups)>;
 }
 
-/// A data directory with a real log. The engine stays open between openings of the log if the log
+/// A data directory with a real log. The database stays open between openings of the log if the log
 /// is in files, since it only lends its poison there.
 #[derive(Debug)]
 pub struct DirHome {
     dir: PathBuf,
     backend: LogBackend,
     tuning: LogTuning,
-    engine: Option<Engine>,
+    database: Option<Database>,
 }
 
 impl DirHome {
     /// The log of the data directory `dir`.
     #[must_use]
     pub fn new(dir: &Path, backend: LogBackend, tuning: LogTuning) -> Self {
-        Self { dir: dir.to_owned(), backend, tuning, engine: None }
+        Self { dir: dir.to_owned(), backend, tuning, database: None }
     }
 
-    /// The engine, while it is open.
+    /// The database, while it is open.
     #[must_use]
-    pub fn engine(&self) -> Option<&Engine> {
-        self.engine.as_ref()
+    pub fn database(&self) -> Option<&Database> {
+        self.database.as_ref()
     }
 }
 
 impl Home for DirHome {
     fn open(&mut self) -> Result<(Box<dyn Log>, Groups)> {
         if self.backend == LogBackend::Sled {
-            self.engine = None;
+            self.database = None;
         }
-        let engine = match self.engine.take() {
-            Some(engine) => engine,
-            None => Engine::open(&self.dir.join("sled"), EngineOptions::default())?,
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => Database::open(&self.dir.join("sled"), DatabaseOptions::default())?,
         };
-        let engine = self.engine.insert(engine);
-        let (log, groups) = RecordLog::open_tuned(self.backend, self.tuning, engine, &self.dir)?;
+        let database = self.database.insert(database);
+        let (log, groups) = RecordLog::open_tuned(self.backend, self.tuning, database, &self.dir)?;
         Ok((Box::new(log), groups))
     }
 }

@@ -19,7 +19,7 @@ fn run_in_dir(name: &str, backend: LogBackend) {
     let tuning = LogTuning { file_bytes: 1 << 20, ..LogTuning::default() };
     let mut home = DirHome::new(dir.path(), backend, tuning);
     run(name, &mut home);
-    home.engine().unwrap().check_blobs().unwrap();
+    home.database().unwrap().check_blobs().unwrap();
 }
 
 macro_rules! contract {

@@ -24,7 +24,7 @@ const VARIABLE: &str = "QUORATE_LOG_CRASH";
 /// So small that the head moves and files end every few records.
 const TUNING: LogTuning = LogTuning { move_from_bytes: 2_000, move_bytes: 900, file_bytes: 1_500 };
 
-/// A process forked while the engine is open holds its lock until it executes the other program.
+/// A process forked while the database is open holds its lock until it executes the other program.
 static NO_FORK_WHILE_OPEN: Mutex<()> = Mutex::new(());
 
 enum Step {
@@ -38,7 +38,7 @@ fn workload() -> Vec<Step> {
         Step::Append(vec![hard_state(1, 1, 0), append(1, entries(1, 1, 3))]),
         Step::Append(vec![append(1, entries(1, 4, 6)), append(2, entries(1, 1, 4))]),
         Step::Append(vec![reset(3, 2, 10), append(3, entries(2, 11, 12)), hard_state(3, 2, 10)]),
-        // Three pieces in the engine.
+        // Three pieces in the database.
         Step::Append(vec![append(1, vec![entry(1, 7, 13_000)])]),
         Step::Append(vec![append(1, entries(2, 6, 7)), append(2, entries(2, 3, 3))]),
         Step::Purge(1, 7),

@@ -8,19 +8,20 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use quorate_raft::Index;
 use quorate_storage::testing::{Groups, append, entries, entry, hard_state, key};
-use quorate_storage::{Engine, EngineOptions, LogBackend, LogTuning, RecordLog, StorageError};
+use quorate_storage::{Database, DatabaseOptions, LogBackend, LogTuning, RecordLog, StorageError};
 
-/// A data directory whose engine stays open, for logs in files.
+/// A data directory whose database stays open, for logs in files.
 struct Dir {
     dir: tempfile::TempDir,
-    engine: Engine,
+    database: Database,
 }
 
 impl Dir {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(&dir.path().join("sled"), EngineOptions::default()).unwrap();
-        Self { dir, engine }
+        let database =
+            Database::open(&dir.path().join("sled"), DatabaseOptions::default()).unwrap();
+        Self { dir, database }
     }
 
     fn path(&self) -> &Path {
@@ -29,7 +30,7 @@ impl Dir {
 
     fn open(&self, backend: LogBackend) -> Result<(RecordLog, Groups), StorageError> {
         let tuning = LogTuning { file_bytes: 2_000, ..LogTuning::default() };
-        RecordLog::open_tuned(backend, tuning, &self.engine, self.path())
+        RecordLog::open_tuned(backend, tuning, &self.database, self.path())
     }
 
     /// Writes one record for each of the indexes `1..=last`.
@@ -228,7 +229,7 @@ fn the_other_back_end_is_refused_with_its_name() {
     assert_eq!(last_index(&dir.open(LogBackend::File).unwrap().1), 2);
 }
 
-/// Key of a piece of a record in the engine.
+/// Key of a piece of a record in the database.
 fn piece(sequence: u64, number: u16) -> Vec<u8> {
     [&sequence.to_be_bytes()[..], &number.to_be_bytes()].concat()
 }
@@ -241,7 +242,7 @@ fn a_lost_piece_is_the_tail_only_in_the_last_record() {
         log.append(&[append(1, vec![entry(1, index, 20_000)])]).unwrap();
     }
     drop(log);
-    let tree = dir.engine.tree(b"log").unwrap();
+    let tree = dir.database.tree(b"log").unwrap();
     for number in 0..4 {
         let lost = tree.get(&piece(2, number)).unwrap().unwrap();
         tree.remove(&piece(2, number)).unwrap();
@@ -272,7 +273,7 @@ fn dead_records_leave_the_disk() {
             log.maintain().unwrap();
         }
         let size = |dir: &Dir| match backend {
-            LogBackend::Sled => dir.engine.tree(b"log").unwrap().range::<&[u8]>(..).count(),
+            LogBackend::Sled => dir.database.tree(b"log").unwrap().range::<&[u8]>(..).count(),
             LogBackend::File => dir.files().len(),
         };
         let full = size(&dir);
@@ -292,7 +293,7 @@ fn dead_records_leave_the_disk() {
 fn a_newer_format_is_called_newer() {
     let dir = Dir::new();
     drop(dir.fill(LogBackend::Sled, 1));
-    let tree = dir.engine.tree(b"log").unwrap();
+    let tree = dir.database.tree(b"log").unwrap();
     let newer = quorate_storage::codec::encode(2, &(1u64, 0u32)).unwrap();
     tree.insert(&piece(1, 0), &newer).unwrap();
     let error = dir.open(LogBackend::Sled).unwrap_err();

@@ -9,33 +9,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use quorate_raft::Index;
 use quorate_storage::testing::{append, entry, key};
-use quorate_storage::{DiskLevel, Engine, EngineOptions, LogBackend, LogTuning, RecordLog, Space};
+use quorate_storage::{
+    Database, DatabaseOptions, DiskLevel, LogBackend, LogTuning, RecordLog, Space,
+};
 use tempfile::TempDir;
 
 struct Place {
     dir: TempDir,
-    engine: Engine,
+    database: Database,
     log: RecordLog,
     backend: LogBackend,
 }
 
 impl Place {
     fn new(backend: LogBackend, tuning: LogTuning) -> Self {
-        Self::with_options(backend, tuning, EngineOptions::default())
+        Self::with_options(backend, tuning, DatabaseOptions::default())
     }
 
-    fn with_options(backend: LogBackend, tuning: LogTuning, options: EngineOptions) -> Self {
+    fn with_options(backend: LogBackend, tuning: LogTuning, options: DatabaseOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(&dir.path().join("sled"), options).unwrap();
-        let (log, _) = RecordLog::open_tuned(backend, tuning, &engine, dir.path()).unwrap();
-        Self { dir, engine, log, backend }
+        let database = Database::open(&dir.path().join("sled"), options).unwrap();
+        let (log, _) = RecordLog::open_tuned(backend, tuning, &database, dir.path()).unwrap();
+        Self { dir, database, log, backend }
     }
 
     /// Bytes that the records take where the back end keeps them.
     fn stored(&self) -> u64 {
         match self.backend {
             LogBackend::Sled => {
-                let pieces = self.engine.tree(b"log").unwrap();
+                let pieces = self.database.tree(b"log").unwrap();
                 let sizes = pieces.range::<&[u8]>(..).map(|item| {
                     let (key, value) = item.unwrap();
                     (key.len() + value.len()) as u64
@@ -63,7 +65,7 @@ fn folder_bytes(dir: &Path) -> u64 {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
 }
 
-/// A record of 4 MiB is 700 pieces in the engine.
+/// A record of 4 MiB is 700 pieces in the database.
 fn removal_keeps_up(backend: LogBackend) {
     let tuning = LogTuning { file_bytes: 1 << 20, ..LogTuning::default() };
     let mut place = Place::new(backend, tuning);
@@ -122,11 +124,11 @@ fn the_free_space_is_looked_at_with_every_record() {
     for backend in [LogBackend::Sled, LogBackend::File] {
         let free = Arc::new(AtomicU64::new(1 << 30));
         let seen = Arc::clone(&free);
-        let options = EngineOptions {
+        let options = DatabaseOptions {
             space: Arc::new(move |_| {
                 Ok(Space { total: 1 << 30, free: seen.load(Ordering::SeqCst) })
             }),
-            ..EngineOptions::default()
+            ..DatabaseOptions::default()
         };
         let mut place = Place::with_options(backend, LogTuning::default(), options);
         for (record, left, level) in
@@ -134,7 +136,7 @@ fn the_free_space_is_looked_at_with_every_record() {
         {
             free.store(left << 20, Ordering::SeqCst);
             place.append(1, record, 64 << 10);
-            assert_eq!(place.engine.disk().level(), level, "{backend:?}, {left} MiB are free");
+            assert_eq!(place.database.disk().level(), level, "{backend:?}, {left} MiB are free");
         }
     }
 }

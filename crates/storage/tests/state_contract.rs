@@ -11,7 +11,7 @@ use bytes::Bytes;
 use model::*;
 use proptest::prelude::*;
 use quorate_storage::{
-    CheckpointJob, DeltaBudget, Engine, Finished, Lookup, RowKey, RowKind, ScanPin, ScanRange,
+    CheckpointJob, Database, DeltaBudget, Finished, Lookup, RowKey, RowKind, ScanPin, ScanRange,
     ShardStore,
 };
 use tempfile::TempDir;
@@ -128,7 +128,7 @@ fn expected(state: &State, range: &ScanRange, reverse: bool) -> Vec<(RowKey, Byt
 /// One replica with its files.
 struct Node {
     dir: TempDir,
-    engine: Engine,
+    database: Database,
     budget: Arc<DeltaBudget>,
     store: ShardStore,
 }
@@ -136,21 +136,21 @@ struct Node {
 impl Node {
     fn new(replica: u64) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let engine = open_engine(dir.path());
+        let database = open_database(dir.path());
         // A small cache, so that rows are also read from the tree.
         let budget = Arc::new(DeltaBudget::with_cache(1 << 20, 64 << 10));
-        let store = create(&engine, replica, &budget);
-        Node { dir, engine, budget, store }
+        let store = create(&database, replica, &budget);
+        Node { dir, database, budget, store }
     }
 
     fn reopen(self) -> Node {
-        let Node { dir, engine, budget, store } = self;
+        let Node { dir, database, budget, store } = self;
         drop(store);
-        drop(engine);
+        drop(database);
         assert_eq!(budget.used(), 0, "what the deltas took is given back");
-        let engine = open_engine(dir.path());
-        let store = open(&engine, &budget);
-        Node { dir, engine, budget, store }
+        let database = open_database(dir.path());
+        let store = open(&database, &budget);
+        Node { dir, database, budget, store }
     }
 }
 
@@ -317,11 +317,11 @@ impl Run {
         }
         assert!(self.node.store.clean().is_none(), "one cleaning is enough without pins");
         let generation = self.node.store.header().generation;
-        let versions = versions_in(&self.node.engine, generation);
+        let versions = versions_in(&self.node.database, generation);
         let rows: Vec<_> = versions.into_iter().map(|(row, _)| row).collect();
         let live: Vec<_> = self.model.newest().keys().cloned().collect();
         assert_eq!(rows, live);
-        self.node.engine.check_blobs().unwrap();
+        self.node.database.check_blobs().unwrap();
         self.catch_up();
         self.node = self.node.reopen();
         assert_state(&self.node.store, self.model.applied(), self.model.newest());
@@ -353,9 +353,10 @@ proptest! {
 #[test]
 fn replicas_remember_their_digests_at_the_same_indexes() {
     let dir = tempfile::tempdir().unwrap();
-    let (engine, other) = (open_engine(&dir.path().join("a")), open_engine(&dir.path().join("b")));
+    let (database, other) =
+        (open_database(&dir.path().join("a")), open_database(&dir.path().join("b")));
     let budget = Arc::new(DeltaBudget::new(64 << 20));
-    let (mut here, mut there) = (create(&engine, 1, &budget), create(&other, 2, &budget));
+    let (mut here, mut there) = (create(&database, 1, &budget), create(&other, 2, &budget));
     let apply = |store: &mut ShardStore, through: u64, odd: Option<u64>| {
         for index in store.applied().index.0 + 1..=through {
             let value = if odd == Some(index) { b"odd" } else { b"row" };

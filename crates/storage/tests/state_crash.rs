@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use model::*;
 use quorate_raft::SnapshotMeta;
-use quorate_storage::{DeltaBudget, Engine, RowKey, RowKind, ShardStore, crash};
+use quorate_storage::{Database, DeltaBudget, RowKey, RowKind, ShardStore, crash};
 
 /// Says to a child in which directory it works, and at which point it dies.
 const CHILD: &str = "QUORATE_STATE_CRASH_CHILD";
@@ -63,8 +63,8 @@ fn workload() -> Model {
 
 /// A snapshot of the state at [`INSTALLED`], as another replica makes it.
 fn snapshot(dir: &Path, model: &Model) -> (SnapshotMeta, Vec<Bytes>) {
-    let engine = open_engine(dir);
-    let mut donor = create(&engine, 2, &Arc::new(DeltaBudget::default()));
+    let database = open_database(dir);
+    let mut donor = create(&database, 2, &Arc::new(DeltaBudget::default()));
     replay(&mut donor, model, INSTALLED);
     checkpoint(&mut donor).unwrap();
     let mut source = donor.pin_snapshot().unwrap();
@@ -73,9 +73,15 @@ fn snapshot(dir: &Path, model: &Model) -> (SnapshotMeta, Vec<Bytes>) {
 }
 
 /// Runs in the child. `note` is called with what is durable from then on.
-fn run(engine: &Engine, model: &Model, meta: &SnapshotMeta, chunks: &[Bytes], note: impl Fn(u64)) {
+fn run(
+    database: &Database,
+    model: &Model,
+    meta: &SnapshotMeta,
+    chunks: &[Bytes],
+    note: impl Fn(u64),
+) {
     let budget = Arc::new(DeltaBudget::default());
-    let mut store = create(engine, 1, &budget);
+    let mut store = create(database, 1, &budget);
     note(0);
     for through in [3, 6, 8, 9] {
         replay(&mut store, model, through);
@@ -115,11 +121,11 @@ fn child(dir: &Path, fatal: u64) {
     let model = workload();
     let (meta, chunks) = snapshot(&dir.join("donor"), &model);
     assert!(chunks.len() >= 3, "{} chunks", chunks.len());
-    let engine = open_engine(&dir.join("shard"));
+    let database = open_database(&dir.join("shard"));
     let notes = File::create(dir.join("notes")).unwrap();
     let note = |index: u64| writeln!(&notes, "{index}").unwrap();
     crash::arm(fatal);
-    run(&engine, &model, &meta, &chunks, note);
+    run(&database, &model, &meta, &chunks, note);
     let passed = crash::passed();
     crash::arm(0);
     fs::write(dir.join("passed"), passed.to_string()).unwrap();
@@ -146,12 +152,12 @@ fn noted(dir: &Path) -> Option<u64> {
 /// Opens what a child has left, and compares it with the model.
 fn inspect(dir: &Path, model: &Model) -> Option<u64> {
     let noted = noted(dir);
-    let engine = open_engine(&dir.join("shard"));
+    let database = open_database(&dir.join("shard"));
     let budget = Arc::new(DeltaBudget::default());
-    let mut shards = ShardStore::open_all(&engine, &budget).unwrap();
+    let mut shards = ShardStore::open_all(&database, &budget).unwrap();
     let Some(shard) = shards.remove(&GROUP) else {
         assert_eq!(noted, None, "a shard is lost");
-        assert_eq!(engine.tree_names(), [b"shards"], "a tree without a header is left");
+        assert_eq!(database.tree_names(), [b"shards"], "a tree without a header is left");
         return None;
     };
     let mut store = shard.unwrap();
@@ -163,8 +169,8 @@ fn inspect(dir: &Path, model: &Model) -> Option<u64> {
     let installed = applied >= INSTALLED;
     assert_eq!(header.log_valid_from.0, if installed { INSTALLED + 1 } else { 1 });
     // No other tree of the shard, and no version above the header.
-    assert_eq!(engine.tree_names().len(), 2, "{:?}", engine.tree_names());
-    let versions = versions_in(&engine, header.generation);
+    assert_eq!(database.tree_names().len(), 2, "{:?}", database.tree_names());
+    let versions = versions_in(&database, header.generation);
     assert!(versions.iter().all(|(_, number)| *number <= header.number), "{versions:?}");
     // Entries applied again meet the rows they met before; so do those after another opening.
     let half = applied + (LAST - applied) / 2;
@@ -172,9 +178,9 @@ fn inspect(dir: &Path, model: &Model) -> Option<u64> {
     checkpoint(&mut store);
     assert_state(&store, half, model.at(half));
     drop(store);
-    drop(engine);
-    let engine = open_engine(&dir.join("shard"));
-    let mut store = open(&engine, &budget);
+    drop(database);
+    let database = open_database(&dir.join("shard"));
+    let mut store = open(&database, &budget);
     assert_state(&store, half, model.at(half));
     replay(&mut store, model, LAST);
     checkpoint(&mut store);
@@ -182,10 +188,10 @@ fn inspect(dir: &Path, model: &Model) -> Option<u64> {
         job.run().unwrap();
     }
     assert_state(&store, LAST, model.at(LAST));
-    let versions = versions_in(&engine, store.header().generation);
+    let versions = versions_in(&database, store.header().generation);
     let rows: Vec<_> = versions.into_iter().map(|(row, _)| row).collect();
     assert_eq!(rows, model.newest().keys().cloned().collect::<Vec<_>>());
-    engine.check_blobs().unwrap();
+    database.check_blobs().unwrap();
     Some(applied)
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use model::*;
 use quorate_raft::{GroupId, ReplicaId, SnapshotMeta};
 use quorate_storage::{
-    DeltaBudget, Engine, HashRange, RowKind, ScanRange, ShardInit, ShardStore, StorageError, Tree,
+    Database, DeltaBudget, HashRange, RowKind, ScanRange, ShardInit, ShardStore, StorageError, Tree,
 };
 
 /// Twenty rows, one of them in pieces, in a checkpoint.
@@ -26,7 +26,7 @@ fn written(model: &mut Model, store: &mut ShardStore) {
 
 struct Fixture {
     _dir: tempfile::TempDir,
-    engine: Engine,
+    database: Database,
     budget: Arc<DeltaBudget>,
     model: Model,
 }
@@ -34,17 +34,17 @@ struct Fixture {
 /// A shard with a checkpoint, closed again.
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
+    let database = open_database(dir.path());
     // Without a cache every read is one of the tree.
     let budget = Arc::new(DeltaBudget::with_cache(1 << 20, 0));
     let mut model = Model::default();
-    written(&mut model, &mut create(&engine, 1, &budget));
-    Fixture { _dir: dir, engine, budget, model }
+    written(&mut model, &mut create(&database, 1, &budget));
+    Fixture { _dir: dir, database, budget, model }
 }
 
 impl Fixture {
     fn tree(&self) -> Tree {
-        self.engine.tree(b"s7/1").unwrap()
+        self.database.tree(b"s7/1").unwrap()
     }
 
     /// The tree keys and values, in order.
@@ -54,7 +54,7 @@ impl Fixture {
     }
 
     fn open(&self) -> ShardStore {
-        open(&self.engine, &self.budget)
+        open(&self.database, &self.budget)
     }
 }
 
@@ -135,25 +135,25 @@ fn a_damaged_header_costs_that_shard_only() {
         range: HashRange::ALL,
         shard_epoch: 1,
     };
-    drop(ShardStore::create(&fixture.engine, init, Arc::clone(&fixture.budget)).unwrap());
-    let headers = fixture.engine.tree(b"shards").unwrap();
+    drop(ShardStore::create(&fixture.database, init, Arc::clone(&fixture.budget)).unwrap());
+    let headers = fixture.database.tree(b"shards").unwrap();
     let key = GROUP.0.to_be_bytes();
     let header = headers.get(&key).unwrap().unwrap().to_vec();
     for bit in 0..header.len() * 8 {
         let mut flipped = header.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         headers.insert(&key, &flipped).unwrap();
-        let mut shards = ShardStore::open_all(&fixture.engine, &fixture.budget).unwrap();
+        let mut shards = ShardStore::open_all(&fixture.database, &fixture.budget).unwrap();
         assert!(is_damaged(shards.remove(&GROUP).unwrap()), "bit {bit}");
         assert!(shards.remove(&GroupId(8)).unwrap().is_ok());
     }
     headers.insert(&key, &header[..header.len() - 1]).unwrap();
-    let mut shards = ShardStore::open_all(&fixture.engine, &fixture.budget).unwrap();
+    let mut shards = ShardStore::open_all(&fixture.database, &fixture.budget).unwrap();
     let error = shards.remove(&GROUP).unwrap().unwrap_err();
     assert_eq!(error.to_string(), "damaged: the header of g7 is cut short");
     // Nothing of a damaged shard was removed: with its header it is whole again.
     headers.insert(&key, &header).unwrap();
-    let mut shards = ShardStore::open_all(&fixture.engine, &fixture.budget).unwrap();
+    let mut shards = ShardStore::open_all(&fixture.database, &fixture.budget).unwrap();
     let store = shards.remove(&GROUP).unwrap().unwrap();
     assert_state(&store, fixture.model.applied(), fixture.model.newest());
 }
@@ -168,19 +168,19 @@ fn a_shard_is_created_once_and_never_on_what_was_left() {
         range: HashRange::ALL,
         shard_epoch: 1,
     };
-    let again = ShardStore::create(&fixture.engine, init.clone(), Arc::clone(&fixture.budget));
+    let again = ShardStore::create(&fixture.database, init.clone(), Arc::clone(&fixture.budget));
     let error = again.unwrap_err();
     assert_eq!(error.to_string(), "invalid storage request: shard g7 is there already");
-    fixture.engine.tree(b"shards").unwrap().remove(&GROUP.0.to_be_bytes()).unwrap();
-    let store = ShardStore::create(&fixture.engine, init, Arc::clone(&fixture.budget)).unwrap();
+    fixture.database.tree(b"shards").unwrap().remove(&GROUP.0.to_be_bytes()).unwrap();
+    let store = ShardStore::create(&fixture.database, init, Arc::clone(&fixture.budget)).unwrap();
     assert_state(&store, 0, &State::new());
     drop(store);
     let store = fixture.open();
     assert_state(&store, 0, &State::new());
-    assert_eq!(fixture.engine.tree_names().len(), 2, "the tree without a header is gone");
+    assert_eq!(fixture.database.tree_names().len(), 2, "the tree without a header is gone");
     store.destroy().unwrap();
-    assert_eq!(fixture.engine.tree_names(), [b"shards"]);
-    assert!(ShardStore::open_all(&fixture.engine, &fixture.budget).unwrap().is_empty());
+    assert_eq!(fixture.database.tree_names(), [b"shards"]);
+    assert!(ShardStore::open_all(&fixture.database, &fixture.budget).unwrap().is_empty());
 }
 
 /// A snapshot of three chunks of rows, and the replica it is for, which has rows of its own.
@@ -226,7 +226,7 @@ impl Transfer {
         let error = self.install(chunks).expect_err(what);
         assert!(matches!(error, StorageError::BadSnapshot { .. }), "{what}: {error}");
         assert_state(&self.store, self.to.model.applied(), self.to.model.newest());
-        let names = self.to.engine.tree_names();
+        let names = self.to.database.tree_names();
         assert_eq!(names.len(), 2, "{what} has left {names:?}");
     }
 }
@@ -295,11 +295,11 @@ fn an_install_left_by_a_crash_is_removed() {
     let transfer = transfer();
     let mut installer = transfer.store.begin_install(transfer.meta.clone()).unwrap();
     transfer.chunks[..3].iter().for_each(|chunk| installer.write(chunk).unwrap());
-    assert_eq!(transfer.to.engine.tree_names().len(), 3);
+    assert_eq!(transfer.to.database.tree_names().len(), 3);
     // As if the process had ended here: nothing is dropped.
     std::mem::forget(installer);
     let store = transfer.to.open();
-    assert_eq!(transfer.to.engine.tree_names().len(), 2);
+    assert_eq!(transfer.to.database.tree_names().len(), 2);
     assert_state(&store, transfer.to.model.applied(), transfer.to.model.newest());
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use model::*;
 use quorate_raft::{Membership, NodeId, Replica, ReplicaId};
 use quorate_storage::{
-    CheckpointJob, DeltaBudget, DeltaLevel, Finished, Lookup, MAX_KEY_BYTES, RowKey, RowKind,
+    CheckpointJob, DeltaBudget, DeltaLevel, Finished, Lookup, ROW_KEY_BYTES_MAX, RowKey, RowKind,
     ScanRange, ShardReader, ShardStore, StorageError, state,
 };
 
@@ -138,9 +138,9 @@ fn readers_see_one_state_each_without_a_cache() {
 
 fn run_beside_readers(cache_bytes: u64) {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
+    let database = open_database(dir.path());
     let budget = Arc::new(DeltaBudget::with_cache(64 << 20, cache_bytes));
-    let mut store = create(&engine, 1, &budget);
+    let mut store = create(&database, 1, &budget);
     let reader = store.reader();
     let (stop, checkpoints) = (AtomicBool::new(false), AtomicU64::new(0));
     let (jobs, job_queue) = mpsc::sync_channel::<CheckpointJob>(1);
@@ -188,7 +188,7 @@ fn run_beside_readers(cache_bytes: u64) {
         job.run().unwrap();
     }
     let generation = store.header().generation;
-    assert_eq!(versions_in(&engine, generation).len() as u64, ROWS + TURNS);
+    assert_eq!(versions_in(&database, generation).len() as u64, ROWS + TURNS);
 }
 
 /// A shard with one row, written by each of some entries.
@@ -202,11 +202,11 @@ fn overwritten(store: &mut ShardStore, entries: std::ops::RangeInclusive<u64>) {
 #[test]
 fn versions_wait_for_their_pins() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
+    let database = open_database(dir.path());
     let budget = Arc::new(DeltaBudget::default());
-    let mut store = create(&engine, 1, &budget);
+    let mut store = create(&database, 1, &budget);
     let clean = |store: &ShardStore| store.clean().map_or((), |job| job.run().unwrap());
-    let versions = || versions_in(&engine, 1).len();
+    let versions = || versions_in(&database, 1).len();
     overwritten(&mut store, 1..=1);
     checkpoint(&mut store);
     let first = store.reader().pin().unwrap();
@@ -241,9 +241,9 @@ fn versions_wait_for_their_pins() {
 #[test]
 fn the_delta_keeps_versions_for_pins_only() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
+    let database = open_database(dir.path());
     let budget = Arc::new(DeltaBudget::default());
-    let mut store = create(&engine, 1, &budget);
+    let mut store = create(&database, 1, &budget);
     overwritten(&mut store, 1..=100);
     let one = budget.used();
     let pins: Vec<_> = (101..=110)
@@ -272,8 +272,8 @@ fn the_delta_keeps_versions_for_pins_only() {
 #[test]
 fn pins_are_limited_and_come_back() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
-    let store = create(&engine, 1, &Arc::new(DeltaBudget::default()));
+    let database = open_database(dir.path());
+    let store = create(&database, 1, &Arc::new(DeltaBudget::default()));
     let reader = store.reader();
     let mut pins: Vec<_> = (0..state::SCAN_PINS_MAX).map(|_| reader.pin().unwrap()).collect();
     let error = reader.pin().unwrap_err();
@@ -290,9 +290,9 @@ fn pins_are_limited_and_come_back() {
 #[test]
 fn the_budget_counts_what_is_held() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
+    let database = open_database(dir.path());
     let budget = Arc::new(DeltaBudget::new(1 << 20));
-    let mut store = create(&engine, 1, &budget);
+    let mut store = create(&database, 1, &budget);
     let mut levels = Vec::new();
     for index in 1..=9u64 {
         let write = Write::Put(user(index.to_be_bytes()), Bytes::from(vec![1; 250 << 10]));
@@ -312,12 +312,12 @@ fn the_budget_counts_what_is_held() {
 #[test]
 fn the_largest_rows_go_through_tree_and_snapshot() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let engines = dirs.each_ref().map(|dir| open_engine(dir.path()));
+    let engines = dirs.each_ref().map(|dir| open_database(dir.path()));
     let budget = Arc::new(DeltaBudget::with_cache(64 << 20, 0));
     let [mut store, mut other] = [1, 2].map(|id| create(&engines[id as usize - 1], id, &budget));
     let mut model = Model::default();
     for n in 0..3u8 {
-        let key = RowKey::new(RowKind::User, 0, &[0xf0 + n; MAX_KEY_BYTES]);
+        let key = RowKey::new(RowKind::User, 0, &[0xf0 + n; ROW_KEY_BYTES_MAX]);
         let record: Vec<u8> = (0..(1 << 20) + 100).map(|at| (at % 251) as u8 ^ n).collect();
         model.apply(vec![Write::Put(key, record.into())]);
     }
@@ -332,12 +332,12 @@ fn the_largest_rows_go_through_tree_and_snapshot() {
     let installed = installer.finish().unwrap();
     other.adopt(installed);
     assert_state(&other, 3, model.at(3));
-    engines.iter().for_each(|engine| engine.check_blobs().unwrap());
+    engines.iter().for_each(|database| database.check_blobs().unwrap());
     // What is over the limits changes nothing.
     let mut transaction = store.begin(log_id(4), stamp(4));
-    let long = RowKey::new(RowKind::User, 0, &[1; MAX_KEY_BYTES + 1]);
+    let long = RowKey::new(RowKind::User, 0, &[1; ROW_KEY_BYTES_MAX + 1]);
     assert!(matches!(transaction.put(&long, b""), Err(StorageError::TooLarge { .. })));
-    let record = vec![0; state::MAX_RECORD_BYTES + 1];
+    let record = vec![0; state::RECORD_BYTES_MAX + 1];
     assert!(matches!(transaction.put(&user("k"), &record), Err(StorageError::TooLarge { .. })));
     transaction.commit();
     assert_state(&store, 4, model.at(3));
@@ -346,9 +346,9 @@ fn the_largest_rows_go_through_tree_and_snapshot() {
 #[test]
 fn entries_without_effect_and_memberships_are_state_too() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
+    let database = open_database(dir.path());
     let budget = Arc::new(DeltaBudget::default());
-    let mut store = create(&engine, 1, &budget);
+    let mut store = create(&database, 1, &budget);
     assert!(store.freeze().is_none(), "nothing was applied");
     let changed = Membership::of_voters([Replica::new(ReplicaId(1), NodeId(1))]);
     let mut transaction = store.begin(log_id(1), stamp(1));
@@ -360,7 +360,7 @@ fn entries_without_effect_and_memberships_are_state_too() {
     assert_eq!((store.applied(), store.log_time()), (log_id(2), stamp(1)));
     assert_eq!(checkpoint(&mut store), Some(log_id(2)));
     drop(store);
-    let store = open(&engine, &budget);
+    let store = open(&database, &budget);
     assert_eq!((store.applied(), store.log_time()), (log_id(2), stamp(1)));
     assert_eq!(*store.membership(), changed);
     assert_eq!(store.header().membership, changed);
@@ -370,8 +370,8 @@ fn entries_without_effect_and_memberships_are_state_too() {
 #[should_panic(expected = "g7: entry 3@1 applied after 1@1")]
 fn an_entry_cannot_be_left_out() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
-    let mut store = create(&engine, 1, &Arc::new(DeltaBudget::default()));
+    let database = open_database(dir.path());
+    let mut store = create(&database, 1, &Arc::new(DeltaBudget::default()));
     store.begin(log_id(1), stamp(1)).commit();
     store.begin(log_id(3), stamp(3)).commit();
 }
@@ -379,8 +379,8 @@ fn an_entry_cannot_be_left_out() {
 #[test]
 fn rows_of_a_kind_are_listed_over_all_keyspaces() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_engine(dir.path());
-    let mut store = create(&engine, 1, &Arc::new(DeltaBudget::default()));
+    let database = open_database(dir.path());
+    let mut store = create(&database, 1, &Arc::new(DeltaBudget::default()));
     let row = |kind, keyspace, key: &str| RowKey::new(kind, keyspace, key.as_bytes());
     let sessions = [
         row(RowKind::Session, 0, "a"),

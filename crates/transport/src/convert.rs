@@ -14,7 +14,8 @@ use quorate_proto::raft::v1 as wire;
 use quorate_proto::raft::v1::envelope::Message as Content;
 use quorate_raft::{
     AppendResult, Entry, EntryKind, Envelope, GroupId, Index, LogId, Membership, Message, NodeId,
-    ReadRequest, Replica, ReplicaId, SessionId, SnapshotMeta, SnapshotResult, Term, Ticks, Timing,
+    ReadRequest, Replica, ReplicaId, ReplicationSession, SnapshotMeta, SnapshotResult, Term, Ticks,
+    Timing,
 };
 
 /// What is wrong with a message of a peer: a part of a sentence.
@@ -256,13 +257,16 @@ fn read_log_id(id: Option<wire::LogId>, kind: &str, field: &str) -> Result<LogId
     Ok(LogId { term: Term(id.term), index: Index(id.index) })
 }
 
-pub(super) fn session_to_wire(session: SessionId) -> Option<wire::Session> {
+pub(super) fn session_to_wire(session: ReplicationSession) -> Option<wire::Session> {
     Some(wire::Session { term: session.term.0, counter: session.counter })
 }
 
-pub(super) fn read_session(session: Option<wire::Session>, kind: &str) -> Result<SessionId> {
+pub(super) fn read_session(
+    session: Option<wire::Session>,
+    kind: &str,
+) -> Result<ReplicationSession> {
     let session = need(session, kind, "session")?;
-    Ok(SessionId { term: Term(session.term), counter: session.counter })
+    Ok(ReplicationSession { term: Term(session.term), counter: session.counter })
 }
 
 fn timing_to_wire(timing: Timing) -> Option<wire::Timing> {

@@ -55,7 +55,7 @@ use tracing::error;
 use quorate_proto::ids::{ClusterId, Incarnation};
 
 pub use hello::{FEATURE_VERSION, PeerHello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
-pub use memory::{Memories, MemoryStore, Recollection, Remembered, SAVE_EVERY, StartId};
+pub use memory::{Memories, MemoryStore, Recollection, Remembered, SAVE_INTERVAL, StartId};
 pub use service::PeerService;
 pub use snapshot::{
     CHUNK_BYTES_MAX, SnapshotError, SnapshotHeader, SnapshotSink, SnapshotSource, SnapshotTurn,
@@ -65,7 +65,7 @@ use memory::Memory;
 use peer::Peer;
 
 /// The largest message that is decoded, in bytes; also the bound of one entry with its frame.
-pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const PEER_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Which connection a message came on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -259,7 +259,7 @@ impl Shared {
         let mut told = self.inbound.log_sequence();
         let mut silent = false;
         loop {
-            tokio::time::sleep(SAVE_EVERY).await;
+            tokio::time::sleep(SAVE_INTERVAL).await;
             let sequence = self.inbound.log_sequence();
             silent = sequence == told && !silent;
             if !silent {

@@ -17,9 +17,9 @@ use super::{Lane, PeerHello, PeerTarget, Shared, dial, hello};
 /// The largest answer on a link: a Hello.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// A peer that cannot be reached is something to warn of when it has had so long to start.
-const START_PATIENCE: Duration = Duration::from_secs(5);
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that stood for so long is dialled again without a pause when it breaks.
-const STOOD: Duration = Duration::from_secs(1);
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 /// A refusal so long after the break still tells of the break.
 const REFUSED_AFTER_BREAK: Duration = Duration::from_secs(1);
 
@@ -81,7 +81,7 @@ impl<Q: Queue> Link<Q> {
                     self.disconnected(&sentence);
                     broke_at = Some(Instant::now());
                     pause = pause_min;
-                    if since.elapsed() >= STOOD {
+                    if since.elapsed() >= STABLE_AFTER {
                         continue;
                     }
                 }
@@ -99,7 +99,7 @@ impl<Q: Queue> Link<Q> {
                     }
                     let sentence = format!("cannot reach {}: {}", self.address(), error.sentence);
                     // Nodes that start together do not find each other at once.
-                    self.say(&sentence, self.peer.born.elapsed() >= START_PATIENCE);
+                    self.say(&sentence, self.peer.born.elapsed() >= START_TIMEOUT);
                 }
                 End::Refused(sentence) => {
                     broke_at = None;

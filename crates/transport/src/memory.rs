@@ -9,7 +9,7 @@
 //!
 //! **When it is durable here.** The number and start id of a new process before its first message
 //! counts, and everything before a refusal is said: a refusal holds over this node's own end. The
-//! sequence while a process runs within [`SAVE_EVERY`], and at once when the last connection of it
+//! sequence while a process runs within [`SAVE_INTERVAL`], and at once when the last connection of it
 //! ends, which is before its directory can be replaced. What is left is the end of this node within a
 //! second of a peer's promise, and that peer put back to a copy from within the same second.
 
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use quorate_proto::ids::Incarnation;
 
 /// How long a higher sequence may wait before it is made durable.
-pub const SAVE_EVERY: Duration = Duration::from_secs(1);
+pub const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Drawn at random by each process, and never 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -234,7 +234,7 @@ impl Memory {
         let mut inner = self.inner.lock();
         let due = |inner: &Inner| match inner.dirty_since {
             Some(_) if inner.wanted > *self.saved.borrow() => Some(Instant::now()),
-            Some(since) => Some(since + SAVE_EVERY),
+            Some(since) => Some(since + SAVE_INTERVAL),
             None => None,
         };
         while !inner.closing {

@@ -39,7 +39,7 @@ pub(super) trait Queue: Default + Send + 'static {
 
 /// The control lane: of each kind, between the same replicas, only the latest message waits.
 #[derive(Default)]
-pub(super) struct Latest {
+pub(super) struct LatestQueue {
     slots: BTreeMap<Slot, Envelope>,
     /// The last slot taken. The next frame goes on behind it, so that no slot waits for ever behind
     /// busier ones.
@@ -49,7 +49,7 @@ pub(super) struct Latest {
 /// Group, kind, sender, receiver.
 type Slot = (GroupId, u8, ReplicaId, ReplicaId);
 
-impl Queue for Latest {
+impl Queue for LatestQueue {
     fn put(&mut self, envelope: Envelope, _open: bool, _bytes_max: usize) -> bool {
         let slot = (envelope.group, envelope.message.kind(), envelope.from.id, envelope.to.id);
         if self.slots.len() >= SLOTS_MAX && !self.slots.contains_key(&slot) {
@@ -105,14 +105,14 @@ impl Queue for Latest {
 
 /// The bulk lane: in order, bounded in bytes.
 #[derive(Default)]
-pub(super) struct InOrder {
+pub(super) struct FifoQueue {
     queue: VecDeque<(Envelope, usize)>,
     bytes: usize,
     /// For whom frames are under way, and the last of those frames. As many as there are replicas.
     unacknowledged: BTreeMap<Lost, u64>,
 }
 
-impl Queue for InOrder {
+impl Queue for FifoQueue {
     fn put(&mut self, envelope: Envelope, open: bool, bytes_max: usize) -> bool {
         let bytes = convert::size_bound(&envelope);
         // A message above the bound passes alone, else it would never pass.

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::outbox::{InOrder, Latest, Outbox};
+use super::outbox::{FifoQueue, LatestQueue, Outbox};
 use super::presence::{Presence, SILENCE};
 use super::{PeerTarget, PeerView, Shared};
 
@@ -19,8 +19,8 @@ use super::{PeerTarget, PeerView, Shared};
 pub(super) struct Peer {
     pub node: NodeId,
     pub(super) target: Mutex<PeerTarget>,
-    pub(super) control: Arc<Outbox<Latest>>,
-    pub(super) bulk: Arc<Outbox<InOrder>>,
+    pub(super) control: Arc<Outbox<LatestQueue>>,
+    pub(super) bulk: Arc<Outbox<FifoQueue>>,
     pub(super) state: Mutex<State>,
     pub(super) born: Instant,
     /// Milliseconds from `born` to the last sign of life, plus one; 0 = none yet.
@@ -78,7 +78,7 @@ impl Peer {
 
     /// The peer says where it is: it is dialled there from now on, when its connections end or fail.
     /// Else a node that moved would be looked for at its old address for ever.
-    pub fn told_address(&self, address: &str) {
+    pub fn update_address(&self, address: &str) {
         let mut target = self.target.lock();
         if !address.is_empty() && target.address != address {
             info!(

@@ -21,11 +21,11 @@ use super::hello::HELLO_DEADLINE;
 use super::peer::Peer;
 use super::presence::Refused;
 use super::{
-    Greeter, Lane, MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot,
+    Greeter, Lane, PEER_MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot,
 };
 
 /// How often frames are acknowledged, at most.
-const ACK_EVERY: Duration = Duration::from_millis(250);
+const ACK_INTERVAL: Duration = Duration::from_millis(250);
 /// Answers under way to the caller: the Hello, one acknowledgement, the reason of the end.
 const ANSWERS_MAX: usize = 4;
 /// Refused node ids whose sentences are remembered, so that each is logged once per change.
@@ -66,7 +66,7 @@ impl PeerService {
 
     /// The gRPC service, with its limits, for a listener shared with other services.
     pub fn into_server(self) -> wire::peer_server::PeerServer<Self> {
-        wire::peer_server::PeerServer::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX)
+        wire::peer_server::PeerServer::new(self).max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
     }
 
     /// Serves peers alone on this listener, until `stop`.
@@ -167,7 +167,7 @@ impl wire::peer_server::Peer for PeerService {
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
         let first = match self.admit(&shared, &hello).await {
             Ok((peer, theirs, connection)) => {
-                peer.told_address(&theirs.peer_address);
+                peer.update_address(&theirs.peer_address);
                 let mine = shared.hello(theirs.node, theirs.incarnation, hello.lane());
                 let token = peer.replace_incoming(hello.lane());
                 let answers = answers.clone();
@@ -250,7 +250,7 @@ impl Receiver {
                     let ack = wire::link_response::Content::Ack(wire::Ack { number: read });
                     // A caller that does not take acknowledgements gets a later one.
                     let sent = self.answers.try_send(Ok(wire::LinkResponse { content: Some(ack) }));
-                    ack_due = sent.is_err().then(|| Instant::now() + ACK_EVERY);
+                    ack_due = sent.is_err().then(|| Instant::now() + ACK_INTERVAL);
                     continue;
                 }
                 message = next => message?,
@@ -264,7 +264,7 @@ impl Receiver {
                 return Err(Status::invalid_argument(sentence));
             }
             read = frame.number;
-            ack_due.get_or_insert_with(|| Instant::now() + ACK_EVERY);
+            ack_due.get_or_insert_with(|| Instant::now() + ACK_INTERVAL);
             self.connection.told(frame.log_sequence);
             let messages =
                 self.convert(frame).map_err(|error| Status::invalid_argument(error.0))?;

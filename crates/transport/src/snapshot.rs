@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::Stream;
 use quorate_proto::raft::v1 as wire;
 use quorate_proto::raft::v1::snapshot_request::Content;
-use quorate_raft::{GroupId, NodeId, Replica, SessionId, SnapshotMeta, Term};
+use quorate_raft::{GroupId, NodeId, Replica, ReplicationSession, SnapshotMeta, Term};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -49,7 +49,7 @@ pub struct SnapshotHeader {
     /// The sender's term.
     pub term: Term,
     /// The replication session in which the leader asked for the transfer.
-    pub session: SessionId,
+    pub session: ReplicationSession,
     /// What the snapshot holds.
     pub meta: SnapshotMeta,
 }

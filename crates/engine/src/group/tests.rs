@@ -123,7 +123,7 @@ fn a_new_leader_takes_commands_once_a_majority_has_told_its_clock() {
     assert_eq!(leadership.leader, Some(replica(1).node), "it is known to all");
     assert!(!leadership.is_leader, "and takes no commands: no clock but its own is known");
     let refused = propose(&mut group, now, ahead).try_recv();
-    assert!(matches!(refused, Ok(Answer::Refused(RefusedProposal::NotYet))), "{refused:?}");
+    assert!(matches!(refused, Ok(Answer::Refused(RefusedProposal::LocalNotReady))), "{refused:?}");
 
     answer(&mut group, now, appends, NOW_MS);
     assert!(group.shard.leadership().is_leader);

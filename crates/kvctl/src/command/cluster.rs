@@ -20,7 +20,7 @@ use crate::view::{Answer, View};
 use crate::wire::{Limits, std_duration};
 
 /// How long a node may take to say how it stands.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub async fn status(context: &mut Context, args: WatchArgs) -> Result<Exit> {
     // Its own output names the problems already.
@@ -78,7 +78,7 @@ pub async fn health(context: &mut Context) -> Result<Exit> {
 
 /// Asks every node how it stands, all at once.
 async fn look(context: &Context) -> Result<View> {
-    let asked = context.told("the nodes' status", context.client.status(PATIENCE)).await;
+    let asked = context.told("the nodes' status", context.client.status(TIMEOUT)).await;
     context.client.check_endpoints()?;
     let answers = asked.into_iter().map(|node| Answer {
         id: node.node_id,

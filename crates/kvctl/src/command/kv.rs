@@ -33,7 +33,7 @@ const INPUT_BYTES_MAX: u64 = 8 << 20;
 macro_rules! single_write {
     ($context:expr, $what:expr, $call:expr) => {{
         let context: &Context = $context;
-        let again = context.write_again()?;
+        let again = context.write_again();
         let slot = quorate_client::IdentitySlot::default();
         let out = context.interrupt.single_write_out(&slot);
         let call = match again {

@@ -11,7 +11,7 @@ use super::describe;
 use crate::duration;
 
 /// How long nothing is said.
-const PATIENCE: Duration = Duration::from_millis(500);
+const QUIET_TIME: Duration = Duration::from_millis(500);
 
 /// The answer of `future`; if it takes long, the line `waiting for …` stands on the terminal until then.
 pub async fn told<T>(what: impl FnOnce() -> String, future: impl Future<Output = T>) -> T {
@@ -22,7 +22,7 @@ pub async fn told<T>(what: impl FnOnce() -> String, future: impl Future<Output =
     tokio::select! {
         biased;
         done = &mut future => return done,
-        () = tokio::time::sleep(PATIENCE) => {}
+        () = tokio::time::sleep(QUIET_TIME) => {}
     }
     let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     // The template is a constant that parses; a plain spinner would do as well.

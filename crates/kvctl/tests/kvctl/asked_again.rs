@@ -19,8 +19,7 @@ fn typed(line: &str) -> Called {
     run(shell, b"")
 }
 
-const GIVEN: [&str; 4] =
-    ["--session-id", "6162636465666768696a6b6c6d6e6f707172737475767778", "--sequence", "3"];
+const GIVEN: [&str; 2] = ["--write-id", "6162636465666768696a6b6c6d6e6f707172737475767778/3"];
 
 #[test]
 fn the_printed_command_stays_4_until_it_is_answered() {
@@ -89,7 +88,7 @@ fn a_write_asked_again_that_is_interrupted_before_it_is_sent_is_4() {
         assert_eq!(wait(&mut child), Some(code), "{given:?}");
         let mut told = String::new();
         child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
-        assert_eq!(told.contains("--session-id"), code == 4, "{told}");
+        assert_eq!(told.contains("--write-id"), code == 4, "{told}");
         drop(connection);
     }
 }

@@ -21,8 +21,10 @@ fn a_wrong_command_line_is_2() {
         &["put", "", "v"],
         &["put", "zz", "v", "--key-encoding", "hex"],
         &["get", "k", "--consistency", "bounded"],
-        &["get", "k", "--session-id", "00", "--sequence", "1"],
-        &["put", "k", "v", "--session-id", "00", "--sequence", "1"],
+        &["get", "k", "--write-id", "6162636465666768696a6b6c6d6e6f707172737475767778/1"],
+        &["put", "k", "v", "--write-id", "6162636465666768696a6b6c6d6e6f707172737475767778"],
+        &["put", "k", "v", "--write-id", "6162636465666768696a6b6c6d6e6f707172737475767778/0"],
+        &["put", "k", "v", "--write-id", "00/1"],
         &["get", "k", "--timeout", "5"],
         &["load", "/no/such/file"],
         &["--endpoints", "nonsense", "get", "k"],
@@ -193,7 +195,7 @@ fn a_refusal_of_the_cluster_has_its_code() {
 
 /// The command line that a failed call printed to ask again.
 pub fn again(stderr: &str) -> String {
-    let line = stderr.lines().find(|line| line.contains("--session-id")).expect(stderr);
+    let line = stderr.lines().find(|line| line.contains("--write-id")).expect(stderr);
     line.trim().to_owned()
 }
 
@@ -215,9 +217,9 @@ fn a_lost_answer_is_4_and_the_printed_command_settles_it() {
 }
 
 #[test]
-fn a_session_file_that_cannot_be_written_is_told_before_the_write() {
+fn a_token_file_that_cannot_be_written_is_told_before_the_write() {
     let fake = Fake::start();
-    let put = call(&fake, &["put", "k", "v", "--session", "/no/such/place/session"]);
+    let put = call(&fake, &["put", "k", "v", "--token-file", "/no/such/place/session"]);
     assert_eq!(put.stderr, "kvctl: /no/such/place/session: No such file or directory\n");
     assert_eq!(put.ends(2), "");
     assert_eq!(fake.state().writes, 0);
@@ -270,7 +272,7 @@ fn each_lost_delete_of_several_can_be_asked_again() {
     assert!(!lost.stderr.contains("expired: Timeout"), "{lost:?}");
     fake.state().hang_writes = false;
     let commands: Vec<&str> =
-        lost.stderr.lines().filter(|line| line.contains("--session-id")).collect();
+        lost.stderr.lines().filter(|line| line.contains("--write-id")).collect();
     assert_eq!(commands.len(), 2, "{lost:?}");
     for command in commands {
         let mut shell = Command::new("sh");
@@ -283,7 +285,7 @@ fn each_lost_delete_of_several_can_be_asked_again() {
     let lost = call(&fake, &["--timeout", "600ms", "del", "a", "b", "-o", "json"]);
     for line in lost.stderr.lines() {
         let object: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert!(object["ask_again"].as_str().unwrap().contains("--session-id"), "{line}");
+        assert!(object["ask_again"].as_str().unwrap().contains("--write-id"), "{line}");
     }
 }
 

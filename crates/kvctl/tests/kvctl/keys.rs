@@ -203,15 +203,15 @@ fn receipts_are_told_to_those_who_ask() {
 }
 
 #[test]
-fn a_session_file_carries_what_was_seen() {
+fn a_token_file_carries_what_was_seen() {
     let fake = Fake::start();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("session");
     let path = file.to_str().unwrap();
-    call(&fake, &["put", "k", "v", "--session", path]).ends(0);
+    call(&fake, &["put", "k", "v", "--token-file", path]).ends(0);
     let kept = std::fs::read_to_string(&file).unwrap();
     assert!(kept.ends_with("\"map_epoch\":1,\"parts\":[{\"shard\":1,\"index\":1}]}\n"), "{kept}");
-    let words = ["get", "k", "--session", path, "--consistency", "session"];
+    let words = ["get", "k", "--token-file", path, "--consistency", "session"];
     assert_eq!(call(&fake, &words).ends(0), "v");
     assert_eq!(fake.state().reads, [(3, true)]);
 }

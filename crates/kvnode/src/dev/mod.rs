@@ -21,7 +21,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use clap::Args;
-use quorate_config::{self as config, DEFAULT_PORT, MAX_SHARDS, MIN_MEMORY};
+use quorate_config::{self as config, DEFAULT_PORT, MEMORY_MIN};
+use quorate_proto::limits::SHARDS_MAX;
 #[cfg(target_os = "linux")]
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -35,18 +36,18 @@ const METRICS_OFFSET: u16 = 50;
 /// What the nodes log where it is shown: each change of a role would bury what a user wants to read.
 const CALM: &str = "info,quorate_engine::group=warn";
 /// So that the ports of metrics do not meet those of nodes.
-const MAX_NODES: u16 = 15;
+const NODES_MAX: u16 = 15;
 
 /// The flags of `kvnode dev`.
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
     /// Nodes of the cluster, 1 to 15
     #[arg(long, value_name = "N", default_value_t = 3,
-          value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
     nodes: u16,
     /// Shards of the cluster, 1 to 4096
     #[arg(long, value_name = "N", default_value_t = 8,
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARDS)))]
+          value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX as i64))]
     shards: u32,
     /// Port of the first node; the others follow, and the metrics 50 above [default: the one that the
     /// data was made with, else 7401]
@@ -143,7 +144,7 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
     let nodes: Vec<String> =
         (1..=args.nodes).map(|id| format!("{id}={}", addresses(args, id).0)).collect();
     // The nodes share one machine, and with it what one node would take of it.
-    let memory = (config::default_memory() / u64::from(args.nodes)).max(MIN_MEMORY);
+    let memory = (config::default_memory() / u64::from(args.nodes)).max(MEMORY_MIN);
     let replicas = if args.nodes >= 3 { 3 } else { 1 };
     // A flag would win over the filter that the user set.
     let unfiltered = std::env::var_os("QUORATE_LOG").is_none_or(|filter| filter.is_empty());

@@ -9,7 +9,7 @@ use quorate_proto::v1::{GetStatusRequest, GetStatusResponse, NodePhase, ReplicaR
 use tonic::transport::Endpoint;
 
 /// How long one node may take to answer; it is on this machine.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One node's answer, reduced to what dev shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) async fn ask(node: SocketAddr) -> Option<Report> {
         let response = ClusterClient::new(channel).get_status(request).await.ok()?;
         Some(report(&response.into_inner()))
     };
-    tokio::time::timeout(PATIENCE, question).await.ok().flatten()
+    tokio::time::timeout(TIMEOUT, question).await.ok().flatten()
 }
 
 /// Asks all nodes at once.

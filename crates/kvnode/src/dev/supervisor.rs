@@ -21,9 +21,9 @@ use super::{NodePlan, console, probe, say};
 
 /// How long the nodes may take to end in order: longer than a drain (5 s to hand over leaderships, 20 s
 /// to finish what is in flight) and a checkpoint.
-const STOP_PATIENCE: Duration = Duration::from_secs(40);
+const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 /// How often the nodes are asked whether the cluster is ready.
-const PROBE_EVERY: Duration = Duration::from_millis(250);
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The processes of a dev cluster.
 pub(super) struct Supervisor {
@@ -225,7 +225,7 @@ impl Supervisor {
         for node in &mut self.nodes {
             node.terminate();
         }
-        let mut deadline = std::pin::pin!(tokio::time::sleep(STOP_PATIENCE));
+        let mut deadline = std::pin::pin!(tokio::time::sleep(STOP_TIMEOUT));
         let mut killed = false;
         while !self.all_stopped() {
             tokio::select! {
@@ -284,7 +284,7 @@ async fn until_ready(clients: Vec<SocketAddr>, shards: u32) -> String {
         if all_ready && u32::try_from(led) == Ok(shards) {
             return format!("ready: {led} of {shards} shards have leaders");
         }
-        tokio::time::sleep(PROBE_EVERY).await;
+        tokio::time::sleep(PROBE_INTERVAL).await;
     }
 }
 

@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc};
 use proptest::prelude::*;
 use quorate_raft::{Entry, GroupId, LogId, Membership, NodeId, Replica, ReplicaId};
 use quorate_storage::{
-    DeltaBudget, Engine, EngineOptions, HashRange, RowKind, ShardInit, ShardStore,
+    Database, DatabaseOptions, DeltaBudget, HashRange, RowKind, ShardInit, ShardStore,
 };
 
 use super::build::{OWNERSHIP, SMALL, START_MS, Step, log};
@@ -15,10 +15,10 @@ use crate::{Applied, MemoryRows, StateMachine, WriteAnswer};
 const GROUP: GroupId = GroupId(OWNERSHIP.shard);
 
 struct Replicated {
-    /// Before the engine, which it uses.
+    /// Before the database, which it uses.
     store: ShardStore,
     machine: StateMachine,
-    engine: Engine,
+    database: Database,
 }
 
 fn budget() -> Arc<DeltaBudget> {
@@ -38,7 +38,7 @@ fn machine_of(store: &ShardStore) -> StateMachine {
 
 impl Replicated {
     fn create(dir: &Path) -> Replicated {
-        let engine = Engine::open(dir, EngineOptions::default()).unwrap();
+        let database = Database::open(dir, DatabaseOptions::default()).unwrap();
         let init = ShardInit {
             group: GROUP,
             replica: ReplicaId(1),
@@ -46,18 +46,18 @@ impl Replicated {
             range: HashRange { first: OWNERSHIP.first, last: OWNERSHIP.last },
             shard_epoch: OWNERSHIP.shard_epoch,
         };
-        let store = ShardStore::create(&engine, init, budget()).unwrap();
-        Replicated { machine: machine_of(&store), store, engine }
+        let store = ShardStore::create(&database, init, budget()).unwrap();
+        Replicated { machine: machine_of(&store), store, database }
     }
 
     fn restart(self, dir: &Path) -> Replicated {
-        let Replicated { store, engine, .. } = self;
+        let Replicated { store, database, .. } = self;
         drop(store);
-        drop(engine);
-        let engine = Engine::open(dir, EngineOptions::default()).unwrap();
-        let mut stores = ShardStore::open_all(&engine, &budget()).unwrap();
+        drop(database);
+        let database = Database::open(dir, DatabaseOptions::default()).unwrap();
+        let mut stores = ShardStore::open_all(&database, &budget()).unwrap();
         let store = stores.remove(&GROUP).unwrap().unwrap();
-        Replicated { machine: machine_of(&store), store, engine }
+        Replicated { machine: machine_of(&store), store, database }
     }
 
     fn apply(&mut self, entry: &Entry) -> Option<WriteAnswer> {

@@ -16,7 +16,7 @@ use super::*;
 use crate::exit::Fatal;
 use crate::identity::DataDir;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn plan(me: u64, addresses: &[SocketAddr]) -> Plan {
     plan_with(me, addresses, "quorate", 8)
@@ -268,7 +268,7 @@ impl Site {
             listening.send(()).unwrap();
             service.serve(listener, CancellationToken::new()).await.unwrap();
         });
-        ready.recv_timeout(PATIENCE).unwrap();
+        ready.recv_timeout(TIMEOUT).unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
         let (done_sender, done) = mpsc::channel();
         let (heard, mine, plan) = (Arc::clone(&said), Arc::clone(&identity), plan.clone());
@@ -325,11 +325,11 @@ async fn run_until(
 
 impl Process {
     fn formed(&self) -> Formed {
-        self.done.recv_timeout(PATIENCE).expect("an end in time").expect("formed")
+        self.done.recv_timeout(TIMEOUT).expect("an end in time").expect("formed")
     }
 
     fn refused(&self) -> String {
-        let error = self.done.recv_timeout(PATIENCE).expect("an end in time").unwrap_err();
+        let error = self.done.recv_timeout(TIMEOUT).expect("an end in time").unwrap_err();
         assert_eq!(self.identity.formed(), None);
         let fatal = Fatal::from(error);
         assert_eq!(fatal.code(), 10);
@@ -337,7 +337,7 @@ impl Process {
     }
 
     fn wait_said(&self, part: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let said = self.said.lock().clone();
             if let Some(sentence) = said.iter().find(|sentence| sentence.contains(part)) {
@@ -351,7 +351,7 @@ impl Process {
     /// The process ends, as by SIGKILL: its lock and its port are free when this returns.
     fn kill(self) {
         let Self { identity, runtime, .. } = self;
-        runtime.shutdown_timeout(PATIENCE);
+        runtime.shutdown_timeout(TIMEOUT);
         assert_eq!(Arc::strong_count(&identity), 1, "a task has outlived its process");
     }
 }
@@ -442,7 +442,7 @@ fn after_formation_flags_are_checked_and_peers_are_not_asked() {
     assert_eq!(*defaulted.said.lock(), Vec::<String>::new(), "a default is not worth a word");
     defaulted.kill();
     let third = sites[0].start(&plan_with(1, &addresses, "other", 8));
-    let error = third.done.recv_timeout(PATIENCE).unwrap().unwrap_err();
+    let error = third.done.recv_timeout(TIMEOUT).unwrap().unwrap_err();
     assert_eq!(
         error.to_string(),
         "this directory belongs to cluster quorate, and this node was started with \
@@ -503,9 +503,9 @@ fn a_crash_between_any_two_steps_converges_to_one_cluster() {
             let incarnations: Vec<Incarnation> =
                 processes.iter().map(|process| process.identity.incarnation()).collect();
             let [one, two, three] = processes;
-            one.done.recv_timeout(PATIENCE).expect("the first kill point").unwrap();
+            one.done.recv_timeout(TIMEOUT).expect("the first kill point").unwrap();
             if second != Until::Done {
-                two.done.recv_timeout(PATIENCE).expect("the second kill point").unwrap();
+                two.done.recv_timeout(TIMEOUT).expect("the second kill point").unwrap();
             }
             one.kill();
             two.kill();

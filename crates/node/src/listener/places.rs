@@ -41,11 +41,11 @@ pub(super) const NEW_MAX: usize = 256;
 /// Connections that have yielded their places and are not closed yet. `limits.rs` counts their files.
 const YIELDED_MAX: u64 = 64;
 /// A connection asks something by then, or is closed.
-const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to leave once it was asked to: the longest call, and a little.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(TIMEOUT_MAX.as_secs() + 5);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(TIMEOUT_MAX.as_secs() + 5);
 /// How long one may take that has no call in flight and whose place another one has.
-const YIELD_PATIENCE: Duration = Duration::from_secs(1);
+const YIELD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Idle times and ages differ by so much of the setting from connection to connection, so that clients
 /// that came together do not all come back together.
 const JITTER: f64 = 0.1;
@@ -70,7 +70,7 @@ impl Limits {
             clients: config.max_connections,
             idle: config.max_connection_idle,
             age: config.max_connection_age,
-            patience: FIRST_REQUEST_PATIENCE,
+            patience: FIRST_REQUEST_TIMEOUT,
         }
     }
 }
@@ -152,7 +152,7 @@ impl Places {
             Caller::Client | Caller::Probe => Failure {
                 only_this_node: true,
                 limit: self.limits.clients as u64,
-                knob: Key::MaxConnections.name().to_owned(),
+                config_key: Key::MaxConnections.name().to_owned(),
                 ..refused
             },
         }
@@ -313,13 +313,13 @@ impl Place {
     pub(super) async fn until_overdue(&self) {
         let has_yielded = matches!(*self.standing.lock(), Standing::Yielded);
         if has_yielded {
-            sleep(YIELD_PATIENCE).await;
+            sleep(YIELD_TIMEOUT).await;
             // A call may have begun before the client heard that it is to leave.
             if self.idle_since().is_some() {
                 return;
             }
         }
-        sleep(LEAVE_PATIENCE).await;
+        sleep(LEAVE_TIMEOUT).await;
     }
 
     /// Closes the connection, whatever is in flight.

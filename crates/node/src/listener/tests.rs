@@ -18,14 +18,14 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// So that nothing but what a test asks for closes a connection.
 const LIMITS: Limits = Limits {
     clients: 2,
     idle: Duration::from_secs(600),
     age: Duration::from_secs(600),
-    patience: PATIENCE,
+    patience: TIMEOUT,
 };
 
 async fn serve(limits: Limits) -> (SocketAddr, Arc<Metrics>) {
@@ -89,7 +89,7 @@ impl Busy {
 }
 
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let waited = timeout(PATIENCE * 20, async {
+    let waited = timeout(TIMEOUT * 20, async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -111,7 +111,7 @@ async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not(
     assert_eq!(refused.message(), sentence);
     let (failure, _) = Failure::from_details(refused.details()).expect("a failure of ours");
     assert!(failure.only_this_node, "another node may have a place");
-    assert_eq!((failure.limit, failure.knob.as_str()), (2, "max-connections"));
+    assert_eq!((failure.limit, failure.config_key.as_str()), (2, "max-connections"));
     // The request is not read, so that the node cannot know whether it is a repeated attempt.
     assert_eq!(failure.outcome(), Outcome::AttemptNotApplied);
     assert_eq!(metrics.node.connections_refused.get(), 1);
@@ -192,10 +192,10 @@ async fn sockets_that_ask_nothing_keep_nobody_out_and_are_closed() {
     for socket in &mut idle {
         let mut bytes = Vec::new();
         // The server's settings, then the end.
-        let end = timeout(PATIENCE * 10, socket.read_to_end(&mut bytes)).await;
+        let end = timeout(TIMEOUT * 10, socket.read_to_end(&mut bytes)).await;
         assert!(end.is_ok(), "a socket that asked nothing is still open");
     }
-    timeout(PATIENCE * 10, async {
+    timeout(TIMEOUT * 10, async {
         while metrics.node.connections.get() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -6,11 +6,11 @@ use crate::message::{AppendResult, Message, ReadRequest, SnapshotMeta, SnapshotR
 use crate::output::{Event, Install, ReadOutcome};
 use crate::raft::Raft;
 use crate::role::Role;
-use crate::types::{Entry, EntryKind, Index, LogId, Replica, SessionId, Term, Ticks};
+use crate::types::{Entry, EntryKind, Index, LogId, Replica, ReplicationSession, Term, Ticks};
 
 /// An append as it came in.
 pub(crate) struct Append {
-    pub(crate) session: SessionId,
+    pub(crate) session: ReplicationSession,
     pub(crate) prev: LogId,
     pub(crate) commit: Index,
     pub(crate) entries: Vec<Entry>,
@@ -133,7 +133,7 @@ impl Raft {
     pub(crate) fn on_heartbeat(
         &mut self,
         from: Replica,
-        session: SessionId,
+        session: ReplicationSession,
         commit: Index,
         timing: &Timing,
     ) {
@@ -158,7 +158,7 @@ impl Raft {
     pub(crate) fn on_install_snapshot(
         &mut self,
         from: Replica,
-        session: SessionId,
+        session: ReplicationSession,
         meta: SnapshotMeta,
     ) {
         // A position that leaves no room for entries after it can only be damage.

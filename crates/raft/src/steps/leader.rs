@@ -10,7 +10,7 @@ use crate::quorum;
 use crate::raft::Raft;
 use crate::reads::{ReadRounds, Reader};
 use crate::role::{Leader, Role};
-use crate::types::{Entry, EntryKind, Index, LogId, Replica, ReplicaId, SessionId, Ticks};
+use crate::types::{Entry, EntryKind, Index, LogId, Replica, ReplicaId, ReplicationSession, Ticks};
 
 impl Raft {
     pub(crate) fn become_leader(&mut self) {
@@ -20,7 +20,7 @@ impl Raft {
         let others: Vec<_> =
             self.members.current().replicas().filter(|replica| replica.id != self.me.id).collect();
         let progress = others.into_iter().zip(1..).map(|(peer, counter)| {
-            let session = SessionId { term: self.term, counter };
+            let session = ReplicationSession { term: self.term, counter };
             (peer.id, Progress::new(peer, session, last.next(), self.now))
         });
         let leader = Leader {
@@ -141,7 +141,7 @@ impl Raft {
     pub(crate) fn note_reply(
         &mut self,
         from: ReplicaId,
-        session: SessionId,
+        session: ReplicationSession,
         timing: &Timing,
     ) -> bool {
         let now = self.now;
@@ -157,7 +157,7 @@ impl Raft {
     pub(crate) fn on_heartbeat_reply(
         &mut self,
         from: ReplicaId,
-        session: SessionId,
+        session: ReplicationSession,
         installing: bool,
         last: Option<LogId>,
         timing: &Timing,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use quorate_raft::{
     AppendResult, Config, Entry, EntryKind, Envelope, HardState, Index, LogId, Membership, Message,
-    ReadRequest, ReplicaId, SessionId, SnapshotMeta, SnapshotResult, Term, Ticks, Timing,
+    ReadRequest, ReplicaId, ReplicationSession, SnapshotMeta, SnapshotResult, Term, Ticks, Timing,
 };
 
 use super::{GROUP, members, number, of_voters, replica};
@@ -120,9 +120,9 @@ fn message(kind: &str, args: &[&str], term: Term) -> Message {
     let log_id = |name: &str| get(name).map_or(LogId::ZERO, id);
     let count = |name: &str| get(name).map_or(0, number);
     let says = |word: &str| args.contains(&word);
-    let session = get("session").map_or(SessionId { term, counter: 1 }, |word| {
+    let session = get("session").map_or(ReplicationSession { term, counter: 1 }, |word| {
         let (term, counter) = word.split_once('.').expect("term.counter");
-        SessionId { term: Term(number(term)), counter: number(counter) }
+        ReplicationSession { term: Term(number(term)), counter: number(counter) }
     });
     let timing = Timing {
         probe_time: Ticks(count("probe")),

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use quorate_raft::invariants::check_state;
 use quorate_raft::{
     AppendResult, Config, Entry, EntryKind, Envelope, GroupId, HardState, Index, Install, LogId,
-    Membership, Message, NodeId, Raft, Replica, ReplicaId, Restored, SessionId, SnapshotSend, Term,
-    Ticks, Timing,
+    Membership, Message, NodeId, Raft, Replica, ReplicaId, ReplicationSession, Restored,
+    SnapshotSend, Term, Ticks, Timing,
 };
 
 pub const GROUP: GroupId = GroupId(1);
@@ -151,10 +151,10 @@ impl Bench {
     }
 
     /// The session of this leadership for a follower: they are counted in ascending order.
-    pub fn session(&self, follower: u64) -> SessionId {
+    pub fn session(&self, follower: u64) -> ReplicationSession {
         let me = self.raft.me().id.0;
         let counter = if follower < me { follower } else { follower - 1 };
-        SessionId { term: self.raft.term(), counter }
+        ReplicationSession { term: self.raft.term(), counter }
     }
 
     pub fn append(
@@ -165,7 +165,7 @@ impl Bench {
         commit: u64,
         entries: Vec<Entry>,
     ) -> Vec<Envelope> {
-        let session = SessionId { term: Term(term), counter: 1 };
+        let session = ReplicationSession { term: Term(term), counter: 1 };
         let message = Message::Append {
             session,
             prev,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use quorate_machine::SessionId;
 use quorate_proto::{
-    limits::{KEY_BYTES_MAX, SESSION_UNANSWERED_MAX},
+    limits::{KEY_BYTES_MAX, SESSION_ID_BYTES, SESSION_UNANSWERED_MAX},
     raft::v1::{CommandOperation, CommandSession},
     v1::{Condition, Reason, WriteSession, condition::Expect},
 };
@@ -12,7 +12,7 @@ use quorate_proto::{
 use super::{Invalid, RequestLimits, ShownKey};
 
 /// The configuration key that moves the value limit.
-const VALUE_KNOB: &str = "max-value-size";
+const VALUE_CONFIG_KEY: &str = "max-value-size";
 
 /// Checks a key of any request: 1 byte to 4 KiB.
 pub fn check_key(field: &str, key: &[u8]) -> Result<(), Invalid> {
@@ -62,10 +62,10 @@ fn too_long(
         return Ok(());
     }
     let message = format!(
-        "{field} is {} bytes long; the limit is {limit} bytes, set by {VALUE_KNOB}",
+        "{field} is {} bytes long; the limit is {limit} bytes, set by {VALUE_CONFIG_KEY}",
         value.len()
     );
-    Err(Invalid::new(reason, field, message).limit(limit, VALUE_KNOB))
+    Err(Invalid::new(reason, field, message).limit(limit, VALUE_CONFIG_KEY))
 }
 
 pub(super) fn check_condition(
@@ -116,7 +116,7 @@ pub(super) fn check_session_id(field: &str, id: &[u8]) -> Result<(), Invalid> {
     let message = format!(
         "{field} is {} bytes long; a session id has {}, as OpenSession gives it",
         id.len(),
-        SessionId::BYTES
+        SESSION_ID_BYTES
     );
     Err(Invalid::new(Reason::BadToken, field, message))
 }

@@ -51,12 +51,12 @@ fn refused(
     draft: Result<CommandDraft, Invalid>,
     reason: Reason,
     field: &str,
-    (limit, knob): (u64, &str),
+    (limit, config_key): (u64, &str),
     sentence: &str,
 ) {
     let invalid = draft.unwrap_err();
     assert_eq!((invalid.reason, invalid.field.as_str()), (reason, field), "{invalid}");
-    assert_eq!((invalid.limit, invalid.knob), (limit, knob), "{invalid}");
+    assert_eq!((invalid.limit, invalid.config_key), (limit, config_key), "{invalid}");
     assert_eq!(invalid.to_string(), sentence);
 }
 
@@ -281,7 +281,7 @@ fn an_invalid_request_is_a_failure_that_was_not_applied() {
     assert_eq!(failure.reason, Reason::BadValue as i32);
     assert_eq!(failure.outcome, Outcome::NotApplied as i32);
     assert_eq!(
-        (failure.field.as_str(), failure.limit, failure.knob.as_str()),
+        (failure.field.as_str(), failure.limit, failure.config_key.as_str()),
         ("value", 100, "max-value-size")
     );
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::plan::Plan;
 use super::source::{Next, Source};
 use crate::context::{Context, read_timeout};
-use crate::shared::{Core, retry_after};
+use crate::shared::{Shared, retry_after};
 
 /// About what a row takes in a message beside its key and value.
 const ROW_OVERHEAD: usize = 40;
@@ -56,7 +56,7 @@ impl Eq for Head {}
 
 /// A scan under way. It holds its pins for [`SCAN_TIME_MAX`] at most, whatever its reader does.
 pub(super) struct Merge {
-    core: Arc<Core>,
+    core: Arc<Shared>,
     context: Context,
     plan: Plan,
     sources: Vec<Source>,
@@ -91,7 +91,7 @@ enum Step {
 
 impl Merge {
     pub(super) fn new(
-        core: Arc<Core>,
+        core: Arc<Shared>,
         context: Context,
         plan: Plan,
         sources: Vec<Source>,

@@ -7,7 +7,7 @@ use quorate_storage::{RowKind, ScanRange};
 use super::page_token::PageToken;
 use crate::draft::{Invalid, keyspace_id};
 
-use crate::shared::Core;
+use crate::shared::Shared;
 
 /// A checked request, and how far the scan has come.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn of(core: &Core, request: &ScanRequest) -> Result<Self, Failure> {
+    pub(crate) fn of(core: &Shared, request: &ScanRequest) -> Result<Self, Failure> {
         let invalid = |invalid: Invalid| invalid.failure();
         let keyspace = keyspace_id(&request.keyspace).map_err(invalid)?;
         let bad = |message: &str| Err(Failure::of(Reason::BadRequest, message));

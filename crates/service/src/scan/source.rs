@@ -11,7 +11,7 @@ use quorate_storage::{RowKey, Scan};
 
 use crate::context::Answers;
 use crate::read::storage_failure;
-use crate::shared::Core;
+use crate::shared::Shared;
 
 /// One shard's rows, in the order of the scan.
 pub(crate) enum Source {
@@ -49,7 +49,7 @@ pub(crate) enum Next {
 }
 
 impl Source {
-    pub(crate) fn next(&mut self, core: &Core, keys_only: bool) -> Result<Next, Failure> {
+    pub(crate) fn next(&mut self, core: &Shared, keys_only: bool) -> Result<Next, Failure> {
         match self {
             Self::Here { shard, rows, .. } => match rows.next() {
                 None => Ok(Next::End),

@@ -176,10 +176,10 @@ impl Said {
 }
 
 /// The service over a node's engine with another core.
-fn changed(node: &Node, change: impl FnOnce(&mut Core)) -> KvService {
+fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
     let core = &node.core;
     let cell = CoreCell::default();
-    let mut changed = Core {
+    let mut changed = Shared {
         config: core.config.clone(),
         node: core.node,
         cluster_id: core.cluster_id.clone(),
@@ -384,7 +384,7 @@ async fn what_a_session_remembers_is_final(kv: &KvService) {
 }
 
 /// Makes the node see so much free space, of a disk of 1 GiB, that its level is `level`.
-fn set_disk(core: &Core, level: DiskLevel) {
+fn set_disk(core: &Shared, level: DiskLevel) {
     let free = match level {
         DiskLevel::Ok => 1 << 30,
         DiskLevel::Low => 200 << 20,

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use super::store::{Found, LogStore};
 use crate::codec;
 use crate::crash;
-use crate::engine::{Engine, sync_path};
+use crate::database::{Database, sync_path};
 use crate::error::{Result, StorageError};
 
 const MAGIC: [u8; 7] = *b"QRTELOG";
@@ -65,7 +65,7 @@ struct Place {
 
 pub(super) struct FileStore {
     /// Its failures close the whole storage: one data directory fails as one.
-    engine: Engine,
+    database: Database,
     dir: PathBuf,
     /// By first sequence. Records are written to the last.
     segments: BTreeMap<u64, Segment>,
@@ -76,7 +76,7 @@ pub(super) struct FileStore {
 }
 
 impl FileStore {
-    pub fn open(engine: &Engine, data_dir: &Path, file_bytes: u64) -> Result<Self> {
+    pub fn open(database: &Database, data_dir: &Path, file_bytes: u64) -> Result<Self> {
         let dir = data_dir.join("log");
         if !dir.exists() {
             let mut builder = fs::DirBuilder::new();
@@ -84,7 +84,7 @@ impl FileStore {
             sync_path(data_dir)?;
         }
         let mut store = Self {
-            engine: engine.clone(),
+            database: database.clone(),
             dir,
             segments: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -156,18 +156,18 @@ impl FileStore {
             Ok(file)
         };
         let file = create().map_err(|e| self.failed("create", &path, e))?;
-        sync_path(&self.dir).map_err(|error| self.engine.fail(error))?;
+        sync_path(&self.dir).map_err(|error| self.database.fail(error))?;
         let end = FILE_HEADER_BYTES as u64;
         self.segments.insert(first, Segment { path, file, salt, end, len: end });
         Ok(())
     }
 
     fn failed(&self, action: &'static str, path: &Path, error: std::io::Error) -> StorageError {
-        self.engine.fail(StorageError::io(action, path, error))
+        self.database.fail(StorageError::io(action, path, error))
     }
 
     fn barrier_failed(&self, path: &Path, error: &std::io::Error) -> StorageError {
-        self.engine.fail(StorageError::Barrier {
+        self.database.fail(StorageError::Barrier {
             stage: "fdatasync",
             path: path.to_owned(),
             message: error.to_string(),
@@ -301,7 +301,7 @@ impl LogStore for FileStore {
             crash::point("file.remove_tail");
             fs::remove_file(&segment.path).map_err(|e| self.failed("remove", &segment.path, e))?;
         }
-        sync_path(&self.dir).map_err(|error| self.engine.fail(error))?;
+        sync_path(&self.dir).map_err(|error| self.database.fail(error))?;
         let Some(segment) = self.segments.get_mut(&keep) else { return Ok(()) };
         (segment.end, segment.len) = (end, end);
         crash::point("file.truncate");
@@ -315,11 +315,11 @@ impl LogStore for FileStore {
             crash::point("file.sync");
             segment.file.sync_all().map_err(|e| self.barrier_failed(&segment.path, &e))?;
         }
-        sync_path(&self.dir).map_err(|error| self.engine.fail(error))
+        sync_path(&self.dir).map_err(|error| self.database.fail(error))
     }
 
     fn write(&mut self, sequence: u64, record: &[u8]) -> Result<()> {
-        self.engine.check_poisoned()?;
+        self.database.check_poisoned()?;
         if self.segments.last_key_value().is_none_or(|(_, last)| last.end >= self.file_bytes) {
             self.create_segment(sequence)?;
         }
@@ -340,7 +340,7 @@ impl LogStore for FileStore {
             .map_err(|e| self.failed("write to", &segment.path, e))?;
         segment.file.sync_data().map_err(|e| self.barrier_failed(&segment.path, &e))?;
         crash::point("file.synced");
-        self.engine.see_space();
+        self.database.see_space();
         self.places.insert(sequence, place);
         if let Some(mut last) = self.segments.last_entry() {
             let segment = last.get_mut();

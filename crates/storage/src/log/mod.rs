@@ -47,14 +47,14 @@ use self::recovery::{Recovered, recover};
 use self::store::LogStore;
 use self::tree_store::TreeStore;
 use crate::codec;
-use crate::engine::Engine;
+use crate::database::Database;
 use crate::error::{Result, StorageError};
 use crate::mark::Mark;
 
 /// Where the records are kept. Both back ends hold the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LogBackend {
-    /// A tree of the engine.
+    /// A tree of the database.
     Sled,
     /// Append-only files in the folder `log`.
     File,
@@ -148,7 +148,7 @@ impl Default for LogTuning {
 
 /// The log of a node. One thread owns it.
 pub struct RecordLog {
-    engine: Engine,
+    database: Database,
     tuning: LogTuning,
     in_engine: bool,
     store: Box<dyn LogStore>,
@@ -187,10 +187,10 @@ impl RecordLog {
     /// of the disk.
     pub fn open(
         backend: LogBackend,
-        engine: &Engine,
+        database: &Database,
         dir: &Path,
     ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
-        Self::open_tuned(backend, LogTuning::default(), engine, dir)
+        Self::open_tuned(backend, LogTuning::default(), database, dir)
     }
 
     /// As [`RecordLog::open`], with other numbers than usual.
@@ -200,12 +200,12 @@ impl RecordLog {
     pub fn open_tuned(
         backend: LogBackend,
         tuning: LogTuning,
-        engine: &Engine,
+        database: &Database,
         dir: &Path,
     ) -> Result<(Self, BTreeMap<ReplicaKey, RecoveredGroup>)> {
         let mut store: Box<dyn LogStore> = match backend {
-            LogBackend::Sled => Box::new(TreeStore::open(engine)?),
-            LogBackend::File => Box::new(FileStore::open(engine, dir, tuning.file_bytes)?),
+            LogBackend::Sled => Box::new(TreeStore::open(database)?),
+            LogBackend::File => Box::new(FileStore::open(database, dir, tuning.file_bytes)?),
         };
         let mark = Mark::open(dir)?;
         if let Some(recorded) = mark.as_ref().map(Mark::backend)
@@ -228,11 +228,11 @@ impl RecordLog {
             }
             None => Mark::create(dir, backend.number())?,
         };
-        mark.set(book.next() - 1).map_err(|error| engine.fail(error))?;
+        mark.set(book.next() - 1).map_err(|error| database.fail(error))?;
         let durable_head = book.head();
         book.advance_head();
         let log = Self {
-            engine: engine.clone(),
+            database: database.clone(),
             tuning,
             in_engine: backend == LogBackend::Sled,
             store,
@@ -274,7 +274,7 @@ impl RecordLog {
             self.book.note(key, &change, *bytes);
         }
         let last = self.book.next() - 1;
-        self.mark.refresh(last).map_err(|error| self.engine.fail(error))
+        self.mark.refresh(last).map_err(|error| self.database.fail(error))
     }
 
     /// Declares the entries at or below `through` dead. They may come back after a restart.
@@ -314,7 +314,7 @@ impl RecordLog {
             owed = if moved == 0 { 0 } else { owed.saturating_sub(moved) };
         }
         let last = self.book.next() - 1;
-        self.mark.refresh(last).map_err(|error| self.engine.fail(error))
+        self.mark.refresh(last).map_err(|error| self.database.fail(error))
     }
 
     /// Bytes of all records from the head on.
@@ -330,24 +330,24 @@ impl RecordLog {
     }
 
     /// Bytes that the log takes where its back end keeps it: all records that are there, those that
-    /// are dead and not yet removed included. In the engine these are keys and values; what the
-    /// engine's file adds to them is its own affair ([`Engine::disk_bytes`]).
+    /// are dead and not yet removed included. In the database these are keys and values; what the
+    /// database's file adds to them is its own affair ([`Database::disk_bytes`]).
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.store.stored_bytes()
     }
 
-    /// Bytes of [`RecordLog::stored_bytes`] that lie in the engine: all, or none if the records are
+    /// Bytes of [`RecordLog::stored_bytes`] that lie in the database: all, or none if the records are
     /// in files of their own.
     #[must_use]
     pub fn engine_bytes(&self) -> u64 {
         if self.in_engine { self.store.stored_bytes() } else { 0 }
     }
 
-    /// The engine whose failures are the log's.
+    /// The database whose failures are the log's.
     #[must_use]
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    pub fn database(&self) -> &Database {
+        &self.database
     }
 
     /// Bytes of all live sections: what [`RecordLog::bytes`] could come down to.
@@ -387,7 +387,7 @@ impl RecordLog {
     /// If the mark cannot be written.
     pub fn close(mut self) -> Result<()> {
         let last = self.last_sequence();
-        self.mark.set(last).map_err(|error| self.engine.fail(error))
+        self.mark.set(last).map_err(|error| self.database.fail(error))
     }
 
     fn check(&self, sections: &[Section]) -> Result<()> {

@@ -1,7 +1,7 @@
-//! Records in a tree of the engine: key = sequence ‖ piece, both big endian.
+//! Records in a tree of the database: key = sequence ‖ piece, both big endian.
 
 use super::store::{Found, LogStore};
-use crate::engine::{Engine, Tree};
+use crate::database::{Database, Tree};
 use crate::error::{Result, StorageError};
 use crate::{crash, pieces};
 
@@ -13,7 +13,7 @@ const TREE: &[u8] = b"log";
 const REMOVE_MIN: usize = 256;
 
 pub(super) struct TreeStore {
-    engine: Engine,
+    database: Database,
     tree: Tree,
     /// Keys written since the last call of `remove_below`.
     added: usize,
@@ -22,8 +22,8 @@ pub(super) struct TreeStore {
 }
 
 impl TreeStore {
-    pub fn open(engine: &Engine) -> Result<Self> {
-        Ok(Self { engine: engine.clone(), tree: engine.tree(TREE)?, added: 0, stored: 0 })
+    pub fn open(database: &Database) -> Result<Self> {
+        Ok(Self { database: database.clone(), tree: database.tree(TREE)?, added: 0, stored: 0 })
     }
 }
 
@@ -80,11 +80,11 @@ impl LogStore for TreeStore {
             self.tree.remove(&key)?;
             self.stored = self.stored.saturating_sub((key.len() + value.len()) as u64);
         }
-        self.engine.barrier()
+        self.database.barrier()
     }
 
     fn settle(&mut self) -> Result<()> {
-        self.engine.barrier()
+        self.database.barrier()
     }
 
     fn write(&mut self, sequence: u64, record: &[u8]) -> Result<()> {
@@ -95,7 +95,7 @@ impl LogStore for TreeStore {
             self.stored += (key.len() + bytes.len()) as u64;
         }
         crash::point("log.written");
-        self.engine.barrier()
+        self.database.barrier()
     }
 
     fn remove_below(&mut self, sequence: u64) -> Result<bool> {

@@ -19,7 +19,7 @@ const STRIPES: usize = 16;
 /// What an entry costs beside its bytes: table slot and the headers of two buffers.
 const ENTRY_OVERHEAD: u64 = 160;
 /// Longer records are not kept: one of them would push out thousands of others.
-const RECORD_BYTES_MAX: usize = 64 << 10;
+const CACHED_RECORD_BYTES_MAX: usize = 64 << 10;
 
 /// Which state a cached row belongs to: one tree of one shard, in one run of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +101,7 @@ impl ValueCache {
             return;
         }
         self.forget(&mut stripe, &pair);
-        if self.half == 0 || record.is_some_and(|record| record.len() > RECORD_BYTES_MAX) {
+        if self.half == 0 || record.is_some_and(|record| record.len() > CACHED_RECORD_BYTES_MAX) {
             return;
         }
         let cost = cost(key, record);
@@ -181,7 +181,7 @@ mod tests {
         let cache = ValueCache::new(64 << 20);
         let id = cache.new_id();
         cache.put(id, &key(1), Some(&Bytes::from_static(b"short")), || true);
-        cache.put(id, &key(1), Some(&Bytes::from(vec![0; RECORD_BYTES_MAX + 1])), || true);
+        cache.put(id, &key(1), Some(&Bytes::from(vec![0; CACHED_RECORD_BYTES_MAX + 1])), || true);
         assert_eq!(cache.get(id, &key(1)), None);
         assert_eq!(cache.used(), 0);
     }

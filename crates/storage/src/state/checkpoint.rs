@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use quorate_raft::{GroupId, LogId};
 
-use super::attempt::header_key;
 use super::clean;
 use super::delta::Layer;
 use super::garbage::Garbage;
 use super::generation::Generation;
 use super::header::ShardHeader;
+use super::intent::header_key;
 use super::versions;
 use super::view::Shared;
 use crate::error::Result;
@@ -59,7 +59,7 @@ impl CheckpointJob {
     /// first, so that superseded versions never are more than two checkpoints' worth.
     ///
     /// # Errors
-    /// A failed write: the engine is closed, and the process ends.
+    /// A failed write: the database is closed, and the process ends.
     pub fn run(self) -> Result<Finished> {
         clean::clean(&self.shared)?;
         let garbage = self.write_versions()?;
@@ -70,7 +70,7 @@ impl CheckpointJob {
         }
         let key = header_key(self.shared.group);
         self.shared.headers.insert(&key, &self.header.encode()?)?;
-        self.shared.engine.barrier()?;
+        self.shared.database.barrier()?;
         drop(generations);
         Ok(Finished { header: Some(self.header), garbage })
     }
@@ -83,7 +83,7 @@ impl CheckpointJob {
         }
         let (tree, number) = (&self.generation.tree, self.header.number);
         self.shared.begin_attempt(&self.header)?;
-        self.shared.engine.barrier()?;
+        self.shared.database.barrier()?;
         let cache = self.shared.budget.cache();
         for (key, record) in rows.all() {
             if record.is_some() || versions::exists(tree, key)? {
@@ -97,7 +97,7 @@ impl CheckpointJob {
             cache.put(self.generation.cache_id, key, record, || true);
         }
         // The header may only speak of versions that are durable.
-        self.shared.engine.barrier()?;
+        self.shared.database.barrier()?;
         Ok(garbage)
     }
 }

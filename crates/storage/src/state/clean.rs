@@ -38,7 +38,7 @@ pub(crate) fn clean(shared: &Arc<Shared>) -> Result<()> {
         // Views are the only other holders, and no new one can be made of a replaced tree.
         if Arc::strong_count(&generation) == 1 {
             let name = Generation::tree_name(shared.group, generation.number);
-            shared.engine.drop_tree(&name)?;
+            shared.database.drop_tree(&name)?;
         } else {
             left.retired.push(generation);
         }
@@ -112,7 +112,7 @@ impl<'a> Cleaning<'a> {
     /// Removes the tombstones that hide nothing any more: what they hid is gone behind a barrier.
     fn tombstones(self) -> Result<()> {
         if !self.bare.is_empty() {
-            self.shared.engine.barrier()?;
+            self.shared.database.barrier()?;
         }
         for key in self.bare {
             self.view.generation.tree.remove(&key)?;

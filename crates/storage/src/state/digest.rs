@@ -51,7 +51,7 @@ impl Digest {
 }
 
 /// A digest is remembered at every index that is a multiple of this.
-pub(crate) const MARK_EVERY: u64 = 1_024;
+pub(crate) const MARK_INTERVAL: u64 = 1_024;
 /// So many are remembered, the newest ones.
 pub(crate) const MARKS_MAX: usize = 16;
 
@@ -63,7 +63,7 @@ pub(crate) struct Marks(VecDeque<(Index, u128)>);
 impl Marks {
     /// Whether the digest after the entry at `index` is to be noted.
     pub(crate) fn is_due(index: Index) -> bool {
-        index.0.is_multiple_of(MARK_EVERY)
+        index.0.is_multiple_of(MARK_INTERVAL)
     }
 
     /// Notes the digest after the entry at `index`.
@@ -124,10 +124,10 @@ mod tests {
     #[test]
     fn the_newest_marks_are_kept() {
         let mut marks = Marks::default();
-        for index in (1..=20 * MARK_EVERY).filter(|index| Marks::is_due(Index(*index))) {
+        for index in (1..=20 * MARK_INTERVAL).filter(|index| Marks::is_due(Index(*index))) {
             marks.note(Index(index), u128::from(index));
         }
-        let expected = (5..=20).map(|n| (Index(n * MARK_EVERY), u128::from(n * MARK_EVERY)));
+        let expected = (5..=20).map(|n| (Index(n * MARK_INTERVAL), u128::from(n * MARK_INTERVAL)));
         assert_eq!(marks.all(), expected.collect::<Vec<_>>());
         marks.clear();
         assert_eq!(marks.all(), []);

@@ -3,7 +3,7 @@
 use quorate_raft::GroupId;
 
 use super::cache::CacheId;
-use crate::engine::Tree;
+use crate::database::Tree;
 
 /// One tree of a shard.
 #[derive(Debug)]

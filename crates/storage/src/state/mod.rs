@@ -21,7 +21,6 @@
 //!
 //! **An install** writes a new tree and flips to it by the header (see [`snapshot`]).
 
-mod attempt;
 mod budget;
 mod cache;
 mod checkpoint;
@@ -31,6 +30,7 @@ mod digest;
 mod garbage;
 mod generation;
 mod header;
+mod intent;
 mod pins;
 mod reader;
 mod scan;
@@ -52,5 +52,5 @@ pub use scan::{Scan, ScanRange};
 pub use scan_pin::ScanPin;
 pub use store::{ShardInit, ShardStore};
 pub use transaction::Transaction;
-pub use versions::MAX_RECORD_BYTES;
+pub use versions::RECORD_BYTES_MAX;
 pub use view::Lookup;

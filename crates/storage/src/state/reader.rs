@@ -57,7 +57,7 @@ impl ShardReader {
         self.shared.view.load().header.replica
     }
 
-    /// Bytes that the shard takes in the engine: its live rows, and what a cleaning would remove.
+    /// Bytes that the shard takes in the database: its live rows, and what a cleaning would remove.
     /// `None` while there may be versions that nobody has counted, until the first cleaning.
     #[must_use]
     pub fn occupied(&self) -> Option<u64> {

@@ -248,8 +248,8 @@ fn take_row(stream: &mut BytesMut) -> Result<Option<(RowKey, Bytes)>> {
     let Some((head, _)) = stream.split_first_chunk::<ROW_HEAD_BYTES>() else { return Ok(None) };
     let mut head = &head[..];
     let (key_len, record_len) = (head.get_u32_le() as usize, head.get_u32_le() as usize);
-    let key_limit = crate::keys::MAX_KEY_BYTES + crate::keys::ROW_PREFIX_BYTES;
-    if key_len > key_limit || record_len > crate::state::MAX_RECORD_BYTES {
+    let key_limit = crate::keys::ROW_KEY_BYTES_MAX + crate::keys::ROW_PREFIX_BYTES;
+    if key_len > key_limit || record_len > crate::state::RECORD_BYTES_MAX {
         return Err(bad(format!("has a row of {key_len} and {record_len} bytes")));
     }
     let length = ROW_HEAD_BYTES + key_len + record_len;

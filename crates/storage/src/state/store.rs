@@ -9,7 +9,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_raft::{GroupId, Index, LogId, Membership, ReplicaId, SnapshotMeta};
 
-use super::attempt::{Attempt, attempt_key, header_key};
 use super::budget::DeltaBudget;
 use super::checkpoint::{CheckpointJob, Finished};
 use super::clean::CleanJob;
@@ -18,6 +17,7 @@ use super::digest::{Digest, Marks};
 use super::garbage::Garbage;
 use super::generation::Generation;
 use super::header::{Frontier, HashRange, ShardHeader};
+use super::intent::{CheckpointIntent, attempt_key, header_key};
 use super::pins::{PinKind, Pins};
 use super::reader::ShardReader;
 use super::scan::Scan;
@@ -25,7 +25,7 @@ use super::scan_pin::ScanPin;
 use super::snapshot::{Installed, Installer, SnapshotSource};
 use super::versions;
 use super::view::{Generations, Occupied, Shared, View};
-use crate::engine::{Engine, Tree};
+use crate::database::{Database, Tree};
 use crate::error::{Result, StorageError};
 use crate::keys::{RowKey, RowKind};
 
@@ -69,11 +69,11 @@ impl ShardStore {
     /// # Errors
     /// [`StorageError::Invalid`] if the shard is there already, or a failed write.
     pub fn create(
-        engine: &Engine,
+        database: &Database,
         init: ShardInit,
         budget: Arc<DeltaBudget>,
     ) -> Result<ShardStore> {
-        let headers = engine.tree(HEADERS)?;
+        let headers = database.tree(HEADERS)?;
         let key = header_key(init.group);
         if headers.get(&key)?.is_some() {
             return Err(StorageError::Invalid {
@@ -81,7 +81,7 @@ impl ShardStore {
             });
         }
         // A tree without a header is what a crash has left; it is never built on.
-        let names = engine.tree_names();
+        let names = database.tree_names();
         let used = names.iter().filter_map(|name| Generation::parse_name(name));
         let last = used.filter(|(group, _)| *group == init.group).map(|(_, number)| number).max();
         let header = ShardHeader {
@@ -95,12 +95,12 @@ impl ShardStore {
             shard_epoch: init.shard_epoch,
             log_valid_from: Index(1),
         };
-        let tree = engine.tree(&Generation::tree_name(header.group, header.generation))?;
-        engine.barrier()?;
+        let tree = database.tree(&Generation::tree_name(header.group, header.generation))?;
+        database.barrier()?;
         headers.insert(&key, &header.encode()?)?;
-        engine.barrier()?;
-        let attempt = Attempt::none(&header);
-        Ok(ShardStore::assemble(engine, headers, tree, header, attempt, budget))
+        database.barrier()?;
+        let attempt = CheckpointIntent::none(&header);
+        Ok(ShardStore::assemble(database, headers, tree, header, attempt, budget))
     }
 
     /// Opens every shard that has a header, and removes what unfinished checkpoints, installs and
@@ -108,12 +108,12 @@ impl ShardStore {
     /// removed.
     ///
     /// # Errors
-    /// A failure of the engine, which concerns all shards.
+    /// A failure of the database, which concerns all shards.
     pub fn open_all(
-        engine: &Engine,
+        database: &Database,
         budget: &Arc<DeltaBudget>,
     ) -> Result<BTreeMap<GroupId, Result<ShardStore>>> {
-        let headers = engine.tree(HEADERS)?;
+        let headers = database.tree(HEADERS)?;
         let mut found: BTreeMap<GroupId, Result<ShardHeader>> = BTreeMap::new();
         for entry in headers.range::<&[u8]>(..) {
             let (key, value) = entry?;
@@ -122,7 +122,7 @@ impl ShardStore {
                 found.insert(group, ShardHeader::decode(group, &value));
             }
         }
-        for name in engine.tree_names() {
+        for name in database.tree_names() {
             let Some((group, number)) = Generation::parse_name(&name) else { continue };
             let leftover = match found.get(&group) {
                 None => true,
@@ -131,12 +131,12 @@ impl ShardStore {
             };
             if leftover {
                 tracing::info!(shard = group.0, generation = number, "removing an unused tree");
-                engine.drop_tree(&name)?;
+                database.drop_tree(&name)?;
             }
         }
         let mut shards = BTreeMap::new();
         for (group, header) in found {
-            let open = |header| ShardStore::open(engine, &headers, header, Arc::clone(budget));
+            let open = |header| ShardStore::open(database, &headers, header, Arc::clone(budget));
             match header.and_then(open) {
                 Err(error) if error.is_fatal() => return Err(error),
                 shard => shards.insert(group, shard),
@@ -146,31 +146,31 @@ impl ShardStore {
     }
 
     fn open(
-        engine: &Engine,
+        database: &Database,
         headers: &Tree,
         header: ShardHeader,
         budget: Arc<DeltaBudget>,
     ) -> Result<ShardStore> {
-        let tree = engine.tree(&Generation::tree_name(header.group, header.generation))?;
+        let tree = database.tree(&Generation::tree_name(header.group, header.generation))?;
         let attempt = headers.get(&attempt_key(header.group))?;
-        let attempt = attempt.map(|bytes| Attempt::decode(&bytes)).transpose()?;
+        let attempt = attempt.map(|bytes| CheckpointIntent::decode(&bytes)).transpose()?;
         let attempt = attempt.filter(|attempt| attempt.generation == header.generation);
-        let attempt = attempt.unwrap_or_else(|| Attempt::none(&header));
+        let attempt = attempt.unwrap_or_else(|| CheckpointIntent::none(&header));
         if attempt.begun > header.number {
             let removed = versions::remove_above(&tree, header.number)?;
-            engine.barrier()?;
+            database.barrier()?;
             let shard = header.group.0;
             tracing::info!(shard, removed, "removed the versions of an unfinished checkpoint");
         }
-        Ok(ShardStore::assemble(engine, headers.clone(), tree, header, attempt, budget))
+        Ok(ShardStore::assemble(database, headers.clone(), tree, header, attempt, budget))
     }
 
     fn assemble(
-        engine: &Engine,
+        database: &Database,
         headers: Tree,
         tree: Tree,
         header: ShardHeader,
-        attempt: Attempt,
+        attempt: CheckpointIntent,
         budget: Arc<DeltaBudget>,
     ) -> ShardStore {
         let mut garbage = Garbage::default();
@@ -188,7 +188,7 @@ impl ShardStore {
         });
         let shared = Arc::new(Shared {
             group: view.header.group,
-            engine: engine.clone(),
+            database: database.clone(),
             headers,
             budget,
             view: ArcSwap::new(Arc::clone(&view)),
@@ -407,12 +407,12 @@ impl ShardStore {
     /// # Errors
     /// A failed write.
     pub fn destroy(self) -> Result<()> {
-        let Shared { group, engine, headers, .. } = &*self.shared;
+        let Shared { group, database, headers, .. } = &*self.shared;
         headers.remove(&header_key(*group))?;
         headers.remove(&attempt_key(*group))?;
         // A tree without a header is removed at the next open, a header without a tree is not.
-        engine.barrier()?;
-        engine.drop_tree(&Generation::tree_name(*group, self.header().generation))
+        database.barrier()?;
+        database.drop_tree(&Generation::tree_name(*group, self.header().generation))
     }
 
     fn replace(&mut self, view: View) {

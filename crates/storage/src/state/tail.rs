@@ -1,6 +1,6 @@
 //! The end of a range of a tree, without reading the whole range.
 //!
-//! The engine's own reverse iterator is not used: to step from one of its nodes to the one before
+//! The database's own reverse iterator is not used: to step from one of its nodes to the one before
 //! it guesses a key just below the node, and panics after a million turns if a key of the range
 //! lies between its guess and the node. Keys that users choose can do that: with the last node
 //! beginning at `02`, it guesses `01 ff ff ff ff`, and `01 ff ff ff ff 31` is a key of ours.
@@ -9,7 +9,7 @@
 //! middle, and where nothing follows, further ahead. Halving byte strings halves the keys between
 //! them as long as these are spread evenly; where they are not, it falls back to reading on.
 
-use crate::engine::Tree;
+use crate::database::Tree;
 use crate::error::Result;
 
 /// Keys that are read at a time.
@@ -114,7 +114,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::{Engine, EngineOptions};
+    use crate::database::{Database, DatabaseOptions};
 
     fn bytes() -> impl Strategy<Value = Vec<u8>> {
         let byte = prop_oneof![Just(0u8), Just(1), Just(0xfe), Just(0xff)];
@@ -150,10 +150,10 @@ mod tests {
     #[test]
     fn every_key_is_found_from_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(dir.path(), EngineOptions::default()).unwrap();
-        let tree = engine.tree(b"tail").unwrap();
+        let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
+        let tree = database.tree(b"tail").unwrap();
         let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
-        // The case on which the engine's own iterator panics, ...
+        // The case on which the database's own iterator panics, ...
         keys.extend(
             (0..600u16).map(|n| [&[1, 255, 255, 255, 255, 49], &n.to_be_bytes()[..]].concat()),
         );

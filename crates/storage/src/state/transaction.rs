@@ -8,9 +8,9 @@ use quorate_raft::{LogId, Membership};
 
 use super::header::Frontier;
 use super::store::ShardStore;
-use super::versions::MAX_RECORD_BYTES;
+use super::versions::RECORD_BYTES_MAX;
 use crate::error::{Result, StorageError};
-use crate::keys::{MAX_KEY_BYTES, RowKey};
+use crate::keys::{ROW_KEY_BYTES_MAX, RowKey};
 
 /// A row that the transaction has read, and what it wrote to it.
 #[derive(Debug)]
@@ -157,11 +157,11 @@ impl<'a> Transaction<'a> {
 }
 
 fn check_lengths(key: &RowKey, record: &[u8]) -> Result<()> {
-    let (len, limit) = (key.key().len(), MAX_KEY_BYTES);
+    let (len, limit) = (key.key().len(), ROW_KEY_BYTES_MAX);
     if len > limit {
         return Err(StorageError::TooLarge { what: "a key", len, limit });
     }
-    let (len, limit) = (record.len(), MAX_RECORD_BYTES);
+    let (len, limit) = (record.len(), RECORD_BYTES_MAX);
     if len > limit {
         return Err(StorageError::TooLarge { what: "a record", len, limit });
     }

@@ -10,13 +10,13 @@ use bytes::Bytes;
 
 use super::tail;
 use crate::codec;
-use crate::engine::{Tree, Value};
+use crate::database::{Tree, Value};
 use crate::error::{Result, StorageError};
 use crate::keys::{self, RowKey};
 use crate::pieces::{self, Joiner};
 
 /// The longest record, in bytes: a value of the largest size with room for what stands around it.
-pub const MAX_RECORD_BYTES: usize = 4 << 20;
+pub const RECORD_BYTES_MAX: usize = 4 << 20;
 
 /// The format of a version's frame.
 const FORMAT: u8 = 1;
@@ -32,7 +32,7 @@ pub(crate) const PAGE_BYTES: usize = 128 << 10;
 /// Tree entries that one page visits (pieces and versions that it skips count too), at most.
 const PAGE_ENTRIES: usize = 1024;
 
-/// Writes a version: the record, or a tombstone. Waits for barriers as the engine demands; the
+/// Writes a version: the record, or a tombstone. Waits for barriers as the database demands; the
 /// version is durable after the next one.
 pub(crate) fn write(tree: &Tree, key: &RowKey, number: u64, record: Option<&[u8]>) -> Result<()> {
     let prefix = keys::row_prefix(key);

@@ -25,16 +25,16 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_raft::GroupId;
 
-use super::attempt::Attempt;
 use super::budget::DeltaBudget;
 use super::delta::Layer;
 use super::digest::Marks;
 use super::garbage::Garbage;
 use super::generation::Generation;
 use super::header::ShardHeader;
+use super::intent::CheckpointIntent;
 use super::pins::{PinKind, Pins};
 use super::versions;
-use crate::engine::{Engine, Tree};
+use crate::database::{Database, Tree};
 use crate::error::Result;
 use crate::keys::RowKey;
 
@@ -75,7 +75,7 @@ impl View {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) group: GroupId,
-    pub(crate) engine: Engine,
+    pub(crate) database: Database,
     /// The tree of all shard headers of the node.
     pub(crate) headers: Tree,
     pub(crate) budget: Arc<DeltaBudget>,
@@ -87,7 +87,7 @@ pub(crate) struct Shared {
     pub(crate) pins: Mutex<Pins>,
     pub(crate) garbage: Mutex<Garbage>,
     /// The attempt record as it was last written.
-    pub(crate) attempt: Mutex<Attempt>,
+    pub(crate) attempt: Mutex<CheckpointIntent>,
     /// The generation that the durable header names, and the next one to use. Whoever inserts a
     /// header holds this lock, so that a checkpoint of a replaced tree cannot undo an install.
     pub(crate) generations: Mutex<Generations>,
@@ -95,7 +95,7 @@ pub(crate) struct Shared {
     pub(crate) occupied: Occupied,
 }
 
-/// Bytes that a shard takes in the engine: its live rows, and while superseded versions may be
+/// Bytes that a shard takes in the database: its live rows, and while superseded versions may be
 /// there what was written since the last cleaning as well.
 #[derive(Debug)]
 pub(crate) struct Occupied(AtomicU64);
@@ -157,7 +157,7 @@ impl Shared {
     pub(crate) fn begin_attempt(&self, header: &ShardHeader) -> Result<()> {
         let mut attempt = self.attempt.lock();
         if attempt.generation != header.generation {
-            *attempt = Attempt { generation: header.generation, begun: 0, cleaned: 0 };
+            *attempt = CheckpointIntent { generation: header.generation, begun: 0, cleaned: 0 };
         }
         attempt.begun = header.number;
         attempt.write(&self.headers, self.group)
@@ -167,7 +167,7 @@ impl Shared {
     pub(crate) fn attempt_cleaned(&self, header: &ShardHeader) -> Result<()> {
         let mut attempt = self.attempt.lock();
         match attempt.generation.cmp(&header.generation) {
-            cmp::Ordering::Less => *attempt = Attempt::none(header),
+            cmp::Ordering::Less => *attempt = CheckpointIntent::none(header),
             cmp::Ordering::Equal => attempt.cleaned = header.number,
             cmp::Ordering::Greater => return Ok(()),
         }
@@ -261,7 +261,7 @@ mod tests {
     use quorate_raft::{Index, LogId, Membership, ReplicaId, Term};
 
     use super::*;
-    use crate::engine::EngineOptions;
+    use crate::database::DatabaseOptions;
     use crate::keys::RowKind;
     use crate::state::{HashRange, ShardInit, ShardStore};
 
@@ -274,7 +274,7 @@ mod tests {
 
     /// A store whose tree has a row; its view; and the row's key.
     fn stored(dir: &std::path::Path) -> (ShardStore, Arc<View>, RowKey) {
-        let engine = Engine::open(dir, EngineOptions::default()).unwrap();
+        let database = Database::open(dir, DatabaseOptions::default()).unwrap();
         let init = ShardInit {
             group: GroupId(1),
             replica: ReplicaId(1),
@@ -282,7 +282,7 @@ mod tests {
             range: HashRange::ALL,
             shard_epoch: 1,
         };
-        let mut store = ShardStore::create(&engine, init, Arc::default()).unwrap();
+        let mut store = ShardStore::create(&database, init, Arc::default()).unwrap();
         let key = RowKey::new(RowKind::User, 0, b"key");
         put(&mut store, &key, b"old");
         checkpoint(&mut store);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quorate_raft::{GroupId, Index, LogId, Membership, NodeId, Replica, ReplicaId, Term};
 use quorate_storage::{
-    DeltaBudget, Engine, EngineOptions, HashRange, RowKey, RowKind, ScanPin, ScanRange, ShardInit,
-    ShardStore, StorageError,
+    Database, DatabaseOptions, DeltaBudget, HashRange, RowKey, RowKind, ScanPin, ScanRange,
+    ShardInit, ShardStore, StorageError,
 };
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -163,13 +163,13 @@ pub fn user(key: impl AsRef<[u8]>) -> RowKey {
     RowKey::new(RowKind::User, 0, key.as_ref())
 }
 
-/// Opens an engine. One of this process that was just dropped may hold the directory's lock until
+/// Opens an database. One of this process that was just dropped may hold the directory's lock until
 /// the last of its own threads has seen that; it is waited for.
-pub fn open_engine(dir: &Path) -> Engine {
-    let options = EngineOptions { cache_bytes: 8 << 20, ..EngineOptions::default() };
+pub fn open_database(dir: &Path) -> Database {
+    let options = DatabaseOptions { cache_bytes: 8 << 20, ..DatabaseOptions::default() };
     let patience = Instant::now() + Duration::from_secs(20);
     loop {
-        match Engine::open(dir, options.clone()) {
+        match Database::open(dir, options.clone()) {
             Err(StorageError::InUse { .. }) if Instant::now() < patience => {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -182,7 +182,7 @@ pub fn membership() -> Membership {
     Membership::of_voters((1..=3).map(|n| Replica::new(ReplicaId(n), NodeId(n))))
 }
 
-pub fn create(engine: &Engine, replica: u64, budget: &Arc<DeltaBudget>) -> ShardStore {
+pub fn create(database: &Database, replica: u64, budget: &Arc<DeltaBudget>) -> ShardStore {
     let init = ShardInit {
         group: GROUP,
         replica: ReplicaId(replica),
@@ -190,12 +190,12 @@ pub fn create(engine: &Engine, replica: u64, budget: &Arc<DeltaBudget>) -> Shard
         range: HashRange { first: 16, last: 255 },
         shard_epoch: 3,
     };
-    ShardStore::create(engine, init, Arc::clone(budget)).unwrap()
+    ShardStore::create(database, init, Arc::clone(budget)).unwrap()
 }
 
 /// Opens the one shard there is.
-pub fn open(engine: &Engine, budget: &Arc<DeltaBudget>) -> ShardStore {
-    let mut shards = ShardStore::open_all(engine, budget).unwrap();
+pub fn open(database: &Database, budget: &Arc<DeltaBudget>) -> ShardStore {
+    let mut shards = ShardStore::open_all(database, budget).unwrap();
     assert_eq!(shards.keys().collect::<Vec<_>>(), [&GROUP]);
     shards.remove(&GROUP).unwrap().unwrap()
 }
@@ -246,8 +246,8 @@ pub fn applied_id(index: u64) -> LogId {
 }
 
 /// Every version that stands in a shard's tree, with the record's length in pieces.
-pub fn versions_in(engine: &Engine, generation: u64) -> Vec<(RowKey, u64)> {
-    let tree = engine.tree(format!("s{}/{generation}", GROUP.0).as_bytes()).unwrap();
+pub fn versions_in(database: &Database, generation: u64) -> Vec<(RowKey, u64)> {
+    let tree = database.tree(format!("s{}/{generation}", GROUP.0).as_bytes()).unwrap();
     let mut versions = Vec::new();
     for entry in tree.range::<&[u8]>(..) {
         let (key, _) = entry.unwrap();

@@ -12,8 +12,8 @@ fn replicas() -> impl Strategy<Value = Replica> {
     any::<(u64, u64)>().prop_map(|(id, node)| Replica::new(ReplicaId(id), NodeId(node)))
 }
 
-fn sessions() -> impl Strategy<Value = SessionId> {
-    any::<(u64, u64)>().prop_map(|(term, counter)| SessionId { term: Term(term), counter })
+fn sessions() -> impl Strategy<Value = ReplicationSession> {
+    any::<(u64, u64)>().prop_map(|(term, counter)| ReplicationSession { term: Term(term), counter })
 }
 
 fn timings() -> impl Strategy<Value = Timing> {
@@ -175,7 +175,7 @@ fn each_missing_part_is_named() {
         to: Replica::new(ReplicaId(2), NodeId(2)),
         term: Term(1),
         message: Message::Append {
-            session: SessionId::default(),
+            session: ReplicationSession::default(),
             prev: LogId::ZERO,
             commit: Index(0),
             entries: vec![Entry {
@@ -210,7 +210,7 @@ fn each_missing_part_is_named() {
     let reply = |result| {
         from_wire(wire::Envelope {
             message: Some(Content::AppendReply(wire::AppendReply {
-                session: session_to_wire(SessionId::default()),
+                session: session_to_wire(ReplicationSession::default()),
                 timing: timing_to_wire(Timing::default()),
                 result,
             })),
@@ -229,7 +229,7 @@ fn each_missing_part_is_named() {
 #[test]
 fn the_wire_form_is_fixed() {
     let last = LogId::new(Term(1), Index(2));
-    let session = SessionId { term: Term(3), counter: 4 };
+    let session = ReplicationSession { term: Term(3), counter: 4 };
     let timing = Timing {
         probe_time: Ticks(5),
         echo_time: Ticks(6),

@@ -5,7 +5,7 @@ use std::task::Wake;
 use bytes::Bytes;
 use proptest::prelude::*;
 use quorate_raft::{
-    Entry, EntryKind, Index, LogId, Message, NodeId, Replica, SessionId, Term, Timing,
+    Entry, EntryKind, Index, LogId, Message, NodeId, Replica, ReplicationSession, Term, Timing,
 };
 
 use super::*;
@@ -28,7 +28,7 @@ fn heartbeat(group: u64, round: u64) -> Envelope {
     envelope(
         group,
         2,
-        Message::Heartbeat { session: SessionId::default(), commit: Index(0), timing },
+        Message::Heartbeat { session: ReplicationSession::default(), commit: Index(0), timing },
     )
 }
 
@@ -41,7 +41,7 @@ fn append(group: u64, index: u64, payload_bytes: usize) -> Envelope {
         payload: Bytes::from(vec![1; payload_bytes]),
     };
     let message = Message::Append {
-        session: SessionId::default(),
+        session: ReplicationSession::default(),
         prev: LogId::ZERO,
         commit: Index(0),
         entries: vec![entry],
@@ -80,7 +80,7 @@ fn frame<Q: Queue>(outbox: &Outbox<Q>, generation: u64) -> Vec<Envelope> {
 
 #[test]
 fn of_each_kind_between_the_same_replicas_the_latest_wins() {
-    let (outbox, generation) = open::<Latest>();
+    let (outbox, generation) = open::<LatestQueue>();
     for round in 1..=3 {
         for group in [7, 8] {
             assert!(outbox.put(heartbeat(group, round)));
@@ -97,7 +97,7 @@ fn of_each_kind_between_the_same_replicas_the_latest_wins() {
 
 #[test]
 fn a_frame_is_bounded_and_a_larger_message_goes_alone() {
-    let (outbox, generation) = open::<InOrder>();
+    let (outbox, generation) = open::<FifoQueue>();
     for (index, bytes) in [(1, 4_000), (2, 4_000), (3, 4_000), (4, 30_000), (5, 10)] {
         assert!(outbox.put(append(1, index, bytes)));
     }
@@ -110,7 +110,7 @@ fn a_frame_is_bounded_and_a_larger_message_goes_alone() {
 /// With more slots than a frame holds, and the low ones filled again and again, every slot gets out.
 #[test]
 fn no_slot_waits_behind_busier_ones() {
-    let (outbox, generation) = open::<Latest>();
+    let (outbox, generation) = open::<LatestQueue>();
     let groups = 100;
     let mut seen = BTreeSet::new();
     for round in 0..20 {
@@ -127,7 +127,7 @@ fn no_slot_waits_behind_busier_ones() {
 
 #[test]
 fn a_full_bulk_queue_drops_the_new_message_and_keeps_the_order() {
-    let (outbox, generation) = open::<InOrder>();
+    let (outbox, generation) = open::<FifoQueue>();
     let taken = (1..=100).take_while(|index| outbox.put(append(1, *index, 5_000))).count();
     assert!((8..=10).contains(&taken), "{taken} messages of 5,000 bytes in 50,000");
     assert!(outbox.bytes() <= QUEUE_BYTES);
@@ -139,7 +139,7 @@ fn a_full_bulk_queue_drops_the_new_message_and_keeps_the_order() {
 
 #[test]
 fn a_message_above_the_queue_bound_passes_an_empty_queue() {
-    let (outbox, generation) = open::<InOrder>();
+    let (outbox, generation) = open::<FifoQueue>();
     assert!(outbox.put(append(1, 1, QUEUE_BYTES * 2)));
     assert!(!outbox.put(append(1, 2, 1)));
     assert_eq!(frame(&outbox, generation).len(), 1);
@@ -148,9 +148,9 @@ fn a_message_above_the_queue_bound_passes_an_empty_queue() {
 
 #[test]
 fn without_a_connection_bulk_is_dropped_and_control_waits() {
-    let bulk = Outbox::<InOrder>::new(QUEUE_BYTES, FRAME_BYTES);
+    let bulk = Outbox::<FifoQueue>::new(QUEUE_BYTES, FRAME_BYTES);
     assert!(!bulk.put(append(1, 1, 1)));
-    let control = Outbox::<Latest>::new(QUEUE_BYTES, FRAME_BYTES);
+    let control = Outbox::<LatestQueue>::new(QUEUE_BYTES, FRAME_BYTES);
     assert!(control.put(heartbeat(1, 1)));
     let generation = control.begin();
     assert!(poll(&control, generation).is_pending(), "nothing before the Hello is accepted");
@@ -160,7 +160,7 @@ fn without_a_connection_bulk_is_dropped_and_control_waits() {
 
 #[test]
 fn a_cut_names_each_replica_whose_messages_may_be_lost_once() {
-    let (outbox, generation) = open::<InOrder>();
+    let (outbox, generation) = open::<FifoQueue>();
     assert!(outbox.put(append(1, 1, 1)));
     let _read_by_the_peer = frame(&outbox, generation);
     assert!(outbox.put(append(2, 1, 1)));
@@ -178,7 +178,7 @@ fn a_cut_names_each_replica_whose_messages_may_be_lost_once() {
 
 #[test]
 fn what_was_never_sent_cannot_be_acknowledged() {
-    let (outbox, generation) = open::<Latest>();
+    let (outbox, generation) = open::<LatestQueue>();
     assert!(outbox.put(heartbeat(1, 1)));
     frame(&outbox, generation);
     assert_eq!(outbox.acknowledge(2), Err("it acknowledges frame 2 of 1".into()));
@@ -189,7 +189,7 @@ fn what_was_never_sent_cannot_be_acknowledged() {
 
 #[test]
 fn many_messages_wake_a_waiting_connection_once() {
-    let (outbox, generation) = open::<Latest>();
+    let (outbox, generation) = open::<LatestQueue>();
     let count = Arc::new(Count::default());
     let waker = Waker::from(Arc::clone(&count));
     assert!(outbox.poll_frame(generation, &Context::from_waker(&waker)).is_pending());
@@ -207,7 +207,7 @@ proptest! {
     /// and frames keep their bounds.
     #[test]
     fn bulk_is_a_bounded_queue(steps in proptest::collection::vec((any::<bool>(), 0..20_000_usize), 1..80)) {
-        let (outbox, generation) = open::<InOrder>();
+        let (outbox, generation) = open::<FifoQueue>();
         let (mut accepted, mut taken) = (Vec::new(), Vec::new());
         for (index, (put, bytes)) in steps.into_iter().enumerate() {
             if put {

@@ -46,7 +46,7 @@ impl Caller {
     }
 
     pub fn next(&self, answers: &mut Answers) -> Result<Option<wire::LinkResponse>, Status> {
-        let next = async { tokio::time::timeout(PATIENCE, answers.message()).await };
+        let next = async { tokio::time::timeout(TIMEOUT, answers.message()).await };
         self.runtime.block_on(next).expect("an answer in time")
     }
 }

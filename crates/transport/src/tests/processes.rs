@@ -107,7 +107,7 @@ fn until_taken(
     hello: &wire::LinkRequest,
     meanwhile: &[RefusalReason],
 ) -> (tokio::sync::mpsc::Sender<wire::LinkRequest>, Answers) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match answer(caller, hello.clone()) {
             (wire::link_response::Content::Hello(_), sender, answers) => return (sender, answers),

@@ -221,7 +221,8 @@ fn a_peer_that_breaks_the_rules_is_dropped_with_a_sentence() {
     assert_eq!(node.recorder.all(), [], "nothing of it was delivered");
 
     // A message above the decode limit ends the link too, and the node goes on.
-    let large = convert::to_wire(append_between(1, NodeId(2), NodeId(1), 1, MESSAGE_BYTES_MAX));
+    let large =
+        convert::to_wire(append_between(1, NodeId(2), NodeId(1), 1, PEER_MESSAGE_BYTES_MAX));
     let (_sender, mut answers) = caller.link(vec![hello(), frame(1, vec![large])]).unwrap();
     while let Ok(Some(_)) = caller.next(&mut answers) {}
     let (_sender, mut answers) = caller.link(vec![hello(), frame(1, vec![honest(2, 1)])]).unwrap();

@@ -49,7 +49,7 @@ fn send(from: &Node, to: &Node, source: impl SnapshotSource) -> Result<u64, Snap
     let header = header(5, from.id(), to.id());
     from.runtime().block_on(async {
         let turn = from.transport.snapshot_turn(to.id()).await?;
-        tokio::time::timeout(PATIENCE, turn.send(&header, source)).await.expect("an end in time")
+        tokio::time::timeout(TIMEOUT, turn.send(&header, source)).await.expect("an end in time")
     })
 }
 

@@ -12,7 +12,7 @@ use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{
     Entry, EntryKind, Envelope, GroupId, Index, LogId, Membership, Message, NodeId, Replica,
-    ReplicaId, SessionId, SnapshotMeta, Term, Timing,
+    ReplicaId, ReplicationSession, SnapshotMeta, Term, Timing,
 };
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::*;
 
 /// Far above what any of these tests needs, on any machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a node was told, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl Recorder {
 
     /// Waits until `found` finds something in all that was heard.
     pub fn wait<T>(&self, what: &str, mut found: impl FnMut(&[Heard]) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut heard = self.heard.lock();
         loop {
             if let Some(found) = found(&heard) {
@@ -246,7 +246,7 @@ impl Node {
         what: &str,
         mut wanted: impl FnMut(&PeerView) -> bool,
     ) -> PeerView {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let view = self.view(node);
             if wanted(&view) {
@@ -374,7 +374,7 @@ impl Ground {
 
     /// Waits until node `index` durably remembers a log of node `of` up to this.
     pub fn wait_remembered(&self, index: usize, of: usize, log_sequence: u64) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.remembered(index, of).is_none_or(|known| known.log_sequence != log_sequence) {
             assert!(Instant::now() < deadline, "{:?}", self.remembered(index, of));
             std::thread::sleep(Duration::from_millis(5));
@@ -466,7 +466,7 @@ pub fn listener() -> std::net::TcpListener {
 
 /// Listens on an address again whose last owner was just killed.
 pub fn listen_again(address: SocketAddr) -> std::net::TcpListener {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         // std sets SO_REUSEADDR, so connections in TIME_WAIT are no hindrance; a dying runtime is.
         match std::net::TcpListener::bind(address) {
@@ -501,7 +501,7 @@ pub fn cluster(count: u64) -> (Ground, Vec<Node>) {
 pub fn wait_bulk(from: &Node, to: &Node) {
     let probe = append(u64::MAX, from, to, 0, 0);
     let wanted = Heard::Delivered(from.id(), Lane::Bulk, probe.clone());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !to.recorder.all().contains(&wanted) {
         assert!(Instant::now() < deadline, "the bulk lane does not open");
         from.transport.send(to.id(), probe.clone());
@@ -520,7 +520,8 @@ pub fn envelope(group: u64, from: NodeId, to: NodeId, message: Message) -> Envel
 
 pub fn heartbeat(group: u64, from: &Node, to: &Node, round: u64) -> Envelope {
     let timing = Timing { round, ..Timing::default() };
-    let message = Message::Heartbeat { session: SessionId::default(), commit: Index(1), timing };
+    let message =
+        Message::Heartbeat { session: ReplicationSession::default(), commit: Index(1), timing };
     envelope(group, from.id(), to.id(), message)
 }
 
@@ -543,7 +544,7 @@ pub fn append_between(
         payload: Bytes::from(vec![index as u8; payload_bytes]),
     };
     let message = Message::Append {
-        session: SessionId { term: Term(3), counter: 1 },
+        session: ReplicationSession { term: Term(3), counter: 1 },
         prev: LogId::new(Term(3), Index(index.saturating_sub(1))),
         commit: Index(0),
         entries: vec![entry],
@@ -558,7 +559,7 @@ pub fn header(group: u64, from: NodeId, to: NodeId) -> SnapshotHeader {
         from: replica(from),
         to: replica(to),
         term: Term(3),
-        session: SessionId { term: Term(3), counter: 2 },
+        session: ReplicationSession { term: Term(3), counter: 2 },
         meta: SnapshotMeta {
             last: LogId::new(Term(2), Index(99)),
             stamp: 7,

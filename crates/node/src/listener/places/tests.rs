@@ -7,7 +7,7 @@ const AGE: Duration = Duration::from_secs(1000);
 
 fn places(clients: usize) -> (Arc<Places>, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
-    let limits = Limits { clients, idle: IDLE, age: AGE, patience: FIRST_REQUEST_PATIENCE };
+    let limits = Limits { clients, idle: IDLE, age: AGE, patience: FIRST_REQUEST_TIMEOUT };
     (Arc::new(Places::new(limits, metrics.clone())), metrics)
 }
 
@@ -65,7 +65,7 @@ async fn those_that_have_yielded_and_do_not_leave_are_few_and_closed_soon() {
     assert!(places.enter().take(Caller::Client).is_err(), "no more may yield");
     let begun = Instant::now();
     stubborn[0].until_overdue().await;
-    assert_eq!(begun.elapsed(), YIELD_PATIENCE);
+    assert_eq!(begun.elapsed(), YIELD_TIMEOUT);
     stubborn[0].leave();
     assert!(places.enter().take(Caller::Client).is_ok());
 
@@ -73,7 +73,7 @@ async fn those_that_have_yielded_and_do_not_leave_are_few_and_closed_soon() {
     let _call = stubborn[1].begin();
     let begun = Instant::now();
     stubborn[1].until_overdue().await;
-    assert_eq!(begun.elapsed(), YIELD_PATIENCE + LEAVE_PATIENCE);
+    assert_eq!(begun.elapsed(), YIELD_TIMEOUT + LEAVE_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,9 +12,9 @@ use super::{CHUNK_BYTES, FORMAT, Head, PART_BYTES, Part, Tail, bad, take_row};
 use crate::codec;
 use crate::error::{Result, StorageError};
 use crate::keys::RowKey;
-use crate::state::attempt::header_key;
 use crate::state::digest::Digest;
 use crate::state::generation::Generation;
+use crate::state::intent::header_key;
 use crate::state::versions;
 use crate::state::view::Shared;
 use crate::state::{Counts, Frontier, ShardHeader};
@@ -85,7 +85,7 @@ impl Installer {
             });
         }
         let number = generations.next;
-        let tree = shared.engine.tree(&Generation::tree_name(shared.group, number))?;
+        let tree = shared.database.tree(&Generation::tree_name(shared.group, number))?;
         generations.next += 1;
         generations.installing = true;
         drop(generations);
@@ -109,7 +109,7 @@ impl Installer {
         &self.meta
     }
 
-    /// Takes the next chunk. It writes to the disk, and waits for barriers as the engine demands.
+    /// Takes the next chunk. It writes to the disk, and waits for barriers as the database demands.
     ///
     /// # Errors
     /// [`StorageError::BadSnapshot`] for a chunk that is not whole or not the next one, or for
@@ -228,14 +228,14 @@ impl Installer {
         };
         let header = Arc::new(*header);
         // The header may only speak of rows that are durable.
-        self.shared.engine.barrier()?;
+        self.shared.database.barrier()?;
         let mut generations = self.shared.generations.lock();
         refuse_older(&self.shared, &self.meta)?;
         let key = header_key(self.shared.group);
         self.shared.headers.insert(&key, &header.encode()?)?;
         // From the insert on, the tree must not be dropped whatever else happens.
         self.stage = Stage::Flipped;
-        self.shared.engine.barrier()?;
+        self.shared.database.barrier()?;
         generations.durable = header.generation;
         drop(generations);
         Ok(Installed { generation: Arc::clone(&self.generation), header })
@@ -261,8 +261,8 @@ impl Drop for Installer {
         self.shared.generations.lock().installing = false;
         if !matches!(self.stage, Stage::Flipped) {
             let name = Generation::tree_name(self.shared.group, self.generation.number);
-            // A failure closes the engine by itself; and what is left is removed at the next open.
-            if let Err(error) = self.shared.engine.drop_tree(&name) {
+            // A failure closes the database by itself; and what is left is removed at the next open.
+            if let Err(error) = self.shared.database.drop_tree(&name) {
                 tracing::warn!(%error, "an unfinished install could not be removed");
             }
         }

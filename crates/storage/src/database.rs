@@ -13,8 +13,8 @@
 //!   lock for ever after their first use;
 //! - closes itself at the first error of a write (*poisoned*): what a failed write or fsync has
 //!   left behind cannot be known, so nothing is tried again before the files are opened afresh;
-//! - takes a page that fails its checksum, and a panic of the engine over what it read, for damage
-//!   of the tree that was asked for: whoever asked decides what that costs, never the engine.
+//! - takes a page that fails its checksum, and a panic of the database over what it read, for damage
+//!   of the tree that was asked for: whoever asked decides what that costs, never the database.
 
 use std::cell::Cell;
 use std::fs::{DirBuilder, File, Permissions};
@@ -33,22 +33,22 @@ use crate::crash;
 use crate::error::{Result, StorageError};
 use crate::space::{Disk, Space, SpaceProbe};
 
-/// Size of a segment of the engine's file; fixed when the directory is created.
+/// Size of a segment of the database's file; fixed when the directory is created.
 pub const SEGMENT_BYTES: usize = 8 << 20;
 /// The longest key that [`Tree::insert`] takes.
-pub const KEY_BYTES_MAX: usize = 4_700;
+pub const SLED_KEY_BYTES_MAX: usize = 4_700;
 /// The longest value that [`Tree::insert`] takes; longer records are split (see [`crate::pieces`]).
-pub const VALUE_BYTES_MAX: usize = 6_000;
+pub const SLED_VALUE_BYTES_MAX: usize = 6_000;
 /// Keys and values inserted between two barriers by the whole process, at most: 512 KiB. Removes
 /// count as well.
 pub const BARRIER_BYTES: u64 = 512 << 10;
 
-/// Called once, with the failure that closed the engine. A node ends its process here.
+/// Called once, with the failure that closed the database. A node ends its process here.
 pub type FatalHook = Arc<dyn Fn(&StorageError) + Send + Sync>;
 
-/// How to open an [`Engine`].
+/// How to open an [`Database`].
 #[derive(Clone)]
-pub struct EngineOptions {
+pub struct DatabaseOptions {
     /// Memory for the page cache, in bytes.
     pub cache_bytes: u64,
     /// Called at the first fatal failure, on the thread that met it. By default nothing: the
@@ -58,15 +58,15 @@ pub struct EngineOptions {
     pub space: SpaceProbe,
 }
 
-impl Default for EngineOptions {
+impl Default for DatabaseOptions {
     fn default() -> Self {
         Self { cache_bytes: 64 << 20, on_fatal: Arc::new(|_| {}), space: Arc::new(Space::of) }
     }
 }
 
-impl fmt::Debug for EngineOptions {
+impl fmt::Debug for DatabaseOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EngineOptions").field("cache_bytes", &self.cache_bytes).finish()
+        f.debug_struct("DatabaseOptions").field("cache_bytes", &self.cache_bytes).finish()
     }
 }
 
@@ -74,22 +74,22 @@ impl fmt::Debug for EngineOptions {
 /// insert does, whatever it removes. So at most 512 removes fall between two barriers.
 const REMOVE_BYTES: u64 = 1 << 10;
 
-/// The tree whose only value [`Engine::collect`] replaces.
+/// The tree whose only value [`Database::collect`] replaces.
 const COLLECT_TREE: &[u8] = b"collect";
-/// After so many writes to a page the engine writes it anew, and then moves one other page out of
+/// After so many writes to a page the database writes it anew, and then moves one other page out of
 /// a segment that is mostly dead.
 const WRITES_PER_PAGE: u64 = 10;
 /// What such a move counts towards [`BARRIER_BYTES`].
 const MOVED_PAGE_BYTES: u64 = 8 << 10;
 
-/// One open directory of the engine. Clones share it.
+/// One open directory of the database. Clones share it.
 #[derive(Clone)]
-pub struct Engine(Arc<Inner>);
+pub struct Database(Arc<Inner>);
 
 struct Inner {
     db: sled::Db,
     dir: PathBuf,
-    /// Our own handle of the engine's file `db`, kept open so that an error of writeback that the
+    /// Our own handle of the database's file `db`, kept open so that an error of writeback that the
     /// kernel reports once per handle cannot be missed between two opens.
     file: File,
     file_path: PathBuf,
@@ -105,7 +105,7 @@ struct Inner {
     durable: AtomicU64,
     /// Writes, ever: each may leave one more piece of a page in some segment.
     writes: AtomicU64,
-    /// Pages that [`Engine::collect`] has had moved, ever.
+    /// Pages that [`Database::collect`] has had moved, ever.
     collected: AtomicU64,
     barriers: Mutex<Barriers>,
     barrier_done: Condvar,
@@ -120,21 +120,21 @@ struct Barriers {
     running: Option<Instant>,
 }
 
-impl fmt::Debug for Engine {
+impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("dir", &self.0.dir).finish_non_exhaustive()
+        f.debug_struct("Database").field("dir", &self.0.dir).finish_non_exhaustive()
     }
 }
 
-impl Engine {
+impl Database {
     /// Opens the directory `dir`, creating it (0700) if it is not there. There is no time limit:
     /// a large file takes long to read. Everything found in it is durable when this returns.
     ///
     /// # Errors
-    /// Any [`StorageError`]; a panic inside the engine becomes [`StorageError::OpenPanicked`].
-    pub fn open(dir: &Path, options: EngineOptions) -> Result<Self> {
+    /// Any [`StorageError`]; a panic inside the database becomes [`StorageError::OpenPanicked`].
+    pub fn open(dir: &Path, options: DatabaseOptions) -> Result<Self> {
         let created = prepare_dir(dir)?;
-        // Before the engine is asked as well: it removes a blob that no page names any more.
+        // Before the database is asked as well: it removes a blob that no page names any more.
         find_blob(dir)?;
         let db = open_waiting(dir, options.cache_bytes)?;
         let file_path = dir.join("db");
@@ -148,7 +148,7 @@ impl Engine {
         if created && let Some(parent) = dir.canonicalize().ok().as_deref().and_then(Path::parent) {
             sync_path(parent)?;
         }
-        let engine = Self(Arc::new(Inner {
+        let database = Self(Arc::new(Inner {
             db,
             dir: dir.to_owned(),
             file,
@@ -165,10 +165,10 @@ impl Engine {
             barriers: Mutex::default(),
             barrier_done: Condvar::new(),
         }));
-        engine.check_blobs()?;
-        // What the engine has just read may be in the page cache alone, left by a killed process.
-        engine.barrier()?;
-        Ok(engine)
+        database.check_blobs()?;
+        // What the database has just read may be in the page cache alone, left by a killed process.
+        database.barrier()?;
+        Ok(database)
     }
 
     /// The directory that was opened.
@@ -181,12 +181,12 @@ impl Engine {
     /// barrier.
     ///
     /// # Errors
-    /// A failure of the engine, which closes it.
+    /// A failure of the database, which closes it.
     pub fn tree(&self, name: &[u8]) -> Result<Tree> {
         self.check_poisoned()?;
-        crash::point("engine.tree");
+        crash::point("database.tree");
         let tree = self.write("open", name, || self.0.db.open_tree(name))?;
-        Ok(Tree { engine: self.clone(), tree })
+        Ok(Tree { database: self.clone(), tree })
     }
 
     /// Removes the tree `name` with all it holds; nothing happens if there is none. Whatever
@@ -194,10 +194,10 @@ impl Engine {
     /// the pages of a large tree are many small writes that no limit counts.
     ///
     /// # Errors
-    /// A failure of the engine, which closes it.
+    /// A failure of the database, which closes it.
     pub fn drop_tree(&self, name: &[u8]) -> Result<()> {
         self.check_poisoned()?;
-        crash::point("engine.drop_tree");
+        crash::point("database.drop_tree");
         if self.write("drop", name, || self.0.db.drop_tree(name))? {
             self.barrier()
         } else {
@@ -221,7 +221,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`StorageError::Barrier`] to the caller that ran it, [`StorageError::Poisoned`] to the
-    /// others. The engine is closed then; nothing is tried again.
+    /// others. The database is closed then; nothing is tried again.
     pub fn barrier(&self) -> Result<()> {
         let inner = &*self.0;
         let mut state = inner.barriers.lock();
@@ -251,24 +251,24 @@ impl Engine {
     }
 
     /// For how long the running barrier has been running. A watchdog ends the process when a disk
-    /// hangs: an engine that failed a write can leave its flush asleep for ever.
+    /// hangs: an database that failed a write can leave its flush asleep for ever.
     #[must_use]
     pub fn barrier_age(&self) -> Option<Duration> {
         self.0.barriers.lock().running.map(|since| since.elapsed())
     }
 
-    /// Barriers completed since the engine was opened.
+    /// Barriers completed since the database was opened.
     #[must_use]
     pub fn barriers_completed(&self) -> u64 {
         self.0.barriers.lock().completed
     }
 
-    /// Size of the engine's files in bytes.
+    /// Size of the database's files in bytes.
     ///
     /// # Errors
     /// If the size cannot be read.
     pub fn disk_bytes(&self) -> Result<u64> {
-        self.0.db.size_on_disk().map_err(|error| StorageError::Engine {
+        self.0.db.size_on_disk().map_err(|error| StorageError::Database {
             action: "say how large it is",
             message: error.to_string(),
         })
@@ -280,15 +280,15 @@ impl Engine {
         &self.0.disk
     }
 
-    /// Has the engine move up to `pages` pages out of segments that are mostly dead, so that these
+    /// Has the database move up to `pages` pages out of segments that are mostly dead, so that these
     /// can be written again; returns how many, which is fewer where there cannot be more to move.
     ///
-    /// By itself the engine moves one page for each that it writes anew, and many small pages leave
+    /// By itself the database moves one page for each that it writes anew, and many small pages leave
     /// their pieces in far more segments than that empties: the file grows to ten times what is
     /// alive in it. Its own thread for that writes as much as it likes between two barriers.
     ///
     /// # Errors
-    /// A failure of the engine, which closes it.
+    /// A failure of the database, which closes it.
     pub fn collect(&self, pages: u64) -> Result<u64> {
         let tree = self.tree(COLLECT_TREE)?;
         for page in 0..pages {
@@ -310,7 +310,7 @@ impl Engine {
         Ok(pages)
     }
 
-    /// Looks how much of the file system is free, as each barrier does; [`Engine::disk`] then knows.
+    /// Looks how much of the file system is free, as each barrier does; [`Database::disk`] then knows.
     ///
     /// # Errors
     /// If the system does not say.
@@ -323,7 +323,7 @@ impl Engine {
         Ok(space)
     }
 
-    /// [`Engine::look_at_space`] where the write that made it necessary has succeeded: what was seen
+    /// [`Database::look_at_space`] where the write that made it necessary has succeeded: what was seen
     /// before goes on to count if the system says nothing now.
     pub(crate) fn see_space(&self) {
         if let Err(error) = self.look_at_space() {
@@ -331,16 +331,16 @@ impl Engine {
         }
     }
 
-    /// Fails if the engine has put a page into a blob file, which it never syncs. The caps on keys
+    /// Fails if the database has put a page into a blob file, which it never syncs. The caps on keys
     /// and values rule that out; tests call this after their barriers.
     ///
     /// # Errors
-    /// [`StorageError::BlobFile`], which closes the engine.
+    /// [`StorageError::BlobFile`], which closes the database.
     pub fn check_blobs(&self) -> Result<()> {
         find_blob(&self.0.dir).map_err(|error| self.fail(error))
     }
 
-    /// Fails if an earlier failure has closed the engine.
+    /// Fails if an earlier failure has closed the database.
     ///
     /// # Errors
     /// [`StorageError::Poisoned`].
@@ -351,7 +351,7 @@ impl Engine {
         }
     }
 
-    /// Closes the engine because of `error` and gives it back. The first caller's error is the one
+    /// Closes the database because of `error` and gives it back. The first caller's error is the one
     /// that counts and the one that the hook sees. The other files of a data directory (log, mark)
     /// report their failed writes here too: one directory fails as one.
     pub fn fail(&self, error: StorageError) -> StorageError {
@@ -414,9 +414,9 @@ impl Engine {
         self.0.inserted.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// Runs a write. A failure closes the engine, unless the tree was dropped meanwhile or a page
+    /// Runs a write. A failure closes the database, unless the tree was dropped meanwhile or a page
     /// of it cannot be read: nothing was changed then. A panic closes it, for what it left half
-    /// done inside the engine cannot be known.
+    /// done inside the database cannot be known.
     fn write<T>(
         &self,
         action: &'static str,
@@ -426,18 +426,18 @@ impl Engine {
         match caught(f) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => match failure(action, tree, error) {
-                error @ StorageError::Engine { .. } => Err(self.fail(error)),
+                error @ StorageError::Database { .. } => Err(self.fail(error)),
                 error => Err(error),
             },
             Err(message) => {
                 let message = format!("it panicked: {message}");
-                Err(self.fail(StorageError::Engine { action, message }))
+                Err(self.fail(StorageError::Database { action, message }))
             }
         }
     }
 }
 
-/// Runs a read, after whose panic nothing of the engine has changed.
+/// Runs a read, after whose panic nothing of the database has changed.
 fn read<T>(action: &'static str, tree: &[u8], f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
     match caught(f) {
         Ok(result) => result.map_err(|error| failure(action, tree, error)),
@@ -445,7 +445,7 @@ fn read<T>(action: &'static str, tree: &[u8], f: impl FnOnce() -> sled::Result<T
     }
 }
 
-/// What a failure of the engine means, before anything is closed because of it.
+/// What a failure of the database means, before anything is closed because of it.
 fn failure(action: &'static str, tree: &[u8], error: sled::Error) -> StorageError {
     match error {
         sled::Error::CollectionNotFound(_) => {
@@ -456,19 +456,19 @@ fn failure(action: &'static str, tree: &[u8], error: sled::Error) -> StorageErro
         sled::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             damaged(action, tree, &error.to_string())
         }
-        error => StorageError::Engine { action, message: error.to_string() },
+        error => StorageError::Database { action, message: error.to_string() },
     }
 }
 
 fn damaged(action: &'static str, tree: &[u8], message: &str) -> StorageError {
     let tree = tree.escape_ascii();
-    StorageError::damaged(format!("the storage engine cannot {action} tree {tree}: {message}"))
+    StorageError::damaged(format!("the storage database cannot {action} tree {tree}: {message}"))
 }
 
-/// A named, ordered set of keys and values inside an [`Engine`]. Clones share it.
+/// A named, ordered set of keys and values inside an [`Database`]. Clones share it.
 #[derive(Clone)]
 pub struct Tree {
-    engine: Engine,
+    database: Database,
     tree: sled::Tree,
 }
 
@@ -479,10 +479,10 @@ impl fmt::Debug for Tree {
 }
 
 impl Tree {
-    /// The engine this tree belongs to.
+    /// The database this tree belongs to.
     #[must_use]
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    pub fn database(&self) -> &Database {
+        &self.database
     }
 
     /// The value of `key`.
@@ -498,16 +498,16 @@ impl Tree {
     /// inserted since the last.
     ///
     /// # Errors
-    /// [`StorageError::TooLarge`] over the caps, else a failure of the engine, which closes it.
+    /// [`StorageError::TooLarge`] over the caps, else a failure of the database, which closes it.
     pub fn insert(&self, key: &[u8], value: &[u8]) -> Result<()> {
-        check_len("a key", key.len(), KEY_BYTES_MAX)?;
-        check_len("a value", value.len(), VALUE_BYTES_MAX)?;
+        check_len("a key", key.len(), SLED_KEY_BYTES_MAX)?;
+        check_len("a value", value.len(), SLED_VALUE_BYTES_MAX)?;
         let bytes = (key.len() + value.len()) as u64;
-        self.engine.reserve(bytes)?;
-        crash::point("engine.insert");
+        self.database.reserve(bytes)?;
+        crash::point("database.insert");
         let name = self.tree.name();
-        self.engine.write("insert a value into", &name, || self.tree.insert(key, value))?;
-        self.engine.written(bytes);
+        self.database.write("insert a value into", &name, || self.tree.insert(key, value))?;
+        self.database.written(bytes);
         Ok(())
     }
 
@@ -517,18 +517,18 @@ impl Tree {
     /// # Errors
     /// As [`Tree::insert`].
     pub fn remove(&self, key: &[u8]) -> Result<()> {
-        check_len("a key", key.len(), KEY_BYTES_MAX)?;
+        check_len("a key", key.len(), SLED_KEY_BYTES_MAX)?;
         let bytes = key.len() as u64 + REMOVE_BYTES;
-        self.engine.reserve(bytes)?;
-        crash::point("engine.remove");
+        self.database.reserve(bytes)?;
+        crash::point("database.remove");
         let name = self.tree.name();
-        self.engine.write("remove a value from", &name, || self.tree.remove(key))?;
-        self.engine.written(bytes);
+        self.database.write("remove a value from", &name, || self.tree.remove(key))?;
+        self.database.written(bytes);
         Ok(())
     }
 
     /// The keys in `range` in order. Not a snapshot: what is written meanwhile may or may not be
-    /// seen. There is no way from the end: the engine's reverse iterator panics where a key lies
+    /// seen. There is no way from the end: the database's reverse iterator panics where a key lies
     /// between a node and the key that it guesses to be just below that node.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> TreeRange {
         TreeRange { pairs: Some(self.tree.range(range)), tree: self.tree.clone() }
@@ -541,7 +541,7 @@ fn check_len(what: &'static str, len: usize, limit: usize) -> Result<()> {
 
 /// Keys and values of a tree, in key order. An error ends it.
 pub struct TreeRange {
-    /// `None` after an error: where the engine's iterator stands then cannot be known.
+    /// `None` after an error: where the database's iterator stands then cannot be known.
     pairs: Option<sled::Iter>,
     tree: sled::Tree,
 }
@@ -583,7 +583,7 @@ impl fmt::Debug for Value {
     }
 }
 
-/// Creates `dir` (0700) if needed and removes what a crash inside the engine leaves behind; true
+/// Creates `dir` (0700) if needed and removes what a crash inside the database leaves behind; true
 /// if it was created.
 fn prepare_dir(dir: &Path) -> Result<bool> {
     let created = !dir.exists();
@@ -600,7 +600,7 @@ fn prepare_dir(dir: &Path) -> Result<bool> {
     for entry in entries {
         let path = entry.map_err(|error| StorageError::io("list", dir, error))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // A half-written snapshot of the engine's page table; it would be read as a whole one.
+        // A half-written snapshot of the database's page table; it would be read as a whole one.
         if name.starts_with("snap.") && name.ends_with(".generating") {
             tracing::info!(path = %path.display(), "removing an unfinished snapshot file");
             fs::remove_file(&path).map_err(|error| StorageError::io("remove", &path, error))?;
@@ -624,18 +624,18 @@ fn find_blob(dir: &Path) -> Result<()> {
 }
 
 thread_local! {
-    /// How many calls of the engine this thread is in, whose panics become errors.
+    /// How many calls of the database this thread is in, whose panics become errors.
     static CAUGHT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// True while this thread is in a call of the engine, whose panic is caught and becomes an error. A
+/// True while this thread is in a call of the database, whose panic is caught and becomes an error. A
 /// panic hook that ends the process must let such a panic pass.
 #[must_use]
 pub fn panic_is_caught() -> bool {
     CAUGHT.get() > 0
 }
 
-/// Runs a call of the engine; a panic in it comes back as its words. The caller must not rely on
+/// Runs a call of the database; a panic in it comes back as its words. The caller must not rely on
 /// anything that the call could have left half changed.
 fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     CAUGHT.set(CAUGHT.get() + 1);
@@ -650,8 +650,8 @@ fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
 /// How long a lock on the directory is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// Opens, and waits a moment for a lock to go: threads of the engine hold on to its file for a
-/// little while after the last handle was dropped, so an engine that was just closed in this
+/// Opens, and waits a moment for a lock to go: threads of the database hold on to its file for a
+/// little while after the last handle was dropped, so an database that was just closed in this
 /// process looks as if another had it.
 fn open_waiting(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
     let since = Instant::now();
@@ -678,7 +678,7 @@ fn open_guarded(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
             Err(StorageError::InUse { path: dir.to_owned() })
         }
         Ok(Err(error)) => {
-            Err(StorageError::Engine { action: "open the directory", message: error.to_string() })
+            Err(StorageError::Database { action: "open the directory", message: error.to_string() })
         }
         Err(message) => Err(StorageError::OpenPanicked { path: dir.to_owned(), message }),
     }

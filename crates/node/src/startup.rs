@@ -14,9 +14,9 @@ use quorate_machine::replicas_of;
 use quorate_placement::meta_replicas;
 use quorate_proto::v1::ClusterMap;
 use quorate_raft::GroupId;
-use quorate_service::shared::Core;
+use quorate_service::shared::Shared;
 use quorate_storage::{
-    DeltaBudget, Engine as Sled, EngineOptions, FatalHook, HashRange, LogBackend, NodeRecords,
+    Database, DatabaseOptions, DeltaBudget, FatalHook, HashRange, LogBackend, NodeRecords,
     RecordLog, RecoveredGroup, ReplicaKey, ShardStore, StorageError,
 };
 use quorate_transport::Memories;
@@ -29,7 +29,7 @@ use crate::peer_memory;
 
 /// What the storage holds when it is open.
 pub(crate) struct Storage {
-    pub(crate) sled: Sled,
+    pub(crate) sled: Database,
     pub(crate) budget: Arc<DeltaBudget>,
     pub(crate) records: Arc<NodeRecords>,
     pub(crate) log: RecordLog,
@@ -77,7 +77,7 @@ fn end_process_once(opened: &Arc<AtomicBool>) -> FatalHook {
 /// The engine's own words name neither the directory nor what that means.
 fn cannot_open(sled: &Path, error: StorageError) -> OpenFailed {
     match error {
-        StorageError::Engine { .. } | StorageError::OpenPanicked { .. } => {
+        StorageError::Database { .. } | StorageError::OpenPanicked { .. } => {
             OpenFailed::Stays(format!(
                 "{} cannot be opened: {error}. It was left as it is; the other nodes serve its shards",
                 sled.display()
@@ -124,12 +124,12 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
         )));
     }
     let opened = Arc::new(AtomicBool::new(false));
-    let options = EngineOptions {
+    let options = DatabaseOptions {
         cache_bytes: config.memory.engine_cache,
         on_fatal: end_process_once(&opened),
-        ..EngineOptions::default()
+        ..DatabaseOptions::default()
     };
-    let sled = Sled::open(&dir.sled_dir(), options)
+    let sled = Database::open(&dir.sled_dir(), options)
         .map_err(|error| cannot_open(&dir.sled_dir(), error))?;
     let backend = match config.log_store {
         LogStore::Sled => LogBackend::Sled,
@@ -183,8 +183,8 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
 ///
 /// A failed write.
 pub(crate) fn open_replicas(
-    core: &Core,
-    sled: &Sled,
+    core: &Shared,
+    sled: &Database,
     formed: &Formed,
     stores: Vec<ShardStore>,
     mut recovered: BTreeMap<ReplicaKey, RecoveredGroup>,
@@ -240,10 +240,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let opened = Arc::new(AtomicBool::new(false));
         let on_fatal = end_process_once(&opened);
-        let options = EngineOptions { on_fatal, ..EngineOptions::default() };
-        let sled = Sled::open(dir.path(), options).unwrap();
+        let options = DatabaseOptions { on_fatal, ..DatabaseOptions::default() };
+        let sled = Database::open(dir.path(), options).unwrap();
         let message = "a page cannot be".to_owned();
-        let error = sled.fail(StorageError::Engine { action: "insert a value into", message });
+        let error = sled.fail(StorageError::Database { action: "insert a value into", message });
         assert!(matches!(OpenFailed::from(error), OpenFailed::Stays(_)));
     }
 }

@@ -3,31 +3,31 @@ use std::sync::atomic::AtomicUsize;
 use super::*;
 use crate::space::DiskLevel;
 
-fn open(dir: &Path) -> Engine {
-    Engine::open(dir, EngineOptions::default()).unwrap()
+fn open(dir: &Path) -> Database {
+    Database::open(dir, DatabaseOptions::default()).unwrap()
 }
 
 #[test]
 fn what_was_inserted_is_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("engine");
-    let engine = open(&path);
-    let tree = engine.tree(b"t").unwrap();
+    let path = dir.path().join("database");
+    let database = open(&path);
+    let tree = database.tree(b"t").unwrap();
     tree.insert(b"a", b"1").unwrap();
     tree.insert(b"b", b"2").unwrap();
     tree.remove(b"a").unwrap();
-    engine.barrier().unwrap();
-    engine.check_blobs().unwrap();
-    drop((tree, engine));
-    let engine = open(&path);
-    let tree = engine.tree(b"t").unwrap();
+    database.barrier().unwrap();
+    database.check_blobs().unwrap();
+    drop((tree, database));
+    let database = open(&path);
+    let tree = database.tree(b"t").unwrap();
     assert_eq!(tree.get(b"a").unwrap(), None);
     assert_eq!(tree.get(b"b").unwrap().unwrap()[..], *b"2");
-    assert_eq!(engine.tree_names(), [b"t".to_vec()]);
-    engine.drop_tree(b"t").unwrap();
-    assert!(engine.tree_names().is_empty());
+    assert_eq!(database.tree_names(), [b"t".to_vec()]);
+    database.drop_tree(b"t").unwrap();
+    assert!(database.tree_names().is_empty());
     assert!(tree.insert(b"c", b"3").is_err());
-    engine.check_poisoned().unwrap();
+    database.check_poisoned().unwrap();
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn ranges_are_in_order_and_end_where_they_should() {
 #[test]
 fn the_directory_is_private_and_half_snapshots_go() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("engine");
+    let path = dir.path().join("database");
     drop(open(&path));
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     let half = path.join("snap.00000000000000FF.generating");
@@ -58,32 +58,32 @@ fn the_directory_is_private_and_half_snapshots_go() {
 fn a_second_open_says_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let _engine = open(dir.path());
-    let error = Engine::open(dir.path(), EngineOptions::default()).unwrap_err();
+    let error = Database::open(dir.path(), DatabaseOptions::default()).unwrap_err();
     assert!(matches!(error, StorageError::InUse { .. }), "{error}");
 }
 
 #[test]
 fn keys_and_values_over_the_caps_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
-    let tree = engine.tree(b"t").unwrap();
-    let (key, value) = (vec![1; KEY_BYTES_MAX + 1], vec![1; VALUE_BYTES_MAX + 1]);
+    let database = open(dir.path());
+    let tree = database.tree(b"t").unwrap();
+    let (key, value) = (vec![1; SLED_KEY_BYTES_MAX + 1], vec![1; SLED_VALUE_BYTES_MAX + 1]);
     for result in [tree.insert(&key, b""), tree.insert(b"k", &value), tree.remove(&key)] {
         let error = result.unwrap_err();
         assert!(matches!(error, StorageError::TooLarge { .. }) && !error.is_fatal(), "{error}");
     }
     tree.insert(&key[1..], &value[1..]).unwrap();
-    engine.check_poisoned().unwrap();
+    database.check_poisoned().unwrap();
 }
 
 /// A page over a quarter of a segment would become a blob. A leaf is split when it has more than
 /// 16 items, an index node when it has more than 256 children; 64 bytes an item and a page head
-/// are more than the engine spends on them.
+/// are more than the database spends on them.
 #[test]
 fn no_page_can_become_a_blob() {
     let quarter = SEGMENT_BYTES / 4;
-    let leaf = 17 * (KEY_BYTES_MAX + VALUE_BYTES_MAX + 64) + 4096;
-    let index = 257 * (KEY_BYTES_MAX + 64) + 4096;
+    let leaf = 17 * (SLED_KEY_BYTES_MAX + SLED_VALUE_BYTES_MAX + 64) + 4096;
+    let index = 257 * (SLED_KEY_BYTES_MAX + 64) + 4096;
     assert!(leaf < quarter, "{leaf}");
     assert!(index < quarter, "{index}");
 }
@@ -92,19 +92,19 @@ fn no_page_can_become_a_blob() {
 #[test]
 fn the_largest_rows_make_no_blob() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
-    let tree = engine.tree(b"t").unwrap();
-    let mut key = vec![7; KEY_BYTES_MAX];
+    let database = open(dir.path());
+    let tree = database.tree(b"t").unwrap();
+    let mut key = vec![7; SLED_KEY_BYTES_MAX];
     for i in 0..1_000u32 {
-        key[KEY_BYTES_MAX - 4..].copy_from_slice(&i.to_be_bytes());
-        tree.insert(&key, &[i as u8; VALUE_BYTES_MAX]).unwrap();
+        key[SLED_KEY_BYTES_MAX - 4..].copy_from_slice(&i.to_be_bytes());
+        tree.insert(&key, &[i as u8; SLED_VALUE_BYTES_MAX]).unwrap();
         if i % 100 == 0 {
-            engine.barrier().unwrap();
-            engine.check_blobs().unwrap();
+            database.barrier().unwrap();
+            database.check_blobs().unwrap();
         }
     }
-    engine.barrier().unwrap();
-    engine.check_blobs().unwrap();
+    database.barrier().unwrap();
+    database.check_blobs().unwrap();
 }
 
 #[test]
@@ -112,17 +112,17 @@ fn a_blob_file_is_fatal() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()));
     fs::write(dir.path().join("blobs/123"), b"x").unwrap();
-    let error = Engine::open(dir.path(), EngineOptions::default()).unwrap_err();
+    let error = Database::open(dir.path(), DatabaseOptions::default()).unwrap_err();
     assert!(matches!(error, StorageError::BlobFile { .. }) && error.is_fatal(), "{error}");
 }
 
-/// Damage of the engine's own files is an error value, whatever the engine makes of it.
+/// Damage of the database's own files is an error value, whatever the database makes of it.
 #[test]
 fn garbage_in_the_directory_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()));
     fs::write(dir.path().join("conf"), b"segment_size: 8388608\nuse_compression").unwrap();
-    let error = Engine::open(dir.path(), EngineOptions::default()).unwrap_err();
+    let error = Database::open(dir.path(), DatabaseOptions::default()).unwrap_err();
     assert!(error.is_fatal(), "{error}");
     assert!(!panic_is_caught());
 }
@@ -130,44 +130,44 @@ fn garbage_in_the_directory_is_an_error() {
 #[test]
 fn too_many_bytes_force_a_barrier() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
-    let before = engine.barriers_completed();
-    let tree = engine.tree(b"t").unwrap();
-    let per_barrier = BARRIER_BYTES as usize / (VALUE_BYTES_MAX + 4);
+    let database = open(dir.path());
+    let before = database.barriers_completed();
+    let tree = database.tree(b"t").unwrap();
+    let per_barrier = BARRIER_BYTES as usize / (SLED_VALUE_BYTES_MAX + 4);
     for i in 0..per_barrier as u32 {
-        tree.insert(&i.to_be_bytes(), &[1; VALUE_BYTES_MAX]).unwrap();
+        tree.insert(&i.to_be_bytes(), &[1; SLED_VALUE_BYTES_MAX]).unwrap();
     }
-    assert_eq!(engine.barriers_completed(), before);
+    assert_eq!(database.barriers_completed(), before);
     for i in 0..2 * per_barrier as u32 {
-        tree.insert(&i.to_be_bytes(), &[2; VALUE_BYTES_MAX]).unwrap();
+        tree.insert(&i.to_be_bytes(), &[2; SLED_VALUE_BYTES_MAX]).unwrap();
     }
-    assert_eq!(engine.barriers_completed(), before + 2);
+    assert_eq!(database.barriers_completed(), before + 2);
 }
 
 #[test]
 fn barriers_are_shared_and_the_limit_holds_with_many_writers() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
-    let before = engine.barriers_completed();
+    let database = open(dir.path());
+    let before = database.barriers_completed();
     std::thread::scope(|scope| {
         for writer in 0..8u8 {
-            let engine = engine.clone();
+            let database = database.clone();
             scope.spawn(move || {
-                let tree = engine.tree(b"t").unwrap();
+                let tree = database.tree(b"t").unwrap();
                 for i in 0..100u8 {
                     tree.insert(&[writer, i], &[i; 2_000]).unwrap();
-                    let open = engine.0.inserted.load(Ordering::SeqCst)
-                        - engine.0.durable.load(Ordering::SeqCst);
+                    let open = database.0.inserted.load(Ordering::SeqCst)
+                        - database.0.durable.load(Ordering::SeqCst);
                     assert!(open <= BARRIER_BYTES, "{open}");
-                    engine.barrier().unwrap();
+                    database.barrier().unwrap();
                 }
             });
         }
     });
-    let barriers = engine.barriers_completed() - before;
+    let barriers = database.barriers_completed() - before;
     // With 8 threads in step a barrier serves up to eight; alone each would need its own.
     assert!((100..=800).contains(&barriers), "{barriers}");
-    assert_eq!(engine.barrier_age(), None);
+    assert_eq!(database.barrier_age(), None);
 }
 
 #[test]
@@ -179,28 +179,29 @@ fn the_first_failure_closes_the_engine_and_calls_the_hook_once() {
         assert!(error.is_barrier_failure());
         seen.fetch_add(1, Ordering::SeqCst);
     });
-    let engine =
-        Engine::open(dir.path(), EngineOptions { on_fatal, ..EngineOptions::default() }).unwrap();
-    let tree = engine.tree(b"t").unwrap();
+    let database =
+        Database::open(dir.path(), DatabaseOptions { on_fatal, ..DatabaseOptions::default() })
+            .unwrap();
+    let tree = database.tree(b"t").unwrap();
     for message in ["first", "second"] {
-        engine.fail(StorageError::Barrier {
+        database.fail(StorageError::Barrier {
             stage: "fdatasync",
             path: "db".into(),
             message: message.into(),
         });
     }
     assert_eq!(calls.load(Ordering::SeqCst), 1);
-    for result in [engine.barrier(), tree.insert(b"a", b"b"), engine.drop_tree(b"t")] {
+    for result in [database.barrier(), tree.insert(b"a", b"b"), database.drop_tree(b"t")] {
         let error = result.unwrap_err();
         assert!(error.to_string().contains("first") && error.is_fatal(), "{error}");
     }
 }
 
-/// What a start reads may make the engine panic: the damage is that tree's, and the others go on.
+/// What a start reads may make the database panic: the damage is that tree's, and the others go on.
 #[test]
 fn a_panic_over_what_was_read_is_damage_of_the_tree_and_closes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
+    let database = open(dir.path());
     let met = read::<()>("read a range of", b"s1/1", || {
         assert!(panic_is_caught());
         panic!("no page 7")
@@ -208,28 +209,28 @@ fn a_panic_over_what_was_read_is_damage_of_the_tree_and_closes_nothing() {
     let error = met.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "damaged: the storage engine cannot read a range of tree s1/1: it panicked: no page 7"
+        "damaged: the storage database cannot read a range of tree s1/1: it panicked: no page 7"
     );
     assert!(error.is_damage() && !error.is_fatal() && !panic_is_caught());
-    engine.barrier().unwrap();
+    database.barrier().unwrap();
 }
 
 #[test]
 fn a_panic_of_a_write_closes_the_engine() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
+    let database = open(dir.path());
     let error =
-        engine.write::<()>("insert a value into", b"t", || panic!("half done")).unwrap_err();
+        database.write::<()>("insert a value into", b"t", || panic!("half done")).unwrap_err();
     assert!(error.is_fatal() && error.to_string().contains("panicked: half done"), "{error}");
-    assert!(matches!(engine.barrier(), Err(StorageError::Poisoned { .. })));
+    assert!(matches!(database.barrier(), Err(StorageError::Poisoned { .. })));
 }
 
 /// A disk of 1 GiB, of which `free` bytes are free.
-fn open_with(dir: &Path, free: &Arc<AtomicU64>) -> Engine {
+fn open_with(dir: &Path, free: &Arc<AtomicU64>) -> Database {
     let free = Arc::clone(free);
     let space: SpaceProbe =
         Arc::new(move |_| Ok(Space { total: 1 << 30, free: free.load(Ordering::SeqCst) }));
-    Engine::open(dir, EngineOptions { space, ..EngineOptions::default() }).unwrap()
+    Database::open(dir, DatabaseOptions { space, ..DatabaseOptions::default() }).unwrap()
 }
 
 /// However fast the disk fills: who waits for a barrier sees what it left.
@@ -237,13 +238,13 @@ fn open_with(dir: &Path, free: &Arc<AtomicU64>) -> Engine {
 fn the_free_space_is_looked_at_with_every_barrier() {
     let dir = tempfile::tempdir().unwrap();
     let free = Arc::new(AtomicU64::new(1 << 30));
-    let engine = open_with(dir.path(), &free);
-    let tree = engine.tree(b"t").unwrap();
+    let database = open_with(dir.path(), &free);
+    let tree = database.tree(b"t").unwrap();
     let write = |left: u64| {
         free.store(left << 20, Ordering::SeqCst);
         tree.insert(&left.to_be_bytes(), b"value").unwrap();
-        engine.barrier().unwrap();
-        engine.disk().level()
+        database.barrier().unwrap();
+        database.disk().level()
     };
     assert_eq!(write(300), DiskLevel::Ok);
     assert_eq!(write(255), DiskLevel::Low);

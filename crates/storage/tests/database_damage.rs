@@ -1,6 +1,6 @@
-//! Flipped bits in the engine's own file: whatever it makes of them, opening and reading all there
+//! Flipped bits in the database's own file: whatever it makes of them, opening and reading all there
 //! is ends in answers or in errors of what was read, never in a panic and never in an error that
-//! closes the engine, for both would cost the whole node at every start.
+//! closes the database, for both would cost the whole node at every start.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use model::*;
 use quorate_storage::testing::{append, entry};
 use quorate_storage::{
-    DeltaBudget, Engine, EngineOptions, LogBackend, NodeRecords, RecordLog, ShardStore,
+    Database, DatabaseOptions, DeltaBudget, LogBackend, NodeRecords, RecordLog, ShardStore,
     StorageError,
 };
 
@@ -23,29 +23,29 @@ const FLIPS: usize = 24;
 
 /// A directory with a log, a record of the node, and a shard with a checkpoint.
 fn write_everything(dir: &Path) {
-    let engine = open_engine(&dir.join("sled"));
-    let (mut log, _) = RecordLog::open(LogBackend::Sled, &engine, dir).unwrap();
+    let database = open_database(&dir.join("sled"));
+    let (mut log, _) = RecordLog::open(LogBackend::Sled, &database, dir).unwrap();
     for index in 1..=100 {
         log.append(&[append(1, vec![entry(1, index, 100_000)])]).unwrap();
     }
     let budget = Arc::new(DeltaBudget::with_cache(1 << 20, 0));
-    let mut store = create(&engine, 1, &budget);
+    let mut store = create(&database, 1, &budget);
     let mut model = Model::default();
     for n in 0..20u8 {
         model.apply(vec![Write::Put(user([b'k', n]), Bytes::from(vec![n; 50 * n as usize]))]);
     }
     replay(&mut store, &model, model.applied());
     checkpoint(&mut store).unwrap();
-    NodeRecords::open(&engine).unwrap().put("map", &[7; 9_000]).unwrap();
+    NodeRecords::open(&database).unwrap().put("map", &[7; 9_000]).unwrap();
     log.close().unwrap();
 }
 
 /// All that a start reads, and then every row.
-fn read_everything(dir: &Path, engine: &Engine) -> Result<(), StorageError> {
-    RecordLog::open(LogBackend::Sled, engine, dir)?;
-    NodeRecords::open(engine)?.get("map")?;
+fn read_everything(dir: &Path, database: &Database) -> Result<(), StorageError> {
+    RecordLog::open(LogBackend::Sled, database, dir)?;
+    NodeRecords::open(database)?.get("map")?;
     let budget = Arc::new(DeltaBudget::with_cache(1 << 20, 0));
-    for store in ShardStore::open_all(engine, &budget)?.into_values() {
+    for store in ShardStore::open_all(database, &budget)?.into_values() {
         store?.reader().scrub(|_| {})?;
     }
     Ok(())
@@ -55,9 +55,9 @@ fn read_everything(dir: &Path, engine: &Engine) -> Result<(), StorageError> {
 fn a_flipped_bit_in_the_engines_file_is_damage_of_what_was_read_and_closes_nothing() {
     let pristine = tempfile::tempdir().unwrap();
     write_everything(pristine.path());
-    let engine = open_engine(&pristine.path().join("sled"));
-    read_everything(pristine.path(), &engine).unwrap();
-    drop(engine);
+    let database = open_database(&pristine.path().join("sled"));
+    read_everything(pristine.path(), &database).unwrap();
+    drop(database);
     let bytes = fs::read(pristine.path().join("sled/db")).unwrap();
     let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     let mut met = 0;
@@ -67,16 +67,16 @@ fn a_flipped_bit_in_the_engines_file_is_damage_of_what_was_read_and_closes_nothi
         let mut bytes = bytes.clone();
         bytes[flip * written / FLIPS] ^= 1 << (flip % 8);
         fs::write(dir.path().join("sled/db"), &bytes).unwrap();
-        // An engine that does not open at all has said so.
-        let opened = Engine::open(&dir.path().join("sled"), EngineOptions::default());
-        let Ok(engine) = opened else { continue };
-        if let Err(error) = read_everything(dir.path(), &engine) {
+        // An database that does not open at all has said so.
+        let opened = Database::open(&dir.path().join("sled"), DatabaseOptions::default());
+        let Ok(database) = opened else { continue };
+        if let Err(error) = read_everything(dir.path(), &database) {
             assert!(error.is_damage() && !error.is_fatal(), "flip {flip}: {error}");
-            engine.check_poisoned().unwrap();
+            database.check_poisoned().unwrap();
             met += 1;
         }
     }
-    assert!(met > 0, "no flip was met behind the opening of the engine");
+    assert!(met > 0, "no flip was met behind the opening of the database");
 }
 
 fn copy(from: &Path, to: &Path) {

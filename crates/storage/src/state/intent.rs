@@ -5,7 +5,7 @@ use quorate_raft::GroupId;
 
 use super::header::ShardHeader;
 use crate::codec;
-use crate::engine::Tree;
+use crate::database::Tree;
 use crate::error::Result;
 
 /// The key of a shard's header in the tree of headers.
@@ -26,7 +26,7 @@ pub(crate) fn attempt_key(group: GroupId) -> [u8; 9] {
 /// older than its attempt has to be searched for versions above the header when it is opened, and
 /// no other has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
-pub(crate) struct Attempt {
+pub(crate) struct CheckpointIntent {
     pub(crate) generation: u64,
     /// The checkpoint whose versions may be in the tree.
     pub(crate) begun: u64,
@@ -34,22 +34,22 @@ pub(crate) struct Attempt {
     pub(crate) cleaned: u64,
 }
 
-impl Attempt {
+impl CheckpointIntent {
     const FORMAT: u8 = 1;
 
     /// The record of a tree in which nothing was begun that is not in its header.
-    pub(crate) fn none(header: &ShardHeader) -> Attempt {
+    pub(crate) fn none(header: &ShardHeader) -> CheckpointIntent {
         let number = header.number;
-        Attempt { generation: header.generation, begun: number, cleaned: number }
+        CheckpointIntent { generation: header.generation, begun: number, cleaned: number }
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Attempt> {
-        codec::decode(bytes, Attempt::FORMAT, "the attempt record of a shard")
+    pub(crate) fn decode(bytes: &[u8]) -> Result<CheckpointIntent> {
+        codec::decode(bytes, CheckpointIntent::FORMAT, "the attempt record of a shard")
     }
 
     /// Writes the record of a shard; it is durable behind the next barrier.
     pub(crate) fn write(&self, headers: &Tree, group: GroupId) -> Result<()> {
-        let bytes = codec::encode(Attempt::FORMAT, self)?;
+        let bytes = codec::encode(CheckpointIntent::FORMAT, self)?;
         headers.insert(&attempt_key(group), &bytes)
     }
 }
