@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Source, assert_none, manifest, members, sources};
+use super::crates::{manifest, members};
+use super::sources::{Source, assert_none, sources};
 
 /// Where a module stands in its crate: `engine::turn` is `["engine", "turn"]`, the root is empty.
 type Path = Vec<String>;
