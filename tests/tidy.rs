@@ -13,5 +13,7 @@ mod files;
 mod graph;
 #[path = "tidy/needs.rs"]
 mod needs;
+#[path = "tidy/prose.rs"]
+mod prose;
 #[path = "tidy/sources.rs"]
 mod sources;

@@ -81,7 +81,7 @@ pub fn hits<'s>(sources: impl IntoIterator<Item = &'s Source>, words: &[&str]) -
 }
 
 /// Whether the line has this word, not as a part of a longer name.
-fn contains_word(line: &str, word: &str) -> bool {
+pub fn contains_word(line: &str, word: &str) -> bool {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();
