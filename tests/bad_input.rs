@@ -134,7 +134,7 @@ async fn a_directory_that_is_another_ones_is_refused_and_left_alone() {
     );
     assert_eq!(code(&output), 13, "{output:?}");
     assert!(said(&output).contains(&busy), "{}", said(&output));
-    assert_eq!(client.get("mine").await.expect("the node goes on").value, "kept");
+    assert_eq!(client.get("mine").await.expect("the node still serves").value, "kept");
     assert_eq!(cluster.stop(1), Exit::Code(0));
 
     // Another node id, a newer format, damage.
@@ -202,7 +202,7 @@ async fn a_node_of_another_cluster_is_refused_by_both_sides() {
     ours.client().put("whose", "ours").await.expect("a put");
     theirs.client().put("whose", "theirs").await.expect("a put");
 
-    // A node that is new, and told to found a cluster with nodes that have one.
+    // A new node that is asked to found a cluster with nodes that have one.
     let directory = ours.directory().join("new");
     let ports = lease(1);
     let address = ports[0].address();
@@ -250,10 +250,10 @@ async fn a_node_of_another_cluster_is_refused_by_both_sides() {
     until("their node logs whom it refused", TIMEOUT, || {
         theirs.log(1).contains("belongs to cluster").then_some(())
     });
-    ours.client_of(&[1, 2]).put("more", "ours").await.expect("ours goes on");
-    theirs.client().put("more", "theirs").await.expect("theirs goes on");
+    ours.client_of(&[1, 2]).put("more", "ours").await.expect("ours still serves");
+    theirs.client().put("more", "theirs").await.expect("theirs still serves");
     assert_eq!(theirs.client().get("whose").await.expect("a read").value, "theirs");
-    // A client whose hint is of another cluster is told so.
+    // A client whose hint is of another cluster learns that.
     let route = RouteHint { cluster_id, ..RouteHint::default() };
     let request = GetRequest { key: "whose".into(), route: Some(route), ..GetRequest::default() };
     let refused = ours.kv(1).get(request).await.expect_err("it is for another cluster");
@@ -340,9 +340,9 @@ async fn requests_over_a_limit_or_without_a_meaning_are_refused_with_a_reason() 
 
     meaningless(&cluster).await;
     let got = kv.get(GetRequest { key: "large".into(), ..GetRequest::default() }).await;
-    assert!(!got.expect("the node goes on").into_inner().found, "nothing of it was applied");
+    assert!(!got.expect("the node still serves").into_inner().found, "nothing of it was applied");
     let got = kv.get(GetRequest { key: "before".into(), ..GetRequest::default() }).await;
-    assert_eq!(got.expect("the node goes on").into_inner().value, "kept");
+    assert_eq!(got.expect("the node still serves").into_inner().value, "kept");
 }
 
 async fn meaningless(cluster: &Cluster) {
@@ -377,7 +377,7 @@ async fn meaningless(cluster: &Cluster) {
 
     kv.put(put("text", "no number")).await.expect("a put");
     let add = IncrementRequest { key: "text".into(), delta: 1, ..IncrementRequest::default() };
-    let refused = kv.increment(add).await.expect_err("it is no number");
+    let refused = kv.increment(add).await.expect_err("it is not a number");
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(failure(&refused).reason(), Reason::NotANumber);
 

@@ -1,5 +1,5 @@
-//! One clock that is wrong stops no session write: every node mints sessions that every shard takes,
-//! whoever leads it.
+//! One clock that is wrong stops no session write: every node mints sessions that every shard
+//! accepts, whichever node leads it.
 
 use std::time::{Duration, Instant};
 

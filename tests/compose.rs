@@ -1,5 +1,6 @@
-//! The cluster of containers as a user runs it, tested from the host: built from the Dockerfile, loaded,
-//! a leader killed, a node cut off and given another address, everything taken down and up again.
+//! The cluster of containers as a user runs it, tested from the host: built from the Dockerfile,
+//! loaded, a leader killed, a node cut off and given another address, everything taken down and up
+//! again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -189,7 +190,8 @@ impl Project {
         })
     }
 
-    /// Nothing fails, and nothing becomes unknown, while a leader is killed in the middle of a load.
+    /// Nothing fails, and nothing becomes unknown, while a leader is killed in the middle of a
+    /// load.
     fn kill_a_leader_under_load(&self, stored: &mut BTreeMap<String, String>) {
         let load = self.begin_load(stored, "killed", 3_000, &["--rate", "500"]);
         until("the load has begun", TIMEOUT, || {

@@ -123,7 +123,7 @@ async fn a_copy_started_elsewhere_while_its_node_runs_takes_no_part() {
     assert!(!status.ready && status.peers.iter().all(|peer| !peer.connected), "{status:?}");
     assert!(status.peers.iter().all(|p| p.detail.contains("another process")), "{status:?}");
 
-    // The original is not the one that is locked out, whoever comes first after a break.
+    // The original is not the one that is locked out, whichever connects first after a break.
     for _ in 0..3 {
         cluster.kill(1);
         cluster.start_node(1);
@@ -172,7 +172,8 @@ async fn a_node_that_moves_with_its_directory_goes_on_there() {
     check(&cluster.client(), "before", 20).await;
 }
 
-/// Waits until node 3 says that its disk went back in time, and checks who knows and who goes on.
+/// Waits until node 3 says that its disk went back in time, and checks which nodes know it and
+/// which still serve.
 async fn is_found_out(cluster: &Cluster) {
     let status = until_async("node 3 knows that its disk went back in time", TIMEOUT, || async {
         let status = cluster.status(3).await?;
@@ -195,7 +196,8 @@ async fn is_found_out(cluster: &Cluster) {
     fill(&cluster.client_of(&[1, 2]), "meanwhile", 10).await;
 }
 
-/// Takes the newest directory of node 3, which does not run, away, and puts an older one in its place.
+/// Takes the newest directory of node 3, which does not run, away, and puts an older one in its
+/// place.
 fn put_back(cluster: &Cluster, older: &Path, newest: &Path) {
     fs::rename(&cluster.node(3).data, newest).expect("the newest directory is moved away");
     copy(older, &cluster.node(3).data);
@@ -228,8 +230,9 @@ async fn older_copies(store: &str) {
     assert_eq!(cluster.stop(3), Exit::Code(0));
     cluster.wipe(3);
     fs::rename(&newest, &cluster.node(3).data).expect("the newest is put back");
-    // A peer that leads no shard did not hear of its newest end, and took the older copy at its word: it
-    // refuses the newest until that has passed the two starts of the copy (an open point of crates/TODO.md).
+    // A peer that leads no shard did not hear of its newest end, and took the older copy at its
+    // word: it refuses the newest until that has passed the two starts of the copy (an open point
+    // of crates/TODO.md).
     for _ in 0..2 {
         cluster.start_node(3);
         until_async("node 3 answers", TIMEOUT, || cluster.status(3)).await;

@@ -1,5 +1,5 @@
-//! Damage of a stopped node's files: said when the node starts again, never silent, never a panic, and
-//! the others go on.
+//! Damage of a stopped node's files: said when the node starts again, never silent, never a panic,
+//! and the others go on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use tonic::Code;
 /// A stopped node's file, with some bits of it flipped.
 fn flip(path: &Path, random: &mut StdRng, flips: usize) {
     let mut bytes = fs::read(path).expect("the file is there");
-    // The file of the database is a few mebibytes, most of them zeros that nobody has written.
+    // The file of the database is a few mebibytes, most of them zeros that were never written.
     let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     assert!(written > 0, "{} is empty", path.display());
     for _ in 0..flips {
@@ -84,7 +84,8 @@ async fn outcome(cluster: &mut Cluster, what: &str) -> Became {
     became
 }
 
-/// A node whose storage did not open says so to whoever asks it for data: another one has to be asked.
+/// A node whose storage did not open says so to a client that asks it for data, which then asks
+/// another one.
 async fn refuses(cluster: &Cluster, what: &str) {
     let request = GetRequest { key: kept(0).0.into(), ..GetRequest::default() };
     let status = cluster.kv(3).get(within(CALL, request)).await.expect_err("it has no storage");
@@ -285,8 +286,8 @@ async fn damage_of_the_log_file_is_never_silent_and_never_a_panic() {
     damage_is_never_silent("file", &damages).await;
 }
 
-/// Takes one row out of the state of a stopped node, so that only a comparison of the whole tree with
-/// its header tells, and makes its last run one that the machine's end cut off.
+/// Takes one row out of the state of a stopped node, so that only a comparison of the whole tree
+/// with its header finds it, and makes its last run one that the machine's end cut off.
 fn lose_in_power_cut(data: &Path, lost: &str) {
     let database =
         Database::open(&data.join("sled"), DatabaseOptions::default()).expect("it opens");

@@ -1,5 +1,5 @@
-//! `kvnode dev` as a user meets it: on a terminal, with its printed lines copied, its nodes killed and
-//! started again, its data found again.
+//! `kvnode dev` as a user meets it: on a terminal, with its printed lines copied, its nodes killed
+//! and started again, its data found again.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -53,8 +53,8 @@ fn run(line: &str) -> String {
     String::from_utf8(output.stdout).expect("the output is text")
 }
 
-/// Asks the program for the status until the line of a node, and the count of shards with leaders, say
-/// this.
+/// Asks the program for the status until the line of a node, and the count of shards with leaders,
+/// say this.
 fn until_status(dev: &mut Watched, node: &str, said: &str, led: &str) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -108,13 +108,13 @@ fn a_user_breaks_and_mends_a_cluster_from_its_terminal() {
     let third = pid_in(&dev_1.line(&["n3 is started, pid "]));
     until_status(&mut dev_1, "n3", &format!("running, pid {third}  ready"), "8 of 8");
 
-    // One is paused: the others answer for it, and it goes on.
+    // One is paused: the others answer for it, and it continues.
     dev_1.type_in("pause 1\n");
     dev_1.line(&["n1 is paused; start 1 lets it go on"]);
     until("n1 is stopped", TIMEOUT, || (process_state(pids[0]) == Some('T')).then_some(()));
     assert_eq!(run(&get), "hello-2");
     dev_1.type_in("start 1\n");
-    dev_1.line(&[&format!("n1 goes on, pid {}", pids[0])]);
+    dev_1.line(&[&format!("n1 continues, pid {}", pids[0])]);
     until_status(&mut dev_1, "n1", "running, pid", "8 of 8");
 
     // Mistakes are sentences and change nothing.

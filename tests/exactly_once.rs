@@ -152,7 +152,7 @@ async fn a_write_that_nobody_else_has_is_barred(cluster: &mut Cluster, client: &
     cluster.wait_equal().await;
     let got = client.get(key).await.expect("a get");
     assert_eq!((&got.value[..], got.revision), (&b"before"[..], before.revision));
-    // Whoever sends it again is told that it is over.
+    // A client that sends it again learns that it was barred.
     match client.put(key, "lost").identity(id.clone()).await {
         Err(Error::Refused(detail)) => {
             assert_eq!(detail.reason, Some(Reason::SequencePast), "{detail:?}");
@@ -238,7 +238,7 @@ async fn a_refusal_after_an_unknown_outcome_does_not_call_the_write_not_applied(
     let client = patient(&cluster);
     let Alone { leader, others, key, session, command } = leader_alone(&cluster, &client).await;
     let key = key.as_str();
-    // Once it knows that it leads nobody it refuses: of the earlier attempt it knows nothing.
+    // Once it knows that it has no followers it refuses: of the earlier attempt it knows nothing.
     let refused = until_async("the leader has stepped down", TIMEOUT, || async {
         let asked = add_ten(&cluster, leader, key, &session, Duration::from_secs(1)).await;
         let failure = asked.expect_err("no quorum");
@@ -296,8 +296,8 @@ struct Alone {
     command: String,
 }
 
-/// Stops the two followers of a shard, and lets the leader take an increment of 10, and one of 100 by
-/// kvctl, whose outcomes are then unknown.
+/// Stops the two followers of a shard, and lets the leader take an increment of 10, and one of 100
+/// by kvctl, whose outcomes are then unknown.
 async fn leader_alone(cluster: &Cluster, client: &Client) -> Alone {
     // On a machine that does much else the leader may have stepped down before kvctl had begun.
     for number in 0..5 {

@@ -1,9 +1,9 @@
-//! Processes killed at bad moments, while clients write, read and swap: nothing acknowledged is lost,
-//! nothing is done twice, nothing that was said not to be applied is seen, and all replicas hold the
-//! same at the end.
+//! Processes killed at bad moments, while clients write, read and swap: nothing acknowledged is
+//! lost, nothing is done twice, nothing that was said not to be applied is seen, and all replicas
+//! hold the same at the end.
 //!
-//! `QUORATE_KILLS=100 cargo test -p quorate-tests --test kills` kills a hundred times; the default is 20.
-//! `QUORATE_SEED` repeats the plan of a run, whose seed is printed.
+//! `QUORATE_KILLS=100 cargo test -p quorate-tests --test kills` kills a hundred times; the default
+//! is 20. `QUORATE_SEED` repeats the plan of a run, whose seed is printed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -97,7 +97,7 @@ fn patient(cluster: &Cluster) -> Client {
     Client::new(config.timeout(LONG))
 }
 
-/// Each category once, then as chance has it, in an order of chance.
+/// Each category once, then random ones, in a random order.
 fn plan(kills: usize, random: &mut StdRng) -> Vec<Category> {
     let mut plan = ALL.to_vec();
     plan.resize_with(kills, || *ALL.choose(random).expect("there are categories"));
@@ -116,7 +116,7 @@ async fn no_kill_loses_what_was_acknowledged() {
     let log_store = *["sled", "file"].choose(&mut random).expect("there are two");
     let arguments = [
         format!("--log-store={log_store}"),
-        // The least memory makes checkpoints frequent; their beginnings are told at debug.
+        // The least memory makes checkpoints frequent; their beginnings are logged at debug.
         "--memory=128MiB".to_owned(),
         "--log-level=info,quorate_engine::checkpointer=debug".to_owned(),
     ]
@@ -221,7 +221,7 @@ impl Campaign {
         self.cluster.leader(shard).await != victim
     }
 
-    /// A hit is a kill of a node that does not lead, while the one that does goes on.
+    /// A hit is a kill of a node that does not lead, while the leader keeps running.
     async fn kill_follower(&mut self) -> bool {
         let shard = self.random.random_range(0..=8);
         let leader = self.cluster.leader(shard).await;
@@ -284,7 +284,8 @@ impl Campaign {
         !ended(receiver, &RECEIVER[1..]) && !ended(sender, &SENDER)
     }
 
-    /// A hit is a kill of a node that has begun, and has not yet said that all its shards are served.
+    /// A hit is a kill of a node that has begun, and has not yet said that all its shards are
+    /// served.
     async fn kill_in_start(&mut self) -> bool {
         const STAGES: [&str; 4] =
             ["node: listening", "storage: open", "cluster: member", "node: serving"];

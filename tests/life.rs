@@ -119,7 +119,7 @@ async fn a_wiped_directory_has_no_vote_and_two_of_three_form_no_second_cluster()
     cluster.start_node(3);
     for id in [2, 3] {
         // The third sentence comes four seconds after the first: many rounds of questions.
-        until(&format!("node {id} goes on waiting"), TIMEOUT, || {
+        until(&format!("node {id} keeps waiting"), TIMEOUT, || {
             let log = cluster.log(id);
             let fresh = log.rsplit("node: listening").next().unwrap_or_default();
             (fresh.matches("waiting to form the cluster: node 1").count() >= 3).then_some(())
@@ -290,7 +290,7 @@ async fn everything_stays(store: &str, other: &str) {
     for id in cluster.ids() {
         assert_eq!(cluster.wait_end_within(id, TIMEOUT), Exit::Code(0), "node {id}");
     }
-    // Five seconds for leaderships that nobody can take, and the checkpoints of a noisy machine.
+    // Five seconds for leaderships that no node can take, and the checkpoints of a noisy machine.
     assert!(asked.elapsed() < Duration::from_secs(15), "the end took {:?}", asked.elapsed());
     for id in cluster.ids() {
         cluster.start_node(id);

@@ -1,6 +1,6 @@
 //! Executes README.md: every command of its code blocks, and its Python program. Commands are taken
-//! from the text as they stand; only ports, directories, and `cargo run` (the program is built already)
-//! are replaced. A command that this file has no expectation for fails it.
+//! from the text as they stand; only ports, directories, and `cargo run` (the program is built
+//! already) are replaced. A command that this file has no expectation for fails it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -50,8 +50,8 @@ fn commands(heading: &str) -> Vec<String> {
     of_heading.flat_map(|block| block.text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// A place to run commands in: an empty directory, the programs on the PATH, kvctl's usual endpoints
-/// replaced.
+/// A place to run commands in: an empty directory, the programs on the PATH, kvctl's usual
+/// endpoints replaced.
 struct Place {
     directory: TempDir,
     endpoints: String,
@@ -197,7 +197,7 @@ fn a_cluster_by_hand_and_kvctl() {
             "kvctl put user:1 ada" => place.expect(&line, "OK\n"),
             "kvctl put user:1 grace --if-revision 0 || echo \"somebody was here before\"" => {
                 // A condition that does not hold prints what is there: here without a new line,
-                // because this is no terminal.
+                // because this is not a terminal.
                 place.expect(&line, "adasomebody was here before\n");
             }
             "kvctl cas user:1 --expect ada --value grace" => place.expect(&line, "OK\n"),
@@ -248,7 +248,7 @@ fn one_node_alone() {
     node.signal(Signal::TERM);
     assert_eq!(node.wait_end(), Exit::Code(0));
 
-    // Beyond loopback it does not start without being told to.
+    // Beyond loopback it does not start without `--insecure`.
     let output = place.run(&format!("{line} --listen 0.0.0.0:{}", ports[0].number()));
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);

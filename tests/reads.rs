@@ -151,7 +151,8 @@ async fn a_paused_leader_never_answers_what_was_overwritten_meanwhile() {
         let leader = cluster.leader(1).await;
         let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
         let port: u16 = cluster.endpoint(leader).rsplit(':').next().unwrap().parse().unwrap();
-        // The connection stands before the pause: a paused process completes no handshake of HTTP/2.
+        // The connection stands before the pause: a paused process completes no handshake of
+        // HTTP/2.
         let mut paused = cluster.kv(leader);
         let ask = |level| GetRequest {
             key: key.clone().into(),
@@ -229,7 +230,7 @@ async fn a_session_sees_its_own_write_at_a_follower_that_is_held_back() {
     cluster.reconnect(behind);
     until_async("the replica itself serves the session", TIMEOUT, || async {
         let own = get(&cluster, behind, &key, seen(written.token.clone()), CALL).await.ok()?;
-        assert_eq!(own.value, "new", "whoever serves it");
+        assert_eq!(own.value, "new", "whichever node serves it");
         (receipt(&own).node_id == behind).then_some(())
     })
     .await;

@@ -1,5 +1,5 @@
-//! A real file, loaded while leaders are killed: every record of it is there at the end, at the very
-//! revision that was acknowledged.
+//! A real file, loaded while leaders are killed: every record of it is there at the end, at the
+//! very revision that was acknowledged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +44,7 @@ async fn a_real_file_survives_ten_killed_leaders_and_the_end_of_all_nodes() {
     let mut load = start_load(&cluster, &journal);
     for number in 0..KILLS {
         let acknowledged = lines(&journal);
-        until("the load goes on", TIMEOUT, || {
+        until("the load continues", TIMEOUT, || {
             still_loads(&mut load);
             (lines(&journal) >= acknowledged + BETWEEN).then_some(())
         });
@@ -92,7 +92,7 @@ async fn a_real_file_survives_ten_killed_leaders_and_the_end_of_all_nodes() {
         Some(keys)
     })
     .await;
-    assert_eq!(keys, records.len(), "and there is no record that the file has not");
+    assert_eq!(keys, records.len(), "and no record that the file does not have");
 }
 
 /// The key of a record: its first field, behind the prefix.
@@ -122,13 +122,13 @@ fn start_load(cluster: &Cluster, journal: &Path) -> Child {
         .expect("kvctl starts")
 }
 
-/// The load goes on, so writes are in flight.
+/// The load is still running, so writes are in flight.
 fn still_loads(load: &mut Child) {
     let ended = load.try_wait().expect("kvctl is this test's child");
     assert!(ended.is_none(), "the load ended too early: {ended:?}");
 }
 
-/// How many records the load has been told are stored.
+/// The number of records that the load knows to be stored.
 fn lines(journal: &Path) -> usize {
     let text = fs::read(journal).unwrap_or_default();
     text.iter().filter(|byte| **byte == b'\n').count()

@@ -1,5 +1,5 @@
-//! What a reviewer would have to repeat: the rules of absence of the architecture, caps, names, prose, and
-//! the shape of the wire contract. Everything here reads files and runs nothing.
+//! What a reviewer would have to repeat: the rules of absence of the architecture, caps, names,
+//! prose, and the shape of the wire contract. Everything here reads files and runs nothing.
 
 #[path = "tidy/absence.rs"]
 mod absence;

@@ -1,10 +1,11 @@
 //! What clients saw of many registers, and whether one order of all operations explains it.
 //!
-//! A revision is the place of a write in the order of its key, so the order need not be searched for,
-//! as it must be where registers show nothing but values: each operation that saw the key names its
-//! place, and what is left to check is that values fit their places, and that the order of places agrees
-//! with the order in which operations followed each other in time. That is linearizability of a
-//! register, exactly: sorted by (place, write before reads, time), all operations make sense one by one.
+//! A revision is the place of a write in the order of its key, so the order need not be searched
+//! for, as it must be where registers show nothing but values: each operation that saw the key
+//! names its place, and what is left to check is that values fit their places, and that the order
+//! of places agrees with the order in which operations followed each other in time. That is
+//! linearizability of a register, exactly: sorted by (place, write before reads, time), all
+//! operations make sense one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -54,7 +55,7 @@ pub enum Outcome {
     },
     /// It certainly was not applied.
     NotApplied,
-    /// Nobody knows.
+    /// The outcome is unknown.
     Unknown,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// One line of a node's log, which is JSON where it is no terminal.
+/// One line of a node's log, which is JSON where it is not a terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// The sentence.
@@ -70,7 +70,8 @@ impl LogWatch {
 
 impl LogWatch {
     /// Waits until, of the lines that begin with one of `words`, the last begins with the first of
-    /// them. Looks so often that what the line says still goes on.
+    /// them. Looks often enough that what the line
+    /// says still holds.
     ///
     /// # Panics
     /// If that is not so within `patience`.

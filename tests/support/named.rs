@@ -1,4 +1,5 @@
-//! Keys with a common name and a number, each with a value that tells both: written, and found again.
+//! Keys with a common name and a number, each with a value that contains both: written, and found
+//! again.
 
 use quorate_client::Client;
 

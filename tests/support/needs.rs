@@ -1,9 +1,10 @@
 //! What a test needs beyond a plain user, named in one place.
 //!
-//! Where a need is absent the test says so and ends, and one line per need stands at the end of the run:
-//! `tests/tidy.rs`, whose suite is the last, prints it. `QUORATE_SKIPPED` names a file that collects the
-//! lines of the tests; `.ci/run` prints that. With `QUORATE_REQUIRE=all` an absent need is a failure, but for those
-//! in [`NOT_IN_CI`]. `tests/README.md` lists each test with a need; `tests/tidy.rs` compares.
+//! Where a need is absent the test says so and ends, and one line per need stands at the end of the
+//! run: `tests/tidy.rs`, whose suite is the last, prints it. `QUORATE_SKIPPED` names a file that
+//! collects the lines of the tests; `.ci/run` prints that. With `QUORATE_REQUIRE=all` an absent
+//! need is a failure, but for those in [`NOT_IN_CI`]. `tests/README.md` lists each test with a
+//! need; `tests/tidy.rs` compares.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -25,8 +26,8 @@ pub enum Need {
     Setsid,
 }
 
-/// What CI may lack. grpcurl is packaged neither by Debian nor by a language's registry, and what its
-/// line in the README shows, that the server describes its own API, is tested from Python too.
+/// What CI may lack. grpcurl is packaged neither by Debian nor by a language's registry, and what
+/// its line in the README shows, that the server describes its own API, is tested from Python too.
 pub const NOT_IN_CI: &[Need] = &[Need::Grpcurl];
 
 /// Where `UnicodeData.txt` lies.

@@ -1,8 +1,8 @@
-//! A client without the native client: it sends one write of a session several times, to any node and
-//! with little patience, and takes each node at its word about the outcome.
+//! A client without the native client: it sends one write of a session several times, to any node
+//! and with little patience, and takes each node at its word about the outcome.
 //!
-//! The native client believes a refusal of an attempt no more than it has to, so that with it alone a
-//! node's untrue word would never be noticed.
+//! The native client believes a refusal of an attempt no more than it has to, so that with it alone
+//! a node's untrue word would never be noticed.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ enum Verdict {
     Maybe,
 }
 
-/// The word of the node, or of nobody: then anything may have happened.
+/// The verdict of the node; without one, anything may have happened.
 fn verdict(status: &Status) -> Verdict {
     match Failure::from_details(status.details()).map(|(failure, _)| failure.outcome()) {
         Some(Told::NotApplied) => Verdict::NeverApplied,

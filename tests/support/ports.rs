@@ -48,8 +48,8 @@ pub fn lease(count: usize) -> Vec<Port> {
     ports
 }
 
-/// Leases the ports at these distances above a common base, which is the first of the result if 0 is
-/// the first distance.
+/// Leases the ports at these distances above a common base, which is the first of the result if 0
+/// is the first distance.
 ///
 /// # Panics
 /// If the range has no such base.

@@ -105,7 +105,7 @@ impl Drop for Guard {
 
 fn connect(links: &Links, to: u64, target: SocketAddr, caller: TcpStream) -> Option<()> {
     let from = links.admit(to, &caller)?;
-    // A node that is down refuses: closing the caller's end tells it so.
+    // A node that is down refuses: closing the caller's end passes that on.
     let called = TcpStream::connect_timeout(&target, Duration::from_secs(1)).ok()?;
     caller.set_nodelay(true).ok()?;
     called.set_nodelay(true).ok()?;

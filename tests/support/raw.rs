@@ -23,7 +23,7 @@ impl Cluster {
         KvClient::new(self.channel(id))
     }
 
-    /// A client that is told of these nodes alone.
+    /// A client that knows only these nodes.
     #[must_use]
     pub fn client_of(&self, ids: &[u64]) -> Client {
         let endpoints = ids.iter().map(|id| self.endpoint(*id));
@@ -86,7 +86,7 @@ pub fn seen(token: Option<SessionToken>) -> Option<ReadOptions> {
     Some(ReadOptions { level: ReadLevel::Session as i32, token, max_staleness: None })
 }
 
-/// A key that begins with `name` and lies in this shard, of so many even ones.
+/// A key that begins with `name` and lies in this shard, of this number of equal ones.
 #[must_use]
 pub fn key_in(shard: u64, shards: u32, name: &str) -> String {
     let (first, last) = hash::even_range(shard - 1, u64::from(shards));

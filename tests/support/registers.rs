@@ -46,8 +46,8 @@ struct Shared {
 }
 
 impl Registers {
-    /// Starts one task for each client, and one for each of `plain`: the channels to all nodes, over
-    /// which it works without the native client. The seed decides what they do, not when.
+    /// Starts one task for each client, and one for each of `plain`: the channels to all nodes,
+    /// over which it works without the native client. The seed decides what they do, not when.
     #[must_use]
     pub fn start(clients: Vec<Client>, plain: Vec<Vec<Channel>>, seed: u64) -> Registers {
         let shared = Arc::new(Shared::default());

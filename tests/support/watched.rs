@@ -57,8 +57,8 @@ impl Watched {
         Watched { child, terminal: Some(terminal), lines, seen: Vec::new() }
     }
 
-    /// Starts the program as [`Watched::spawn_on_terminal`] does, and makes the terminal the one that
-    /// controls it, as a user's does: Ctrl-C reaches it as a signal. Needs `Need::Setsid`.
+    /// Starts the program as [`Watched::spawn_on_terminal`] does, and makes the terminal the one
+    /// that controls it, as a user's does: Ctrl-C reaches it as a signal. Needs `Need::Setsid`.
     pub fn spawn_controlled(command: &Command) -> Watched {
         // setsid becomes the program, so the process id is the program's.
         let mut controlled = Command::new("setsid");
@@ -141,7 +141,7 @@ impl Drop for Watched {
     }
 }
 
-/// The state letter of a process; `None` for one that has ended, even if nobody waited for it yet.
+/// The state letter of a process; `None` for one that has ended, even if it was not waited for yet.
 #[must_use]
 pub fn process_state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -169,7 +169,7 @@ fn watch(stream: impl io::Read + Send + 'static, to: Sender<String>) {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         while stream.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            // A line that nobody receives any more was written after the test's end.
+            // A line without a receiver was written after the test's end.
             let _ = to.send(String::from_utf8_lossy(&line).trim_end().to_owned());
             line.clear();
         }

@@ -22,7 +22,7 @@ fn the_raft_core_is_pure() {
         "f64",
     ];
     let found = hits(&sources("crates/raft/src"), &banned);
-    assert_none("crates/raft names no I/O, clock, thread, chance or unordered map", &found);
+    assert_none("crates/raft names no I/O, clock, thread, randomness or unordered map", &found);
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn apply_is_deterministic() {
     let all = sources("crates/machine/src");
     let code = all.iter().filter(|source| !source.is_test());
     assert_none(
-        "the state machine has no clock, chance, unordered map or float",
+        "the state machine has no clock, randomness, unordered map or float",
         &hits(code, &banned),
     );
 }

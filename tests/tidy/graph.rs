@@ -1,5 +1,5 @@
-//! The graph of modules inside each crate: no two modules beside each other use each other, not even by a
-//! detour.
+//! The graph of modules inside each crate: no two modules beside each other use each other, not
+//! even by a detour.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,7 +112,8 @@ impl Modules {
         Self { code, exports }
     }
 
-    /// The module of this crate in which a path ends, as it reads in `from`; `None` for another crate.
+    /// The module of this crate in which a path ends, as it reads in `from`; `None` for another
+    /// crate.
     fn resolve(&self, from: &[String], path: &[String], depth: usize) -> Option<Path> {
         let mut at: Path = from.to_vec();
         let mut parts = path.iter().peekable();
@@ -159,7 +160,7 @@ impl Modules {
             }
             for to in paths.iter().filter_map(|path| self.resolve(from, path, 0)) {
                 let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-                // What is above or below oneself is no sibling.
+                // What is above or below oneself is not a sibling.
                 if let (Some(here), Some(there)) = (from.get(common), to.get(common)) {
                     let level = levels.entry(from[..common].to_vec()).or_default();
                     level.entry(here.clone()).or_default().insert(there.clone());

@@ -1,5 +1,5 @@
-//! Tests that need more than a plain user has: the list in `tests/README.md`, and the lines at the end of
-//! a run.
+//! Tests that need more than a plain user has: the list in `tests/README.md`, and the lines at the
+//! end of a run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,8 +43,8 @@ fn what_may_be_skipped_is_written_down() {
     assert_eq!(written, tests_with_a_need(), "tests/README.md lists what the code says");
 }
 
-/// The suite is the last of a run, so what was skipped stands at its end. The line goes past the capture
-/// of a test's output, which is shown for failures alone.
+/// The suite is the last of a run, so what was skipped stands at its end. The line goes past the
+/// capture of a test's output, which is shown for failures alone.
 #[test]
 fn what_is_absent_here_is_told_at_the_end_of_the_run() {
     let tests = tests_with_a_need();
@@ -56,6 +56,6 @@ fn what_is_absent_here_is_told_at_the_end_of_the_run() {
         let of_need = tests.iter().filter(|(_, other)| *other == name);
         let skipped: Vec<&str> = of_need.map(|(test, _)| test.as_str()).collect();
         let line = format!("skipped, for want of {need}: {}\n", skipped.join(", "));
-        std::io::stderr().write_all(line.as_bytes()).expect("it is told");
+        std::io::stderr().write_all(line.as_bytes()).expect("standard error");
     }
 }

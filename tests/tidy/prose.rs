@@ -23,10 +23,11 @@ const WORDS: [(&str, &str); 12] = [
 ];
 
 /// Phrases with one of the words that are plain English.
-const PLAIN: [&str; 4] = ["is no longer", "so long as", "is no more", "the answer is no"];
+const PLAIN: [&str; 5] =
+    ["is no longer", "there is no", "so long as", "is no more", "the answer is no"];
 
 /// Places that these rules do not hold yet. `crates/TODO.md` has the prose pass.
-const NOT_YET: [&str; 17] = [
+const NOT_YET: [&str; 15] = [
     "crates/raft/",
     "crates/proto/",
     "proto/",
@@ -42,8 +43,6 @@ const NOT_YET: [&str; 17] = [
     "crates/kvnode/",
     "crates/client/",
     "crates/kvctl/",
-    "crates/bench/",
-    "tests/",
 ];
 
 fn is_done(source: &Source) -> bool {
@@ -53,7 +52,8 @@ fn is_done(source: &Source) -> bool {
 /// A piece of text inside a source file, with the number of its line.
 type Text = (usize, String);
 
-/// What people read in Rust code: its comments, and its string literals without what is put into them.
+/// What people read in Rust code: its comments, and its string literals without what is put into
+/// them.
 fn texts(code: &str) -> Vec<Text> {
     let mut texts = Vec::new();
     let mut rest = code;
@@ -221,7 +221,11 @@ fn log_lines_have_one_grammar() {
 
 #[test]
 fn the_search_of_texts_finds_them() {
-    let code = "let a = 'b'; // one\nf(\"two {told} \\\" x\", r#\"three \"q\"\"#, '\"', \"four\");\n/// five\n";
+    let code = concat!(
+        "let a = 'b'; // one\n",
+        "f(\"two {told} \\\" x\", r#\"three \"q\"\"#, '\"', \"four\");\n",
+        "/// five\n",
+    );
     let found: Vec<String> =
         texts(code).into_iter().map(|(number, text)| format!("{number}:{}", text.trim())).collect();
     assert_eq!(found, ["1:one", "2:two  \\\" x", "2:three \"q\"", "2:four", "3:five"]);

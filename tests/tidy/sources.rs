@@ -12,8 +12,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The lines, with their numbers, without the file's unit tests: a declaration `mod tests;` is left
-    /// out, of a module written in place all lines.
+    /// The lines, with their numbers, without the file's unit tests: a declaration `mod tests;` is
+    /// left out, of a module written in place all lines.
     pub fn product(&self) -> Vec<(usize, &str)> {
         let mut product = Vec::new();
         let mut lines = self.text.lines().zip(1..).peekable();
@@ -106,8 +106,8 @@ fn the_search_for_words_finds_words() {
     assert!(!contains_word("let sled_dir = 1;", "sled"));
 }
 
-/// A word that is planted behind the last line of code of a file is found, wherever the file declares
-/// its tests; so no rule below passes because it did not look.
+/// A word that is planted behind the last line of code of a file is found, wherever the file
+/// declares its tests; so no rule below passes because it did not look.
 #[test]
 fn every_file_is_searched_to_its_end() {
     let all: Vec<Source> = ["crates", "tests"].into_iter().flat_map(sources).collect();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// The longest latency that is told apart: one minute. The client gives up long before.
+/// The longest latency that the histogram resolves: one minute. The client gives up long before.
 const MICROS_MAX: u64 = 60_000_000;
 
 /// The latencies of one kind of operation, in microseconds, to three significant digits.
@@ -54,7 +54,7 @@ impl Latencies {
     }
 }
 
-/// What is told of the latencies of one kind of operation.
+/// Summary of the latencies of one kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatencySummary {
     /// The arithmetic mean.

@@ -45,7 +45,7 @@ pub struct Report {
     pub put: OperationReport,
     /// Reads.
     pub get: OperationReport,
-    /// The run was told to end before its time.
+    /// The run was asked to end before its time.
     pub ended_early: bool,
 }
 

@@ -17,11 +17,11 @@ use crate::report::Report;
 /// How long storing the keys that are to be read may take.
 const PREPARATION_MAX: Duration = Duration::from_secs(120);
 
-/// So many workers at least store the keys that are to be read, however few are measured.
+/// The least number of workers that store the keys to be read, however few clients are measured.
 const PREPARATION_WORKERS: u32 = 64;
 
-/// How long a worker rests after a failure: the client has tried again by itself already, and a failure
-/// that comes at once must not become a busy loop.
+/// How long a worker rests after a failure: the client has tried again by itself already, and a
+/// failure that comes at once must not become a busy loop.
 const REST: Duration = Duration::from_millis(10);
 
 /// Why there is no report.
@@ -57,7 +57,7 @@ impl fmt::Display for BenchError {
 
 impl std::error::Error for BenchError {}
 
-/// How far a run is, for whoever watches it from another task.
+/// Progress of a run, for a task that displays it.
 #[derive(Debug, Default)]
 pub struct Progress {
     prepared: AtomicU64,
@@ -132,8 +132,8 @@ impl Shared {
 
 /// Runs the plan over these clients, one per connection wanted; at least one.
 ///
-/// It takes at most the plan's duration and one timeout, and what comes before it: for plans that read,
-/// storing the keys, which is bounded too.
+/// It takes at most the plan's duration and one timeout, and what comes before it: for plans that
+/// read, storing the keys, which is bounded too.
 pub async fn run(
     connections: &[Client],
     plan: Plan,
@@ -167,7 +167,8 @@ pub async fn run(
         report.merge(&part);
         last = last.max(ended);
     }
-    // Only what ended in time was counted; a run that ended by its count ended with its last operation.
+    // Only what ended in time was counted; a run that ended by its count ended with its last
+    // operation.
     report.elapsed = last.min(shared.end).duration_since(begun);
     report.ended_early = progress.ended();
     Ok(report)
@@ -214,7 +215,8 @@ async fn work(client: Client, worker: u32, shared: Arc<Shared>) -> (Report, Inst
             }
         }
     }
-    // Without a count, the run lasts its duration, even where the last operation failed before its end.
+    // Without a count, the run lasts its duration, even where the last operation failed before its
+    // end.
     if plan.count.is_none() && !shared.progress.ended() {
         last = shared.end;
     }
@@ -261,7 +263,8 @@ async fn prepare(
             Ok::<(), Error>(())
         });
     }
-    // Those under way are waited for, and one of unknown outcome is told before one that was refused.
+    // Those under way are waited for, and one of unknown outcome is reported before one that was
+    // refused.
     let mut worst: Option<Error> = None;
     while let Some(worked) = workers.join_next().await {
         let worked = worked.map_err(|error| BenchError::Worker(error.to_string()))?;

@@ -181,7 +181,7 @@ impl Supervisor {
             State::Running(pid) => say(&format!("n{id} is running already, pid {pid}")),
             State::Paused(pid) => {
                 node.go_on();
-                say(&format!("n{id} goes on, pid {pid}"));
+                say(&format!("n{id} continues, pid {pid}"));
             }
             State::Stopped => match node.spawn(&program) {
                 Ok(pid) => say(&format!("n{id} is started, pid {pid}")),

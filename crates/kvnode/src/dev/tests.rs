@@ -77,7 +77,7 @@ async fn nodes_are_killed_paused_and_started_by_command() {
         commands.send(Command::Pause(2)).await.unwrap();
         until("n2 is stopped", || (state(second) == Some('T')).then_some(())).await;
         commands.send(Command::Start(2)).await.unwrap();
-        until("n2 goes on", || (state(second) != Some('T')).then_some(())).await;
+        until("n2 continues", || (state(second) != Some('T')).then_some(())).await;
         commands.send(Command::Start(2)).await.unwrap();
 
         // A paused node ends with the others.
