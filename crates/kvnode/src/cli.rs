@@ -31,9 +31,9 @@ enum Command {
     Dev(DevArgs),
     /// Run one node
     Start(Box<StartArgs>),
-    /// Ask a node whether it is well; the answer is the exit code
+    /// Ask a node for its health; the answer is the exit code
     Health(HealthArgs),
-    /// Look at the configuration
+    /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print the version
@@ -47,7 +47,7 @@ struct StartArgs {
     /// End as soon as standard input is closed: the process that holds its other end is gone
     #[arg(long, hide = true)]
     exit_with_parent: bool,
-    /// For tests alone: make the wall clock of this node wrong by so many milliseconds
+    /// For tests only: milliseconds by which the wall clock of this node is made wrong
     #[arg(long, hide = true, default_value_t = 0, allow_negative_numbers = true)]
     clock_offset_ms: i64,
 }
@@ -63,18 +63,18 @@ struct HealthArgs {
     /// Ask whether the node takes requests [default]
     #[arg(long, conflicts_with = "live")]
     ready: bool,
-    /// Ask whether the node's threads move, even if it does not take requests yet
+    /// Ask whether the node's threads make progress, even if it does not take requests yet
     #[arg(long)]
     live: bool,
-    /// Client address of the node [default: --listen of a node started with the same environment and
-    /// --config]
+    /// Client address of the node [default: --listen of a node started with the same environment
+    /// and --config]
     #[arg(long, value_name = "HOST:PORT")]
     endpoint: Option<String>,
     /// TOML file with the settings of the node [env: QUORATE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// How long to wait for the answer: 2s, 500ms, or a number of seconds [default: 2s]
-    #[arg(long, value_name = "DURATION", value_parser = patience)]
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
     timeout: Option<Duration>,
 }
 
@@ -160,13 +160,13 @@ fn health(args: HealthArgs) -> Result<u8, Fatal> {
 }
 
 /// A duration as the settings take it, or plain seconds.
-fn patience(text: &str) -> Result<Duration, String> {
+fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => config::parse_duration(text)?,
     };
     if timeout.is_zero() {
-        return Err("no answer comes in no time; expected a duration such as 2s".to_owned());
+        return Err("the timeout must not be zero; expected a duration such as 2s".to_owned());
     }
     Ok(timeout)
 }
@@ -201,7 +201,7 @@ fn usage(error: ConfigError) -> Fatal {
     Fatal::Usage(error.to_string())
 }
 
-/// Prints to standard output. A reader that went away is no reason to fail.
+/// Prints to standard output. A reader that went away is not a reason to fail.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -1,5 +1,5 @@
-//! `kvnode`, the Quorate server: the command line, a local cluster for a first look (`dev`), the health
-//! probe of containers, and the log. What a node does is in `quorate_node`.
+//! `kvnode`, the Quorate server: the command line, a local cluster for a first look (`dev`), the
+//! health probe of containers, and the log. What a node does is in `quorate_node`.
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments of flags are help texts")]
 

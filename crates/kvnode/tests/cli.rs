@@ -101,8 +101,8 @@ fn config_show_shows_first_and_refuses_then() {
         err,
         "kvnode: the environment variable QUORATE_SHARD is unknown and ignored; did you mean \
          QUORATE_SHARDS?\n\
-         kvnode: replicas is 2, but must be 1, 3, 5 or 7: an even number needs more of them for the \
-         same fault tolerance (--replicas or QUORATE_REPLICAS)\n"
+         kvnode: replicas is 2, but must be 1, 3, 5 or 7: an even number needs more of them for \
+         the same fault tolerance (--replicas or QUORATE_REPLICAS)\n"
     );
     assert_eq!(code, 2);
 }
@@ -250,7 +250,7 @@ fn health_of_a_node_that_is_not_there_is_no() {
         assert_eq!(kvnode(&[], &flags).0, 1, "{timeout}");
     }
     for (timeout, sentence) in
-        [("0", "no answer comes in no time"), ("soon", "such as 100ms or 2s")]
+        [("0", "the timeout must not be zero"), ("soon", "such as 100ms or 2s")]
     {
         let (code, _, err) = kvnode(&[], &["health", "--timeout", timeout]);
         assert!(code == 2 && err.contains(sentence), "{timeout}: {err}");

@@ -1,4 +1,5 @@
-//! The limit on client connections, on a real node: more sockets than it takes keep nobody out.
+//! The limit on client connections, on a real node: more sockets than it accepts keep no client
+//! out.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 

@@ -1,5 +1,5 @@
-//! `kvnode dev` with nodes that are shell scripts, but for one test: starting, ending, and who ends with
-//! whom. What the real nodes do beside that is tested with the whole system.
+//! `kvnode dev` with nodes that are shell scripts, but for one test: starting, ending, and who ends
+//! with whom. What the real nodes do beside that is tested with the whole system.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -138,15 +138,15 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The state letter of a process; `None` for one that has ended, even if nobody waited for it yet.
+/// The state letter of a process; `None` for one that has ended, even if it was not waited for yet.
 fn state(pid: Pid) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
     let letter = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
     (!['Z', 'X'].contains(&letter)).then_some(letter)
 }
 
-/// A first port such that the ports of `nodes` nodes and of their metrics are free: below the range the
-/// kernel hands out by itself, and another hundred for each test, in this process or beside it.
+/// A first port such that the ports of `nodes` nodes and of their metrics are free: below the range
+/// the kernel hands out by itself, and another hundred for each test, in this process or beside it.
 fn base_port(nodes: u16) -> String {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id() + 37 * TAKEN.fetch_add(1, Ordering::Relaxed);
@@ -252,7 +252,8 @@ fn input_that_is_no_terminal_is_neither_read_nor_waited_for() {
     let mut stdin = dev.stdin.take().unwrap();
     stdin.write_all(b"quit\n").unwrap();
     drop(stdin);
-    // A cluster that took the line or the end of the input would end its nodes before it reports this.
+    // A cluster that took the line or the end of the input would end its nodes before it reports
+    // this.
     kill_process(pid, Signal::KILL).unwrap();
     dev.line(&["n1 was killed (signal 9); start 1 starts it again"]);
     assert!(state(dev.pid("n2")).is_some());
@@ -303,7 +304,8 @@ fn data_is_found_again_compared_and_only_deleted_when_asked() {
     let said = refused.line(&["kvnode: "]);
     assert!(
         said.contains(&format!(
-            "was created with --nodes 3 --shards 8 --base-port {port}, not with --nodes 5 --shards 16"
+            "was created with --nodes 3 --shards 8 --base-port {port}, not with --nodes 5 \
+             --shards 16"
         )),
         "{said}"
     );

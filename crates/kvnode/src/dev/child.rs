@@ -19,8 +19,8 @@ use super::log::Log;
 /// A longer line of a child is cut: what it could make this process hold is bounded.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// How long the output of a process that has ended is waited for. A process that it left behind could
-/// hold the output open.
+/// How long the output of a process that has ended is waited for. A process that it left behind
+/// could hold the output open.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A node and its process.
@@ -89,7 +89,7 @@ impl Node {
         Ok(pid)
     }
 
-    /// Waits until the process ends; for ever while there is none. May be dropped and called again.
+    /// Waits until the process ends; forever while there is none. May be dropped and called again.
     pub(super) async fn ended(&mut self) -> io::Result<ExitStatus> {
         let Some(process) = &mut self.process else { return std::future::pending().await };
         let status = process.child.wait().await;

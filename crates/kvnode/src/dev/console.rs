@@ -1,4 +1,4 @@
-//! What is typed while a dev cluster runs.
+//! The console of a dev cluster: the commands that are typed while it runs.
 
 use std::io::BufRead;
 
@@ -9,11 +9,11 @@ use tokio::sync::mpsc;
 pub(super) enum Command {
     /// `kill 2`: end the node as a power cut would.
     Kill(u16),
-    /// `pause 2`: stop it from running, without ending it.
+    /// `pause 2`: stop the process without ending it.
     Pause(u16),
-    /// `start 2`: start it again, or let it go on.
+    /// `start 2`: start it again, or let it continue.
     Start(u16),
-    /// `status`: how the nodes stand.
+    /// `status`: the state of each node.
     Status,
     /// `help`.
     Help,
@@ -22,13 +22,13 @@ pub(super) enum Command {
 }
 
 /// The help of the console.
-pub(super) const HELP: &str = "  kill N    end node N at once, as kill -9 does
-  pause N   stop node N from running; it keeps its memory and its connections
-  start N   start node N again, or let it go on
-  status    how the nodes stand
+pub(super) const HELP: &str = "  kill N    end node N immediately, as kill -9 does
+  pause N   stop node N; it keeps its memory and its connections
+  start N   start node N again, or let it continue
+  status    print the state of each node
   quit      end all nodes, then this program (also Ctrl-C)";
 
-/// Reads a line; an empty one is nothing.
+/// Parses a line; an empty one is not a command.
 pub(super) fn parse(line: &str) -> Result<Option<Command>, String> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let node = |verb: &str, text: &str| {
@@ -52,7 +52,7 @@ pub(super) fn parse(line: &str) -> Result<Option<Command>, String> {
     Ok(Some(command))
 }
 
-/// Reads commands from the terminal on a thread of its own, until its end.
+/// Reads commands from the terminal on a thread of its own, until the input ends.
 pub(super) fn read_commands() -> mpsc::Receiver<Command> {
     let (sender, receiver) = mpsc::channel(16);
     let read = move || {

@@ -20,7 +20,7 @@ pub(super) struct Log {
     written: u64,
     failed: bool,
     shows_all: bool,
-    /// Its node ends with all others, so that their absence is no news.
+    /// Its node ends together with all others, so their absence is expected.
     ends: bool,
     longest: u64,
 }
@@ -66,14 +66,14 @@ impl Log {
                 self.file.insert(file)
             }
         };
-        // In one write, so that whoever follows the file sees whole lines.
+        // In one write, so that a reader that follows the file sees whole lines.
         file.write_all(text.as_bytes())?;
         self.written += length;
         Ok(())
     }
 }
 
-/// Whether a user sees it who did not ask for the log: warnings, errors, and what is no log line, such
+/// Whether the line is shown without `--logs`: warnings, errors, and lines outside of the log, such
 /// as the last words of a node; warnings only before the nodes end.
 fn is_for_everybody(line: &str, ends: bool) -> bool {
     let mut words = line.split_whitespace();

@@ -1,10 +1,11 @@
 //! `kvnode dev`: a whole cluster on this machine, of real processes.
 //!
-//! Each node is a child process that runs `kvnode start`, in a process group of its own: Ctrl-C reaches
-//! this process alone, which then ends its children in order. This process holds the other end of each
-//! child's standard input and never writes to it. When this process ends, however it ends, the kernel
-//! closes that pipe and the children see the end of their input; on Linux it kills them as well, the
-//! paused ones too ([`exit_with_parent`]). So no child is orphaned, even by `kill -9`.
+//! Each node is a child process that runs `kvnode start`, in a process group of its own: Ctrl-C
+//! reaches this process alone, which then ends its children in order. This process holds the other
+//! end of each child's standard input and never writes to it. When this process ends, however it
+//! ends, the kernel closes that pipe and the children see the end of their input; on Linux it kills
+//! them as well, the paused ones too ([`exit_with_parent`]). So no child is orphaned, even by `kill
+//! -9`.
 
 mod child;
 mod console;
@@ -33,7 +34,8 @@ use supervisor::Supervisor;
 
 /// Metrics are served this far above the port of the node.
 const METRICS_OFFSET: u16 = 50;
-/// What the nodes log where it is shown: each change of a role would bury what a user wants to read.
+/// What the nodes log where it is shown: each change of a role would bury what a user wants to
+/// read.
 const CALM: &str = "info,quorate_engine::group=warn";
 /// So that the ports of metrics do not meet those of nodes.
 const NODES_MAX: u16 = 15;
@@ -49,8 +51,8 @@ pub struct DevArgs {
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX as i64))]
     shards: u32,
-    /// Port of the first node; the others follow, and the metrics 50 above [default: the one that the
-    /// data was made with, else 7401]
+    /// Port of the first node; the others follow, and the metrics 50 above [default: the one that
+    /// the data was made with, else 7401]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65_400))]
     base_port: Option<u16>,
     /// Keep the data here [default: the user's data directory, found again next time]
@@ -83,7 +85,7 @@ struct NodePlan {
     shows_log: bool,
 }
 
-/// Runs a cluster until it is told to stop. The result is the exit code.
+/// Runs a cluster until it is asked to stop. The result is the exit code.
 ///
 /// # Errors
 /// The cluster could not be started.
@@ -182,12 +184,12 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
     (1..=args.nodes).map(plan).collect()
 }
 
-/// Ends this process as soon as the other end of its standard input is closed, which the kernel does
-/// when the process that holds it ends. It ends at once: whoever could wait for a slow stop is gone, and
-/// a store that keeps its promises through a power cut keeps them here.
+/// Ends this process as soon as the other end of its standard input is closed, which the kernel
+/// does when the process that holds it ends. It ends immediately: no process is left to
+/// wait for a slow stop, and a store that survives a power cut survives this.
 ///
-/// A paused process cannot read its input, so on Linux the kernel is asked to kill it in that case. It
-/// counts the thread that started this process as the parent; `kvnode dev` has one thread only.
+/// A paused process cannot read its input, so on Linux the kernel is asked to kill it in that case.
+/// It counts the thread that started this process as the parent; `kvnode dev` has one thread only.
 pub fn exit_with_parent() {
     #[cfg(target_os = "linux")]
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {

@@ -12,7 +12,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::DevArgs;
 
-/// Holds what the cluster was created with. It also marks a directory as one that `--fresh` may empty.
+/// Holds what the cluster was created with. It also marks a directory as one that `--fresh` may
+/// empty.
 const MARKER: &str = "dev-cluster";
 /// Begins the line of the marker with the first port.
 const PORT: &str = "base-port=";
@@ -51,8 +52,8 @@ impl Place {
             .map_err(failed)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(Fatal::InUse(format!(
-                "another kvnode dev runs with the data in {}; use --ephemeral or another --data-dir \
-                 for a second one",
+                "another kvnode dev runs with the data in {}; use --ephemeral or another \
+                 --data-dir for a second one",
                 directory.display()
             )));
         }
@@ -117,8 +118,8 @@ impl Place {
         fs::remove_file(self.directory.join(MARKER))
     }
 
-    /// A cluster keeps the nodes, shards and ports it was created with: its nodes know each other by
-    /// their ports.
+    /// A cluster keeps the nodes, shards and ports it was created with: its nodes know each other
+    /// by their ports.
     fn compare_or_mark(&self, args: &DevArgs) -> Result<(), Fatal> {
         let path = self.directory.join(MARKER);
         let DevArgs { nodes, shards, .. } = args;

@@ -38,7 +38,8 @@ pub(super) async fn ask_all(nodes: impl IntoIterator<Item = SocketAddr>) -> Vec<
     futures::future::join_all(nodes.into_iter().map(ask)).await
 }
 
-/// How many shards have a leader. Each counts once, even when a deposed leader does not know it yet.
+/// How many shards have a leader. Each counts once, even when a deposed leader does not know it
+/// yet.
 pub(super) fn led_shards(reports: &[Option<Report>]) -> usize {
     let led: BTreeSet<u64> =
         reports.iter().flatten().flat_map(|report| report.leads.iter().copied()).collect();

@@ -19,8 +19,8 @@ use super::console::{Command, HELP};
 use super::place::Place;
 use super::{NodePlan, console, probe, say};
 
-/// How long the nodes may take to end in order: longer than a drain (5 s to hand over leaderships, 20 s
-/// to finish what is in flight) and a checkpoint.
+/// How long the nodes may take to end in order: longer than a drain (5 s to hand over leaderships,
+/// 20 s to finish what is in flight) and a checkpoint.
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 /// How often the nodes are asked whether the cluster is ready.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
@@ -44,9 +44,9 @@ impl Supervisor {
         Self { program, nodes, shards, shows_logs }
     }
 
-    /// Starts all nodes and runs until `quit`, a signal, or the end of the terminal; then ends them.
-    /// Without a terminal nobody could start a node again, so it also ends with the last of them, and
-    /// that is not a success.
+    /// Starts all nodes and runs until `quit`, a signal, or the end of the terminal; then ends
+    /// them. Without a terminal a node could not be started again, so it also ends with the last of
+    /// them, and that is not a success.
     pub(super) async fn run(
         mut self,
         place: &Place,
@@ -237,8 +237,9 @@ impl Supervisor {
                         Err(error) => say(&format!("n{id} ended, and its status is lost: {error}")),
                     }
                 }
-                () = async { tokio::select! { () = stop.received() => {}, () = &mut deadline => {} } },
-                    if !killed =>
+                () = async {
+                    tokio::select! { () = stop.received() => {}, () = &mut deadline => {} }
+                }, if !killed =>
                 {
                     killed = true;
                     for node in &self.nodes {
@@ -288,8 +289,8 @@ async fn until_ready(clients: Vec<SocketAddr>, shards: u32) -> String {
     }
 }
 
-/// How the command-line tool is called from here: the program beside this one, or by cargo where this
-/// one was built by it and the tool was not yet.
+/// How the command-line tool is called from here: the program beside this one, or by cargo where
+/// this one was built by it and the tool was not yet.
 fn kvctl_words(clients: &[SocketAddr]) -> String {
     let beside = |name| std::env::current_exe().ok().map(|this| this.with_file_name(name));
     let tool = match beside("kvctl") {

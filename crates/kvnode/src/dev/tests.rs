@@ -1,4 +1,4 @@
-//! The supervisor with shell scripts for nodes, told what to do as a terminal would.
+//! The supervisor with shell scripts for nodes, driven as by a terminal.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
