@@ -1,9 +1,10 @@
-//! Calls: the one wrapper that every call of every service goes through, in every phase of the node.
+//! Calls: the one wrapper that every call of every service goes through, in every phase of the
+//! node.
 //!
-//! It reads the call's context, asks the node's life whether calls are served, counts the call once when it
-//! ends (however it ends, a caller that leaves included), logs slow ones, fills in what a failure leaves
-//! open, says what the failure means for a write, and makes the gRPC status. Handlers return bare
-//! failures. This is the place where a caller will have to say who it is.
+//! It reads the call's context, asks the lifecycle whether calls are served, counts the call once
+//! when it ends (however it ends, a caller that leaves included), logs slow ones, completes
+//! failures, states what a failure means for a write, and makes the gRPC status. Handlers return
+//! bare failures. Authentication of callers belongs here.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,22 +21,22 @@ use crate::metrics::{Method, ServiceMetrics};
 use crate::outcome::{HasOutcome, Subject};
 use crate::shared::{CoreCell, Lifecycle, Shared};
 
-/// A call that takes longer is worth a line in the log.
+/// Calls that take longer than this are logged.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// What the calls of all services share.
+/// The shared state of the calls of all services.
 #[derive(Clone)]
 pub struct Calls {
     cell: CoreCell,
     metrics: Arc<ServiceMetrics>,
 }
 
-/// What a call is, before it is looked at.
+/// The kind of a call, known before its request is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
     /// The method.
     pub method: Method,
-    /// The read level; `None` for what reads nothing.
+    /// The read level; `None` for a call that reads nothing.
     pub level: Option<ReadLevel>,
 }
 
@@ -54,22 +55,22 @@ impl Kind {
 }
 
 impl Calls {
-    /// The calls of a node, from its first moment on.
+    /// The calls of a node, from the start of the process on.
     #[must_use]
     pub fn new(cell: CoreCell, metrics: Arc<ServiceMetrics>) -> Self {
         Self { cell, metrics }
     }
 
-    /// Where the node is in its life.
+    /// The lifecycle of the node.
     #[must_use]
     pub fn life(&self) -> &Arc<Lifecycle> {
         &self.cell.life
     }
 
-    /// A call with one answer, served once the node is ready; stale reads as soon as the storage is open.
+    /// A call with one answer, served once the node is ready; stale reads as soon as the storage is
+    /// open.
     ///
     /// # Errors
-    ///
     /// The status of the failure.
     pub async fn unary<R, T, F>(
         &self,
@@ -93,10 +94,10 @@ impl Calls {
         }
     }
 
-    /// A call that is answered with a stream. It ends when the stream does, or when its reader leaves.
+    /// A call that is answered with a stream. It ends when the stream does, or when its reader
+    /// leaves.
     ///
     /// # Errors
-    ///
     /// The status of a failure before the first message.
     pub async fn stream<R, T, S, F>(
         &self,
@@ -128,10 +129,10 @@ impl Calls {
         }
     }
 
-    /// A call that is answered in every phase of the node, with the core where there is one already.
+    /// A call that is answered in every phase of the node, with the core where there is one
+    /// already.
     ///
     /// # Errors
-    ///
     /// The status of the failure.
     pub async fn in_any_phase<R, T, F>(
         &self,
@@ -153,7 +154,6 @@ impl Calls {
     /// A call of a method that this version does not serve.
     ///
     /// # Errors
-    ///
     /// NOT_OFFERED, always.
     pub async fn not_offered<R: HasOutcome, T>(
         &self,
@@ -189,8 +189,8 @@ impl Calls {
     }
 }
 
-/// One call under way. It is counted when it is dropped, with the code that it has then: CANCELLED, where
-/// nobody waited for its end.
+/// One call under way. It is counted when it is dropped, with the code that it has then: CANCELLED,
+/// if its caller left before the end.
 struct Call {
     context: Context,
     kind: Kind,
@@ -217,7 +217,7 @@ impl Call {
             None => failure,
         };
         self.code = failure.code;
-        self.context.status(&self.subject.told(failure))
+        self.context.status(&self.subject.report(failure))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The Cluster service: facts that each node tells of itself, without a quorum.
+//! The Cluster service: facts that each node reports about itself, without a quorum.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! One call: its deadline, its id, how often it was forwarded, and how it ends.
+//! The context of a call: its deadline, its request id, its hops, and its status at the end.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,15 +14,15 @@ pub type Answers<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Se
 
 /// The header with the id of a request: the caller's or ours; returned, logged and forwarded.
 pub const REQUEST_ID: &str = "x-request-id";
-/// W3C trace context, forwarded as it came.
+/// W3C trace context, forwarded unchanged.
 pub const TRACEPARENT: &str = "traceparent";
-/// How many nodes have passed the call on. Set between nodes alone.
+/// The number of nodes that have forwarded the call. Only nodes set it.
 pub const HOPS: &str = "quorate-hops";
-/// A call is passed on at most so often.
+/// The greatest number of times that a call is forwarded.
 pub const HOPS_MAX: u32 = 2;
-/// The part of the client's time that is kept for the way back.
+/// The part of the client's time that is reserved for sending the answer back.
 const MARGIN: Duration = Duration::from_millis(20);
-/// The longest request id that is taken over; a longer one is replaced.
+/// The longest request id that is kept; a longer one is replaced.
 const REQUEST_ID_MAX: usize = 128;
 
 /// A call as its handlers see it.
@@ -36,8 +36,8 @@ pub struct Context {
     pub deadline: Instant,
     /// When it arrived.
     pub started: Instant,
-    /// How often it was passed on before it came here, at most [`HOPS_MAX`]. Clients can set it as
-    /// well, to any number.
+    /// How often it was forwarded before it arrived here, at most [`HOPS_MAX`]. Clients can set it
+    /// as well, to any number.
     pub hops: u32,
 }
 
@@ -65,7 +65,7 @@ impl Context {
         }
     }
 
-    /// What is left of the call's time.
+    /// The time that is left until the deadline.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
@@ -75,12 +75,11 @@ impl Context {
     /// through here, so no call goes round in circles.
     ///
     /// # Errors
-    ///
-    /// NO_LEADER when the call was passed on [`HOPS_MAX`] times before.
+    /// NO_LEADER when the call was forwarded [`HOPS_MAX`] times before.
     pub fn forward_into(&self, metadata: &mut MetadataMap) -> Result<(), Failure> {
         if self.hops >= HOPS_MAX {
             let message =
-                format!("the call was passed on {HOPS_MAX} times without reaching a leader");
+                format!("the call was forwarded {HOPS_MAX} times without reaching a leader");
             return Err(Failure::of(Reason::NoLeader, message));
         }
         let mut set = |name: &'static str, value: &str| {
@@ -119,7 +118,7 @@ impl Context {
 pub fn read_timeout(waited_for: &str) -> Failure {
     Failure::of(
         Reason::ReadTimeout,
-        format!("the time was up while the read waited for {waited_for}"),
+        format!("deadline exceeded while the read waited for {waited_for}"),
     )
 }
 

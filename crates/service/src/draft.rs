@@ -2,8 +2,8 @@
 //!
 //! A [`CommandDraft`] is a checked request: nothing that apply would have to call malformed can
 //! come out of it. The shard and its epoch are filled in when the draft is encoded, once, for the
-//! log and the wire. What is wrong with a request is told by an [`Invalid`], which names the field,
-//! the limit and the knob that moves it.
+//! log and the wire. An [`Invalid`] says why a request is rejected: it names the field, the limit
+//! and the configuration key that changes it.
 
 mod check;
 
@@ -104,7 +104,8 @@ impl fmt::Display for ShownKey<'_> {
     }
 }
 
-/// The [`Single`] of a request: its fields have the same names in all of them, except for the condition.
+/// The [`Single`] of a request: its fields have the same names in all of them, except for the
+/// condition.
 macro_rules! single {
     ($request:ident, $condition:ident) => {
         Single {

@@ -78,8 +78,7 @@ impl Forwarder {
     /// The client of a node's Kv service.
     ///
     /// # Errors
-    ///
-    /// The address is no address.
+    /// `address` is not HOST:PORT.
     pub fn client(&self, node: NodeId, address: &str) -> Result<KvClient<Channel>, Failure> {
         let mut channels = self.channels.lock();
         let channel = match channels.get(&node) {
@@ -160,7 +159,7 @@ fn never_connected(status: &Status) -> bool {
 
 fn connect(address: &str) -> Result<Channel, Failure> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
-        Failure::of(Reason::Internal, format!("{address} is no address of a node: {error}"))
+        Failure::of(Reason::Internal, format!("{address} is not the address of a node: {error}"))
     })?;
     let endpoint = endpoint
         .connect_timeout(Duration::from_secs(1))

@@ -11,7 +11,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::shared::{CoreCell, Lifecycle};
 
-/// A loop that has not turned for so long stands still.
+/// An event loop that has not iterated for this long counts as stuck.
 const STANDSTILL: Duration = Duration::from_secs(5);
 /// How often the health service learns of a change.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -64,7 +64,6 @@ impl Health {
     /// Whether the engine's loops and the log writer move.
     ///
     /// # Errors
-    ///
     /// What stands still.
     pub fn check_live(&self) -> Result<(), String> {
         let Some(core) = self.cell.get() else { return Ok(()) };
@@ -83,7 +82,6 @@ impl Health {
     /// Whether the node takes requests.
     ///
     /// # Errors
-    ///
     /// What it waits for.
     pub fn check_ready(&self) -> Result<(), String> {
         match self.life.phase() {

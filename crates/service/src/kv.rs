@@ -64,7 +64,7 @@ macro_rules! write_method {
     }};
 }
 
-/// The failure that tells of a refusal; of one operation among `several` it says which.
+/// The failure of a refused command; of `several` operations it names the one.
 fn refused(answer: WriteAnswer, several: bool) -> Failure {
     match answer {
         WriteAnswer::Refused(refusal) => {
@@ -236,8 +236,8 @@ async fn cancel(
 /// session though one clock is wrong.
 ///
 /// A log that is ahead of the clocks, because they were once, waits for them: a session for such a
-/// shard is born no earlier than what its replica here has applied. For that shard alone, because the
-/// others would refuse it as born in their future.
+/// shard is born no earlier than what its replica here has applied. For that shard alone, because
+/// the others would refuse it as born in their future.
 fn open_session(core: &Shared, request: &OpenSessionRequest) -> OpenSessionResponse {
     let clock = LogTime::from_millis(core.clocks.median_ms(core.clock.moment()));
     let shard = core.engine.shards().get(GroupId(request.shard)).filter(|_| request.shard != 0);

@@ -1,25 +1,25 @@
-//! The services of a node, Kv and Cluster: they check, convert and route; what a call means is decided
-//! below them.
+//! The gRPC services of a node, Kv and Cluster: they check, convert and route requests. What a
+//! command does to the data is decided below them.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`call`] | the wrapper of every call: life, count, slow log, status |
+//! | [`call`] | the wrapper of every call: lifecycle, count, slow log, status |
 //! | [`kv`] | the Kv service |
-//! | [`cluster`] | the Cluster service: what each node says of itself |
+//! | [`cluster`] | the Cluster service: each node's facts about itself |
 //! | [`context`] | a call's deadline, request id and hops |
-//! | [`outcome`] | what a failure says of a write, by what the call carries |
-//! | [`draft`] | a request that was checked, on its way to a command |
+//! | [`outcome`] | the outcome that a failure states for a write |
+//! | [`draft`] | a checked request that becomes a command |
 //! | [`write`](mod@write) | writes: to the leader, proposed at most once |
-//! | [`read`] | reads at the level that the caller chose |
+//! | [`read`] | reads at the requested level |
 //! | [`scan`] | scans over all shards, merged in one order |
-//! | [`route`], [`forward`] | where the leader is, and calls that another node answers |
+//! | [`route`], [`forward`] | the location of the leader, and calls that another node answers |
 //! | [`reply`] | the answers to writes |
-//! | [`shared`] | what all services of a node share |
+//! | [`shared`] | the state that all services of a node share |
 //! | [`health`] | whether the node is live and ready |
-//! | [`metrics`] | what the services count |
+//! | [`metrics`] | the metrics of the services |
 //!
-//! **Boundary.** Nothing here knows the command line, the listeners or the connections between nodes; a
-//! gRPC status is made here and nowhere below.
+//! **Boundary.** Nothing here knows the command line, the listeners or the connections between
+//! nodes; a gRPC status is made here and nowhere below.
 
 pub mod call;
 pub mod cluster;

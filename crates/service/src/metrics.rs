@@ -1,4 +1,4 @@
-//! What the services count.
+//! Metrics of the services.
 
 mod requests;
 
@@ -48,7 +48,7 @@ impl ServiceMetrics {
         }
     }
 
-    /// Metrics that nobody reads.
+    /// Metrics that are not exported.
     #[must_use]
     pub fn unregistered() -> Self {
         Self::register(&mut Registry::default())

@@ -1,10 +1,11 @@
-//! The outcome that a failed call tells its caller. All failures of the services pass through here,
-//! so that no place that refuses a write has to think of sessions.
+//! The outcome that a failed call reports to its caller. All failures of the services pass through
+//! here, so that no place that refuses a write has to think of sessions.
 //!
-//! A write with a session may be sent again with the same sequence, and of an earlier attempt the node
-//! that refuses this one knows nothing: it may be applied, or be on its way. So a refusal says "not
-//! applied" of such a write only where the session itself remembers it; otherwise it speaks of this
-//! attempt alone. A write without a session has one attempt, and what is true of that is true of it.
+//! A write with a session may be sent again with the same sequence, and of an earlier attempt the
+//! node that refuses this one knows nothing: it may be applied, or be on its way. So a refusal says
+//! "not applied" of such a write only where the session itself remembers it; otherwise it speaks of
+//! this attempt alone. A write without a session has one attempt, and what is true of that is true
+//! of it.
 
 use quorate_proto::v1::{
     BatchRequest, CancelRequest, CompareAndSetRequest, DeleteRequest, Failure, GetInfoRequest,
@@ -14,7 +15,7 @@ use quorate_proto::v1::{
 };
 use tonic::Streaming;
 
-/// What the outcome of a call is said of.
+/// The subject of an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// Nothing: the call changes nothing.
@@ -26,9 +27,9 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// The failure as the caller is told of it.
+    /// The failure as it is reported to the caller.
     #[must_use]
-    pub fn told(self, failure: Failure) -> Failure {
+    pub fn report(self, failure: Failure) -> Failure {
         let outcome = match (self, failure.outcome()) {
             (Subject::Attempt, Outcome::NotApplied) if !failure.is_remembered() => {
                 Outcome::AttemptNotApplied
@@ -40,9 +41,9 @@ impl Subject {
     }
 }
 
-/// A request of the Kv service, which says what its outcome is said of.
+/// A request that knows the subject of its outcome.
 pub trait HasOutcome {
-    /// What the outcome of this call is said of.
+    /// The subject of this call's outcome.
     fn subject(&self) -> Subject;
 }
 
@@ -92,7 +93,7 @@ mod tests {
     /// session remembers it, and a write without one is never left half said.
     #[test]
     fn an_attempt_is_not_the_write() {
-        let said = |subject: Subject, failure: &Failure| subject.told(failure.clone()).outcome();
+        let said = |subject: Subject, failure: &Failure| subject.report(failure.clone()).outcome();
         for row in &REASONS {
             let failure = Failure::of(row.reason, "why");
             let of_attempt = match row.outcome {

@@ -35,7 +35,6 @@ impl Level {
     /// Reads and checks the options of a request.
     ///
     /// # Errors
-    ///
     /// BAD_LEVEL, BAD_TOKEN or TOKEN_FOREIGN; NOT_OFFERED for the levels that wait for ages.
     pub fn of(core: &Shared, options: Option<&ReadOptions>) -> Result<Self, Failure> {
         let Some(options) = options else { return Ok(Self::Linearizable) };
@@ -101,7 +100,6 @@ pub enum Ready {
 /// Answers a Get, here or by another node.
 ///
 /// # Errors
-///
 /// The failure, for the caller to send.
 pub async fn get(
     core: &Arc<Shared>,
@@ -126,8 +124,8 @@ pub async fn get(
             let row = row(core, context, &shard, key).await?;
             respond(core, &shard, receipt, row)
         }
-        // This replica is behind. Whoever leads is not; a node that hears more of the group than
-        // this one passes the call on, should the leader be unknown here.
+        // This replica is behind and the leader is not. If the leader is unknown here, another
+        // replica forwards the call.
         Ready::AskLeader => {
             route::pass_to_replicas(core, context, owner, &request, context.deadline).await
         }
@@ -163,7 +161,6 @@ fn respond(
 /// Waits until the replica of this node may answer at the level.
 ///
 /// # Errors
-///
 /// NO_LEADER, READ_TIMEOUT or TOKEN_AHEAD.
 pub async fn ready(
     core: &Arc<Shared>,
@@ -241,7 +238,8 @@ async fn wait_for_token(
         let committed = read_index(core, context, shard).await?;
         if committed < wanted {
             let message = format!(
-                "the token names index {wanted} of shard {}, whose leader has committed {committed}",
+                "the token names index {wanted} of shard {}, whose leader has committed only \
+                 {committed}",
                 shard.group.0
             );
             let failure =
@@ -258,9 +256,8 @@ async fn wait_for_token(
 /// The newest row: from memory at once, else from the tree on the reader pool.
 ///
 /// # Errors
-///
-/// READ_TIMEOUT when the disk takes too long, REPLICA_DAMAGED for a row that does not decode; a failed
-/// disk ends the process.
+/// READ_TIMEOUT when the disk takes too long, REPLICA_DAMAGED for a row that does not decode; a
+/// failed disk ends the process.
 pub async fn row(
     core: &Shared,
     context: &Context,

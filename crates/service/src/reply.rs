@@ -1,5 +1,5 @@
-//! From what apply answered to what the client is told. Receipt and token are the service's to fill
-//! in.
+//! Replies: conversion of the state machine's answers to the messages of the API. The service adds
+//! receipt and token.
 
 use quorate_proto::v1::{
     BatchResponse, BatchResult, CancelResponse, CancelResult, CompareAndSetResponse,
@@ -8,8 +8,8 @@ use quorate_proto::v1::{
 
 use quorate_machine::{Done, LogTime, NotANumber, OperationResult, Previous, ReadValue, Refusal};
 
-/// The failure that tells a client of a refusal; of one operation among `several` it says which. The
-/// service adds shard, leader and epochs.
+/// The failure of a refused command; of `several` operations it names the one.
+/// The service adds shard, leader and epochs.
 pub fn failure(refusal: &Refusal, several: bool) -> Failure {
     let (field, message) = match refusal {
         Refusal::NotANumber(why) if several => {
@@ -46,8 +46,8 @@ fn stored_value(previous: Previous) -> StoredValue {
     StoredValue { value, value_omitted, revision, create_revision, log_time: log_time.0 }
 }
 
-/// The answer to a write of one operation: what all of these answers tell, and one more field of the
-/// result where it is named.
+/// The answer to a write of one operation: what all of these answers tell, and one more field of
+/// the result where it is named.
 macro_rules! single_answer {
     ($done:ident => $response:ident { $($more:ident)? }) => {{
         let (applied, replayed, result) = single($done);

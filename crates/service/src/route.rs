@@ -1,4 +1,5 @@
-//! Routing: where the leader of a shard is, the wait for one, and the nodes that may answer instead.
+//! Routing: where the leader of a shard is, the wait for one, and the nodes that may answer
+//! instead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,6 @@ pub fn leader_of(shard: &Shard, leadership: Leadership) -> LeaderLocation {
 /// Checks what the caller believes of the place of its key, part by part.
 ///
 /// # Errors
-///
 /// WRONG_SHARD when a part that is given is not so.
 pub fn check_hint(
     core: &Shared,
@@ -122,7 +122,6 @@ pub fn other_replicas(core: &Shared, owner: &MapShard) -> Vec<NodeId> {
 /// Passes a call to another node with a replica of the shard, trying them until one is reached.
 ///
 /// # Errors
-///
 /// The failure of the node that was reached, or NO_LEADER when none was.
 pub async fn pass_to_replicas<R: Forward>(
     core: &Arc<Shared>,

@@ -27,7 +27,8 @@ use merge::Merge;
 pub(crate) use plan::Plan;
 pub(crate) use source::{Source, There};
 
-/// Between nodes: the one shard that a passed-on scan is about. Each of its messages has the receipt.
+/// Between nodes: the one shard that a passed-on scan is about. Each of its messages has the
+/// receipt.
 pub const ONLY_SHARD: &str = "quorate-scan-shard";
 
 /// Answers that wait for a slow reader; the scan waits then, until the time of its pins is up.
@@ -42,7 +43,6 @@ pub fn only_shard(metadata: &MetadataMap) -> Option<GroupId> {
 /// Begins a scan. When this returns, every shard it reads here is pinned; the rows follow.
 ///
 /// # Errors
-///
 /// What is wrong with the request, or the failure of a shard that cannot be read at the level.
 pub async fn scan(
     core: &Arc<Shared>,
@@ -73,8 +73,8 @@ pub async fn scan(
     Ok(answers(core, context, plan, sources, only.is_some()))
 }
 
-/// Begins the merge; its messages follow. The last one has a place of its own, so that the merge can
-/// end when it must, however slowly it is read.
+/// Begins the merge; its messages follow. The last one has a place of its own, so that the merge
+/// can end when it must, however slowly it is read.
 pub(super) fn answers(
     core: &Arc<Shared>,
     context: &Context,

@@ -1,4 +1,4 @@
-//! What all services of a formed node share.
+//! Shared state of all services of a formed node.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub struct Shared {
     pub limits: RequestLimits,
     /// Metrics.
     pub metrics: Arc<ServiceMetrics>,
-    /// Where the node is in its life.
+    /// The lifecycle of the node.
     pub life: Arc<Lifecycle>,
     /// How much of the disk's reserve is left.
     pub disk: Arc<Disk>,
@@ -61,14 +61,14 @@ pub struct Shared {
     pub clocks: Arc<ClockOffsets>,
 }
 
-/// Where a node is in its life.
+/// The lifecycle of a node: its phase, and its calls in flight.
 #[derive(Debug)]
 pub struct Lifecycle {
     phase: AtomicU8,
     detail: Mutex<String>,
     /// Client calls being served.
     calls: AtomicUsize,
-    /// Set when a node that goes down takes nothing new any more.
+    /// Set when a draining node rejects new calls.
     refusing: AtomicBool,
     /// When the process began.
     pub started: Instant,
@@ -114,12 +114,12 @@ impl Lifecycle {
         advanced
     }
 
-    /// From now on nothing new is taken. Until then a node that drains goes on to serve.
+    /// Rejects new calls from now on. Until then a draining node keeps serving.
     pub fn refuse(&self) {
         self.refusing.store(true, Ordering::Release);
     }
 
-    /// Whether nothing new is taken.
+    /// Whether new calls are rejected.
     #[must_use]
     pub fn refuses(&self) -> bool {
         self.refusing.load(Ordering::Acquire)
@@ -156,10 +156,9 @@ impl Drop for CallGuard {
 }
 
 impl Shared {
-    /// The map, or the failure that says that the node is not that far.
+    /// The cluster map.
     ///
     /// # Errors
-    ///
     /// STARTING while there is no map.
     pub fn map(&self) -> Result<Arc<Map>, Failure> {
         self.map.get().ok_or_else(|| {
@@ -191,7 +190,6 @@ impl Shared {
     /// Whether new requests are taken at all.
     ///
     /// # Errors
-    ///
     /// STARTING or DRAINING.
     pub fn check_serving(&self) -> Result<(), Failure> {
         match self.life.phase() {
@@ -215,19 +213,18 @@ impl Shared {
     /// Whether there is room for a write. A delete needs no more disk than it gives back, in time.
     ///
     /// # Errors
-    ///
     /// DISK_FULL or OVERLOADED, with the time after which trying again may help.
     pub fn check_room(&self, is_delete: bool) -> Result<(), Failure> {
         if self.budget.level() >= DeltaLevel::Full {
             self.metrics.shed("delta").inc();
-            let message = "more is applied than checkpoints have written out; try again";
+            let message = "checkpoints are falling behind; retry later";
             return Err(retry_after(self.failure(Reason::Overloaded, message), 100));
         }
         let message = match self.disk.level() {
             DiskLevel::Ok => return Ok(()),
             DiskLevel::Low if is_delete => return Ok(()),
-            DiskLevel::Low => "the disk's reserve is being used up; deletes still work",
-            DiskLevel::Critical => "the disk's reserve is nearly used up; nothing is taken",
+            DiskLevel::Low => "disk reserve in use: only deletes are accepted",
+            DiskLevel::Critical => "disk reserve nearly exhausted: all writes are rejected",
         };
         self.metrics.shed("disk").inc();
         Err(retry_after(self.failure(Reason::DiskFull, message), 1_000))
@@ -271,11 +268,12 @@ pub fn duration(of: Duration) -> prost_types::Duration {
     prost_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
 }
 
-/// The core once the node has one: before that, listeners answer STARTING or STORAGE_FAILED.
+/// The services' state once the node has it: before that, listeners answer STARTING or
+/// STORAGE_FAILED.
 #[derive(Clone, Default)]
 pub struct CoreCell {
     core: Arc<ArcSwap<Option<Arc<Shared>>>>,
-    /// Where the node is in its life, from the first moment on.
+    /// The lifecycle of the node, from the start of the process on.
     pub life: Arc<Lifecycle>,
 }
 
@@ -294,7 +292,6 @@ impl CoreCell {
     /// The core, or what the node waits for or failed at.
     ///
     /// # Errors
-    ///
     /// STARTING, DRAINING or STORAGE_FAILED.
     pub fn serving(&self) -> Result<Arc<Shared>, Failure> {
         if let Some(core) = self.get() {
@@ -307,7 +304,6 @@ impl CoreCell {
     /// The core as soon as the storage is open: enough for a stale read, which always answers.
     ///
     /// # Errors
-    ///
     /// STARTING, or STORAGE_FAILED where it never will be.
     pub fn open(&self) -> Result<Arc<Shared>, Failure> {
         if let Some(core) = self.get() {

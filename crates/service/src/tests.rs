@@ -48,7 +48,7 @@ const CLUSTER: [u8; 16] = [7; 16];
 const READER_THREADS: usize = 4;
 const SCAN_THREADS: usize = 2;
 
-/// Nobody hears what this node's replicas say.
+/// Peers that receive nothing.
 struct NoPeers;
 
 impl Outbox for NoPeers {
@@ -226,7 +226,7 @@ fn scans_that_nobody_reads_hold_no_thread_and_end_their_page_in_time() {
         free.expect("a thread is free").expect("it runs");
         let whole = page(node.scan("2S", ScanRequest::default()).await).await;
         assert_eq!((whole.0.len(), whole.1.next_page_token.len()), (keys.len(), 0));
-        // Past their time the pins are gone, though nobody has read a row.
+        // Past their time the pins are gone, though no row was read.
         tokio::time::sleep(Duration::from_secs(2).saturating_sub(begun.elapsed())).await;
         while node.core.life.calls() > 0 {
             assert!(begun.elapsed() < Duration::from_secs(4), "a scan is still under way");
@@ -358,7 +358,7 @@ fn a_scan_through_another_node_is_the_same_scan() {
         let count = ScanRequest { count_only: true, reverse: true, ..all() };
         assert_eq!(page(asked.scan("5S", count).await).await.1.count, 8);
 
-        // Nobody reads it until its time is up: the page ends, and the next one goes on behind it.
+        // It is not read until its time is up: the page ends, and the next one continues after it.
         let unread = asked.scan("1S", all()).await;
         tokio::time::sleep(Duration::from_millis(1_100)).await;
         let (mut found, last) = page(unread).await;

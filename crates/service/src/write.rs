@@ -28,7 +28,6 @@ pub enum Written<T> {
 /// Carries a write to the leader of its shard and waits for the answer.
 ///
 /// # Errors
-///
 /// Every failure says what is known of the outcome.
 pub async fn write<R: Forward>(
     core: &Arc<Shared>,

@@ -100,9 +100,9 @@ pub(super) fn check_session(session: &WriteSession) -> Result<CommandSession, In
     }
     if sequence - answered_below.max(1) > SESSION_UNANSWERED_MAX {
         let invalid = bad(format!(
-            "sequence {sequence} is more than {SESSION_UNANSWERED_MAX} above session.answered_below, \
-             {answered_below}: too \
-             many writes of one session are unanswered"
+            "sequence {sequence} is more than {SESSION_UNANSWERED_MAX} above \
+             session.answered_below, {answered_below}: too many writes of one session are \
+             unanswered"
         ));
         return invalid.map_err(|invalid| invalid.limit(SESSION_UNANSWERED_MAX as usize, ""));
     }

@@ -98,8 +98,8 @@ struct MethodLabel {
     method: &'static str,
 }
 
-/// Requests of clients, by method, code and level. A series appears with its first request; from then
-/// on counting is one atomic addition, found by position.
+/// Requests of clients, by method, code and level. A series appears with its first request; from
+/// then on counting is one atomic addition, found by position.
 pub struct Requests {
     family: Family<RequestLabels, Counter>,
     counters: Box<[OnceLock<Counter>]>,
@@ -133,8 +133,8 @@ impl Requests {
         }
     }
 
-    /// Counts a finished request. `code` is the number of its gRPC code; one that gRPC does not have
-    /// counts as UNKNOWN.
+    /// Counts a finished request. `code` is the number of its gRPC code; one that gRPC does not
+    /// have counts as UNKNOWN.
     pub fn observe(&self, method: Method, code: i32, level: Option<ReadLevel>, elapsed: Duration) {
         let code = usize::try_from(code).ok().filter(|code| *code < CODES.len()).unwrap_or(2);
         let (level, name) = level_label(level);

@@ -118,8 +118,8 @@ impl Merge {
         }
     }
 
-    /// Sends all messages but the last, which it returns; `None` = nobody listens any more. The pins
-    /// are gone when it returns.
+    /// Sends all messages but the last, which it returns; `None` = the reader has left. The
+    /// pins are gone when it returns.
     pub(super) async fn run(self) -> Result<Option<ScanResponse>, Failure> {
         let deadline = self.context.deadline;
         match timeout_at(deadline, self.messages()).await {
@@ -168,10 +168,10 @@ impl Merge {
         Ok(None)
     }
 
-    /// Goes on until something has to be waited for that is not the disk.
+    /// Continues until it has to wait for something other than the disk.
     fn step(&mut self) -> Result<Step, Failure> {
         for _ in 0..STEP_ROWS {
-            // Only a heap with a row of every source tells which row is next.
+            // Only a heap with a row of every source knows the next row.
             while let Some(&source) = self.behind.last() {
                 match self.sources[source].next(&self.core, self.plan.keys_only)? {
                     Next::Row(row) => {

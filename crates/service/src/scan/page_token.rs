@@ -1,4 +1,4 @@
-//! Where a scan goes on: opaque to clients, and checked when it comes back.
+//! Page tokens: where the next page of a scan begins. Opaque to clients, checked on return.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quorate_proto::limits::KEY_BYTES_MAX;
@@ -20,7 +20,7 @@ pub struct PageToken {
     pub level: i32,
     /// How many rows may still come, over all pages; `u64::MAX` = no limit.
     pub rows_left: u64,
-    /// Tells this scan's token from another one's.
+    /// Fingerprint of the scan that the token belongs to.
     fingerprint: u64,
     /// The last key that was sent or counted.
     pub last_key: Bytes,
@@ -50,8 +50,7 @@ impl PageToken {
     /// The token that came back with a request whose first token is `self`.
     ///
     /// # Errors
-    ///
-    /// A sentence when it is no token of ours, or of another scan.
+    /// A sentence when the bytes are not a token, or the token of another scan.
     pub fn resume(&self, bytes: &Bytes) -> Result<Self, &'static str> {
         let token = Self::decode(bytes).ok_or("the page token is not one that a scan returned")?;
         if token.fingerprint != self.fingerprint || token.level != self.level {

@@ -84,7 +84,7 @@ fn a_scan_is_counted_at_its_end_and_once() {
             scan.expect("it begins").into_inner()
         };
         let read = begin().await;
-        assert_eq!(counted(&registry), Vec::<String>::new(), "nobody has read it yet");
+        assert_eq!(counted(&registry), Vec::<String>::new(), "it was not read yet");
         page(read).await;
         assert_eq!(counted(&registry), ["method=Scan code=OK level=linearizable 1"]);
         drop(begin().await);

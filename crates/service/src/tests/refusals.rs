@@ -131,7 +131,8 @@ struct Said {
 }
 
 impl Said {
-    /// Asks with each method, with and without a session, and expects to be refused for this reason.
+    /// Asks with each method, with and without a session, and expects to be refused for this
+    /// reason.
     async fn at(&mut self, place: &str, kv: &KvService, asked: &Asked, reason: Reason) {
         self.at_but(&[], place, kv, asked, reason).await;
     }
