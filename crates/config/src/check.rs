@@ -1,13 +1,57 @@
-//! The checks that no single value shows: limits, and settings that do not go together.
+//! The checks of values: of one by itself, which its row names, and of settings that do not go together.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::memory::MEMORY_MIN;
-use super::value::{self, HostPort};
-use quorate_proto::limits::{REPLICAS_MAX, SHARDS_MAX, VALUE_BYTES_CEILING};
+use super::kinds::Value;
+use super::memory::{MEMORY_MIN, MemoryPlan};
+use super::value::{self, HostPort, Size};
+use quorate_proto::limits::{REPLICAS_MAX, VALUE_BYTES_CEILING};
 
 use super::{Config, ConfigError, Key};
+
+/// How long a connection may be idle, or live: long enough to be of use, and not beyond what a clock can
+/// add.
+pub(super) const LIFETIME: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
+
+/// The check that a value is in a range.
+pub(super) fn within<T: Value + PartialOrd>(
+    range: RangeInclusive<T>,
+) -> impl Fn(Key, &T) -> Result<(), ConfigError> {
+    move |key, value| {
+        if range.contains(value) {
+            return Ok(());
+        }
+        let [given, least, most] = [value, range.start(), range.end()].map(Value::written);
+        refuse(key, given, &format!("must be from {least} to {most}"))
+    }
+}
+
+pub(super) fn replica_count(key: Key, replicas: &u32) -> Result<(), ConfigError> {
+    if replicas.is_multiple_of(2) || *replicas > REPLICAS_MAX {
+        return refuse(
+            key,
+            replicas,
+            "must be 1, 3, 5 or 7: an even number needs more of them for the same fault tolerance",
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn enough_memory(key: Key, plan: &MemoryPlan) -> Result<(), ConfigError> {
+    if plan.total < MEMORY_MIN {
+        let least = value::format_bytes(MEMORY_MIN);
+        return refuse(key, plan.written(), &format!("must be at least {least}"));
+    }
+    Ok(())
+}
+
+/// In bytes, as the refusal of a value that is too large says its length.
+pub(super) fn value_size(key: Key, size: &Size) -> Result<(), ConfigError> {
+    within(1..=VALUE_BYTES_CEILING)(key, &size.0)
+}
 
 /// Whether a missing data directory is wrong.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,27 +62,14 @@ pub(super) enum DataDir {
 
 /// See [`Config::validate`].
 pub(super) fn validate(config: &Config, data_dir: DataDir) -> Result<(), ConfigError> {
-    let calls = u64::from(config.max_calls_per_connection);
-    let values = [
+    let first = [
         if data_dir == DataDir::Needed { check_data_dir(config) } else { Ok(()) },
         check_names(config),
-        check_range(Key::Shards, u64::from(config.shards), 1, SHARDS_MAX),
-        check_replicas(config),
-        check_memory(config),
-        check_range(
-            Key::MaxValueSize,
-            config.max_value_bytes as u64,
-            1,
-            VALUE_BYTES_CEILING as u64,
-        ),
-        check_range(Key::MaxConnections, config.max_connections as u64, 1, 1 << 16),
-        check_range(Key::MaxCallsPerConnection, calls, 1, 1 << 16),
-        check_life(Key::MaxConnectionIdle, config.max_connection_idle),
-        check_life(Key::MaxConnectionAge, config.max_connection_age),
-        check_timing(config),
-        check_addresses(config),
     ];
-    let mut refused: Vec<_> = values.into_iter().filter_map(Result::err).collect();
+    let then = [check_timing(config), check_addresses(config)];
+    let mut refused: Vec<_> = first.into_iter().filter_map(Result::err).collect();
+    refused.extend(config.refusals());
+    refused.extend(then.into_iter().filter_map(Result::err));
     match refused.len() {
         0 => Ok(()),
         1 => Err(refused.remove(0)),
@@ -57,48 +88,9 @@ fn check_addresses(config: &Config) -> Result<(), ConfigError> {
     check_advertised(Key::AdvertiseClient, &config.advertise_client)
 }
 
-fn check_replicas(config: &Config) -> Result<(), ConfigError> {
-    if config.replicas.is_multiple_of(2) || config.replicas > REPLICAS_MAX {
-        return refuse(
-            Key::Replicas,
-            config.replicas,
-            "must be 1, 3, 5 or 7: an even number needs more of them for the same fault tolerance",
-        );
-    }
-    Ok(())
-}
-
-fn check_memory(config: &Config) -> Result<(), ConfigError> {
-    if config.memory.total < MEMORY_MIN {
-        let given = value::format_bytes(config.memory.total);
-        let least = value::format_bytes(MEMORY_MIN);
-        return refuse(Key::Memory, given, &format!("must be at least {least}"));
-    }
-    Ok(())
-}
-
 fn refuse<T>(key: Key, value: impl Display, reason: &str) -> Result<T, ConfigError> {
     let variable = key.env();
     Err(ConfigError::Refused(format!("{key} is {value}, but {reason} (--{key} or {variable})")))
-}
-
-fn check_range(key: Key, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    refuse(key, value, &format!("must be from {least} to {most}"))
-}
-
-/// How long a connection may be idle, or live: so long that it is of use, and not beyond what a clock
-/// can add.
-fn check_life(key: Key, value: Duration) -> Result<(), ConfigError> {
-    const LEAST: Duration = Duration::from_secs(1);
-    const MOST: Duration = Duration::from_secs(365 * 24 * 3600);
-    if (LEAST..=MOST).contains(&value) {
-        return Ok(());
-    }
-    let [given, least, most] = [value, LEAST, MOST].map(value::format_duration);
-    refuse(key, given, &format!("must be from {least} to {most}"))
 }
 
 fn check_data_dir(config: &Config) -> Result<(), ConfigError> {

@@ -12,10 +12,12 @@ mod args;
 mod check;
 mod error;
 mod key;
+mod kinds;
 mod layers;
 mod log;
 mod memory;
 mod resolve;
+mod rows;
 mod show;
 mod source;
 mod value;
@@ -24,79 +26,147 @@ mod value;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use quorate_proto::limits::SHARDS_MAX;
 use quorate_raft::NodeId;
+
+use check::{LIFETIME, enough_memory, replica_count, value_size, within};
+use resolve::Reader;
 
 pub use args::ConfigArgs;
 pub use error::ConfigError;
-pub use key::Key;
 pub use layers::{CONFIG_VARIABLE, Environment, Layers, utf8_text};
-pub use log::LogFormat;
+pub use log::{LogFilter, LogFormat};
 pub use memory::{MEMORY_MIN, MemoryPlan, default_memory};
-pub use resolve::{DEFAULT_PORT, Effective, Resolved, resolve};
+pub use resolve::{Effective, Resolved, resolve};
 pub use show::table;
 pub use source::Source;
-pub use value::{HostPort, LogStore, parse_duration};
+pub use value::{HostPort, LogStore, Size, parse_duration};
 
-/// Everything a node needs to know to start: all defaults filled in, all addresses parsed, checked by
-/// [`Config::validate`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// This node's id, 1 to 4,294,967,295; never used for another node of the same cluster.
-    pub node_id: NodeId,
-    /// The directory that holds everything this node must not forget.
-    pub data_dir: PathBuf,
-    /// The name all nodes of a cluster share, so that two clusters never mix by a wrong address.
-    pub cluster_name: String,
-    /// The peer address of every node of the first start; afterwards only seeds to ask.
-    pub initial_cluster: BTreeMap<NodeId, HostPort>,
-    /// Where clients are served. The same address as `peer_listen` means one listener for both.
-    pub listen: SocketAddr,
-    /// Where other nodes are served.
-    pub peer_listen: SocketAddr,
-    /// Where `/metrics`, `/livez` and `/readyz` are served over HTTP; `None` serves them nowhere.
-    pub metrics_listen: Option<SocketAddr>,
-    /// The address that other nodes use to reach this one. Names are resolved at each connection.
-    pub advertise: HostPort,
-    /// The address that clients are told to use to reach this node.
-    pub advertise_client: HostPort,
-    /// How many shards a new cluster gets, 1 to 4,096. Only read at its formation.
-    pub shards: u32,
-    /// How many replicas a shard gets in a new cluster, odd, at most 7. Only read at its formation.
-    pub replicas: u32,
-    /// Whether `shards` was given and is not the default.
-    pub shards_given: bool,
-    /// Whether `replicas` was given and is not the default.
-    pub replicas_given: bool,
-    /// What holds the Raft log.
-    pub log_store: LogStore,
-    /// Labels of the place this node stands in (`zone=a`): replicas of one shard are spread over them.
-    pub locality: BTreeMap<String, String>,
-    /// How the memory is divided.
-    pub memory: MemoryPlan,
-    /// The largest value taken, in bytes.
-    pub max_value_bytes: usize,
-    /// How many client connections one listener takes.
-    pub max_connections: usize,
-    /// How many calls one client connection may have in flight.
-    pub max_calls_per_connection: u32,
-    /// How long a client connection may have no call in flight before it is closed; each draws its own
-    /// time from 10 % below to 10 % above.
-    pub max_connection_idle: Duration,
-    /// How old a client connection may become before it is closed, once its calls have ended; each draws
-    /// its own age as well.
-    pub max_connection_age: Duration,
-    /// How often a leader makes itself heard.
-    pub heartbeat: Duration,
-    /// The shortest silence after which a follower asks for an election.
-    pub election_min: Duration,
-    /// The longest silence after which a follower asks for an election.
-    pub election_max: Duration,
-    /// Whether it is allowed to listen beyond loopback without TLS.
-    pub insecure: bool,
+/// The port that a node listens on when it is not told.
+pub const DEFAULT_PORT: u16 = 7401;
+
+rows::settings! {
+    /// Everything a node needs to know to start: all defaults filled in, all addresses parsed, checked by
+    /// [`Config::validate`].
+    pub struct Config |reader| {
+        /// Id of this node, never used for another node of the cluster
+        ///
+        /// From 1 to 4,294,967,295.
+        NodeId "node-id" node_id: NodeId = NodeId(1);
+
+        /// Directory that holds everything this node must not forget
+        DataDir "data-dir" data_dir: PathBuf => (PathBuf::new(), "not set");
+
+        /// Address to serve clients on
+        ///
+        /// The same address as `peer_listen` means one listener for both.
+        Listen "listen" listen: SocketAddr = (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into();
+
+        /// Address to serve other nodes on [default: as --listen]
+        PeerListen "peer-listen" peer_listen: SocketAddr => (listen, "as listen");
+
+        /// Address to serve /metrics, /livez and /readyz on [default: nowhere]
+        MetricsListen "metrics-listen" metrics_listen: Option<SocketAddr> => (None, "none");
+
+        /// Address at which other nodes reach this one [default: its entry in --initial-cluster, else
+        /// --peer-listen]
+        ///
+        /// Names are resolved at each connection.
+        Advertise "advertise" advertise: HostPort => match reader.initial_address(node_id) {
+            Some(address) => (address, "the entry in initial-cluster"),
+            None => (peer_listen.into(), "as peer-listen"),
+        };
+
+        /// Address at which clients reach this node [default: --advertise where one listener serves both,
+        /// else --listen]
+        AdvertiseClient "advertise-client" advertise_client: HostPort => if listen == peer_listen {
+            (advertise.clone(), "as advertise")
+        } else {
+            (listen.into(), "as listen")
+        };
+
+        /// Name that all nodes of the cluster share
+        ///
+        /// So that two clusters never mix by a wrong address.
+        ClusterName "cluster-name" cluster_name: String = "quorate".to_owned();
+
+        /// Peer addresses of all nodes of the first start [default: this node alone]
+        ///
+        /// Afterwards they are only seeds to ask.
+        InitialCluster "initial-cluster" initial_cluster: BTreeMap<NodeId, HostPort> =>
+            (BTreeMap::from([(node_id, advertise.clone())]), "this node alone");
+
+        /// Shards of a new cluster, 1 to 4096
+        ///
+        /// Only read at its formation.
+        Shards "shards" shards: u32 = 64, check within(1..=SHARDS_MAX as u32);
+
+        /// Replicas of each shard of a new cluster: 1, 3, 5 or 7
+        ///
+        /// Only read at its formation.
+        Replicas "replicas" replicas: u32 = 3, check replica_count;
+
+        /// What holds the Raft log: sled or file
+        LogStore "log-store" log_store: LogStore = LogStore::Sled;
+
+        /// Where this node stands; replicas of a shard are spread over places [default: none]
+        Locality "locality" locality: BTreeMap<String, String> => (BTreeMap::new(), "");
+
+        /// Memory for caches, logs and queues, at least 128MiB [default: a quarter of the machine's or
+        /// control group's, at most 2GiB]
+        Memory "memory" memory: MemoryPlan =>
+            (MemoryPlan::new(reader.default_memory), "a quarter of the memory, at most 2GiB"),
+            check enough_memory;
+
+        /// Largest value taken
+        MaxValueSize "max-value-size" max_value_size: Size = Size(1 << 20), check value_size;
+
+        /// Client connections of one listener
+        MaxConnections "max-connections" max_connections: usize = 1024, check within(1..=1 << 16);
+
+        /// Calls in flight of one client connection
+        MaxCallsPerConnection "max-calls-per-connection" max_calls_per_connection: u32 = 256,
+            check within(1..=1 << 16);
+
+        /// How long a client connection may have no call in flight before it is closed; ±10 %
+        ///
+        /// Each connection draws its own time from this range.
+        MaxConnectionIdle "max-connection-idle" max_connection_idle: Duration
+            = Duration::from_secs(5 * 60), check within(LIFETIME);
+
+        /// How old a client connection may become before it is closed, once its calls have ended; ±10 %
+        ///
+        /// Each connection draws its own age from this range.
+        MaxConnectionAge "max-connection-age" max_connection_age: Duration
+            = Duration::from_secs(60 * 60), check within(LIFETIME);
+
+        /// How often a leader makes itself heard
+        Heartbeat "heartbeat" heartbeat: Duration = Duration::from_millis(100);
+
+        /// Shortest silence that starts an election
+        ElectionMin "election-min" election_min: Duration = Duration::from_millis(600);
+
+        /// Longest silence that starts an election
+        ElectionMax "election-max" election_max: Duration = Duration::from_millis(1200);
+
+        /// Allow listening beyond loopback although nothing is encrypted
+        Insecure "insecure" insecure: bool = false;
+
+        /// Least severe log line written, or a filter such as info,quorate_raft=debug [env: QUORATE_LOG]
+        LogLevel "log-level" log_filter: LogFilter = LogFilter::of_level("info");
+
+        /// How log lines are written: auto, text or json [default: auto = text on a terminal]
+        LogFormat "log-format" log_format: LogFormat => (LogFormat::Auto, "");
+    } with {
+        /// Whether `shards` was given and is not the default.
+        shards_given: bool = reader.is_given(Key::Shards);
+        /// Whether `replicas` was given and is not the default.
+        replicas_given: bool = reader.is_given(Key::Replicas);
+    }
 }
 
 impl Config {

@@ -17,14 +17,14 @@ pub enum LogFormat {
 }
 
 impl FromStr for LogFormat {
-    type Err = &'static str;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err("expected auto, text or json"),
+            _ => Err("expected auto, text or json".to_owned()),
         }
     }
 }
@@ -39,6 +39,37 @@ impl fmt::Display for LogFormat {
     }
 }
 
+/// A filter of log lines that was checked: a level or a list such as `info,quorate_raft=debug`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The filter that takes lines of this level and the more severe ones.
+    pub(super) fn of_level(level: &'static str) -> Self {
+        Self(level.to_owned())
+    }
+
+    /// The filter as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        check_filter(text).map(|()| Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The levels, from silence on.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -47,7 +78,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// # Errors
 /// The filter cannot be read, or a word in it stands for no level. The library would take such a word
 /// for the name of a module, and a misspelt level would silence everything.
-pub fn check_filter(filter: &str) -> Result<(), String> {
+fn check_filter(filter: &str) -> Result<(), String> {
     let expected = format!(
         "expected one of {}, or a filter such as info,quorate_raft=debug",
         LEVELS.join(", ")

@@ -77,6 +77,27 @@ fn every_setting_is_shown_once_in_order() {
 }
 
 #[test]
+fn the_help_of_a_flag_is_the_first_paragraph_of_its_row_and_the_default() {
+    let help = |key: Key| key.flag().get_help().unwrap().to_string();
+    for (key, expected) in [
+        (Key::Shards, "Shards of a new cluster, 1 to 4096 [default: 64]"),
+        (Key::PeerListen, "Address to serve other nodes on [default: as --listen]"),
+        (
+            Key::Advertise,
+            "Address at which other nodes reach this one [default: its entry in --initial-cluster, \
+             else --peer-listen]",
+        ),
+        (
+            Key::LogLevel,
+            "Least severe log line written, or a filter such as info,quorate_raft=debug \
+             [env: QUORATE_LOG] [default: info]",
+        ),
+    ] {
+        assert_eq!(help(key), expected);
+    }
+}
+
+#[test]
 fn a_shown_value_can_be_given_back() {
     let start = Start {
         flags: &[

@@ -217,6 +217,24 @@ pub(super) fn format_locality(labels: &BTreeMap<String, String>) -> String {
     parts.join(",")
 }
 
+/// A number of bytes, read and shown in binary units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub usize);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(usize::try_from(parse_bytes(text)?).unwrap_or(usize::MAX)))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format_bytes(self.0 as u64))
+    }
+}
+
 const UNITS: [(&str, u64); 4] =
     [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 

@@ -106,7 +106,8 @@ fn start(args: StartArgs) -> Result<(), Fatal> {
     let environment = Environment::of_process();
     let resolved = resolve(args.settings, &environment)?;
     resolved.config.validate().map_err(usage)?;
-    telemetry::init(&resolved.log_filter, resolved.log_format).map_err(Fatal::Usage)?;
+    telemetry::init(&resolved.config.log_filter, resolved.config.log_format)
+        .map_err(Fatal::Usage)?;
     for warning in environment.warnings() {
         tracing::warn!("{warning}");
     }
@@ -144,7 +145,7 @@ fn health(args: HealthArgs) -> Result<u8, Fatal> {
             .parse::<HostPort>()
             .map_err(|reason| Fatal::Usage(format!("--endpoint: {reason}")))?,
         None => {
-            let settings = ConfigArgs { config: args.config, ..ConfigArgs::default() };
+            let settings = ConfigArgs::from_file(args.config);
             let resolved = resolve(settings, &Environment::of_process())?;
             health_probe::reachable(resolved.config.listen)
         }

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use quorate_config::LogFormat;
+use quorate_config::{Key, LogFilter, LogFormat};
 use tracing_subscriber::EnvFilter;
 
 /// Whether text written to this stream may have colours.
@@ -10,13 +10,14 @@ pub fn has_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Starts the log. `filter` is a level or a list such as `info,quorate_raft=debug`.
+/// Starts the log.
 ///
 /// # Errors
 /// The filter cannot be read, or a log was already started.
-pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        format!("log-level is {filter:?}, but {error} (--log-level or QUORATE_LOG)")
+pub fn init(filter: &LogFilter, format: LogFormat) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter.as_str()).map_err(|error| {
+        let key = Key::LogLevel;
+        format!("{key} is {:?}, but {error} (--{key} or {})", filter.as_str(), key.env())
     })?;
     let stderr = std::io::stderr();
     let text = match format {

@@ -1,6 +1,6 @@
 //! Limits of the operating system, checked before the node starts.
 
-use quorate_config::Config;
+use quorate_config::{Config, Key};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::exit::Fatal;
@@ -24,9 +24,10 @@ pub fn raise_open_files(config: &Config) -> Result<(), Fatal> {
     if let Some(most) = limit.maximum
         && most < needed
     {
+        let key = Key::MaxConnections;
         return Err(Fatal::Usage(format!(
-            "this process may open {most} files, but max-connections = {} needs {needed}; raise the \
-             limit (ulimit -n) or lower --max-connections",
+            "this process may open {most} files, but {key} = {} needs {needed}; raise the limit \
+             (ulimit -n) or lower --{key}",
             config.max_connections
         )));
     }

@@ -302,7 +302,7 @@ impl Node {
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(self.config.node_id.0),
             budget: budget.clone(),
-            limits: RequestLimits { value_bytes_max: self.config.max_value_bytes },
+            limits: RequestLimits { value_bytes_max: self.config.max_value_size.0 },
             metrics: self.metrics.service.clone(),
             life: self.cell.life.clone(),
             disk: inbound.disk.clone(),

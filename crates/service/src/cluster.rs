@@ -150,7 +150,7 @@ impl Cluster for ClusterService {
 fn limits_of(config: &Config) -> Limits {
     Limits {
         key_bytes_max: limits::KEY_BYTES_MAX as u64,
-        value_bytes_max: config.max_value_bytes as u64,
+        value_bytes_max: config.max_value_size.0 as u64,
         request_bytes_max: limits::REQUEST_BYTES_MAX as u64,
         message_bytes_max: limits::DECODE_BYTES_MAX as u64,
         token_parts_max: limits::TOKEN_PARTS_MAX as u64,

@@ -121,7 +121,7 @@ impl Node {
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(id),
             budget,
-            limits: RequestLimits { value_bytes_max: config.max_value_bytes },
+            limits: RequestLimits { value_bytes_max: config.max_value_size.0 },
             metrics,
             life: cell.life.clone(),
             disk: Arc::default(),

@@ -22,7 +22,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use clap::Args;
-use quorate_config::{self as config, DEFAULT_PORT, MEMORY_MIN};
+use quorate_config::{self as config, DEFAULT_PORT, Key, MEMORY_MIN};
 use quorate_proto::limits::SHARDS_MAX;
 #[cfg(target_os = "linux")]
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -149,28 +149,27 @@ fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
     let memory = (config::default_memory() / u64::from(args.nodes)).max(MEMORY_MIN);
     let replicas = if args.nodes >= 3 { 3 } else { 1 };
     // A flag would win over the filter that the user set.
-    let unfiltered = std::env::var_os("QUORATE_LOG").is_none_or(|filter| filter.is_empty());
+    let unfiltered = std::env::var_os(Key::LogLevel.env()).is_none_or(|filter| filter.is_empty());
     let plan = |id| {
         let (client, metrics) = addresses(args, id);
         let settings = [
-            ("node-id", id.to_string()),
-            ("data-dir", place.node(id).display().to_string()),
-            ("listen", client.to_string()),
-            ("peer-listen", client.to_string()),
-            ("metrics-listen", metrics.to_string()),
-            ("advertise", client.to_string()),
-            ("advertise-client", client.to_string()),
-            ("initial-cluster", nodes.join(",")),
-            ("shards", args.shards.to_string()),
-            ("replicas", replicas.to_string()),
-            ("memory", memory.to_string()),
+            (Key::NodeId, id.to_string()),
+            (Key::DataDir, place.node(id).display().to_string()),
+            (Key::Listen, client.to_string()),
+            (Key::PeerListen, client.to_string()),
+            (Key::MetricsListen, metrics.to_string()),
+            (Key::Advertise, client.to_string()),
+            (Key::AdvertiseClient, client.to_string()),
+            (Key::InitialCluster, nodes.join(",")),
+            (Key::Shards, args.shards.to_string()),
+            (Key::Replicas, replicas.to_string()),
+            (Key::Memory, memory.to_string()),
             // No more than 1,024 with the node's own files: what a plain user may open everywhere.
-            ("max-connections", "448".to_owned()),
-            ("log-format", "text".to_owned()),
+            (Key::MaxConnections, "448".to_owned()),
+            (Key::LogFormat, "text".to_owned()),
         ];
-        let log = (args.logs && unfiltered).then(|| ("log-level", CALM.to_owned()));
-        let flags =
-            settings.into_iter().chain(log).map(|(name, value)| format!("--{name}={value}"));
+        let log = (args.logs && unfiltered).then(|| (Key::LogLevel, CALM.to_owned()));
+        let flags = settings.into_iter().chain(log).map(|(key, value)| format!("--{key}={value}"));
         let first = ["start".to_owned(), "--exit-with-parent".to_owned()];
         NodePlan {
             id,

@@ -163,8 +163,9 @@ impl Places {
         match caller {
             Caller::Client | Caller::Probe => format!(
                 "this node already serves {} client connections, and none is idle; the limit is \
-                 --max-connections",
-                self.limits.clients
+                 --{}",
+                self.limits.clients,
+                Key::MaxConnections
             ),
             Caller::Peer => format!("this node already serves {PEERS_MAX} connections of nodes"),
         }

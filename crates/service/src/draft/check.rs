@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use quorate_config::Key;
 use quorate_machine::SessionId;
 use quorate_proto::{
     limits::{KEY_BYTES_MAX, SESSION_ID_BYTES, SESSION_UNANSWERED_MAX},
@@ -11,8 +12,8 @@ use quorate_proto::{
 
 use super::{Invalid, RequestLimits, ShownKey};
 
-/// The configuration key that moves the value limit.
-const VALUE_CONFIG_KEY: &str = "max-value-size";
+/// The setting that moves the value limit.
+const VALUE_KEY: Key = Key::MaxValueSize;
 
 /// Checks a key of any request: 1 byte to 4 KiB.
 pub fn check_key(field: &str, key: &[u8]) -> Result<(), Invalid> {
@@ -62,10 +63,10 @@ fn too_long(
         return Ok(());
     }
     let message = format!(
-        "{field} is {} bytes long; the limit is {limit} bytes, set by {VALUE_CONFIG_KEY}",
+        "{field} is {} bytes long; the limit is {limit} bytes, set by {VALUE_KEY}",
         value.len()
     );
-    Err(Invalid::new(reason, field, message).limit(limit, VALUE_CONFIG_KEY))
+    Err(Invalid::new(reason, field, message).limit(limit, VALUE_KEY.name()))
 }
 
 pub(super) fn check_condition(
