@@ -1,4 +1,4 @@
-//! The checks of values: of one by itself, which its row names, and of settings that do not go together.
+//! Checks of single values, which their rows name, and of settings that do not go together.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -11,8 +11,8 @@ use quorate_proto::limits::{REPLICAS_MAX, VALUE_BYTES_CEILING};
 
 use super::{Config, ConfigError, Key};
 
-/// How long a connection may be idle, or live: long enough to be of use, and not beyond what a clock can
-/// add.
+/// How long a connection may be idle, or live: long enough to be of use, and not beyond what a
+/// clock can add.
 pub(super) const LIFETIME: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
 

@@ -5,8 +5,8 @@ use std::fmt;
 use super::Key;
 
 impl Key {
-    /// The name in the environment. The log filter has the short name that its users know from other
-    /// programs; every other name follows from the key.
+    /// The name in the environment. The log filter has the short name that its users know from
+    /// other programs; every other name follows from the key.
     #[must_use]
     pub fn env(self) -> String {
         match self {

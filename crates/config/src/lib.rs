@@ -50,8 +50,8 @@ pub use value::{HostPort, LogStore, Size, parse_duration};
 pub const DEFAULT_PORT: u16 = 7401;
 
 rows::settings! {
-    /// Everything a node needs to know to start: all defaults filled in, all addresses parsed, checked by
-    /// [`Config::validate`].
+    /// Everything a node needs to know to start: all defaults filled in, all addresses parsed,
+    /// checked by [`Config::validate`].
     pub struct Config |reader| {
         /// Id of this node, never used for another node of the cluster
         ///
@@ -72,8 +72,8 @@ rows::settings! {
         /// Address to serve /metrics, /livez and /readyz on [default: nowhere]
         MetricsListen "metrics-listen" metrics_listen: Option<SocketAddr> => (None, "none");
 
-        /// Address at which other nodes reach this one [default: its entry in --initial-cluster, else
-        /// --peer-listen]
+        /// Address at which other nodes reach this one [default: its entry in --initial-cluster,
+        /// else --peer-listen]
         ///
         /// Names are resolved at each connection.
         Advertise "advertise" advertise: HostPort => match reader.initial_address(node_id) {
@@ -81,8 +81,8 @@ rows::settings! {
             None => (peer_listen.into(), "as peer-listen"),
         };
 
-        /// Address at which clients reach this node [default: --advertise where one listener serves both,
-        /// else --listen]
+        /// Address at which clients reach this node [default: --advertise where one listener
+        /// serves both, else --listen]
         AdvertiseClient "advertise-client" advertise_client: HostPort => if listen == peer_listen {
             (advertise.clone(), "as advertise")
         } else {
@@ -116,8 +116,8 @@ rows::settings! {
         /// Where this node stands; replicas of a shard are spread over places [default: none]
         Locality "locality" locality: BTreeMap<String, String> => (BTreeMap::new(), "");
 
-        /// Memory for caches, logs and queues, at least 128MiB [default: a quarter of the machine's or
-        /// control group's, at most 2GiB]
+        /// Memory for caches, logs and queues, at least 128MiB [default: a quarter of the machine's
+        /// or control group's, at most 2GiB]
         Memory "memory" memory: MemoryPlan =>
             (MemoryPlan::new(reader.default_memory), "a quarter of the memory, at most 2GiB"),
             check enough_memory;
@@ -138,7 +138,8 @@ rows::settings! {
         MaxConnectionIdle "max-connection-idle" max_connection_idle: Duration
             = Duration::from_secs(5 * 60), check within(LIFETIME);
 
-        /// How old a client connection may become before it is closed, once its calls have ended; ±10 %
+        /// How old a client connection may become before it is closed, once its calls have
+        /// ended; ±10 %
         ///
         /// Each connection draws its own age from this range.
         MaxConnectionAge "max-connection-age" max_connection_age: Duration
@@ -156,7 +157,8 @@ rows::settings! {
         /// Allow listening beyond loopback although nothing is encrypted
         Insecure "insecure" insecure: bool = false;
 
-        /// Least severe log line written, or a filter such as info,quorate_raft=debug [env: QUORATE_LOG]
+        /// Least severe log line written, or a filter such as info,quorate_raft=debug
+        /// [env: QUORATE_LOG]
         LogLevel "log-level" log_filter: LogFilter = LogFilter::of_level("info");
 
         /// How log lines are written: auto, text or json [default: auto = text on a terminal]

@@ -85,8 +85,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The address in the entry of a node in `initial-cluster`, if that was given. An entry that cannot
-    /// be read is refused when its own setting is read.
+    /// The address in the entry of a node in `initial-cluster`, if that was given. An entry that
+    /// cannot be read is refused when its own setting is read.
     pub fn initial_address(&self, node: NodeId) -> Option<HostPort> {
         let given = self.given::<BTreeMap<NodeId, HostPort>>(Key::InitialCluster);
         given.ok()??.0.remove(&node)

@@ -16,19 +16,20 @@
 //! | variant | `PeerListen` | [`Key::PeerListen`](crate::Key::PeerListen) |
 //! | name | `"peer-listen"` | the flag, the key in the file, and with it the variable |
 //! | field | `peer_listen` | the field of [`Config`](crate::Config) |
-//! | type | `SocketAddr` | the parser, the written form and the word for a value in the help: its [`Value`] |
+//! | type | `SocketAddr` | its [`Value`]: parser, written form, word for it in the help |
 //! | `= VALUE` | – | the default; the help gets ` [default: VALUE]` |
-//! | `=> (VALUE, "why")` | `(listen, "as listen")` | a default that follows from something; the help says it by itself |
+//! | `=> (VALUE, "why")` | `(listen, "as listen")` | a default that follows from something |
 //! | `, check CHECK` | – | the [check](crate::check) of this value without the others |
 //!
-//! A row has one of the two kinds of default. A default may name the fields of the rows above its own, and
-//! the [`Reader`] by the name between the bars. The order of the rows is the one of `--help` and of
-//! `config show`. Below the rows, behind `with`, are fields that are computed and are no settings.
+//! A row has one of the two kinds of default; the help of one that follows from something has to
+//! say so itself. A default may use the fields of the rows above its own, and the [`Reader`] by the
+//! name between the bars. The order of the rows is the order of `--help` and of `config show`. The
+//! fields behind `with` are computed and are not settings.
 //!
 //! [`Value`]: crate::kinds::Value
 //! [`Reader`]: crate::resolve::Reader
 
-/// Makes of the rows: `Key` with `ALL`, `name` and `flag`; the struct, with `read` and `refusals`.
+/// Makes from the rows: `Key` with `ALL`, `name` and `flag`; the struct with `read` and `refusals`.
 macro_rules! settings {
     (
         $(#[$about:meta])*
