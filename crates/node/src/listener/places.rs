@@ -430,7 +430,7 @@ pub(super) fn admit(
                 place.places.refused(&sentence);
                 // Whether the call is a write with a session stands in its message, which is not
                 // read here: what is said is true of every write.
-                let failure = Subject::Attempt.told(place.places.refusal(caller, sentence));
+                let failure = Subject::Attempt.report(place.places.refusal(caller, sentence));
                 Err(Context::of(request.metadata()).status(&failure))
             }
         }
