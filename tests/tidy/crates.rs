@@ -48,6 +48,7 @@ fn crates_use_only_those_below_them() {
                 "quorate-config",
             ],
         ),
+        ("crates/testkit", &["quorate-proto"]),
         ("crates/client", &["quorate-proto"]),
         (
             "crates/node",

@@ -5,13 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_client::api::{CancelResult, Failure, Outcome, Reason};
 use quorate_client::{Client, ClientConfig, Error, WriteId};
+use quorate_testkit::{FakeCluster, Step, failure};
 use tonic::Code;
 
-use crate::fake::{Fake, Step, failure};
+use crate::{client, config};
 
 const SHORT: Duration = Duration::from_millis(400);
 
-fn everywhere(fake: &Fake, step: &Step) {
+fn everywhere(fake: &FakeCluster, step: &Step) {
     for node in 1..=3 {
         fake.always(node, step.clone());
     }
@@ -43,8 +44,8 @@ fn class(error: &Error) -> Class {
 /// Each reason for good, from every node: what the caller is told, with and without a session.
 #[tokio::test]
 async fn every_reason_is_classified() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     use Class::*;
     for (reason, expected) in [
         (Reason::NoLeader, NotApplied),
@@ -84,8 +85,8 @@ async fn every_reason_is_classified() {
 /// Statuses that no node of ours made.
 #[tokio::test]
 async fn foreign_statuses_are_unknown_unless_they_cannot_be() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     use Class::*;
     for (code, expected) in [
         (Code::OutOfRange, Invalid),
@@ -110,14 +111,14 @@ async fn foreign_statuses_are_unknown_unless_they_cannot_be() {
 
 #[tokio::test]
 async fn a_lost_connection_is_asked_again_with_the_same_sequence() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     client.put("k", "v").await.unwrap();
     fake.script(1, [Step::Break]);
     let answer = client.put("k", "w").await.unwrap();
     assert!(answer.replayed, "the second attempt finds the first");
-    let state = fake.state.lock();
-    assert_eq!(state.applied.len(), 2, "each write once");
+    let state = fake.state();
+    assert_eq!(state.store.index, 2, "each write once");
     let sequences: Vec<u64> =
         state.writes.iter().map(|w| w.session.as_ref().unwrap().sequence).collect();
     assert_eq!(sequences, [1, 2, 2]);
@@ -125,8 +126,8 @@ async fn a_lost_connection_is_asked_again_with_the_same_sequence() {
 
 #[tokio::test]
 async fn a_lost_connection_without_a_session_is_unknown_at_once() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     fake.script(1, [Step::Break]);
     let error = put(&client, false).await.unwrap_err();
     assert!(matches!(error, Error::Unknown { write: None, .. }), "{error}");
@@ -149,8 +150,8 @@ async fn what_never_reached_a_node_is_not_applied() {
 async fn an_unknown_attempt_stays_unknown_whatever_later_ones_say() {
     for later in [Reason::NoLeader, Reason::BadValue, Reason::SessionExpired, Reason::SequencePast]
     {
-        let fake = Fake::start().await;
-        let client = fake.client().await;
+        let fake = FakeCluster::start(3);
+        let client = client(&fake).await;
         fake.script(1, [Step::Foreign(Code::Unknown)]);
         everywhere(&fake, &Step::Fail(failure(later)));
         let error = put(&client, true).await.unwrap_err();
@@ -158,14 +159,14 @@ async fn an_unknown_attempt_stays_unknown_whatever_later_ones_say() {
         assert_eq!(error.detail().outcome, Outcome::Unknown);
         assert_eq!(error.reason(), Some(Reason::OutcomeUnknown));
         assert!(fake.writes().len() >= 2);
-        assert_eq!(fake.state.lock().opened.len(), 1, "{later:?}: no other session was tried");
+        assert_eq!(fake.state().opened.len(), 1, "{later:?}: no other session was tried");
     }
 }
 
 #[tokio::test]
 async fn an_answer_settles_an_unknown_attempt() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     fake.script(1, [Step::Foreign(Code::Unknown), Step::Answer]);
     assert!(client.put("k", "v").await.unwrap().applied);
     // Barred by Cancel: whatever the first attempt did, it was not applied and never is.
@@ -193,8 +194,8 @@ fn sent_before() -> WriteId {
 
 #[tokio::test]
 async fn a_refused_attempt_is_the_whole_write_when_it_is_the_first() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     for reason in [Reason::NoLeader, Reason::Overloaded, Reason::DiskFull, Reason::WrongShard] {
         everywhere(&fake, &Step::Fail(of_attempt(reason)));
         for put in [
@@ -211,8 +212,8 @@ async fn a_refused_attempt_is_the_whole_write_when_it_is_the_first() {
 
 #[tokio::test]
 async fn a_refused_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let again = || client.put("k", "v").identity(sent_before()).timeout(SHORT);
     for reason in [
         Reason::NoLeader,
@@ -256,7 +257,7 @@ async fn a_refused_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
         assert!(matches!(error, Error::Refused(_)), "{reason:?}: {error}");
         assert_eq!(error.detail().outcome, Outcome::NotApplied);
     }
-    fake.state.lock().always.clear();
+    fake.state().always.clear();
     assert!(again().await.unwrap().applied);
 }
 
@@ -276,8 +277,8 @@ async fn a_write_that_was_sent_before_is_unknown_while_no_node_can_be_reached() 
 
 #[tokio::test]
 async fn a_cancel_that_fails_leaves_the_write_as_unknown_as_before() {
-    let fake = Fake::start().await;
-    let config = fake.config().timeout(SHORT);
+    let fake = FakeCluster::start(3);
+    let config = config(&fake).timeout(SHORT);
     let client = Client::connect(config).await.unwrap();
     for step in [
         Step::Fail(of_attempt(Reason::NoLeader)),
@@ -293,15 +294,15 @@ async fn a_cancel_that_fails_leaves_the_write_as_unknown_as_before() {
         assert_eq!(write, Some(sent_before()), "{step:?}");
         assert_eq!(detail.outcome, Outcome::Unknown, "{step:?}");
     }
-    fake.state.lock().always.clear();
+    fake.state().always.clear();
     let settled = client.cancel("k", &sent_before()).await.unwrap();
     assert_eq!(settled.result(), CancelResult::Barred);
 }
 
 #[tokio::test]
 async fn an_unknown_outcome_can_be_asked_again_and_settled() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     everywhere(&fake, &Step::Hang);
     let error = put(&client, true).await.unwrap_err();
     let Error::Unknown { write: Some(id), detail } = error else {
@@ -310,7 +311,7 @@ async fn an_unknown_outcome_can_be_asked_again_and_settled() {
     assert!(!detail.request_id.is_empty());
     assert_eq!(id.to_string(), format!("{}/1", hex(&id.session)));
 
-    fake.state.lock().always.clear();
+    fake.state().always.clear();
     let settled = client.cancel("k", &id).await.unwrap();
     assert_eq!(settled.result(), CancelResult::Answered);
     let again = client.put("k", "v").identity(id.clone()).await.unwrap();
@@ -327,8 +328,8 @@ fn hex(bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn reads_out_of_time_are_not_unknown() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     everywhere(&fake, &Step::Hang);
     let error = client.get("k").timeout(SHORT).await.unwrap_err();
     assert!(matches!(error, Error::NotApplied(_)), "{error}");
@@ -337,8 +338,8 @@ async fn reads_out_of_time_are_not_unknown() {
 
 #[tokio::test]
 async fn the_node_says_when_to_try_again() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let full = quorate_client::api::Failure {
         retry_after: Some(Duration::from_millis(150).try_into().unwrap()),
         ..failure(Reason::Overloaded)
@@ -354,8 +355,8 @@ async fn the_node_says_when_to_try_again() {
 
 #[tokio::test]
 async fn what_no_node_takes_in_is_refused_here() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let error = client.put("k", vec![0; 5 << 20]).await.unwrap_err();
     assert!(matches!(error, Error::Invalid(_)), "{error}");
     assert_eq!(error.reason(), Some(Reason::TooLarge));

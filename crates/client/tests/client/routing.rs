@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use quorate_client::api::{Failure, ReadLevel, Reason};
 use quorate_client::{Client, ClientConfig, Error};
+use quorate_testkit::{CLUSTER, FakeCluster, Step, VERSION, failure};
 
-use crate::fake::{CLUSTER, Fake, Step, failure};
+use crate::{client, config};
 
 #[tokio::test]
 async fn a_write_goes_to_the_preferred_leader_with_its_route() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     for _ in 0..5 {
         assert!(client.put("k", "v").await.unwrap().applied);
     }
@@ -27,13 +28,13 @@ async fn a_write_goes_to_the_preferred_leader_with_its_route() {
         assert!((500_000..=1_000_000).contains(&micros), "the patience of a first attempt");
     }
     assert_ne!(writes[0].request_id, writes[1].request_id);
-    assert_eq!(fake.state.lock().reads[0].0, 1);
+    assert_eq!(fake.state().reads[0].0, 1);
 }
 
 #[tokio::test]
 async fn a_failure_that_names_the_leader_is_followed_with_the_same_write() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let hint = Failure { shard: 1, leader_node_id: 3, ..failure(Reason::NoLeader) };
     fake.script(1, [Step::Fail(hint)]);
     client.put("k", "v").await.unwrap();
@@ -48,10 +49,10 @@ async fn a_failure_that_names_the_leader_is_followed_with_the_same_write() {
 
 #[tokio::test]
 async fn a_leader_whose_connections_are_all_taken_is_gone_round() {
-    let fake = Fake::start().await;
+    let fake = FakeCluster::start(3);
     let full = Failure { only_this_node: true, ..failure(Reason::Overloaded) };
     fake.always(1, Step::Fail(full));
-    let client = fake.client().await;
+    let client = client(&fake).await;
     let begun = Instant::now();
     for _ in 0..5 {
         client.put("k", "v").await.unwrap();
@@ -67,16 +68,16 @@ async fn a_leader_whose_connections_are_all_taken_is_gone_round() {
 
 #[tokio::test]
 async fn nodes_whose_connections_are_all_taken_are_asked_again_after_a_wait() {
-    let fake = Fake::start().await;
+    let fake = FakeCluster::start(3);
     let full = Failure { only_this_node: true, ..failure(Reason::Overloaded) };
     for node in 1..=3 {
         fake.script(node, [Step::Fail(full.clone()), Step::Fail(full.clone())]);
     }
-    fake.client().await.put("k", "v").await.unwrap();
+    client(&fake).await.put("k", "v").await.unwrap();
     fake.always(1, Step::Fail(full.clone()));
     fake.always(2, Step::Fail(full.clone()));
     fake.always(3, Step::Fail(full));
-    let config = fake.config().timeout(Duration::from_millis(300));
+    let config = config(&fake).timeout(Duration::from_millis(300));
     let client = Client::connect(config).await.unwrap();
     let error = client.put("k", "v").await.unwrap_err();
     assert!(matches!(error, Error::NotApplied(_)), "{error}");
@@ -85,9 +86,9 @@ async fn nodes_whose_connections_are_all_taken_are_asked_again_after_a_wait() {
 
 #[tokio::test]
 async fn a_receipt_names_the_leader() {
-    let fake = Fake::start().await;
-    fake.state.lock().leader = 2;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
+    fake.state().leader = 2;
     client.put("k", "v").await.unwrap();
     client.put("k", "v").await.unwrap();
     let nodes: Vec<u64> = fake.writes().iter().map(|w| w.node).collect();
@@ -96,24 +97,34 @@ async fn a_receipt_names_the_leader() {
 }
 
 #[tokio::test]
+async fn the_answer_with_the_map_names_the_leader() {
+    let fake = FakeCluster::start(3);
+    fake.state().leader = 3;
+    let client = client(&fake).await;
+    assert_eq!(client.locate("k").await.unwrap().leader_node_id, 3);
+    client.put("k", "v").await.unwrap();
+    assert_eq!(fake.writes()[0].node, 3);
+}
+
+#[tokio::test]
 async fn stale_reads_are_spread_over_the_replicas() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     for _ in 0..9 {
         client.get("k").level(ReadLevel::Stale).await.unwrap();
     }
-    let state = fake.state.lock();
+    let state = fake.state();
     for node in 1..=3 {
         assert_eq!(state.reads.iter().filter(|(n, _)| *n == node).count(), 3, "node {node}");
     }
-    let read = state.reads[0].1.read.as_ref().unwrap();
+    let read = &state.reads[0].1;
     assert_eq!(read.level(), ReadLevel::Stale);
     assert!(read.token.is_none());
 }
 
 #[tokio::test]
 async fn one_endpoint_that_answers_is_enough() {
-    let fake = Fake::start().await;
+    let fake = FakeCluster::start(3);
     let endpoints = ["127.0.0.1:1", fake.addresses[2].as_str(), "127.0.0.1:2"];
     let client = Client::connect(ClientConfig::new(endpoints).unwrap()).await.unwrap();
     assert_eq!(client.known_map().unwrap().epoch, 1);
@@ -131,9 +142,9 @@ async fn no_endpoint_answers() {
 
 #[tokio::test]
 async fn unreachable_advertised_addresses_fall_back_to_the_given_endpoint() {
-    let fake = Fake::start().await;
+    let fake = FakeCluster::start(3);
     {
-        let mut state = fake.state.lock();
+        let mut state = fake.state();
         let map = state.map.as_mut().unwrap();
         for (i, node) in map.nodes.iter_mut().enumerate() {
             node.client_address = format!("127.0.0.1:{}", i + 1);
@@ -153,9 +164,9 @@ async fn unreachable_advertised_addresses_fall_back_to_the_given_endpoint() {
 
 #[tokio::test]
 async fn a_given_endpoint_that_is_down_is_no_unreachable_advertised_address() {
-    let fake = Fake::start().await;
+    let fake = FakeCluster::start(3);
     let closed = "127.0.0.1:1";
-    fake.state.lock().map.as_mut().unwrap().nodes[0].client_address = closed.into();
+    fake.state().map.as_mut().unwrap().nodes[0].client_address = closed.into();
     let config = ClientConfig::new([closed, fake.addresses[1].as_str()]).unwrap();
     let client = Client::connect(config).await.unwrap();
     client.put("k", "v").await.unwrap();
@@ -164,9 +175,9 @@ async fn a_given_endpoint_that_is_down_is_no_unreachable_advertised_address() {
 
 #[tokio::test]
 async fn a_wrong_shard_makes_the_client_fetch_the_map() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
-    fake.state.lock().map = Some(fake.map_of(2, 4));
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
+    fake.state().map = Some(fake.map_of(2, 4));
     fake.script(1, [Step::Fail(failure(Reason::WrongShard))]);
     client.put("k", "v").await.unwrap();
     let writes = fake.writes();
@@ -180,9 +191,9 @@ async fn a_wrong_shard_makes_the_client_fetch_the_map() {
 
 #[tokio::test]
 async fn a_newer_epoch_in_a_receipt_refreshes_the_map_in_the_background() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
-    fake.state.lock().map = Some(fake.map_of(5, 2));
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
+    fake.state().map = Some(fake.map_of(5, 2));
     client.get("k").await.unwrap();
     let arrived = async {
         while client.known_map().unwrap().epoch != 5 {
@@ -195,18 +206,18 @@ async fn a_newer_epoch_in_a_receipt_refreshes_the_map_in_the_background() {
 
 #[tokio::test]
 async fn a_map_of_another_cluster_is_ignored() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let mut foreign = fake.map_of(9, 2);
     foreign.cluster_id = "another-cluster!".into();
-    fake.state.lock().map = Some(foreign);
+    fake.state().map = Some(foreign);
     assert_eq!(client.map().await.unwrap().epoch, 1);
 }
 
 #[tokio::test]
 async fn a_silent_node_costs_one_second_and_is_then_passed_over() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     fake.always(1, Step::Hang);
     let begun = Instant::now();
     client.get("k").await.unwrap();
@@ -219,9 +230,9 @@ async fn a_silent_node_costs_one_second_and_is_then_passed_over() {
 
 #[tokio::test]
 async fn a_cluster_without_a_map_is_asked_through_its_endpoints() {
-    let fake = Fake::start().await;
-    fake.state.lock().map = None;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    fake.state().map = None;
+    let client = client(&fake).await;
     assert!(client.known_map().is_none());
     assert!(client.map().await.is_err());
     client.put("k", "v").await.unwrap();
@@ -230,15 +241,18 @@ async fn a_cluster_without_a_map_is_asked_through_its_endpoints() {
 
 #[tokio::test]
 async fn status_asks_every_node_once_and_shows_the_silent() {
-    let fake = Fake::start().await;
+    let fake = FakeCluster::start(3);
     fake.always(2, Step::Hang);
-    let client = fake.client().await;
+    let client = client(&fake).await;
     let all = client.status(Duration::from_millis(300)).await;
     let ids: Vec<_> = all.iter().map(|n| n.node_id).collect();
     assert_eq!(ids, [Some(1), Some(2), Some(3)]);
     assert!(all[0].status.is_ok() && all[2].status.is_ok());
     assert!(matches!(all[1].status, Err(Error::NotApplied(_))));
-    assert_eq!(client.info().await.unwrap().version, "fake");
+    assert_eq!(client.info().await.unwrap().version, VERSION);
+    for node in 1..=3 {
+        fake.always(node, Step::Fail(failure(Reason::NotOffered)));
+    }
     let refused = client.transfer_leader(1, 2).await.unwrap_err();
     assert!(matches!(refused, Error::Refused(_)), "{refused}");
     assert_eq!(refused.reason(), Some(Reason::NotOffered));
@@ -246,9 +260,9 @@ async fn status_asks_every_node_once_and_shows_the_silent() {
 
 #[tokio::test]
 async fn endpoints_of_several_clusters_are_refused() {
-    let (fake, other) = (Fake::start().await, Fake::start().await);
+    let (fake, other) = (FakeCluster::start(3), FakeCluster::start(3));
     let odd = bytes::Bytes::from_static(b"other---16-bytes");
-    other.state.lock().map.as_mut().unwrap().cluster_id = odd;
+    other.state().map.as_mut().unwrap().cluster_id = odd;
     let endpoints =
         [fake.addresses[0].as_str(), other.addresses[0].as_str(), fake.addresses[1].as_str()];
     let config = ClientConfig::new(endpoints).unwrap();

@@ -4,19 +4,28 @@ use bytes::Bytes;
 use futures::StreamExt;
 use quorate_client::api::Reason;
 
-use crate::fake::{Fake, Step, failure};
+use quorate_testkit::{FakeCluster, Row, Step, failure};
 
-async fn with_rows(n: usize) -> (Fake, Vec<Bytes>) {
-    let fake = Fake::start().await;
+use crate::client;
+
+async fn with_rows(n: usize) -> (FakeCluster, Vec<Bytes>) {
+    let fake = FakeCluster::start(3);
     let rows: Vec<Bytes> = (0..n).map(|i| format!("row-{i:03}").into()).collect();
-    fake.state.lock().rows = rows.clone();
+    {
+        let mut state = fake.state();
+        (state.message_rows, state.page_rows) = (2, 4);
+        for (revision, key) in (1..).zip(&rows) {
+            let row = Row { value: "v".into(), revision, create_revision: revision };
+            state.store.rows.insert(key.clone(), row);
+        }
+    }
     (fake, rows)
 }
 
 #[tokio::test]
 async fn pages_follow_each_other() {
     let (fake, rows) = with_rows(11).await;
-    let client = fake.client().await;
+    let client = client(&fake).await;
     let mut scan = client.scan().prefix("row-").rows();
     let mut got = Vec::new();
     while let Some(row) = scan.next().await.unwrap() {
@@ -33,7 +42,7 @@ async fn pages_follow_each_other() {
 #[tokio::test]
 async fn a_limit_holds_over_pages() {
     let (fake, rows) = with_rows(11).await;
-    let client = fake.client().await;
+    let client = client(&fake).await;
     for limit in [1, 4, 5, 8, 11, 20] {
         let got = client.scan().limit(limit).collect().await.unwrap();
         let keys: Vec<_> = got.into_iter().map(|r| r.key).collect();
@@ -44,7 +53,7 @@ async fn a_limit_holds_over_pages() {
 #[tokio::test]
 async fn counting_adds_pages_up() {
     let (fake, _) = with_rows(11).await;
-    let client = fake.client().await;
+    let client = client(&fake).await;
     assert_eq!(client.scan().count().await.unwrap(), 11);
     assert_eq!(client.scan().limit(6).count().await.unwrap(), 6);
     assert_eq!(client.scan().prefix("none").count().await.unwrap(), 0);
@@ -54,8 +63,8 @@ async fn counting_adds_pages_up() {
 async fn a_broken_stream_goes_on_after_its_last_row() {
     for breaks_after in 0..=3 {
         let (fake, rows) = with_rows(11).await;
-        fake.state.lock().scan_breaks_after = Some(breaks_after);
-        let client = fake.client().await;
+        fake.state().scan_breaks_after = Some(breaks_after);
+        let client = client(&fake).await;
         let got = client.scan().prefix("row-").collect().await.unwrap();
         let keys: Vec<_> = got.into_iter().map(|r| r.key).collect();
         assert_eq!(keys, rows, "broken after message {breaks_after}");
@@ -65,7 +74,7 @@ async fn a_broken_stream_goes_on_after_its_last_row() {
 #[tokio::test]
 async fn a_scan_that_is_refused_ends_with_the_error() {
     let (fake, _) = with_rows(3).await;
-    let client = fake.client().await;
+    let client = client(&fake).await;
     for node in 1..=3 {
         fake.always(node, Step::Fail(failure(Reason::BadPageToken)));
     }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_client::WriteId;
 use quorate_client::api::{Failure, ReadLevel, Reason, SessionToken};
+use quorate_testkit::{CLUSTER, FakeCluster, HISTORY, SeenWrite, Step, failure};
 
-use crate::fake::{CLUSTER, Fake, HISTORY, Seen, Step, failure};
+use crate::client;
 
-fn ids(writes: &[Seen]) -> Vec<(Bytes, u64)> {
-    let id = |w: &Seen| {
+fn ids(writes: &[SeenWrite]) -> Vec<(Bytes, u64)> {
+    let id = |w: &SeenWrite| {
         let session = w.session.as_ref().unwrap();
         (session.id.clone(), session.sequence)
     };
@@ -19,14 +20,14 @@ fn ids(writes: &[Seen]) -> Vec<(Bytes, u64)> {
 
 #[tokio::test]
 async fn a_session_is_opened_at_the_first_write_and_kept() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     client.get("k").await.unwrap();
-    assert!(fake.state.lock().opened.is_empty(), "reads need none");
+    assert!(fake.state().opened.is_empty(), "reads need none");
     for _ in 0..3 {
         client.put("k", "v").await.unwrap();
     }
-    assert_eq!(fake.state.lock().opened.len(), 1);
+    assert_eq!(fake.state().opened.len(), 1);
     for (i, seen) in (1..).zip(fake.writes()) {
         let session = seen.session.unwrap();
         assert_eq!((session.sequence, session.answered_below), (i, i));
@@ -36,9 +37,9 @@ async fn a_session_is_opened_at_the_first_write_and_kept() {
 
 #[tokio::test]
 async fn each_shard_has_a_session_of_its_own() {
-    let fake = Fake::start().await;
-    fake.state.lock().map = Some(fake.map_of(1, 4));
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    fake.state().map = Some(fake.map_of(1, 4));
+    let client = client(&fake).await;
     let map = client.known_map().unwrap();
     let mut of_shard: HashMap<u64, HashSet<Bytes>> = HashMap::new();
     for i in 0..40 {
@@ -50,14 +51,14 @@ async fn each_shard_has_a_session_of_its_own() {
     }
     assert_eq!(of_shard.len(), 4);
     assert!(of_shard.values().all(|ids| ids.len() == 1));
-    assert_eq!(fake.state.lock().opened.len(), 4);
+    assert_eq!(fake.state().opened.len(), 4);
 }
 
 #[tokio::test]
 async fn a_session_past_half_its_life_is_replaced() {
-    let fake = Fake::start().await;
-    fake.state.lock().session_ttl = Some(Duration::from_millis(400));
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    fake.state().session_ttl = Duration::from_millis(400);
+    let client = client(&fake).await;
     client.put("k", "v").await.unwrap();
     tokio::time::sleep(Duration::from_millis(220)).await;
     client.put("k", "v").await.unwrap();
@@ -68,8 +69,8 @@ async fn a_session_past_half_its_life_is_replaced() {
 
 #[tokio::test]
 async fn one_shot_uses_a_session_of_its_own_and_says_so() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     client.put("k", "v").await.unwrap();
     client.put("k", "v").one_shot().await.unwrap();
     client.put("k", "v").await.unwrap();
@@ -84,35 +85,35 @@ async fn one_shot_uses_a_session_of_its_own_and_says_so() {
 
 #[tokio::test]
 async fn an_expired_session_is_replaced_by_one_born_later() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let expired = Failure { log_time: 77 << 16, ..failure(Reason::SessionExpired) };
     fake.script(1, [Step::Fail(expired)]);
     assert!(client.put("k", "v").await.unwrap().applied);
     let ids = ids(&fake.writes());
     assert_eq!(ids.len(), 2);
     assert_ne!(ids[0].0, ids[1].0);
-    let state = fake.state.lock();
-    assert_eq!(state.opened[1].not_before, 77 << 16);
-    assert_eq!(state.applied.len(), 1);
+    let state = fake.state();
+    assert_eq!(state.opened[1].1.not_before, 77 << 16);
+    assert_eq!(state.store.index, 1);
 }
 
 #[tokio::test]
 async fn a_refused_session_is_replaced_by_one_of_another_node_at_the_time_of_the_shard() {
     for reason in [Reason::SessionFromFuture, Reason::SessionExpired] {
-        let fake = Fake::start().await;
-        let client = fake.client().await;
+        let fake = FakeCluster::start(3);
+        let client = client(&fake).await;
         let refused = Failure { log_time: 77 << 16, ..failure(reason) };
         fake.script(1, [Step::Fail(refused.clone()), Step::Fail(refused)]);
         assert!(client.put("k", "v").await.unwrap().applied);
         let ids = ids(&fake.writes());
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 3, "{ids:?}");
-        let state = fake.state.lock();
-        assert_eq!(state.applied.len(), 1);
-        for (before, after) in state.opened_by.iter().zip(&state.opened_by[1..]) {
-            assert_ne!(before, after, "{reason:?}");
+        let state = fake.state();
+        assert_eq!(state.store.index, 1);
+        for (before, after) in state.opened.iter().zip(&state.opened[1..]) {
+            assert_ne!(before.0, after.0, "{reason:?}");
         }
-        let (first, again) = (&state.opened[0], &state.opened[1]);
+        let (first, again) = (&state.opened[0].1, &state.opened[1].1);
         assert_eq!((first.shard, first.not_before, first.not_after), (1, 0, 0));
         let time = match reason {
             Reason::SessionFromFuture => again.not_after,
@@ -125,69 +126,69 @@ async fn a_refused_session_is_replaced_by_one_of_another_node_at_the_time_of_the
 
 #[tokio::test]
 async fn sessions_that_are_refused_again_and_again_end_the_call() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     for reason in [Reason::SessionFromFuture, Reason::SessionExpired] {
         for node in 1..=3 {
-            fake.state.lock().always.insert(node, Step::Fail(failure(reason)));
+            fake.always(node, Step::Fail(failure(reason)));
         }
         for put in [client.put("k", "v"), client.put("k", "v").one_shot()] {
-            fake.state.lock().opened.clear();
+            fake.state().opened.clear();
             let error = put.timeout(Duration::from_secs(60)).await.unwrap_err();
             assert!(matches!(error, quorate_client::Error::Refused(_)), "{error}");
             assert_eq!(error.reason(), Some(reason));
-            let opened = fake.state.lock().opened.len();
+            let opened = fake.state().opened.len();
             assert!((3..=10).contains(&opened), "{opened} sessions were opened");
         }
     }
-    assert!(fake.state.lock().applied.is_empty());
+    assert!(fake.state().store.index == 0);
 }
 
 #[tokio::test]
 async fn what_may_have_been_applied_is_asked_in_its_own_session_though_that_is_from_the_future() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let future = failure(Reason::SessionFromFuture);
     fake.script(1, [Step::Break]);
     for node in 2..=3 {
-        fake.state.lock().always.insert(node, Step::Fail(future.clone()));
+        fake.always(node, Step::Fail(future.clone()));
     }
-    fake.state.lock().always.insert(1, Step::Fail(future.clone()));
+    fake.always(1, Step::Fail(future.clone()));
     let error = client.put("k", "v").timeout(Duration::from_millis(400)).await.unwrap_err();
     assert!(error.is_unknown(), "{error}");
     let seen = ids(&fake.writes());
     assert!(seen.len() > 2 && seen.iter().all(|id| *id == seen[0]), "{seen:?}");
 
     // Asked again, it waits until the shard's time has come.
-    fake.state.lock().always.clear();
+    fake.state().always.clear();
     fake.script(1, [Step::Fail(future)]);
     let id = WriteId { session: seen[0].0.clone(), sequence: seen[0].1 };
     assert!(client.put("k", "v").identity(id).await.unwrap().applied);
-    assert_eq!(fake.state.lock().opened.len(), 1);
+    assert_eq!(fake.state().opened.len(), 1);
 }
 
 #[tokio::test]
 async fn a_given_identity_is_sent_as_it_is() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let id = WriteId { session: Bytes::from_static(b"a-session-from-elsewhere"), sequence: 5_000 };
     client.put("k", "v").identity(id.clone()).await.unwrap();
     assert_eq!(ids(&fake.writes()), [(id.session.clone(), 5_000)]);
     let sent = fake.writes()[0].session.clone().unwrap();
     assert_eq!(sent.answered_below, 3_977, "what a full window allows");
-    assert!(fake.state.lock().opened.is_empty());
+    assert!(fake.state().opened.is_empty());
     // What it is not: a session that may be replaced. Whether it was applied before it expired, nobody
     // knows any more.
     fake.script(1, [Step::Fail(failure(Reason::SessionExpired))]);
     let error = client.put("k", "v").identity(id).await.unwrap_err();
     assert!(matches!(error, quorate_client::Error::Unknown { .. }), "{error}");
-    assert!(fake.state.lock().opened.is_empty());
+    assert!(fake.state().opened.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_tasks_share_a_session() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let tasks: Vec<_> = (0..256)
         .map(|_| {
             let client = client.clone();
@@ -202,9 +203,9 @@ async fn many_tasks_share_a_session() {
         task.await.unwrap();
     }
     {
-        let state = fake.state.lock();
+        let state = fake.state();
         assert_eq!(state.opened.len(), 1, "the tasks wait for one");
-        assert_eq!(state.applied.len(), 2_048);
+        assert_eq!(state.store.index, 2_048);
         let sequences: HashSet<u64> =
             state.writes.iter().map(|w| w.session.as_ref().unwrap().sequence).collect();
         assert_eq!(sequences.len(), 2_048, "no number is given twice");
@@ -221,11 +222,11 @@ async fn many_tasks_share_a_session() {
 
 #[tokio::test]
 async fn session_reads_carry_what_was_seen_and_no_more() {
-    let fake = Fake::start().await;
-    let client = fake.client().await;
+    let fake = FakeCluster::start(3);
+    let client = client(&fake).await;
     let written = client.put("k", "v").await.unwrap();
     client.get("k").level(ReadLevel::Session).await.unwrap();
-    let read = fake.state.lock().reads[0].1.read.clone().unwrap();
+    let read = fake.state().reads[0].1.clone();
     let token = read.token.unwrap();
     assert_eq!(token.index_of(1), written.revision);
     assert_eq!((token.cluster_id, token.history), (CLUSTER, HISTORY));
@@ -236,7 +237,7 @@ async fn session_reads_carry_what_was_seen_and_no_more() {
     client.absorb_token(&kept);
     assert_eq!(client.token().index_of(1), 100);
     client.get("k").level(ReadLevel::Session).await.unwrap();
-    let read = fake.state.lock().reads[1].1.read.clone().unwrap();
+    let read = fake.state().reads[1].1.clone();
     assert_eq!(read.token.unwrap().index_of(1), 100);
 
     // One of another history changes nothing, and can be left behind on purpose.

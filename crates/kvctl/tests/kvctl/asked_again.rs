@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use quorate_client::api::Reason;
+use quorate_testkit::{Calls, FakeCluster, Step};
 use rustix::process::Signal;
 
 use crate::endings::{again, send, wait};
-use crate::fake::Fake;
 use crate::{Called, call, program, run};
 
 /// Runs a command line that was printed.
@@ -23,16 +23,16 @@ const GIVEN: [&str; 2] = ["--write-id", "6162636465666768696a6b6c6d6e6f707172737
 
 #[test]
 fn the_printed_command_stays_4_until_it_is_answered() {
-    let fake = Fake::start();
-    fake.state().hang_writes = true;
+    let fake = FakeCluster::single();
+    fake.always_on(1, Calls::Writes, Step::Hang);
     let lost = call(&fake, &["--timeout", "600ms", "incr", "n", "5"]);
     assert_eq!(lost.code, Some(4), "{lost:?}");
     let mut line = again(&lost.stderr);
-    fake.state().hang_writes = false;
+    fake.always_on(1, Calls::Writes, Step::Answer);
     for reason in
         [Reason::NoLeader, Reason::Overloaded, Reason::SessionExpired, Reason::SessionFromFuture]
     {
-        fake.state().refuse_writes = Some(reason);
+        fake.always_on(1, Calls::Writes, Step::Refuse(reason));
         let refused = typed(&line);
         assert_eq!(refused.code, Some(4), "{reason:?}: {refused:?}");
         assert!(refused.stderr.contains("the outcome is unknown"), "{refused:?}");
@@ -40,15 +40,15 @@ fn the_printed_command_stays_4_until_it_is_answered() {
         assert_eq!(again(&refused.stderr), line, "{reason:?}");
         line = again(&refused.stderr);
     }
-    fake.state().refuse_writes = None;
+    fake.always_on(1, Calls::Writes, Step::Answer);
     assert_eq!(typed(&line).ends(0), "5\n");
-    assert_eq!(&fake.state().rows[&b"n"[..]].value[..], b"5");
+    assert_eq!(&fake.state().store.rows[&b"n"[..]].value[..], b"5");
 }
 
 #[test]
 fn the_same_refusal_of_a_first_attempt_is_3_and_not_applied() {
-    let fake = Fake::start();
-    fake.state().refuse_writes = Some(Reason::NoLeader);
+    let fake = FakeCluster::single();
+    fake.always_on(1, Calls::Writes, Step::Refuse(Reason::NoLeader));
     let words = ["--timeout", "400ms", "incr", "n", "5", "-o", "json"];
     let outcome = |called: &Called| {
         let object: serde_json::Value = serde_json::from_str(&called.stderr).unwrap();
@@ -59,7 +59,7 @@ fn the_same_refusal_of_a_first_attempt_is_3_and_not_applied() {
     let again = call(&fake, &[&words[..], &GIVEN].concat());
     assert_eq!(outcome(&again), (Some(4), "unknown".into(), true), "{again:?}");
     // The words are wrong, which says nothing of the write that was sent with others.
-    fake.state().refuse_writes = Some(Reason::SequenceReused);
+    fake.always_on(1, Calls::Writes, Step::Refuse(Reason::SequenceReused));
     let wrong = call(&fake, &[&words[..], &GIVEN].concat());
     assert_eq!(outcome(&wrong), (Some(2), "attempt_not_applied".into(), false), "{wrong:?}");
 }
@@ -97,14 +97,14 @@ fn a_write_asked_again_that_is_interrupted_before_it_is_sent_is_4() {
 fn a_bench_that_ends_while_writes_are_out_is_4() {
     // After the first Ctrl-C it waits for what is out; the second ends it at once.
     for (timeout, twice) in [("1s", false), ("20s", true)] {
-        let fake = Fake::start();
-        fake.state().hang_writes = true;
+        let fake = FakeCluster::single();
+        fake.always_on(1, Calls::Writes, Step::Hang);
         let mut command = program();
-        command.args(["--endpoints", &fake.address, "--timeout", timeout]);
+        command.args(["--endpoints", &fake.addresses[0], "--timeout", timeout]);
         command.args(["bench", "put", "--clients", "2", "--duration", "60s"]);
         let mut child = command.spawn().unwrap();
         let begun = Instant::now();
-        while fake.state().writes == 0 {
+        while fake.writes().is_empty() {
             assert!(begun.elapsed() < Duration::from_secs(20), "nothing was written");
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -1,13 +1,14 @@
 //! `load`, `dump` and `bench`.
 
 use bytes::Bytes;
+use quorate_client::api::Reason;
+use quorate_testkit::{FakeCluster, NOT_SERVED, Row, Step};
 
-use crate::fake::{Fake, Row};
 use crate::{call, call_with};
 
 #[test]
 fn dump_then_load_is_the_identity_on_binary_data() {
-    let source = Fake::start();
+    let source = FakeCluster::single();
     let all: Vec<u8> = (0..=255).collect();
     for byte in 0..=255u8 {
         let value = match byte {
@@ -15,18 +16,23 @@ fn dump_then_load_is_the_identity_on_binary_data() {
             _ => Bytes::from([&all[..usize::from(byte)], b"\r\n\"\\\t,"].concat()),
         };
         let row = Row { value, revision: 1, create_revision: 1 };
-        source.state().rows.insert(Bytes::from(vec![byte, b'\n', byte]), row);
+        source.state().store.rows.insert(Bytes::from(vec![byte, b'\n', byte]), row);
     }
     for format in ["tsv", "csv", "jsonl"] {
         let dumped = call(&source, &["dump", "--format", format]);
         assert_eq!(dumped.stderr, "256 records\n");
         assert_eq!(dumped.code, Some(0));
-        let target = Fake::start();
+        let target = FakeCluster::single();
         let loaded = call_with(&target, &["load", "-", "--format", format], &dumped.stdout);
         assert_eq!(loaded.ends(0), "256 put, 0 unchanged, 0 failed, 0 unknown\n", "{format}");
-        let values = |fake: &Fake| {
+        let values = |fake: &FakeCluster| {
             let state = fake.state();
-            state.rows.iter().map(|(k, row)| (k.clone(), row.value.clone())).collect::<Vec<_>>()
+            state
+                .store
+                .rows
+                .iter()
+                .map(|(k, row)| (k.clone(), row.value.clone()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(values(&target), values(&source), "{format}");
         // Loaded again, nothing is written.
@@ -37,7 +43,7 @@ fn dump_then_load_is_the_identity_on_binary_data() {
 
 #[test]
 fn a_delimited_file_is_loaded_line_by_line_with_a_journal() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("UnicodeData.txt");
     let journal = directory.path().join("journal");
@@ -64,7 +70,7 @@ fn a_delimited_file_is_loaded_line_by_line_with_a_journal() {
     assert!(begun.elapsed().as_millis() >= 249, "500 records at 2000/s took {:?}", begun.elapsed());
     let told: serde_json::Value = serde_json::from_str(&loaded.ends(0)).unwrap();
     assert_eq!((&told["put"], &told["failed"]), (&500.into(), &0.into()));
-    let rows = fake.state().rows.clone();
+    let rows = fake.state().store.rows.clone();
     assert_eq!(&rows[&b"u/01F3"[..]].value[..], b"01F3;NAME 499;Lu;0");
     let acknowledged = std::fs::read_to_string(&journal).unwrap();
     assert_eq!(acknowledged.lines().count(), 500);
@@ -77,13 +83,13 @@ fn a_delimited_file_is_loaded_line_by_line_with_a_journal() {
 
 #[test]
 fn a_byte_order_mark_is_not_stored_and_not_in_the_way_of_a_batch() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let loaded = call_with(&fake, &["load", "-"], "\u{feff}k\tv\n".as_bytes());
     assert_eq!(loaded.ends(0), "1 put, 0 unchanged, 0 failed, 0 unknown\n");
-    assert_eq!(fake.state().rows.keys().collect::<Vec<_>>(), ["k"]);
+    assert_eq!(fake.state().store.rows.keys().collect::<Vec<_>>(), ["k"]);
     let text = "\u{feff}{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\r\n";
     let batch = call_with(&fake, &["batch", "-"], text.as_bytes());
-    assert!(batch.stderr.contains("not here"), "the fake was asked: {batch:?}");
+    assert!(batch.stderr.contains(NOT_SERVED), "the fake was asked: {batch:?}");
     let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     for command in ["load", "batch"] {
         let refused = call_with(&fake, &[command, "-"], &wide);
@@ -103,7 +109,7 @@ fn refused_counts(command: &str) -> &'static str {
 
 #[test]
 fn an_error_names_the_line() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let loaded = call_with(&fake, &["load", "-"], b"a\t1\nb\n");
     assert!(loaded.stderr.contains("kvctl: line 2: a key and a value are expected"), "{loaded:?}");
     assert_eq!(loaded.ends(2), "1 put, 0 unchanged, 0 failed, 0 unknown\n");
@@ -111,13 +117,13 @@ fn an_error_names_the_line() {
 
 #[test]
 fn a_record_that_the_cluster_refuses_is_named_and_the_rest_is_stored() {
-    let fake = Fake::start();
-    fake.state().failures.push_back(quorate_client::api::Reason::BadValue);
+    let fake = FakeCluster::single();
+    fake.script(1, [Step::Refuse(Reason::BadValue)]);
     let loaded = call_with(&fake, &["load", "-", "--in-flight", "1"], b"a\t1\nb\t2\n");
     assert!(loaded.stderr.starts_with("line 1: as the test says"), "{loaded:?}");
     assert_eq!(loaded.ends(2), "1 put, 0 unchanged, 1 failed, 0 unknown\n");
 
-    fake.state().failures.push_back(quorate_client::api::Reason::BadValue);
+    fake.script(1, [Step::Refuse(Reason::BadValue)]);
     let loaded = call_with(&fake, &["load", "-", "-o", "json"], b"c\t1\n");
     let told = "{\"line\":1,\"reason\":\"BAD_VALUE\",\"outcome\":\"not_applied\",";
     assert!(loaded.stderr.starts_with(told), "{loaded:?}");
@@ -125,7 +131,7 @@ fn a_record_that_the_cluster_refuses_is_named_and_the_rest_is_stored() {
 
 #[test]
 fn bench_measures_for_the_time_it_was_given() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let words = [
         "bench",
         "mixed",
@@ -159,18 +165,19 @@ fn bench_measures_for_the_time_it_was_given() {
         assert!(at("p50") > 0 && at("p50") <= at("p99") && at("p99") <= at("max"), "{line}");
     }
     let state = fake.state();
-    assert_eq!(state.rows.len(), 20);
+    assert_eq!(state.store.rows.len(), 20);
     // Every value differs from every other one.
-    let values: std::collections::BTreeSet<_> = state.rows.values().map(|row| &row.value).collect();
+    let values: std::collections::BTreeSet<_> =
+        state.store.rows.values().map(|row| &row.value).collect();
     assert_eq!(values.len(), 20);
 }
 
 #[test]
 fn bench_ends_with_its_count() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let words =
         ["bench", "put", "--clients", "3", "--count", "50", "--duration", "60s", "-o", "tsv"];
     let told = call(&fake, &words).ends(0);
     assert!(told.starts_with("put\t50\t"), "{told}");
-    assert_eq!(fake.state().writes, 50);
+    assert_eq!(fake.writes().len(), 50);
 }

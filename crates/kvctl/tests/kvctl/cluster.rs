@@ -1,11 +1,12 @@
 //! What is told of the cluster.
 
+use quorate_testkit::FakeCluster;
+
 use crate::call;
-use crate::fake::Fake;
 
 #[test]
 fn status_health_and_shards() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     call(&fake, &["put", "k", "v"]).ends(0);
     let status = call(&fake, &["status"]).ends(0);
     assert!(
@@ -21,7 +22,7 @@ fn status_health_and_shards() {
     let node: serde_json::Value = serde_json::from_str(&nodes).unwrap();
     assert_eq!((&node["node_id"], &node["leads"]), (&1.into(), &1.into()));
 
-    fake.state().leaderless = true;
+    fake.state().leader = 0;
     let sentence = "0 of 1 shards serve; shard 1 has no leader for 4 s (needs 1 of n1; has n1)\n";
     assert_eq!(call(&fake, &["health"]).ends(1), sentence);
     assert!(call(&fake, &["status"]).ends(0).starts_with(sentence));
@@ -29,7 +30,7 @@ fn status_health_and_shards() {
 
 #[test]
 fn locate_tells_tag_hash_and_place() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let told = call(&fake, &["locate", "user{42}name"]).ends(0);
     let lines: Vec<&str> = told.lines().collect();
     let hash = format!("hash      {:016x}", quorate_client::hash::key_hash(b"42"));
@@ -47,7 +48,7 @@ fn locate_tells_tag_hash_and_place() {
 
 #[test]
 fn version_and_limits() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let own = env!("CARGO_PKG_VERSION");
     let told = call(&fake, &["version", "-o", "tsv"]).ends(0);
     assert_eq!(told, format!("kvctl\t{own}\nn1\t0.1.0\n"));
@@ -57,7 +58,7 @@ fn version_and_limits() {
 
 #[test]
 fn transfer_names_the_leader() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     assert_eq!(call(&fake, &["transfer", "1", "n1"]).ends(0), "n1\n");
     // The node of the test leads whatever it is asked.
     assert_eq!(call(&fake, &["transfer", "1", "2"]).ends(1), "n1\n");

@@ -5,14 +5,14 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use quorate_client::api::Reason;
+use quorate_testkit::{Calls, FakeCluster, REQUEST_ID, Row, Step};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fake::Fake;
 use crate::{call, program, run};
 
 #[test]
 fn a_wrong_command_line_is_2() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     for words in [
         &["nonsense"][..],
         &["get"],
@@ -33,7 +33,7 @@ fn a_wrong_command_line_is_2() {
         assert!(!called.stderr.is_empty(), "{words:?} said nothing");
         assert_eq!(called.ends(2), "", "{words:?}");
     }
-    assert_eq!(fake.state().writes, 0);
+    assert!(fake.writes().is_empty());
 }
 
 #[test]
@@ -57,16 +57,18 @@ fn a_password_in_an_endpoint_is_not_repeated() {
 
 #[test]
 fn what_is_not_offered_is_5() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let tls = call(&fake, &["get", "k", "--cacert", "ca.pem"]);
     assert_eq!(tls.stderr, "kvctl: TLS is not offered yet\n");
     tls.ends(5);
-    fake.state().failures.push_back(Reason::NotOffered);
+    fake.script(1, [Step::Refuse(Reason::NotOffered)]);
     let refused = call(&fake, &["get", "k", "-o", "json"]);
     assert_eq!(
         refused.stderr,
-        "{\"reason\":\"NOT_OFFERED\",\"outcome\":\"not_applied\",\"message\":\"as the test says\",\
-         \"request_id\":\"request-1\"}\n"
+        format!(
+            "{{\"reason\":\"NOT_OFFERED\",\"outcome\":\"not_applied\",\"message\":\"as the test says\",\
+             \"request_id\":\"{REQUEST_ID}\"}}\n"
+        )
     );
     refused.ends(5);
 }
@@ -90,14 +92,14 @@ fn nobody_there_is_3() {
 
 #[test]
 fn the_environment_names_endpoints_and_is_not_in_the_usage() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let with = |words: &[&str]| {
         let mut command = program();
-        command.env("KVCTL_ENDPOINTS", &fake.address).args(words);
+        command.env("KVCTL_ENDPOINTS", &fake.addresses[0]).args(words);
         run(command, b"")
     };
     with(&["put", "k", "v"]).ends(0);
-    assert_eq!(fake.state().writes, 1);
+    assert_eq!(fake.writes().len(), 1);
     let wrong = with(&["get"]);
     assert!(wrong.stderr.contains("Usage: kvctl get <KEY>..."), "{wrong:?}");
     let told = {
@@ -111,19 +113,19 @@ fn the_environment_names_endpoints_and_is_not_in_the_usage() {
 
 #[test]
 fn one_endpoint_that_answers_is_enough() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     // This one takes connections and never says a word.
     let silent = reserved.local_addr().unwrap().to_string();
     let mut command = program();
-    command.args(["--endpoints", &format!("{silent},{}", fake.address), "put", "k", "v"]);
+    command.args(["--endpoints", &format!("{silent},{}", fake.addresses[0]), "put", "k", "v"]);
     run(command, b"").ends(0);
 }
 
 #[test]
 fn the_way_through_the_given_endpoint_is_told_once() {
-    let fake = Fake::start();
-    fake.state().advertised = Some("127.0.0.1:1".into());
+    let fake = FakeCluster::single();
+    fake.state().map.as_mut().unwrap().nodes[0].client_address = "127.0.0.1:1".into();
     let told = "n1 cannot be reached from here at the address that the cluster advertises \
                 (127.0.0.1:1); the given endpoints forward instead";
     let put = call(&fake, &["put", "k", "v"]);
@@ -140,26 +142,29 @@ fn the_way_through_the_given_endpoint_is_told_once() {
 
 #[test]
 fn endpoints_of_several_clusters_are_2() {
-    let (fake, other) = (Fake::start(), Fake::start());
-    other.state().cluster = Some(bytes::Bytes::from_static(b"other---16-bytes"));
+    let (fake, other) = (FakeCluster::single(), FakeCluster::single());
+    let odd = bytes::Bytes::from_static(b"other---16-bytes");
+    other.state().map.as_mut().unwrap().cluster_id = odd;
     for words in
         [&["get", "k"][..], &["put", "k", "v"], &["status"], &["health"], &["scan"], &["load", "-"]]
     {
         let mut command = program();
-        command.args(["--endpoints", &format!("{},{}", fake.address, other.address)]).args(words);
+        command
+            .args(["--endpoints", &format!("{},{}", fake.addresses[0], other.addresses[0])])
+            .args(words);
         let called = run(command, b"k\tv\nl\tv\n");
         assert_eq!(called.stderr.matches("several").count(), 1, "{called:?}");
         assert!(called.stderr.contains("endpoints are of several clusters"), "{called:?}");
-        let odd = format!("{} belongs to cluster 6f746865", other.address);
+        let odd = format!("{} belongs to cluster 6f746865", other.addresses[0]);
         assert!(called.stderr.contains(&odd), "{called:?}");
         assert_eq!(called.ends(2), "", "{words:?}");
     }
-    assert_eq!(fake.state().writes + other.state().writes, 0);
+    assert_eq!(fake.writes().len() + other.writes().len(), 0);
 }
 
 #[test]
 fn json_output_has_nothing_but_objects_on_stderr() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     call(&fake, &["put", "k", "v"]).ends(0);
     for (words, input, code) in [
         (&["get", "nothing"][..], &b""[..], 1),
@@ -184,10 +189,9 @@ fn json_output_has_nothing_but_objects_on_stderr() {
 
 #[test]
 fn a_refusal_of_the_cluster_has_its_code() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     for (reason, code) in [(Reason::BadKey, 2), (Reason::TokenForeign, 5), (Reason::Internal, 70)] {
-        // As often as the client would ask again in the time it has.
-        fake.state().failures = std::iter::repeat_n(reason, 100).collect();
+        fake.always(1, Step::Refuse(reason));
         let called = call(&fake, &["--timeout", "300ms", "get", "k"]);
         assert_eq!(called.code, Some(code), "{reason:?} {called:?}");
     }
@@ -201,36 +205,36 @@ pub fn again(stderr: &str) -> String {
 
 #[test]
 fn a_lost_answer_is_4_and_the_printed_command_settles_it() {
-    let fake = Fake::start();
-    fake.state().hang_writes = true;
+    let fake = FakeCluster::single();
+    fake.always_on(1, Calls::Writes, Step::Hang);
     let lost = call(&fake, &["--timeout", "600ms", "incr", "n", "5"]);
     assert_eq!(lost.code, Some(4), "{lost:?}");
     let again = again(&lost.stderr);
-    fake.state().hang_writes = false;
+    fake.always_on(1, Calls::Writes, Step::Answer);
     let mut shell = Command::new("sh");
     shell.args(["-c", &again]);
     shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     assert_eq!(run(shell, b"").ends(0), "5\n");
     // It came at least twice and was applied once.
-    assert!(fake.state().writes >= 2);
-    assert_eq!(&fake.state().rows[&b"n"[..]].value[..], b"5");
+    assert!(fake.writes().len() >= 2);
+    assert_eq!(&fake.state().store.rows[&b"n"[..]].value[..], b"5");
 }
 
 #[test]
 fn a_token_file_that_cannot_be_written_is_told_before_the_write() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let put = call(&fake, &["put", "k", "v", "--token-file", "/no/such/place/session"]);
     assert_eq!(put.stderr, "kvctl: /no/such/place/session: No such file or directory\n");
     assert_eq!(put.ends(2), "");
-    assert_eq!(fake.state().writes, 0);
+    assert!(fake.writes().is_empty());
 }
 
 #[test]
 fn an_applied_write_whose_answer_cannot_be_printed_is_4() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let called = |words: &[&str], input: &[u8]| {
         let mut command = program();
-        command.args(["--endpoints", &fake.address]).args(words);
+        command.args(["--endpoints", &fake.addresses[0]]).args(words);
         let mut child = command
             .stdin(std::process::Stdio::piped())
             .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
@@ -262,15 +266,15 @@ fn an_applied_write_whose_answer_cannot_be_printed_is_4() {
 
 #[test]
 fn each_lost_delete_of_several_can_be_asked_again() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     for key in ["a", "b"] {
         call(&fake, &["put", key, "v"]).ends(0);
     }
-    fake.state().hang_writes = true;
+    fake.always_on(1, Calls::Writes, Step::Hang);
     let lost = call(&fake, &["--timeout", "600ms", "del", "a", "b"]);
     assert_eq!(lost.code, Some(4), "{lost:?}");
     assert!(!lost.stderr.contains("expired: Timeout"), "{lost:?}");
-    fake.state().hang_writes = false;
+    fake.always_on(1, Calls::Writes, Step::Answer);
     let commands: Vec<&str> =
         lost.stderr.lines().filter(|line| line.contains("--write-id")).collect();
     assert_eq!(commands.len(), 2, "{lost:?}");
@@ -281,7 +285,7 @@ fn each_lost_delete_of_several_can_be_asked_again() {
         // The remembered answer: it was there.
         assert_eq!(run(shell, b"").ends(0), "1\n", "{command}");
     }
-    fake.state().hang_writes = true;
+    fake.always_on(1, Calls::Writes, Step::Hang);
     let lost = call(&fake, &["--timeout", "600ms", "del", "a", "b", "-o", "json"]);
     for line in lost.stderr.lines() {
         let object: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -291,14 +295,14 @@ fn each_lost_delete_of_several_can_be_asked_again() {
 
 #[test]
 fn a_load_of_unknown_outcome_says_how_to_load_again() {
-    let fake = Fake::start();
-    fake.state().hang_writes = true;
+    let fake = FakeCluster::single();
+    fake.always_on(1, Calls::Writes, Step::Hang);
     let words = ["--timeout", "600ms", "load", "-"];
     let lost = crate::call_with(&fake, &words, b"k\tv\n");
     let command = lost.stderr.lines().last().unwrap().trim().to_owned();
     assert!(lost.stderr.contains("load again with the same input"), "{lost:?}");
     assert_eq!(lost.ends(4), "0 put, 0 unchanged, 0 failed, 1 unknown\n");
-    fake.state().hang_writes = false;
+    fake.always_on(1, Calls::Writes, Step::Answer);
     let mut shell = Command::new("sh");
     shell.args(["-c", &command]);
     shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
@@ -327,12 +331,12 @@ pub fn send(child: &Child, signal: Signal) {
 
 #[test]
 fn ctrl_c_is_130_but_4_when_a_write_is_out() {
-    let fake = Fake::start();
-    fake.state().hang_reads = true;
-    fake.state().hang_writes = true;
+    let fake = FakeCluster::single();
+    fake.always_on(1, Calls::Reads, Step::Hang);
+    fake.always_on(1, Calls::Writes, Step::Hang);
     let start = |words: &[&str]| {
         let mut command = program();
-        command.args(["--endpoints", &fake.address, "--timeout", "20s"]).args(words);
+        command.args(["--endpoints", &fake.addresses[0], "--timeout", "20s"]).args(words);
         command.spawn().unwrap()
     };
     let until = |came: &dyn Fn() -> bool| {
@@ -348,7 +352,7 @@ fn ctrl_c_is_130_but_4_when_a_write_is_out() {
     assert_eq!(wait(&mut read), Some(130));
 
     let mut write = start(&["put", "k", "v"]);
-    until(&|| fake.state().writes > 0);
+    until(&|| !fake.writes().is_empty());
     interrupt(&write);
     assert_eq!(wait(&mut write), Some(4));
     let mut told = String::new();
@@ -368,10 +372,10 @@ fn a_load_that_is_told_to_end_counts_too() {
 }
 
 fn a_load_ended_by(signal: Signal) {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let mut command = program();
     // Slow enough that it cannot end by itself while the test waits.
-    command.args(["--endpoints", &fake.address, "load", "-", "--rate", "20"]);
+    command.args(["--endpoints", &fake.addresses[0], "load", "-", "--rate", "20"]);
     command.stdin(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
     let lines: String = (0..2_000).map(|number| format!("{number}\tv\n")).collect();
@@ -379,7 +383,7 @@ fn a_load_ended_by(signal: Signal) {
     input.write_all(lines.as_bytes()).unwrap();
     drop(input);
     let begun = Instant::now();
-    while fake.state().writes < 3 {
+    while fake.writes().len() < 3 {
         assert!(begun.elapsed() < Duration::from_secs(20), "nothing was loaded");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -387,21 +391,21 @@ fn a_load_ended_by(signal: Signal) {
     assert_eq!(wait(&mut child), Some(130));
     let mut told = String::new();
     child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
-    let stored = fake.state().rows.len();
+    let stored = fake.state().store.rows.len();
     assert_eq!(told, format!("{stored} put, 0 unchanged, 0 failed, 0 unknown\n"));
     assert!((3..2_000).contains(&stored), "{stored}");
 }
 
 #[test]
 fn a_closed_pipe_ends_quietly() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let value = bytes::Bytes::from(vec![b'v'; 1_000]);
     for number in 0..2_000u64 {
-        let row = crate::fake::Row { value: value.clone(), revision: 1, create_revision: 1 };
-        fake.state().rows.insert(format!("k{number:05}").into(), row);
+        let row = Row { value: value.clone(), revision: 1, create_revision: 1 };
+        fake.state().store.rows.insert(format!("k{number:05}").into(), row);
     }
     let mut command = program();
-    command.args(["--endpoints", &fake.address, "scan"]);
+    command.args(["--endpoints", &fake.addresses[0], "scan"]);
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut first = String::new();

@@ -2,12 +2,14 @@
 
 use std::os::unix::ffi::OsStringExt as _;
 
-use crate::fake::Fake;
+use quorate_client::api::ReadLevel;
+use quorate_testkit::{FakeCluster, REQUEST_ID};
+
 use crate::{call, call_with};
 
 #[test]
 fn put_then_get_prints_the_value_and_nothing_else() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let put = call(&fake, &["put", "greeting", "hello"]);
     assert_eq!(put.stderr, "");
     assert_eq!(put.ends(0), "OK\n");
@@ -22,7 +24,7 @@ fn put_then_get_prints_the_value_and_nothing_else() {
 
 #[test]
 fn any_value_is_a_value() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     for value in ["-5", "--", "-x", "--no-such-flag", "", " ", "="] {
         let words: &[&str] =
             if value == "--" { &["put", "k", "--", value] } else { &["put", "k", value] };
@@ -36,7 +38,7 @@ fn any_value_is_a_value() {
 
 #[test]
 fn all_byte_values_go_in_and_come_out_by_each_way() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let all: Vec<u8> = (0..=255).collect();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("value");
@@ -64,7 +66,7 @@ fn all_byte_values_go_in_and_come_out_by_each_way() {
     let key = std::ffi::OsString::from_vec((1..=255).collect());
     call_with(&fake, &["put".into(), key.clone(), "v".into()], b"").ends(0);
     call(&fake, &["put", &hexadecimal, "w", "--key-encoding", "hex"]).ends(0);
-    let mut keys = fake.state().rows.keys().cloned().collect::<Vec<_>>();
+    let mut keys = fake.state().store.rows.keys().cloned().collect::<Vec<_>>();
     keys.retain(|key| key.len() > 1);
     assert_eq!(keys, [&all[..], &all[1..]]);
     assert_eq!(call_with(&fake, &["get".into(), key], b"").ends(0), "v");
@@ -72,7 +74,7 @@ fn all_byte_values_go_in_and_come_out_by_each_way() {
 
 #[test]
 fn conditions_decide_and_a_false_one_prints_what_is_there() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     call(&fake, &["put", "k", "1", "--if-absent"]).ends(0);
     let refused = call(&fake, &["put", "k", "2", "--if-absent"]);
     assert_eq!(refused.stderr, "not applied: the key is at revision 1\n");
@@ -89,20 +91,21 @@ fn conditions_decide_and_a_false_one_prints_what_is_there() {
 
 #[test]
 fn numbers_count() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     assert_eq!(call(&fake, &["incr", "n"]).ends(0), "1\n");
     assert_eq!(call(&fake, &["incr", "n", "41"]).ends(0), "42\n");
     assert_eq!(call(&fake, &["incr", "n", "-50"]).ends(0), "-8\n");
     assert_eq!(call(&fake, &["get", "n"]).ends(0), "-8");
     call(&fake, &["put", "n", "text"]).ends(0);
     let refused = call(&fake, &["incr", "n"]);
-    assert_eq!(refused.stderr, "kvctl: the value is not a number (request request-2)\n");
+    let told = format!("kvctl: the value is not a number (request {REQUEST_ID})\n");
+    assert_eq!(refused.stderr, told);
     refused.ends(5);
 }
 
 #[test]
 fn del_counts_what_was_there() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     for key in ["a/1", "a/2", "b"] {
         call(&fake, &["put", key, "v"]).ends(0);
     }
@@ -111,7 +114,7 @@ fn del_counts_what_was_there() {
     let removed = call(&fake, &["del", "--prefix", "a/"]);
     assert_eq!(removed.stderr, "removing 2 keys that begin with a/\n");
     assert_eq!(removed.ends(0), "2\n");
-    assert!(fake.state().rows.is_empty());
+    assert!(fake.state().store.rows.is_empty());
     call(&fake, &["put", "a/1", "v"]).ends(0);
     let removed = call(&fake, &["del", "--prefix", "a/"]);
     assert_eq!(removed.stderr, "removing 1 key that begins with a/\n");
@@ -119,7 +122,7 @@ fn del_counts_what_was_there() {
 
 #[test]
 fn an_empty_prefix_stands_for_every_key() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     for key in ["a", "b"] {
         call(&fake, &["put", key, "v"]).ends(0);
     }
@@ -134,12 +137,12 @@ fn an_empty_prefix_stands_for_every_key() {
     let removed = call(&fake, &["del", "--prefix", "", "--yes"]);
     assert_eq!(removed.stderr, "removing 2 keys in all\n");
     assert_eq!(removed.ends(0), "2\n");
-    assert!(fake.state().rows.is_empty());
+    assert!(fake.state().store.rows.is_empty());
 }
 
 #[test]
 fn several_keys_are_lines_and_an_absent_one_is_an_exit_code() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     call(&fake, &["put", "a", "1\t2"]).ends(0);
     call(&fake, &["put", "b", ""]).ends(0);
     assert_eq!(call(&fake, &["get", "b", "a"]).ends(0), "b\t\na\t1\\t2\n");
@@ -160,7 +163,7 @@ fn several_keys_are_lines_and_an_absent_one_is_an_exit_code() {
 
 #[test]
 fn scan_prints_ranges() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     for key in ["a", "ab", "b", "c"] {
         call(&fake, &["put", key, key]).ends(0);
     }
@@ -186,15 +189,21 @@ fn scan_prints_ranges() {
     );
 }
 
+/// The levels of the reads that came, and whether they had a token.
+fn asked(fake: &FakeCluster) -> Vec<(ReadLevel, bool)> {
+    let state = fake.state();
+    state.reads.iter().map(|(_, read)| (read.level(), read.token.is_some())).collect()
+}
+
 #[test]
 fn receipts_are_told_to_those_who_ask() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let put = call(&fake, &["put", "k", "v", "-v"]);
     assert_eq!(put.stderr, "linearizable · shard 1 · term 2 · index 1 · n1\n");
     let stale = call(&fake, &["get", "k", "-v", "--consistency", "stale"]);
     assert_eq!(stale.stderr, "stale · of unknown age · shard 1 · term 2 · index 1 · n1\n");
     assert_eq!(stale.ends(0), "v");
-    assert_eq!(fake.state().reads, [(5, false)]);
+    assert_eq!(asked(&fake), [(ReadLevel::Stale, false)]);
     let receipt = "linearizable · shard 1 · term 2 · index 1 · n1\n";
     assert_eq!(call(&fake, &["scan", "--count", "-v"]).stderr, receipt);
     let loaded = call_with(&fake, &["load", "-", "-v"], b"k\tv\nl\tv\n");
@@ -204,7 +213,7 @@ fn receipts_are_told_to_those_who_ask() {
 
 #[test]
 fn a_token_file_carries_what_was_seen() {
-    let fake = Fake::start();
+    let fake = FakeCluster::single();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("session");
     let path = file.to_str().unwrap();
@@ -213,5 +222,5 @@ fn a_token_file_carries_what_was_seen() {
     assert!(kept.ends_with("\"map_epoch\":1,\"parts\":[{\"shard\":1,\"index\":1}]}\n"), "{kept}");
     let words = ["get", "k", "--token-file", path, "--consistency", "session"];
     assert_eq!(call(&fake, &words).ends(0), "v");
-    assert_eq!(fake.state().reads, [(3, true)]);
+    assert_eq!(asked(&fake), [(ReadLevel::Session, true)]);
 }

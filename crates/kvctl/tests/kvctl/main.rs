@@ -7,7 +7,6 @@ mod asked_again;
 mod bulk;
 mod cluster;
 mod endings;
-mod fake;
 mod help;
 mod keys;
 
@@ -15,7 +14,7 @@ use std::ffi::OsStr;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use fake::Fake;
+use quorate_testkit::FakeCluster;
 
 /// What one call printed, and how it ended.
 #[derive(Debug)]
@@ -48,13 +47,13 @@ fn program() -> Command {
     command
 }
 
-fn call(fake: &Fake, words: &[&str]) -> Called {
+fn call(fake: &FakeCluster, words: &[&str]) -> Called {
     call_with(fake, words, b"")
 }
 
-fn call_with(fake: &Fake, words: &[impl AsRef<OsStr>], input: &[u8]) -> Called {
+fn call_with(fake: &FakeCluster, words: &[impl AsRef<OsStr>], input: &[u8]) -> Called {
     let mut command = program();
-    command.arg("--endpoints").arg(&fake.address).args(words);
+    command.arg("--endpoints").arg(&fake.addresses[0]).args(words);
     run(command, input)
 }
 
