@@ -113,24 +113,21 @@ impl Node {
         in_session: bool,
         execute: impl FnOnce(&mut State) -> Result<T, Failure>,
     ) -> Result<T, Status> {
-        let (step, done) = {
+        {
             let mut state = self.shared.state.lock();
-            let step = state.step(self.id, calls);
-            match &step {
-                Step::Answer | Step::Break | Step::Hang => (step, execute(&mut state)),
-                Step::Fail(failure) => return Err(status(failure)),
-                Step::Refuse(reason) => return Err(status(&refusal(*reason, in_session))),
-                Step::Foreign(code) => return Err(Status::new(*code, "from somebody else")),
+            match state.step(self.id, calls) {
+                Step::Answer => return execute(&mut state).map_err(|failure| status(&failure)),
+                Step::Fail(failure) => return Err(status(&failure)),
+                Step::Refuse(reason) => return Err(status(&refusal(reason, in_session))),
+                Step::Foreign(code) => return Err(Status::new(code, "from somebody else")),
+                Step::Hang => drop(execute(&mut state)),
+                Step::Break => {
+                    drop(execute(&mut state));
+                    self.close_connections();
+                }
             }
-        };
-        match step {
-            Step::Break => {
-                self.close_connections();
-                std::future::pending().await
-            }
-            Step::Hang => std::future::pending().await,
-            _ => done.map_err(|failure| status(&failure)),
         }
+        std::future::pending().await
     }
 
     fn close_connections(&self) {
