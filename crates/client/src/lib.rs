@@ -91,5 +91,8 @@ pub use scan::{Rows, Scan};
 /// The messages of the API, as answers carry them.
 pub use quorate_proto::v1 as api;
 
+/// The read levels: names, guarantees, and which of them this version offers.
+pub use quorate_proto::level;
+
 /// How keys are hashed and where hashes fall: the rules that clients and nodes share.
 pub use quorate_proto::hash;

@@ -38,16 +38,17 @@ impl Freshness {
 
     /// Which node serves such a read best.
     fn route(&self) -> Route {
-        match self.level {
-            ReadLevel::Session | ReadLevel::Bounded | ReadLevel::Stale => Route::Replica,
-            ReadLevel::Unspecified | ReadLevel::Linearizable | ReadLevel::Lease => Route::Leader,
+        match self.level.row().needs_leader {
+            true => Route::Leader,
+            false => Route::Replica,
         }
     }
 
     /// What is sent; a session read without a token of its own takes what this client has seen, of one
     /// shard where only that is read.
     pub fn wire(self, inner: &Inner, key: Option<&Bytes>) -> Option<ReadOptions> {
-        if matches!(self.level, ReadLevel::Unspecified | ReadLevel::Linearizable) {
+        // What is not sent means this level.
+        if self.level.row().level == ReadLevel::Linearizable {
             return None;
         }
         let seen = || match key {

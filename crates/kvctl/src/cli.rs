@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_client::WriteId;
+use quorate_client::level::{LEVELS, LevelRow};
 
 use crate::duration;
 use crate::encoding::Encoding;
+use crate::wire::ReadLevel;
 
 mod bench;
 mod bulk;
@@ -133,20 +136,43 @@ impl Global {
     }
 }
 
-/// What a read guarantees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Consistency {
-    /// Sees every write acknowledged before it began
-    #[default]
-    Linearizable,
-    /// As linearizable, by the leader's clock alone (not offered yet)
-    Lease,
-    /// Sees what this session has seen and written (see --token-file)
-    Session,
-    /// At most --max-staleness old (not offered yet)
-    Bounded,
-    /// Whatever the asked node has applied
-    Stale,
+/// What a read guarantees: a row of the table of levels.
+#[derive(Clone, Copy, Debug)]
+pub struct Consistency(&'static LevelRow);
+
+impl Consistency {
+    const ALL: [Consistency; LEVELS.len()] = {
+        let mut all = [Consistency(&LEVELS[0]); LEVELS.len()];
+        let mut place = 0;
+        while place < LEVELS.len() {
+            all[place] = Consistency(&LEVELS[place]);
+            place += 1;
+        }
+        all
+    };
+
+    /// The level that reads ask for.
+    pub fn level(self) -> ReadLevel {
+        self.0.level
+    }
+}
+
+impl Default for Consistency {
+    fn default() -> Self {
+        Consistency(ReadLevel::default().row())
+    }
+}
+
+impl ValueEnum for Consistency {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Consistency::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let row = self.0;
+        let not_yet = if row.offered { "" } else { " (not offered yet)" };
+        Some(PossibleValue::new(row.name).help(format!("{}{not_yet}", row.guarantee)))
+    }
 }
 
 /// How results are printed.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quorate_client::{Client, ClientConfig, WriteId};
 
-use crate::cli::{Command, Consistency, Format, Global};
+use crate::cli::{Command, Format, Global};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
@@ -48,7 +48,7 @@ impl Context {
         let config = ClientConfig::new(&global.endpoints)?
             .timeout(timeout)
             .connect_timeout(global.connect_timeout)
-            .level(level(global.consistency));
+            .level(global.consistency.level());
         let client = Client::new(config);
         let token_file = global.token_file.as_deref().map(TokenFile::new);
         if let Some(file) = &token_file {
@@ -80,7 +80,7 @@ impl Context {
 
     /// The level that reads ask for.
     pub fn level(&self) -> ReadLevel {
-        level(self.global.consistency)
+        self.global.consistency.level()
     }
 
     /// The write that is asked again, if one is.
@@ -169,10 +169,11 @@ fn check(global: &Global, command: &Command) -> Result<()> {
     if tls || global.server_name.is_some() {
         return Err(Failure::of(Exit::Refused, "TLS is not offered yet"));
     }
-    if global.consistency == Consistency::Bounded && global.max_staleness.is_none() {
+    let bounded = global.consistency.level() == ReadLevel::Bounded;
+    if bounded && global.max_staleness.is_none() {
         return Err(Failure::usage("--consistency bounded needs --max-staleness"));
     }
-    if global.max_staleness.is_some() && global.consistency != Consistency::Bounded {
+    if global.max_staleness.is_some() && !bounded {
         return Err(Failure::usage("--max-staleness goes with --consistency bounded"));
     }
     if global.write_id.is_some() && !command.is_single_write() {
@@ -193,15 +194,5 @@ fn takes_long(command: &Command) -> bool {
             args.watch.is_some()
         }
         _ => false,
-    }
-}
-
-fn level(consistency: Consistency) -> ReadLevel {
-    match consistency {
-        Consistency::Linearizable => ReadLevel::Linearizable,
-        Consistency::Lease => ReadLevel::Lease,
-        Consistency::Session => ReadLevel::Session,
-        Consistency::Bounded => ReadLevel::Bounded,
-        Consistency::Stale => ReadLevel::Stale,
     }
 }

@@ -1,4 +1,5 @@
-//! Read levels: one row for each, with the name that people type and what this version offers.
+//! Read levels: one row for each, with the name that people type, what it guarantees, and what this
+//! version offers. The server, the client, the metrics and kvctl read this table.
 
 use crate::v1::ReadLevel;
 
@@ -9,9 +10,12 @@ pub struct LevelRow {
     pub level: ReadLevel,
     /// Its name in the command line, in metrics and in messages.
     pub name: &'static str,
+    /// What a read sees, in a few words for people.
+    pub guarantee: &'static str,
     /// Whether this version serves it.
     pub offered: bool,
-    /// Whether only what the leader confirms can be answered; any replica may serve the others.
+    /// Whether only what the leader confirms can be answered, which is current then; any replica may
+    /// serve the others.
     pub needs_leader: bool,
 }
 
@@ -20,13 +24,38 @@ pub const LEVELS: [LevelRow; 5] = [
     LevelRow {
         level: ReadLevel::Linearizable,
         name: "linearizable",
+        guarantee: "Sees every write acknowledged before it began",
         offered: true,
         needs_leader: true,
     },
-    LevelRow { level: ReadLevel::Lease, name: "lease", offered: false, needs_leader: true },
-    LevelRow { level: ReadLevel::Session, name: "session", offered: true, needs_leader: false },
-    LevelRow { level: ReadLevel::Bounded, name: "bounded", offered: false, needs_leader: false },
-    LevelRow { level: ReadLevel::Stale, name: "stale", offered: true, needs_leader: false },
+    LevelRow {
+        level: ReadLevel::Lease,
+        name: "lease",
+        guarantee: "As linearizable, by the leader's clock alone",
+        offered: false,
+        needs_leader: true,
+    },
+    LevelRow {
+        level: ReadLevel::Session,
+        name: "session",
+        guarantee: "Sees what this session has seen and written",
+        offered: true,
+        needs_leader: false,
+    },
+    LevelRow {
+        level: ReadLevel::Bounded,
+        name: "bounded",
+        guarantee: "Sees what is at most as old as the request allows",
+        offered: false,
+        needs_leader: false,
+    },
+    LevelRow {
+        level: ReadLevel::Stale,
+        name: "stale",
+        guarantee: "Sees whatever the asked node has applied",
+        offered: true,
+        needs_leader: false,
+    },
 ];
 
 impl ReadLevel {
@@ -43,6 +72,14 @@ impl ReadLevel {
     }
 }
 
+impl LevelRow {
+    /// The row of a number on the wire; none for 0 and for levels that this version does not know.
+    #[must_use]
+    pub fn of_number(number: i32) -> Option<&'static LevelRow> {
+        LEVELS.iter().find(|row| row.level as i32 == number)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,7 +88,10 @@ mod tests {
     fn each_level_has_its_own_row() {
         for row in &LEVELS {
             assert_eq!(row.level.row(), row);
+            assert_eq!(LevelRow::of_number(row.level as i32), Some(row));
         }
+        assert_eq!(LevelRow::of_number(0), None);
+        assert_eq!(LevelRow::of_number(99), None);
         assert_eq!(ReadLevel::Unspecified.row().level, ReadLevel::Linearizable);
     }
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use quorate_client::level::LevelRow;
+
 use super::json;
 use crate::duration;
-use crate::wire::{ReadLevel, Receipt, std_duration};
+use crate::wire::{Receipt, std_duration};
 
 /// A receipt in one line: `stale · at most 37 ms old · shard 3 · term 4 · index 812 · n2`.
 pub fn receipt(receipt: &Receipt) -> String {
@@ -26,7 +28,7 @@ pub fn receipt(receipt: &Receipt) -> String {
 
 /// Whether an answer with this receipt is as new as any, so that people need not be told its age.
 pub fn is_current(receipt: &Receipt) -> bool {
-    matches!(receipt.level(), ReadLevel::Linearizable | ReadLevel::Lease)
+    LevelRow::of_number(receipt.level).is_some_and(|row| row.needs_leader)
 }
 
 /// A number of bytes for people: `812 B`, `37.4 KiB`, `2.1 GiB`.
@@ -68,6 +70,7 @@ pub fn count(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ReadLevel;
 
     #[test]
     fn a_receipt_says_what_is_known() {
@@ -76,6 +79,9 @@ mod tests {
         assert_eq!(receipt(&it), "linearizable · shard 3 · term 4 · index 812 · n2");
         it.level = ReadLevel::Stale.into();
         assert_eq!(receipt(&it), "stale · of unknown age · shard 3 · term 4 · index 812 · n2");
+        it.level = 99;
+        assert_eq!(receipt(&it), "unknown · of unknown age · shard 3 · term 4 · index 812 · n2");
+        it.level = ReadLevel::Stale.into();
         // Rounded up: a bound must stay one.
         it.age_bound = Duration::from_nanos(36_000_001).try_into().ok();
         assert_eq!(receipt(&it), "stale · at most 37 ms old · shard 3 · term 4 · index 812 · n2");

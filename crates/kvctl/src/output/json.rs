@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use quorate_client::level::LevelRow;
 use serde_json::{Map, Value};
 
 use crate::encoding::to_base64;
@@ -100,14 +101,7 @@ pub fn stored_value(stored: &wire::StoredValue) -> Value {
 
 /// A level's name, as `--consistency` has it.
 pub fn level(level: i32) -> &'static str {
-    match wire::ReadLevel::try_from(level) {
-        Ok(wire::ReadLevel::Linearizable) => "linearizable",
-        Ok(wire::ReadLevel::Lease) => "lease",
-        Ok(wire::ReadLevel::Session) => "session",
-        Ok(wire::ReadLevel::Bounded) => "bounded",
-        Ok(wire::ReadLevel::Stale) => "stale",
-        Ok(wire::ReadLevel::Unspecified) | Err(_) => "unknown",
-    }
+    LevelRow::of_number(level).map_or("unknown", |row| row.name)
 }
 
 /// Milliseconds, rounded up.
