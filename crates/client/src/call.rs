@@ -11,13 +11,15 @@ use quorate_proto::limits::{
 use quorate_proto::v1::{OpenSessionRequest, OpenSessionResponse, Outcome, Reason, WriteSession};
 use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::error::{AttemptError, Detail, Effect, Error, IdentitySlot, Result, WriteId};
+use crate::attempt::{AttemptError, Effect};
+use crate::error::{Detail, Error, Result};
 use crate::inner::Inner;
 use crate::pool::Connection;
 use crate::retry::{self, Backoff, Next, RetryClass};
 use crate::router::Route;
 use crate::rpc::{self, Answer, Rpc};
 use crate::session::{Session, Ticket};
+use crate::write_id::{IdentitySlot, WriteId};
 
 /// The least time that is left for a repeated attempt.
 const REPEAT_MIN: Duration = Duration::from_millis(20);

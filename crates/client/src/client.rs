@@ -12,13 +12,14 @@ use quorate_proto::v1::{
 
 use crate::call::{CallOptions, Identity};
 use crate::config::ClientConfig;
-use crate::error::{Error, Result, WriteId};
+use crate::error::{Error, Result};
 use crate::inner::Inner;
 use crate::pool::Pool;
 use crate::request::{Batch, CompareAndSet, Delete, Get, Increment, Put};
 use crate::retry::RetryClass;
 use crate::router::{Route, Router};
 use crate::scan::Scan;
+use crate::write_id::WriteId;
 
 /// A client of one cluster. Cheap to clone, and all clones share connections, sessions and what was seen;
 /// made to be used by many tasks at once.

@@ -14,8 +14,9 @@ use quorate_proto::v1::{
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use crate::attempt::AttemptError;
 use crate::client::Client;
-use crate::error::{AttemptError, Error, Result};
+use crate::error::{Error, Result};
 use crate::inner::cluster;
 use crate::pool::Connection;
 

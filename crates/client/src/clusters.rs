@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use quorate_proto::v1::Reason;
 
-use crate::error::AttemptError;
+use crate::attempt::AttemptError;
 
 /// What is known of it; it stays once it is found out.
 #[derive(Debug, Default)]

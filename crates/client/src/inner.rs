@@ -11,9 +11,10 @@ use quorate_proto::v1::GetMapRequest;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use tonic::transport::Channel;
 
+use crate::attempt::AttemptError;
 use crate::clusters::Clusters;
 use crate::config::ClientConfig;
-use crate::error::{AttemptError, Detail, Error, Result};
+use crate::error::{Detail, Error, Result};
 use crate::pool::{Connection, Pool};
 use crate::request_id::RequestIds;
 use crate::router::Router;

@@ -64,6 +64,7 @@
 //! An absent key and a false condition are answers; [`Error`] tells the rest apart by what is known of
 //! the effect.
 
+mod attempt;
 mod call;
 mod client;
 mod cluster;
@@ -80,19 +81,25 @@ mod rpc;
 mod scan;
 mod session;
 mod token;
+mod write_id;
 
 pub use client::Client;
 pub use cluster::{Location, NodeStatus, ReplicaLocation};
 pub use config::{ClientConfig, Endpoint};
-pub use error::{Detail, Error, IdentitySlot, InvalidWriteId, Result, WriteId};
+pub use error::{Detail, Error, Result};
 pub use request::{Batch, CompareAndSet, Delete, Get, Increment, Put, ResponseFuture};
 pub use scan::{Rows, Scan};
+pub use write_id::{IdentitySlot, InvalidWriteId, WriteId};
 
 /// The messages of the API, as answers carry them.
 pub use quorate_proto::v1 as api;
 
 /// The read levels: names, guarantees, and which of them this version offers.
 pub use quorate_proto::level;
+
+/// The gRPC codes, as [`Detail`] has them, and their names.
+pub use quorate_proto::code::code_name;
+pub use tonic::Code;
 
 /// How keys are hashed and where hashes fall: the rules that clients and nodes share.
 pub use quorate_proto::hash;

@@ -15,10 +15,11 @@ use quorate_proto::v1::{
 };
 
 use crate::call::{CallOptions, Identity};
-use crate::error::{IdentitySlot, Result, WriteId};
+use crate::error::Result;
 use crate::inner::Inner;
 use crate::retry::RetryClass;
 use crate::router::Route;
+use crate::write_id::{IdentitySlot, WriteId};
 
 /// A call under way.
 pub type ResponseFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;

@@ -6,7 +6,7 @@ use quorate_proto::v1::Reason;
 use rand::Rng;
 use tonic::Code;
 
-use crate::error::{AttemptError, Effect};
+use crate::attempt::{AttemptError, Effect};
 
 /// The first wait between two attempts; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -63,7 +63,10 @@ pub(crate) fn next(class: RetryClass, lost: &AttemptError) -> Next {
         | Reason::Overloaded
         | Reason::SessionsFull => Next::Wait,
         // They pass only when somebody acts, or when leadership moves; the node says when it is worth it.
-        Reason::Quota | Reason::DiskFull if lost.retry_after().is_some() => Next::Wait,
+        Reason::Quota | Reason::DiskFull => match lost.retry_after() {
+            Some(_) => Next::Wait,
+            None => Next::GiveUp,
+        },
         Reason::WrongShard => Next::RefreshMap,
         Reason::SessionExpired | Reason::SequencePast | Reason::SessionFromFuture
             if class == RetryClass::Sessioned =>
@@ -72,8 +75,26 @@ pub(crate) fn next(class: RetryClass, lost: &AttemptError) -> Next {
         }
         // Without another session all that helps is time.
         Reason::SessionFromFuture => Next::Wait,
-        _ if lost.code == Code::Unavailable => Next::Wait,
-        _ => Next::GiveUp,
+        Reason::SessionExpired
+        | Reason::SequencePast
+        | Reason::TooStale
+        | Reason::TokenAhead
+        | Reason::TokenForeign
+        | Reason::SequenceReused
+        | Reason::NotANumber
+        | Reason::BadKey
+        | Reason::BadValue
+        | Reason::TooLarge
+        | Reason::BadCondition
+        | Reason::BadKeyspace
+        | Reason::CrossShard
+        | Reason::BadToken
+        | Reason::BadPageToken
+        | Reason::BadLevel
+        | Reason::BadRequest
+        | Reason::NotOffered
+        | Reason::Internal => Next::GiveUp,
+        Reason::Unspecified => next_without_reason(lost),
     }
 }
 
@@ -83,7 +104,16 @@ fn next_without_reason(lost: &AttemptError) -> Next {
         _ if lost.broken => Next::Elsewhere,
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Next::Elsewhere,
         Code::Unknown | Code::Internal | Code::Aborted | Code::ResourceExhausted => Next::Wait,
-        _ => Next::GiveUp,
+        Code::Ok
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DataLoss
+        | Code::Unauthenticated => Next::GiveUp,
     }
 }
 

@@ -8,7 +8,8 @@ use futures::Stream;
 use quorate_proto::v1::{ReadLevel, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken};
 use tonic::Streaming;
 
-use crate::error::{AttemptError, Result};
+use crate::attempt::AttemptError;
+use crate::error::Result;
 use crate::inner::Inner;
 use crate::request::{Freshness, every_call, every_read, read};
 use crate::retry::{self, Backoff, Next, RetryClass};

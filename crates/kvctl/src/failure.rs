@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use quorate_client::{Error, WriteId};
+use quorate_client::{Code, Error, WriteId};
 use serde_json::Value;
 
 use crate::exit::Exit;
@@ -188,22 +188,24 @@ impl From<Error> for Failure {
 }
 
 /// The exit code of what was certainly not applied, or was a read, by its gRPC code.
-fn exit_of(code: &str) -> Exit {
+fn exit_of(code: Code) -> Exit {
     match code {
         // OUT_OF_RANGE is a message that the other side would not decode.
-        "INVALID_ARGUMENT" | "OUT_OF_RANGE" => Exit::Usage,
-        "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "RESOURCE_EXHAUSTED" | "CANCELLED" | "ABORTED" => {
-            Exit::Unavailable
-        }
-        "FAILED_PRECONDITION"
-        | "UNIMPLEMENTED"
-        | "DATA_LOSS"
-        | "PERMISSION_DENIED"
-        | "UNAUTHENTICATED"
-        | "NOT_FOUND"
-        | "ALREADY_EXISTS" => Exit::Refused,
-        // UNKNOWN, INTERNAL, and what gRPC does not have.
-        _ => Exit::Bug,
+        Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Cancelled
+        | Code::Aborted => Exit::Unavailable,
+        Code::FailedPrecondition
+        | Code::Unimplemented
+        | Code::DataLoss
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::NotFound
+        | Code::AlreadyExists => Exit::Refused,
+        // A failure is never OK, and the other two say that something broke.
+        Code::Ok | Code::Unknown | Code::Internal => Exit::Bug,
     }
 }
 
@@ -214,7 +216,7 @@ mod tests {
     use super::*;
     use crate::wire::Reason;
 
-    fn detail(code: &'static str, reason: Reason) -> Box<Detail> {
+    fn detail(code: Code, reason: Reason) -> Box<Detail> {
         Box::new(Detail {
             code,
             reason: Some(reason),
@@ -229,18 +231,6 @@ mod tests {
             config_key: String::new(),
             log_time: 0,
         })
-    }
-
-    /// The name that a code has in the error table: `FailedPrecondition` is FAILED_PRECONDITION.
-    fn name_of(code: impl std::fmt::Debug) -> &'static str {
-        let mut name = String::new();
-        for character in format!("{code:?}").chars() {
-            if character.is_ascii_uppercase() && !name.is_empty() {
-                name.push('_');
-            }
-            name.push(character.to_ascii_uppercase());
-        }
-        name.leak()
     }
 
     /// Every reason of the error table, with the exit code that the interface promises for it.
@@ -293,7 +283,7 @@ mod tests {
         let mut seen = vec![OutcomeUnknown];
         for (exit, reasons) in expected {
             for &reason in reasons {
-                let error = Error::NotApplied(detail(name_of(reason.code()), reason));
+                let error = Error::NotApplied(detail(reason.code(), reason));
                 assert_eq!(Failure::from(error).exit, exit, "{reason:?}");
                 seen.push(reason);
             }
@@ -305,7 +295,7 @@ mod tests {
     #[test]
     fn an_unknown_outcome_outweighs_every_code() {
         let write = Some(WriteId { session: vec![1; 24].into(), sequence: 1 });
-        for code in ["UNAVAILABLE", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN"] {
+        for code in [Code::Unavailable, Code::InvalidArgument, Code::Internal, Code::Unknown] {
             let detail = detail(code, Reason::OutcomeUnknown);
             let failure = Failure::from(Error::Unknown { detail, write: write.clone() });
             assert_eq!(failure.exit, Exit::Unknown);

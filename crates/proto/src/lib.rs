@@ -1,6 +1,7 @@
 //! The wire contract of Quorate: what `proto/` says, compiled, and the small pure rules that server and
 //! client must agree on.
 
+pub mod code;
 pub mod content;
 pub mod failure;
 pub mod hash;

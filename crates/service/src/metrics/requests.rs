@@ -9,8 +9,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 use quorate_metrics::Histogram;
+use quorate_proto::code::{CODES, code_name};
 use quorate_proto::level::LEVELS;
 use quorate_proto::v1::ReadLevel;
+use tonic::Code;
 
 /// The methods of the client API: one row for each.
 macro_rules! methods {
@@ -65,27 +67,6 @@ fn level_label(level: Option<ReadLevel>) -> (usize, &'static str) {
 /// The levels, and one label for none.
 const LEVEL_LABELS: usize = LEVELS.len() + 1;
 
-/// The gRPC codes by number.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     method: &'static str,
@@ -122,7 +103,7 @@ impl Requests {
             "Time from the arrival of a request to its last answer, by method",
             seconds.clone(),
         );
-        let series = Method::ALL.len() * CODES.len() * LEVEL_LABELS;
+        let series = Method::ALL.len() * CODES * LEVEL_LABELS;
         Self {
             family,
             counters: (0..series).map(|_| OnceLock::new()).collect(),
@@ -136,13 +117,13 @@ impl Requests {
     /// Counts a finished request. `code` is the number of its gRPC code; one that gRPC does not
     /// have counts as UNKNOWN.
     pub fn observe(&self, method: Method, code: i32, level: Option<ReadLevel>, elapsed: Duration) {
-        let code = usize::try_from(code).ok().filter(|code| *code < CODES.len()).unwrap_or(2);
+        let code = Code::from(code);
         let (level, name) = level_label(level);
-        let place = (method as usize * CODES.len() + code) * LEVEL_LABELS + level;
+        let place = (method as usize * CODES + code as usize) * LEVEL_LABELS + level;
         let counter = self.counters[place].get_or_init(|| {
             self.family.get_or_create_owned(&RequestLabels {
                 method: method.name(),
-                code: CODES[code],
+                code: code_name(code),
                 level: name,
             })
         });
