@@ -153,7 +153,7 @@ async fn a_write_that_nobody_else_has_is_barred(cluster: &mut Cluster, client: &
     let got = client.get(key).await.expect("a get");
     assert_eq!((&got.value[..], got.revision), (&b"before"[..], before.revision));
     // A client that sends it again learns that it was barred.
-    match client.put(key, "lost").identity(id.clone()).await {
+    match client.put(key, "lost").write_id(id.clone()).await {
         Err(Error::Refused(detail)) => {
             assert_eq!(detail.reason, Some(Reason::SequencePast), "{detail:?}");
         }
@@ -180,7 +180,7 @@ async fn a_write_that_the_others_have_is_answered(cluster: &Cluster, client: &Cl
     let got = client.get(key).await.expect("a get");
     assert_eq!((&got.value[..], got.revision), (&b"kept"[..], settled.revision));
     // Sent again it is not applied again: the remembered answer comes back.
-    let again = client.put(key, "kept").identity(id.clone()).await.expect("a replay");
+    let again = client.put(key, "kept").write_id(id.clone()).await.expect("a replay");
     assert!(again.applied && again.replayed, "{again:?}");
     assert_eq!(again.revision, settled.revision);
     let twice = client.cancel(key, &id).await.expect("asking twice does no harm");
@@ -260,7 +260,7 @@ async fn a_refusal_after_an_unknown_outcome_does_not_call_the_write_not_applied(
     let write = WriteId { session: session.id.clone(), sequence: session.sequence };
     let again = client
         .increment(key.to_owned(), 10)
-        .identity(write.clone())
+        .write_id(write.clone())
         .timeout(Duration::from_secs(1));
     let error = again.await.expect_err("no quorum");
     assert!(matches!(&error, Error::Unknown { write: Some(id), .. } if *id == write), "{error}");

@@ -49,7 +49,8 @@ impl AttemptError {
                 broken: false,
             };
         }
-        // The library's own timer for the header we sent: the node was silent, the connection is well.
+        // The library's own timer for the header we sent: the node was silent, the connection is
+        // well.
         if has_source::<tonic::TimeoutExpired>(status) {
             return AttemptError {
                 code: Code::DeadlineExceeded,
@@ -115,7 +116,7 @@ impl AttemptError {
     }
 
     /// Nobody answered in time, as far as a timer of the library or of this crate can tell.
-    pub fn silence(&self) -> bool {
+    pub fn is_silence(&self) -> bool {
         matches!(self.code, Code::DeadlineExceeded | Code::Cancelled)
             && self.failure.is_none()
             && !self.broken

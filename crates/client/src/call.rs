@@ -19,7 +19,7 @@ use crate::retry::{self, Backoff, Next, RetryClass};
 use crate::router::Route;
 use crate::rpc::{self, Answer, Rpc};
 use crate::session::{Session, Ticket};
-use crate::write_id::{IdentitySlot, WriteId};
+use crate::write_id::{WriteId, WriteIdSlot};
 
 /// The least time that is left for a repeated attempt.
 const REPEAT_MIN: Duration = Duration::from_millis(20);
@@ -34,7 +34,7 @@ const SESSIONS_REPLACED_MAX: u32 = 8;
 
 /// How a write is made exactly-once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Identity {
+pub(crate) enum SessionMode {
     /// It is a read, or a write without a session.
     None,
     /// The next number of the client's own session.
@@ -50,9 +50,9 @@ pub(crate) enum Identity {
 pub(crate) struct CallOptions {
     pub route: Route,
     pub class: RetryClass,
-    pub identity: Identity,
+    pub session: SessionMode,
     /// Where the identity of a write is left for its caller.
-    pub slot: Option<IdentitySlot>,
+    pub slot: Option<WriteIdSlot>,
     pub deadline: Instant,
 }
 
@@ -161,7 +161,7 @@ impl Inner {
         let options = CallOptions {
             route: Route::Any,
             class: RetryClass::Read,
-            identity: Identity::None,
+            session: SessionMode::None,
             slot: None,
             deadline,
         };
@@ -196,9 +196,9 @@ impl Call<'_> {
         if self.options.class == RetryClass::Read {
             return Ok(());
         }
-        let session = match &self.options.identity {
-            Identity::None => None,
-            Identity::Given(id) => Some(WriteSession {
+        let session = match &self.options.session {
+            SessionMode::None => None,
+            SessionMode::Given(id) => Some(WriteSession {
                 id: id.session.clone(),
                 sequence: id.sequence,
                 // What else was answered is not known here; only that no number is given while one
@@ -206,8 +206,8 @@ impl Call<'_> {
                 answered_below: id.sequence.saturating_sub(SESSION_UNANSWERED_MAX - 1).max(1),
                 last: false,
             }),
-            Identity::Own | Identity::OneShot => {
-                let last = self.options.identity == Identity::OneShot;
+            SessionMode::Own | SessionMode::OneShot => {
+                let last = self.options.session == SessionMode::OneShot;
                 if self.ticket.is_none() {
                     self.ticket = Some(self.new_ticket(last, None).await?);
                 }
@@ -344,7 +344,7 @@ impl Call<'_> {
             }
             Ok(Err(status)) => {
                 let lost = AttemptError::of_status(&status);
-                match lost.silence() {
+                match lost.is_silence() {
                     true => connection.pass_over(),
                     false if lost.broken => connection.broken(generation),
                     false if lost.is_of_node() => connection.turned_away(generation),
@@ -395,7 +395,7 @@ impl Call<'_> {
             }
             Next::NewSession => {
                 self.tried.clear();
-                let earlier = self.maybe || matches!(self.options.identity, Identity::Given(_));
+                let earlier = self.maybe || matches!(self.options.session, SessionMode::Given(_));
                 let from_future = lost.reason() == Some(Reason::SessionFromFuture);
                 match earlier {
                     // The time of the shard reaches the session, which may hold the answer.
@@ -432,7 +432,7 @@ impl Call<'_> {
             refused.opened_by = ticket.session().opened_by().cloned();
         }
         self.sessions_replaced += 1;
-        let alone = self.options.identity == Identity::OneShot;
+        let alone = self.options.session == SessionMode::OneShot;
         match self.new_ticket(alone, Some(&refused)).await {
             Ok(ticket) => self.ticket = Some(ticket),
             Err(lost) => return Err(self.give_up(lost)),
@@ -443,7 +443,7 @@ impl Call<'_> {
     /// The error of a call that ends with this attempt.
     fn give_up(&mut self, lost: AttemptError) -> Error {
         if self.options.class == RetryClass::Read {
-            let lost = match lost.silence() {
+            let lost = match lost.is_silence() {
                 true => AttemptError::local(Reason::ReadTimeout, lost.message),
                 false => lost,
             };
@@ -453,10 +453,10 @@ impl Call<'_> {
             let outcome = self.outcome_of_write(&lost);
             return lost.into_error(&self.request_id).with_outcome(outcome);
         }
-        let write = match &self.options.identity {
-            Identity::None => None,
-            Identity::Given(id) => Some(id.clone()),
-            Identity::Own | Identity::OneShot => self.ticket.as_ref().map(Ticket::id),
+        let write = match &self.options.session {
+            SessionMode::None => None,
+            SessionMode::Given(id) => Some(id.clone()),
+            SessionMode::Own | SessionMode::OneShot => self.ticket.as_ref().map(Ticket::id),
         };
         if let Some(ticket) = self.ticket.take() {
             ticket.keep_open();
@@ -483,14 +483,14 @@ impl Call<'_> {
     /// Whether an attempt that changed nothing leaves the write unknown all the same, because an earlier
     /// call has sent it. A request that is wrong is not that write, until it is asked rightly.
     fn leaves_unknown(&self, lost: &AttemptError) -> bool {
-        matches!(self.options.identity, Identity::Given(_)) && !lost.is_invalid()
+        matches!(self.options.session, SessionMode::Given(_)) && !lost.is_invalid()
     }
 
     /// What is known of a write that this call did not leave unknown: of an attempt that was the first, it
     /// is known of the write.
     fn outcome_of_write(&self, lost: &AttemptError) -> Outcome {
-        match &self.options.identity {
-            Identity::Given(_) if lost.effect != Effect::Final => Outcome::AttemptNotApplied,
+        match &self.options.session {
+            SessionMode::Given(_) if lost.effect != Effect::Final => Outcome::AttemptNotApplied,
             _ => Outcome::NotApplied,
         }
     }

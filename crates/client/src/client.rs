@@ -10,7 +10,7 @@ use quorate_proto::v1::{
     OpenSessionResponse, ReadLevel, SessionToken,
 };
 
-use crate::call::{CallOptions, Identity};
+use crate::call::{CallOptions, SessionMode};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
 use crate::inner::Inner;
@@ -89,7 +89,7 @@ impl Client {
         Scan::new(&self.inner)
     }
 
-    /// Opens a session for the caller's own use with `identity`. Writes do so by themselves.
+    /// Opens a session for the caller's own use with `write_id`. Writes do so by themselves.
     ///
     /// # Errors
     /// [`Error::NotApplied`] when no node answers in time.
@@ -116,7 +116,7 @@ impl Client {
         let options = CallOptions {
             route: Route::Leader,
             class: RetryClass::Sessioned,
-            identity: Identity::Given(write.clone()),
+            session: SessionMode::Given(write.clone()),
             slot: None,
             deadline: self.inner.deadline(None),
         };

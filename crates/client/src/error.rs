@@ -13,23 +13,24 @@ use crate::write_id::WriteId;
 /// Why a call gave no answer. An absent key and a false condition are answers, not errors.
 #[derive(Clone, Debug)]
 pub enum Error {
-    /// It could not be done now, and certainly was not: no leader, no node reached, overload, or a read
-    /// that ran out of time. Trying again later is safe. Never said of a write that an earlier call has
-    /// sent with the same [`WriteId`]: that one stays unknown.
+    /// It could not be done now, and certainly was not: no leader, no node reached, overload, or a
+    /// read that ran out of time. Trying again later is safe. Never said of a write that an earlier
+    /// call has sent with the same [`WriteId`]: that one stays unknown.
     NotApplied(Box<Detail>),
-    /// A write may have been applied, or may still be. Ask again with [`WriteId`], which is safe at any
-    /// time within the session's life, or settle it with [`Client::cancel`](crate::Client::cancel).
+    /// A write may have been applied, or may still be. Ask again with [`WriteId`], which is safe at
+    /// any time within the session's life, or settle it with
+    /// [`Client::cancel`](crate::Client::cancel).
     Unknown {
         /// What was last heard.
         detail: Box<Detail>,
         /// The write's identity; none for a write that was sent without a session.
         write: Option<WriteId>,
     },
-    /// The cluster does not do this as things stand: a precondition, a feature that is not offered, a
-    /// damaged replica. Nothing was changed.
+    /// The cluster does not do this as things stand: a precondition, a feature that is not offered,
+    /// a damaged replica. Nothing was changed.
     Refused(Box<Detail>),
-    /// The request is wrong in itself; sent again it fails again. It changed nothing; of an earlier call
-    /// with the same [`WriteId`] this says nothing.
+    /// The request is wrong in itself; sent again it fails again. It changed nothing; of an earlier
+    /// call with the same [`WriteId`] this says nothing.
     Invalid(Box<Detail>),
 }
 
@@ -45,9 +46,9 @@ pub struct Detail {
     pub reason: Option<Reason>,
     /// A sentence for people.
     pub message: String,
-    /// What is known of the effect of a write: not applied, unknown, or, where the request was invalid and
-    /// an earlier call may have sent the same [`WriteId`], this attempt not applied. Of reads what the
-    /// answer said, which means nothing.
+    /// What is known of the effect of a write: not applied, unknown, or, where the request was
+    /// invalid and an earlier call may have sent the same [`WriteId`], this attempt not applied. Of
+    /// reads what the answer said, which means nothing.
     pub outcome: Outcome,
     /// The shard concerned; 0 = none or unknown.
     pub shard: u64,
@@ -86,8 +87,8 @@ impl Detail {
         }
     }
 
-    /// The reason's name as in the error table, such as `NO_LEADER`; the code's name where no node gave
-    /// a reason.
+    /// The reason's name as in the error table, such as `NO_LEADER`; the code's name where no node
+    /// gave a reason.
     #[must_use]
     pub fn reason_name(&self) -> &'static str {
         self.reason.map_or(code_name(self.code), Reason::name)

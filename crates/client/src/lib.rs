@@ -64,6 +64,8 @@
 //! An absent key and a false condition are answers; [`Error`] tells the rest apart by what is known of
 //! the effect.
 
+#![warn(clippy::must_use_candidate)]
+
 mod attempt;
 mod call;
 mod client;
@@ -89,7 +91,7 @@ pub use config::{ClientConfig, Endpoint};
 pub use error::{Detail, Error, Result};
 pub use request::{Batch, CompareAndSet, Delete, Get, Increment, Put, ResponseFuture};
 pub use scan::{Rows, Scan};
-pub use write_id::{IdentitySlot, InvalidWriteId, WriteId};
+pub use write_id::{InvalidWriteId, WriteId, WriteIdSlot};
 
 /// The messages of the API, as answers carry them.
 pub use quorate_proto::v1 as api;

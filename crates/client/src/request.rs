@@ -14,12 +14,12 @@ use quorate_proto::v1::{
     PutRequest, PutResponse, ReadLevel, ReadOptions, SessionToken,
 };
 
-use crate::call::{CallOptions, Identity};
+use crate::call::{CallOptions, SessionMode};
 use crate::error::Result;
 use crate::inner::Inner;
 use crate::retry::RetryClass;
 use crate::router::Route;
-use crate::write_id::{IdentitySlot, WriteId};
+use crate::write_id::{WriteId, WriteIdSlot};
 
 /// A call under way.
 pub type ResponseFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -123,28 +123,28 @@ macro_rules! every_write {
 
         /// Sends the write with this identity, to ask again for one whose outcome is unknown. The
         /// operation must be the same.
-        pub fn identity(mut self, write: WriteId) -> Self {
-            self.identity = Identity::Given(write);
+        pub fn write_id(mut self, write: WriteId) -> Self {
+            self.session = SessionMode::Given(write);
             self
         }
 
         /// Gives the write a session of its own that ends with it, so that the cluster has least to
         /// remember: for a program that writes once.
         pub fn one_shot(mut self) -> Self {
-            self.identity = Identity::OneShot;
+            self.session = SessionMode::OneShot;
             self
         }
 
         /// Puts the write's identity into `slot` before it is first sent, for a caller that may stop
         /// waiting for the answer and ask again later. One that was given is there at once.
-        pub fn note_identity(mut self, slot: &IdentitySlot) -> Self {
+        pub fn note_write_id(mut self, slot: &WriteIdSlot) -> Self {
             self.slot = Some(slot.clone());
             self
         }
 
         /// Sends the write without a session: once, and a lost answer is an unknown outcome for good.
         pub fn without_session(mut self) -> Self {
-            self.identity = Identity::None;
+            self.session = SessionMode::None;
             self
         }
     };
@@ -189,7 +189,7 @@ macro_rules! send_write {
             type IntoFuture = ResponseFuture<'a, $answer>;
 
             fn into_future(self) -> Self::IntoFuture {
-                let options = write(self.client, self.identity, self.slot, self.timeout);
+                let options = write(self.client, self.session, self.slot, self.timeout);
                 Box::pin(self.client.execute(self.request, options))
             }
         }
@@ -201,37 +201,37 @@ fn condition(expect: Expect) -> Condition {
 }
 
 /// How a client writes unless a call says otherwise.
-fn own(client: &Inner) -> Identity {
+fn own(client: &Inner) -> SessionMode {
     match client.config.sessions {
-        true => Identity::Own,
-        false => Identity::None,
+        true => SessionMode::Own,
+        false => SessionMode::None,
     }
 }
 
 fn write(
     client: &Inner,
-    identity: Identity,
-    slot: Option<IdentitySlot>,
+    session: SessionMode,
+    slot: Option<WriteIdSlot>,
     timeout: Option<Duration>,
 ) -> CallOptions {
     // An earlier call has sent it: it is out already, whether this call gets to send it or not.
-    if let (Some(slot), Identity::Given(id)) = (&slot, &identity) {
+    if let (Some(slot), SessionMode::Given(id)) = (&slot, &session) {
         slot.set(id.clone());
     }
     CallOptions {
         slot,
         route: Route::Leader,
-        class: match identity {
-            Identity::None => RetryClass::Bare,
+        class: match session {
+            SessionMode::None => RetryClass::Bare,
             _ => RetryClass::Sessioned,
         },
-        identity,
+        session,
         deadline: client.deadline(timeout),
     }
 }
 
 pub(crate) fn read(route: Route, deadline: Instant) -> CallOptions {
-    CallOptions { route, class: RetryClass::Read, identity: Identity::None, slot: None, deadline }
+    CallOptions { route, class: RetryClass::Read, session: SessionMode::None, slot: None, deadline }
 }
 
 /// Reads a key; see [`Client::get`](crate::Client::get).
@@ -280,8 +280,8 @@ impl<'a> IntoFuture for Get<'a> {
 pub struct Put<'a> {
     client: &'a Inner,
     request: PutRequest,
-    identity: Identity,
-    slot: Option<IdentitySlot>,
+    session: SessionMode,
+    slot: Option<WriteIdSlot>,
     timeout: Option<Duration>,
 }
 
@@ -295,7 +295,7 @@ impl<'a> Put<'a> {
                 keyspace: client.config.keyspace.clone(),
                 ..PutRequest::default()
             },
-            identity: own(client),
+            session: own(client),
             slot: None,
             timeout: None,
         }
@@ -312,8 +312,8 @@ send_write!(Put, PutResponse);
 pub struct Delete<'a> {
     client: &'a Inner,
     request: DeleteRequest,
-    identity: Identity,
-    slot: Option<IdentitySlot>,
+    session: SessionMode,
+    slot: Option<WriteIdSlot>,
     timeout: Option<Duration>,
 }
 
@@ -326,7 +326,7 @@ impl<'a> Delete<'a> {
                 keyspace: client.config.keyspace.clone(),
                 ..DeleteRequest::default()
             },
-            identity: own(client),
+            session: own(client),
             slot: None,
             timeout: None,
         }
@@ -343,8 +343,8 @@ send_write!(Delete, DeleteResponse);
 pub struct CompareAndSet<'a> {
     client: &'a Inner,
     request: CompareAndSetRequest,
-    identity: Identity,
-    slot: Option<IdentitySlot>,
+    session: SessionMode,
+    slot: Option<WriteIdSlot>,
     timeout: Option<Duration>,
 }
 
@@ -358,7 +358,7 @@ impl<'a> CompareAndSet<'a> {
                 keyspace: client.config.keyspace.clone(),
                 ..CompareAndSetRequest::default()
             },
-            identity: own(client),
+            session: own(client),
             slot: None,
             timeout: None,
         }
@@ -375,8 +375,8 @@ send_write!(CompareAndSet, CompareAndSetResponse);
 pub struct Increment<'a> {
     client: &'a Inner,
     request: IncrementRequest,
-    identity: Identity,
-    slot: Option<IdentitySlot>,
+    session: SessionMode,
+    slot: Option<WriteIdSlot>,
     timeout: Option<Duration>,
 }
 
@@ -390,7 +390,7 @@ impl<'a> Increment<'a> {
                 keyspace: client.config.keyspace.clone(),
                 ..IncrementRequest::default()
             },
-            identity: own(client),
+            session: own(client),
             slot: None,
             timeout: None,
         }
@@ -407,8 +407,8 @@ send_write!(Increment, IncrementResponse);
 pub struct Batch<'a> {
     client: &'a Inner,
     request: BatchRequest,
-    identity: Identity,
-    slot: Option<IdentitySlot>,
+    session: SessionMode,
+    slot: Option<WriteIdSlot>,
     timeout: Option<Duration>,
 }
 
@@ -420,7 +420,7 @@ impl<'a> Batch<'a> {
                 keyspace: client.config.keyspace.clone(),
                 ..BatchRequest::default()
             },
-            identity: own(client),
+            session: own(client),
             slot: None,
             timeout: None,
         }

@@ -18,13 +18,14 @@ pub struct WriteId {
     pub sequence: u64,
 }
 
-/// Where a write under way leaves its identity; empty until it may be out: until it is about to be sent,
-/// unless an earlier call has sent it.
+/// Where a write under way leaves its identity; empty until it may be out: until it is about to be
+/// sent, unless an earlier call has sent it.
 #[derive(Clone, Debug, Default)]
-pub struct IdentitySlot(Arc<Mutex<Option<WriteId>>>);
+pub struct WriteIdSlot(Arc<Mutex<Option<WriteId>>>);
 
-impl IdentitySlot {
-    /// The identity that the write was last sent with, or was given; none while it is certainly not out.
+impl WriteIdSlot {
+    /// The identity that the write was last sent with, or was given; none while it is certainly not
+    /// out.
     #[must_use]
     pub fn get(&self) -> Option<WriteId> {
         self.0.lock().clone()

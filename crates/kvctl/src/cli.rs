@@ -268,7 +268,7 @@ impl Command {
     }
 
     /// Whether its output itself says which nodes cannot be reached.
-    pub fn tells_of_nodes(&self) -> bool {
+    pub fn reports_nodes(&self) -> bool {
         matches!(
             self,
             Command::Status(_)

@@ -69,13 +69,13 @@ impl Context {
     }
 
     /// The answer of `future`; people who wait long for it are told for what.
-    pub async fn told<T>(
+    pub async fn wait_for<T>(
         &self,
         what: impl std::fmt::Display,
         future: impl Future<Output = T>,
     ) -> T {
         let of = self.global.endpoints.join(", ");
-        waiting::told(|| format!("{what} from {of}"), future).await
+        waiting::notify_if_slow(|| format!("{what} from {of}"), future).await
     }
 
     /// The level that reads ask for.
@@ -104,7 +104,7 @@ impl Context {
     }
 
     /// Tells what was guaranteed, to those who asked and, of reads that may be old, to people.
-    pub fn tell_receipts<'a>(&self, receipts: impl IntoIterator<Item = &'a Receipt>) {
+    pub fn report_receipts<'a>(&self, receipts: impl IntoIterator<Item = &'a Receipt>) {
         for receipt in receipts {
             let must = !describe::is_current(receipt) && io::stderr().is_terminal();
             if !self.global.verbose && !must {
@@ -131,7 +131,7 @@ impl Context {
 
     /// Tells that calls took the longer way, through the given endpoints, because advertised addresses
     /// cannot be reached from here. For the end of a command, so that it is told once.
-    pub fn tell_fallback(&self) {
+    pub fn report_fallback(&self) {
         let (nodes, addresses): (Vec<u64>, Vec<String>) =
             self.client.unreachable_nodes().into_iter().unzip();
         if !nodes.is_empty() {

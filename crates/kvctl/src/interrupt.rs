@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use quorate_client::{IdentitySlot, WriteId};
+use quorate_client::{WriteId, WriteIdSlot};
 use tokio::sync::watch;
 
 use crate::exit::Exit;
@@ -21,7 +21,7 @@ pub struct Interrupt {
 struct Out {
     writes: AtomicUsize,
     /// Where the only write of this command leaves its identity, so that it can be asked again.
-    single: Mutex<Option<IdentitySlot>>,
+    single: Mutex<Option<WriteIdSlot>>,
 }
 
 impl Interrupt {
@@ -77,7 +77,7 @@ impl Interrupt {
 
     /// The only write of the command is out from when its identity is in `slot` until the guard is
     /// dropped; one that is asked again has been out since an earlier command.
-    pub fn single_write_out(&self, slot: &IdentitySlot) -> WriteOut {
+    pub fn single_write_out(&self, slot: &WriteIdSlot) -> WriteOut {
         *self.single() = Some(slot.clone());
         self.write_out()
     }
@@ -96,7 +96,7 @@ impl Interrupt {
         }
     }
 
-    fn single(&self) -> MutexGuard<'_, Option<IdentitySlot>> {
+    fn single(&self) -> MutexGuard<'_, Option<WriteIdSlot>> {
         self.out.single.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,7 +123,7 @@ mod tests {
         drop(out);
         assert_eq!(interrupt.exit().0, Exit::Interrupted);
         // A single write is not out before it has an identity.
-        let _out = interrupt.single_write_out(&IdentitySlot::default());
+        let _out = interrupt.single_write_out(&WriteIdSlot::default());
         assert_eq!(interrupt.exit(), (Exit::Interrupted, None));
     }
 }

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     let exit = match runtime.block_on(run(cli)) {
         Ok(exit) => exit,
         Err(failure) => {
-            tell(&failure, format, &words);
+            report(&failure, format, &words);
             failure.exit
         }
     };
@@ -78,14 +78,14 @@ async fn run(cli: Cli) -> Result<Exit> {
     let interrupt = Interrupt::listen();
     let mut context = Context::new(&cli.global, &cli.command, interrupt.clone())?;
     let time = context.time_for_all;
-    let tells_of_nodes = cli.command.tells_of_nodes();
+    let reports_nodes = cli.command.reports_nodes();
     let done = async {
         let done = command::run(&mut context, cli.command).await;
         // What was printed and seen before a failure counts all the same; but the failure is told first.
         let flushed = context.output.flush();
         let kept = context.keep_token();
-        if !tells_of_nodes {
-            context.tell_fallback();
+        if !reports_nodes {
+            context.report_fallback();
         }
         let ended = done.and_then(|exit| {
             flushed?;
@@ -132,7 +132,7 @@ fn ended(interrupt: &Interrupt, otherwise: Exit, what: &str) -> Failure {
 }
 
 /// Tells a failure on standard error, and how the write is asked again if its outcome is unknown.
-fn tell(failure: &Failure, format: Option<Format>, words: &[OsString]) {
+fn report(failure: &Failure, format: Option<Format>, words: &[OsString]) {
     if failure.reader_gone {
         return;
     }

@@ -14,8 +14,8 @@ pub struct LevelRow {
     pub guarantee: &'static str,
     /// Whether this version serves it.
     pub offered: bool,
-    /// Whether only what the leader confirms can be answered, which is current then; any replica may
-    /// serve the others.
+    /// Whether only what the leader confirms can be answered, which is current then; any replica
+    /// may serve the others.
     pub needs_leader: bool,
 }
 

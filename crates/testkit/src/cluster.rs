@@ -20,8 +20,8 @@ pub struct FakeCluster {
 }
 
 impl FakeCluster {
-    /// Starts so many nodes with one shard on all of them. No node is said to lead; a client then takes
-    /// the first replica to.
+    /// Starts `nodes` nodes with one shard on all of them. No node is said to lead; a client then
+    /// takes the first replica to.
     ///
     /// # Panics
     ///
@@ -90,7 +90,7 @@ impl FakeCluster {
         self.state().writes.clone()
     }
 
-    /// A map of these nodes with so many shards, all on all nodes, replica lists in node order.
+    /// A map of these nodes with `shards` shards, all on all nodes, replica lists in node order.
     #[must_use]
     pub fn map_of(&self, epoch: u64, shards: u64) -> ClusterMap {
         map_of(&self.addresses, epoch, shards)

@@ -1,10 +1,10 @@
-//! Scripted nodes for the tests of the client and of kvctl: real sockets, real gRPC, one small store in
-//! memory behind all nodes, and failures as each test says.
+//! Scripted nodes for the tests of the client and of kvctl: real sockets, real gRPC, one small
+//! store in memory behind all nodes, and failures as each test says.
 //!
-//! [`FakeCluster::start`] binds the nodes to free ports and serves them from a thread of their own, so
-//! that tests with and without a runtime can use it. They answer from [`State`]: the map as it is there,
-//! rows with revisions, sessions that apply each write once. What a test wants otherwise it writes into
-//! the script ([`Step`]), and what came it finds in the same state.
+//! [`FakeCluster::start`] binds the nodes to free ports and serves them from a thread of their own,
+//! so that tests with and without a runtime can use it. They answer from [`State`]: the map as it
+//! is there, rows with revisions, sessions that apply each write once. What a test wants otherwise
+//! it writes into the script ([`Step`]), and what came it finds in the same state.
 //!
 //! | file | what |
 //! |---|---|

@@ -77,17 +77,20 @@ fn not_served<T>() -> Result<T, Status> {
     Err(Status::unimplemented(NOT_SERVED))
 }
 
-/// Executes and answers a write of one key. `$change` makes of the request what is to be done, `$number`
-/// is the field of an answer that has one.
+/// Executes and answers a write of one key. `$change` makes of the request what is to be done,
+/// `$number` is the field of an answer that has one.
 macro_rules! write_one {
-    ($node:ident, $call:ident, $condition:ident, $change:expr => $answer:ident $(, $number:ident)?) => {{
+    ($node:ident, $call:ident, $condition:ident, $change:expr
+        => $answer:ident $(, $number:ident)?) => {{
         let (metadata, _, request) = $call.into_parts();
         let session = request.session.clone();
         $node.see_write(&metadata, session.clone(), request.route.clone());
         let (key, keep) = (request.key.clone(), request.return_previous);
         let condition = request.$condition.clone();
         let change = $change(request);
-        let write = |state: &mut State| state.store.write(key.clone(), condition, session.clone(), change);
+        let write = |state: &mut State| {
+            state.store.write(key.clone(), condition, session.clone(), change)
+        };
         let written = $node.serve(Calls::Writes, session.is_some(), write).await?;
         let (receipt, token) = $node.receipt(ReadLevel::Linearizable as i32, &key);
         Ok(Response::new($answer {
@@ -190,8 +193,8 @@ impl Node {
         (Some(receipt), Some(token))
     }
 
-    /// The replica of a shard here, if it has one; the shard 0 is the meta group, which its first replica
-    /// leads.
+    /// The replica of a shard here, if it has one; the shard 0 is the meta group, which its first
+    /// replica leads.
     fn replica(&self, state: &State, shard: u64, of: &[MapReplica]) -> Option<ReplicaStatus> {
         let here = of.iter().find(|replica| replica.node_id == self.id)?;
         let leader = if shard == 0 { of[0].node_id } else { state.leader };
@@ -374,7 +377,7 @@ impl Cluster for Node {
         }))
     }
 
-    /// The leader stays whoever it is.
+    /// Names the leader, which stays the same.
     async fn transfer_leader(
         &self,
         _: Request<TransferLeaderRequest>,

@@ -38,8 +38,8 @@ pub enum Step {
     Answer,
     /// Fails with exactly this, and executes nothing.
     Fail(Failure),
-    /// Fails for this reason as a node does, and executes nothing: to a write with a session it says only
-    /// that this attempt was not applied.
+    /// Fails for this reason as a node does, and executes nothing: to a write with a session it
+    /// says only that this attempt was not applied.
     Refuse(Reason),
     /// Fails with a status that no node of ours would make.
     Foreign(Code),
@@ -49,8 +49,8 @@ pub enum Step {
     Hang,
 }
 
-/// Which calls a rule of the script is about. `OpenSession`, `GetMap` and `GetInfo` are never scripted:
-/// a client makes them on its own account.
+/// Which calls a rule of the script is about. `OpenSession`, `GetMap` and `GetInfo` are never
+/// scripted: a client makes them on its own account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Calls {
     /// All that can be scripted.
@@ -139,7 +139,8 @@ impl State {
     }
 }
 
-/// A map of nodes numbered from 1 with so many shards, all on all nodes, replica lists in node order.
+/// A map of nodes numbered from 1 with `shards` shards, all on all nodes, replica lists in node
+/// order.
 pub(crate) fn map_of(addresses: &[String], epoch: u64, shards: u64) -> ClusterMap {
     let ids = || 1..=addresses.len() as u64;
     let replica = |id: u64, of: u64| MapReplica { replica_id: of * ids().end() + id, node_id: id };

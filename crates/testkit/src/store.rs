@@ -138,8 +138,8 @@ impl Store {
         }
     }
 
-    /// The rows of one page of at most `most` rows, and the token of the next one, which is the last key
-    /// of this one; empty behind the last page.
+    /// The rows of one page of at most `most` rows, and the token of the next one, which is the
+    /// last key of this one; empty behind the last page.
     pub(crate) fn page(&self, scan: &ScanRequest, most: usize) -> (Vec<ScanRow>, Bytes) {
         let limit = match usize::try_from(scan.limit) {
             Ok(0) | Err(_) => usize::MAX,

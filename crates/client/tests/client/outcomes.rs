@@ -214,7 +214,7 @@ async fn a_refused_attempt_is_the_whole_write_when_it_is_the_first() {
 async fn a_refused_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
-    let again = || client.put("k", "v").identity(sent_before()).timeout(SHORT);
+    let again = || client.put("k", "v").write_id(sent_before()).timeout(SHORT);
     for reason in [
         Reason::NoLeader,
         Reason::NoQuorum,
@@ -264,14 +264,14 @@ async fn a_refused_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
 #[tokio::test]
 async fn a_write_that_was_sent_before_is_unknown_while_no_node_can_be_reached() {
     let client = Client::new(ClientConfig::new(["127.0.0.1:1"]).unwrap());
-    let again = client.put("k", "v").identity(sent_before()).timeout(SHORT);
+    let again = client.put("k", "v").write_id(sent_before()).timeout(SHORT);
     let error = again.await.unwrap_err();
     assert!(matches!(error, Error::Unknown { write: Some(_), .. }), "{error}");
-    let error = client.put("k", "v").identity(sent_before()).timeout(Duration::ZERO).await;
+    let error = client.put("k", "v").write_id(sent_before()).timeout(Duration::ZERO).await;
     let error = error.unwrap_err();
     assert!(matches!(error, Error::Unknown { write: Some(_), .. }), "{error}");
     // Not even asked to be sent: the request itself is too long.
-    let error = client.put("k", vec![0; 5 << 20]).identity(sent_before()).await.unwrap_err();
+    let error = client.put("k", vec![0; 5 << 20]).write_id(sent_before()).await.unwrap_err();
     assert_eq!(error.detail().outcome, Outcome::AttemptNotApplied, "{error}");
 }
 
@@ -314,7 +314,7 @@ async fn an_unknown_outcome_can_be_asked_again_and_settled() {
     fake.state().always.clear();
     let settled = client.cancel("k", &id).await.unwrap();
     assert_eq!(settled.result(), CancelResult::Answered);
-    let again = client.put("k", "v").identity(id.clone()).await.unwrap();
+    let again = client.put("k", "v").write_id(id.clone()).await.unwrap();
     assert!(again.replayed);
     // The number stays open for whoever asks; new writes take another session.
     client.put("k", "w").await.unwrap();

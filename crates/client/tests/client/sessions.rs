@@ -163,7 +163,7 @@ async fn what_may_have_been_applied_is_asked_in_its_own_session_though_that_is_f
     fake.state().always.clear();
     fake.script(1, [Step::Fail(future)]);
     let id = WriteId { session: seen[0].0.clone(), sequence: seen[0].1 };
-    assert!(client.put("k", "v").identity(id).await.unwrap().applied);
+    assert!(client.put("k", "v").write_id(id).await.unwrap().applied);
     assert_eq!(fake.state().opened.len(), 1);
 }
 
@@ -172,7 +172,7 @@ async fn a_given_identity_is_sent_as_it_is() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     let id = WriteId { session: Bytes::from_static(b"a-session-from-elsewhere"), sequence: 5_000 };
-    client.put("k", "v").identity(id.clone()).await.unwrap();
+    client.put("k", "v").write_id(id.clone()).await.unwrap();
     assert_eq!(ids(&fake.writes()), [(id.session.clone(), 5_000)]);
     let sent = fake.writes()[0].session.clone().unwrap();
     assert_eq!(sent.answered_below, 3_977, "what a full window allows");
@@ -180,7 +180,7 @@ async fn a_given_identity_is_sent_as_it_is() {
     // What it is not: a session that may be replaced. Whether it was applied before it expired, nobody
     // knows any more.
     fake.script(1, [Step::Fail(failure(Reason::SessionExpired))]);
-    let error = client.put("k", "v").identity(id).await.unwrap_err();
+    let error = client.put("k", "v").write_id(id).await.unwrap_err();
     assert!(matches!(error, quorate_client::Error::Unknown { .. }), "{error}");
     assert!(fake.state().opened.is_empty());
 }

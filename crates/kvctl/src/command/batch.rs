@@ -63,7 +63,7 @@ pub async fn batch(context: &mut Context, args: BatchArgs) -> Result<Exit> {
     }
     let answer = single_write!(context, "an answer to the batch", call)?;
     print(context, &operations, &answer)?;
-    context.tell_receipts(&answer.receipt);
+    context.report_receipts(&answer.receipt);
     if answer.applied {
         return Ok(Exit::Done);
     }

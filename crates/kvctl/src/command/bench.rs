@@ -64,7 +64,7 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
         timeout,
     };
     // Nobody there is told at once, not after a run that fails as a whole.
-    context.told("the cluster map", context.client.map()).await?;
+    context.wait_for("the cluster map", context.client.map()).await?;
     let progress = Arc::new(Progress::default());
     context.interrupt.take_first();
     let interrupt = context.interrupt.clone();
@@ -84,7 +84,7 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
         std::future::pending().await
     };
     let report = tokio::select! {
-        report = waiting::counted(&progress, plan.duration, running) => report,
+        report = waiting::show_progress(&progress, plan.duration, running) => report,
         never = stop => never,
         never = writes_out => never,
     };

@@ -39,7 +39,7 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     let (input, size) = load::open(&args.file)?;
     // Endpoints of several clusters are told once, not for each record. Other failures to learn the map
     // may pass while records wait.
-    if context.told("the cluster map", context.client.map()).await.is_err() {
+    if context.wait_for("the cluster map", context.client.map()).await.is_err() {
         context.client.check_endpoints()?;
     }
     let journal = args.journal.as_deref().map(Journal::create).transpose()?;
@@ -71,7 +71,7 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
 
     let counts = loaded.counts;
     let receipts = std::mem::take(&mut *receipts.lock().unwrap_or_else(PoisonError::into_inner));
-    context.tell_receipts(receipts.values());
+    context.report_receipts(receipts.values());
     if let Err(error) = print_counts(&mut context.output, counts, took) {
         let failure = Failure::from(error);
         let applied = counts.put > 0;
@@ -85,7 +85,7 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
         describe::count(rate as u64)
     ));
     if counts.unknown > 0 {
-        tell_how_to_load_again(context, &args.file);
+        report_load_again(context, &args.file);
     }
     match loaded.stopped {
         Some(failure) => Err(Failure { exit: loaded.exit, ..failure }),
@@ -94,7 +94,7 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
 }
 
 /// The command that settles records of unknown outcome: it writes what is not there, and nothing twice.
-fn tell_how_to_load_again(context: &Context, file: &Path) {
+fn report_load_again(context: &Context, file: &Path) {
     let words: Vec<_> = std::env::args_os().collect();
     let again = again::load_line(&words);
     let input = if file.as_os_str() == "-" { " with the same input" } else { "" };
@@ -192,7 +192,7 @@ pub async fn dump(context: &mut Context, args: DumpArgs) -> Result<Exit> {
         }
     };
     let receipts: Vec<Receipt> = rows.receipts().to_vec();
-    context.tell_receipts(&receipts);
+    context.report_receipts(&receipts);
     context.remark(plural(dumped, "record"));
     Ok(Exit::Done)
 }
@@ -205,7 +205,7 @@ async fn copy(
     mut file: Option<(&mut BufWriter<File>, &Path)>,
 ) -> Result<u64> {
     let mut count = 0;
-    while let Some(row) = context.told("the next rows", rows.next()).await? {
+    while let Some(row) = context.wait_for("the next rows", rows.next()).await? {
         match &mut file {
             None => write_pair(&mut context.output.writer(), format, &row.key, &row.value)?,
             Some((file, path)) => write_pair(*file, format, &row.key, &row.value)

@@ -78,7 +78,7 @@ pub async fn health(context: &mut Context) -> Result<Exit> {
 
 /// Asks every node how it stands, all at once.
 async fn look(context: &Context) -> Result<View> {
-    let asked = context.told("the nodes' status", context.client.status(TIMEOUT)).await;
+    let asked = context.wait_for("the nodes' status", context.client.status(TIMEOUT)).await;
     context.client.check_endpoints()?;
     let answers = asked.into_iter().map(|node| Answer {
         id: node.node_id,
@@ -112,7 +112,7 @@ pub async fn locate(context: &mut Context, args: LocateArgs) -> Result<Exit> {
         return Err(Failure::usage("a key has at least one byte"));
     }
     let tag = Bytes::copy_from_slice(hash::hash_tag(&key));
-    let found = context.told("the cluster map", context.client.locate(key.clone())).await;
+    let found = context.wait_for("the cluster map", context.client.locate(key.clone())).await;
     let place = found.as_ref().ok().map(|at| Place {
         shard: at.shard,
         range: (at.first, at.last),
@@ -129,7 +129,7 @@ pub async fn locate(context: &mut Context, args: LocateArgs) -> Result<Exit> {
 }
 
 pub async fn limits(context: &mut Context) -> Result<Exit> {
-    let info = context.told("the limits", context.client.info()).await?;
+    let info = context.wait_for("the limits", context.client.info()).await?;
     let limits = info.limits.unwrap_or_default();
     let defaults = info.defaults.unwrap_or_default();
     let mut facts = limit_facts(&limits);
@@ -170,7 +170,7 @@ pub async fn limits(context: &mut Context) -> Result<Exit> {
 /// Hands a shard over; prints who leads it now.
 pub async fn transfer(context: &mut Context, shard: u64, node: u64) -> Result<Exit> {
     let asked = context.client.transfer_leader(shard, node);
-    let answer = context.told("the new leader", asked).await?;
+    let answer = context.wait_for("the new leader", asked).await?;
     let leader = answer.leader_node_id;
     match context.output.format_or(Format::Raw) {
         Format::Json => context

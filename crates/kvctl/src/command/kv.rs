@@ -34,13 +34,13 @@ macro_rules! single_write {
     ($context:expr, $what:expr, $call:expr) => {{
         let context: &Context = $context;
         let again = context.write_again();
-        let slot = quorate_client::IdentitySlot::default();
+        let slot = quorate_client::WriteIdSlot::default();
         let out = context.interrupt.single_write_out(&slot);
         let call = match again {
-            Some(id) => $call.identity(id),
+            Some(id) => $call.write_id(id),
             None => $call.one_shot(),
         };
-        let answer = context.told($what, call.note_identity(&slot).into_future()).await;
+        let answer = context.wait_for($what, call.note_write_id(&slot).into_future()).await;
         drop(out);
         if answer.as_ref().is_ok_and(|answer| answer.applied) {
             context.note_applied(slot.get());
@@ -65,7 +65,7 @@ pub async fn put(context: &mut Context, args: PutArgs) -> Result<Exit> {
     }
     let written: Written = single_write!(context, "an answer to the write", call)?.into();
     context.output.stored(&key, &written, &with)?;
-    Ok(told_of_write(context, &written))
+    Ok(report_write(context, &written))
 }
 
 pub async fn cas(context: &mut Context, args: CasArgs) -> Result<Exit> {
@@ -80,7 +80,7 @@ pub async fn cas(context: &mut Context, args: CasArgs) -> Result<Exit> {
     };
     let written: Written = single_write!(context, "an answer to the write", call)?.into();
     context.output.stored(&key, &written, &with)?;
-    Ok(told_of_write(context, &written))
+    Ok(report_write(context, &written))
 }
 
 pub async fn incr(context: &mut Context, args: IncrArgs) -> Result<Exit> {
@@ -88,7 +88,7 @@ pub async fn incr(context: &mut Context, args: IncrArgs) -> Result<Exit> {
     let call = context.client.increment(key.clone(), args.by);
     let written: Written = single_write!(context, "an answer to the write", call)?.into();
     context.output.summed(&key, &written, &args.encodings)?;
-    Ok(told_of_write(context, &written))
+    Ok(report_write(context, &written))
 }
 
 pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
@@ -96,10 +96,10 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
     let keys: Vec<Bytes> =
         args.keys.iter().map(|key| with.key(key).map_err(Failure::usage)).collect::<Result<_>>()?;
     if let [key] = &keys[..] {
-        let got = context.told("an answer to the read", read(context, key.clone())).await?;
-        context.tell_receipts(&got.receipt);
+        let got = context.wait_for("an answer to the read", read(context, key.clone())).await?;
+        context.report_receipts(&got.receipt);
         context.output.got(key, &got, &with)?;
-        return Ok(told_if_absent(context, key, got.found));
+        return Ok(report_absent(context, key, got.found));
     }
     let client = context.client.clone();
     let (level, staleness) = (context.level(), context.global.max_staleness);
@@ -108,18 +108,18 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
         .buffered(AT_ONCE);
     let mut exit = Exit::Done;
     for key in &keys {
-        let Some(answer) = context.told("an answer to the read", answers.next()).await else {
+        let Some(answer) = context.wait_for("an answer to the read", answers.next()).await else {
             break;
         };
         match answer {
             Ok(got) => {
-                context.tell_receipts(&got.receipt);
+                context.report_receipts(&got.receipt);
                 context.output.got_one(key, &got, &with)?;
-                exit = exit.and(told_if_absent(context, key, got.found));
+                exit = exit.and(report_absent(context, key, got.found));
             }
             Err(failure) => {
                 exit = exit.and(failure.exit);
-                tell_item(context, key, &failure, None);
+                report_item(context, key, &failure, None);
             }
         }
     }
@@ -144,7 +144,7 @@ async fn read_of(
     Ok(get.await?)
 }
 
-fn told_if_absent(context: &Context, key: &[u8], found: bool) -> Exit {
+fn report_absent(context: &Context, key: &[u8], found: bool) -> Exit {
     if found {
         return Exit::Done;
     }
@@ -172,7 +172,7 @@ pub async fn del(context: &mut Context, args: DelArgs) -> Result<Exit> {
         if written.applied {
             say_removed(context, u64::from(written.found))?;
         }
-        return Ok(told_of_write(context, &written));
+        return Ok(report_write(context, &written));
     }
     let (removed, exit) = remove(context, stream::iter(keys), condition, &with).await?;
     say_removed(context, removed)?;
@@ -187,7 +187,7 @@ async fn del_prefix(
     with: &Encodings,
 ) -> Result<Exit> {
     let scan = context.client.scan().prefix(prefix.clone());
-    let count = context.told("the number of keys", scan.count()).await?;
+    let count = context.wait_for("the number of keys", scan.count()).await?;
     let what = counted(count, &with.key_encoding.field(&prefix));
     let asks = io::stdin().is_terminal() && io::stderr().is_terminal();
     if prefix.is_empty() && !agreed && !asks {
@@ -263,7 +263,9 @@ async fn remove(
     });
     let mut answers = std::pin::pin!(answers.buffered(AT_ONCE));
     let (mut removed, mut exit) = (0, Exit::Done);
-    while let Some((key, answer)) = context.told("an answer to the delete", answers.next()).await {
+    while let Some((key, answer)) =
+        context.wait_for("an answer to the delete", answers.next()).await
+    {
         match answer {
             Ok(answer) => {
                 let written = Written::from(answer);
@@ -272,7 +274,7 @@ async fn remove(
                     context.note_applied(None);
                 }
                 context.output.removed(&key, &written, with)?;
-                exit = exit.and(told_of_write(context, &written));
+                exit = exit.and(report_write(context, &written));
             }
             Err(error) => {
                 let failure = Failure::from(error);
@@ -281,7 +283,7 @@ async fn remove(
                 let again = failure
                     .write()
                     .map(|write| again::delete_line(endpoints, &flags_of(&condition), &key, write));
-                tell_item(context, &key, &failure, again.as_deref());
+                report_item(context, &key, &failure, again.as_deref());
             }
         }
     }
@@ -304,7 +306,7 @@ fn ask(question: &str) -> bool {
 }
 
 /// Tells the failure of one of several items, and the command that asks for it again if there is one.
-fn tell_item(context: &Context, key: &[u8], failure: &Failure, again: Option<&str>) {
+fn report_item(context: &Context, key: &[u8], failure: &Failure, again: Option<&str>) {
     if context.global.output == Some(Format::Json) {
         note(failure.json_of(Object::new().with_bytes("key", key), again).to_string());
         return;
@@ -317,8 +319,8 @@ fn tell_item(context: &Context, key: &[u8], failure: &Failure, again: Option<&st
 }
 
 /// Tells the receipt of a write and why it was not applied, and gives the exit code.
-pub(super) fn told_of_write(context: &Context, written: &Written) -> Exit {
-    context.tell_receipts(&written.receipt);
+pub(super) fn report_write(context: &Context, written: &Written) -> Exit {
+    context.report_receipts(&written.receipt);
     if written.replayed && context.global.verbose {
         context.explain("this is the remembered answer of an earlier attempt");
     }

@@ -36,13 +36,13 @@ pub async fn scan(context: &mut Context, args: ScanArgs) -> Result<Exit> {
         scan = scan.limit(limit);
     }
     if args.count {
-        let counted = context.told("the number of keys", scan.count_with_receipts());
+        let counted = context.wait_for("the number of keys", scan.count_with_receipts());
         let (count, receipts) = counted.await?;
         match context.output.format_or(Format::Raw) {
             Format::Json => context.output.json(&serde_json::json!({ "count": count }))?,
             _ => context.output.line(count.to_string())?,
         }
-        context.tell_receipts(&receipts);
+        context.report_receipts(&receipts);
         return Ok(Exit::Done);
     }
     if args.keys_only {
@@ -53,7 +53,7 @@ pub async fn scan(context: &mut Context, args: ScanArgs) -> Result<Exit> {
     // What came before an error is printed all the same.
     context.output.flush()?;
     printed?;
-    context.tell_receipts(rows.receipts());
+    context.report_receipts(rows.receipts());
     Ok(Exit::Done)
 }
 
@@ -68,7 +68,7 @@ async fn print(context: &mut Context, args: &ScanArgs, rows: &mut Rows) -> Resul
     };
     let mut table = new_table(args.keys_only);
     let mut in_table = 0;
-    while let Some(row) = context.told("the next rows", rows.next()).await? {
+    while let Some(row) = context.wait_for("the next rows", rows.next()).await? {
         let output = &mut context.output;
         match output.format_or(Format::Tsv) {
             Format::Json => output.json(&row_json(&row, !args.keys_only))?,

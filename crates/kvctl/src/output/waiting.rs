@@ -14,7 +14,10 @@ use crate::duration;
 const QUIET_TIME: Duration = Duration::from_millis(500);
 
 /// The answer of `future`; if it takes long, the line `waiting for …` stands on the terminal until then.
-pub async fn told<T>(what: impl FnOnce() -> String, future: impl Future<Output = T>) -> T {
+pub async fn notify_if_slow<T>(
+    what: impl FnOnce() -> String,
+    future: impl Future<Output = T>,
+) -> T {
     let mut future = std::pin::pin!(future);
     if !io::stderr().is_terminal() {
         return future.await;
@@ -38,7 +41,7 @@ pub async fn told<T>(what: impl FnOnce() -> String, future: impl Future<Output =
 }
 
 /// The outcome of a benchmark, with a line on the terminal that says how far it is.
-pub async fn counted<T>(
+pub async fn show_progress<T>(
     progress: &Progress,
     measured: Duration,
     future: impl Future<Output = T>,
