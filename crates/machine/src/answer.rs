@@ -45,6 +45,7 @@ pub struct Done {
 
 impl Done {
     /// The first operation whose condition was false.
+    #[must_use]
     pub fn failing_operation(&self) -> Option<usize> {
         self.results.iter().position(|result| !result.condition_held)
     }
@@ -173,6 +174,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// The reason in the API's error table.
+    #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
             Refusal::WrongShard { .. } => Reason::WrongShard,
@@ -190,6 +192,7 @@ impl Refusal {
 
     /// What the refusal says about the write. Where it says "this attempt", an earlier attempt with
     /// the same sequence may have been applied and forgotten.
+    #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
             Refusal::SessionExpired { .. }
@@ -201,6 +204,7 @@ impl Refusal {
     }
 
     /// The shard's log time, where the client needs it to get a session that the shard takes.
+    #[must_use]
     pub fn log_time(&self) -> Option<LogTime> {
         match self {
             Refusal::SessionExpired { log_time } | Refusal::SessionFromFuture { log_time } => {

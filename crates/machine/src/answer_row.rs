@@ -96,10 +96,10 @@ pub enum Stored {
 }
 
 impl From<Result<Done, NotANumber>> for Stored {
-    fn from(decided: Result<Done, NotANumber>) -> Stored {
+    fn from(decided: Result<Done, NotANumber>) -> Self {
         match decided {
-            Ok(done) => Stored::Done(done),
-            Err(why) => Stored::NotANumber(why),
+            Ok(done) => Self::Done(done),
+            Err(why) => Self::NotANumber(why),
         }
     }
 }
@@ -127,7 +127,7 @@ impl AnswerRow {
     }
 
     /// Reads a row. Any byte string is a row or [`Damaged`].
-    pub fn decode(row: Bytes) -> Result<AnswerRow, Damaged> {
+    pub fn decode(row: Bytes) -> Result<Self, Damaged> {
         let mut reader = Reader::new(row, "a session row");
         if reader.u8()? != FORMAT {
             return Err(reader.damaged("its format is not 1"));
@@ -145,7 +145,7 @@ impl AnswerRow {
             decision => Stored::Done(decode_done(&mut reader, decision == row_flag::APPLIED)?),
         };
         reader.end()?;
-        Ok(AnswerRow { last: flags & row_flag::LAST != 0, content_hash, answered_below, stored })
+        Ok(Self { last: flags & row_flag::LAST != 0, content_hash, answered_below, stored })
     }
 }
 

@@ -13,8 +13,8 @@ pub struct Damaged {
 
 impl Damaged {
     /// `what` names the thing, `detail` says what is wrong with it.
-    pub fn new(what: &'static str, detail: impl Into<String>) -> Damaged {
-        Damaged { what, detail: detail.into() }
+    pub fn new(what: &'static str, detail: impl Into<String>) -> Self {
+        Self { what, detail: detail.into() }
     }
 }
 
@@ -44,11 +44,11 @@ pub enum ApplyError {
 impl From<StorageError> for ApplyError {
     /// Damage that the storage found in this replica's own records costs the replica alone, and is
     /// told apart here from a storage that failed.
-    fn from(error: StorageError) -> ApplyError {
+    fn from(error: StorageError) -> Self {
         if error.is_damage() && !error.is_fatal() {
             Damaged::new("the state of the replica", error.to_string()).into()
         } else {
-            ApplyError::Storage(error)
+            Self::Storage(error)
         }
     }
 }

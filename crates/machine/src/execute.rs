@@ -100,12 +100,12 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    fn read(operation: &'a CommandOperation, rows: &mut impl Rows) -> Result<Step<'a>, ApplyError> {
+    fn read(operation: &'a CommandOperation, rows: &mut impl Rows) -> Result<Self, ApplyError> {
         let row_key = RowKey::new(RowKind::User, operation.keyspace, &operation.key);
         let current = rows.get(&row_key)?.map(Record::decode).transpose()?;
         let expect = operation.condition.as_ref().and_then(|condition| condition.expect.as_ref());
         let condition_held = expect.is_none_or(|expect| holds(expect, current.as_ref()));
-        Ok(Step { operation, row_key, current, condition_held, number: None })
+        Ok(Self { operation, row_key, current, condition_held, number: None })
     }
 
     /// The result as far as it is the same whether the write is carried out or not.

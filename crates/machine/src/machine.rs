@@ -85,19 +85,20 @@ impl StateMachine {
         ownership: Ownership,
         limits: SessionLimits,
         session_rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
-    ) -> Result<StateMachine, ApplyError> {
+    ) -> Result<Self, ApplyError> {
         let sessions = SessionTable::load(limits, session_rows)?;
-        Ok(StateMachine { owned: Owned::Keys { ownership, sessions } })
+        Ok(Self { owned: Owned::Keys { ownership, sessions } })
     }
 
     /// The machine of group 0; `meta_rows` are all its rows of kind Meta.
     pub fn load_meta(
         meta_rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
-    ) -> Result<StateMachine, ApplyError> {
-        Ok(StateMachine { owned: Owned::Map(MapState::load(meta_rows)?) })
+    ) -> Result<Self, ApplyError> {
+        Ok(Self { owned: Owned::Map(MapState::load(meta_rows)?) })
     }
 
     /// The cluster map; `None` for a shard, and before the first map was committed.
+    #[must_use]
     pub fn map(&self) -> Option<&Arc<ClusterMap>> {
         match &self.owned {
             Owned::Map(state) => state.map(),
@@ -106,6 +107,7 @@ impl StateMachine {
     }
 
     /// The session table of a shard; `None` for group 0.
+    #[must_use]
     pub fn sessions(&self) -> Option<&SessionTable> {
         match &self.owned {
             Owned::Keys { sessions, .. } => Some(sessions),
@@ -114,6 +116,7 @@ impl StateMachine {
     }
 
     /// What a shard owns; `None` for group 0.
+    #[must_use]
     pub fn ownership(&self) -> Option<&Ownership> {
         match &self.owned {
             Owned::Keys { ownership, .. } => Some(ownership),

@@ -43,7 +43,7 @@ impl MapState {
     /// The map of these rows.
     pub fn load(
         rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
-    ) -> Result<MapState, ApplyError> {
+    ) -> Result<Self, ApplyError> {
         let (mut header, mut nodes, mut shards) = (None, Vec::new(), Vec::new());
         for row in rows {
             let (key, row) = row?;
@@ -56,7 +56,7 @@ impl MapState {
         }
         let Some(mut map) = header else {
             if nodes.is_empty() && shards.is_empty() {
-                return Ok(MapState::default());
+                return Ok(Self::default());
             }
             return Err(damaged("its first row is missing").into());
         };
@@ -64,7 +64,7 @@ impl MapState {
         shards.sort_by_key(|shard| shard.first);
         (map.nodes, map.shards) = (nodes, shards);
         map_rules::check(&map).map_err(|broken| damaged(broken.to_string()))?;
-        Ok(MapState { map: Some(Arc::new(map)) })
+        Ok(Self { map: Some(Arc::new(map)) })
     }
 
     /// The map; `None` before the first one was committed.

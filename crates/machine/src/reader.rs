@@ -31,8 +31,8 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Begins to read a row that is called `what` in errors.
-    pub(super) fn new(row: Bytes, what: &'static str) -> Reader {
-        Reader { rest: row, what }
+    pub(super) fn new(row: Bytes, what: &'static str) -> Self {
+        Self { rest: row, what }
     }
 
     /// The error "this row is damaged", with the detail.

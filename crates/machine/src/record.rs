@@ -57,7 +57,7 @@ impl Record {
     }
 
     /// Reads a row; the value is a slice of it. Any byte string is a record or [`Damaged`].
-    pub fn decode(row: Bytes) -> Result<Record, Damaged> {
+    pub fn decode(row: Bytes) -> Result<Self, Damaged> {
         let mut reader = Reader::new(row, "a value record");
         if reader.u8()? != FORMAT {
             return Err(reader.damaged("its format is not 1"));
@@ -73,7 +73,7 @@ impl Record {
         }
         let log_time = reader.u64()?;
         let expiry = if flags & FLAG_EXPIRY != 0 { Some(reader.u64()?) } else { None };
-        Ok(Record { create_revision, revision, log_time, expiry, value: reader.rest() })
+        Ok(Self { create_revision, revision, log_time, expiry, value: reader.rest() })
     }
 }
 

@@ -22,26 +22,30 @@ pub struct SessionId([u8; SESSION_ID_BYTES]);
 
 impl SessionId {
     /// Builds an id from its parts.
-    pub fn from_parts(birth: LogTime, node: u32, counter: u32, random: u64) -> SessionId {
+    #[must_use]
+    pub fn from_parts(birth: LogTime, node: u32, counter: u32, random: u64) -> Self {
         let mut id = [0; SESSION_ID_BYTES];
         id[..8].copy_from_slice(&birth.0.to_be_bytes());
         id[8..12].copy_from_slice(&node.to_be_bytes());
         id[12..16].copy_from_slice(&counter.to_be_bytes());
         id[16..].copy_from_slice(&random.to_be_bytes());
-        SessionId(id)
+        Self(id)
     }
 
     /// Reads an id; `None` when it is not 24 bytes long.
-    pub fn from_slice(bytes: &[u8]) -> Option<SessionId> {
-        Some(SessionId(bytes.try_into().ok()?))
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        Some(Self(bytes.try_into().ok()?))
     }
 
     /// The bytes as they travel.
+    #[must_use]
     pub fn as_bytes(&self) -> &[u8; SESSION_ID_BYTES] {
         &self.0
     }
 
     /// What names the write of this sequence: the id, and the sequence in big-endian order.
+    #[must_use]
     pub fn write_key(&self, sequence: u64) -> WriteKey {
         let mut key = [0; SESSION_ID_BYTES + 8];
         key[..SESSION_ID_BYTES].copy_from_slice(&self.0);
@@ -50,6 +54,7 @@ impl SessionId {
     }
 
     /// The log time at which the session was born.
+    #[must_use]
     pub fn birth(&self) -> LogTime {
         let mut birth = [0; 8];
         birth.copy_from_slice(&self.0[..8]);
@@ -79,8 +84,9 @@ pub struct SessionMint {
 impl SessionMint {
     /// A mint for a node; node ids above 32 bits keep their low half, which costs no safety, as the
     /// random part keeps the ids apart.
-    pub fn new(node: u64) -> SessionMint {
-        SessionMint { node: node as u32, counter: AtomicU32::new(0) }
+    #[must_use]
+    pub fn new(node: u64) -> Self {
+        Self { node: node as u32, counter: AtomicU32::new(0) }
     }
 
     /// A new id, born at `clock`, the node's idea of the log time, unless the client wishes

@@ -149,16 +149,16 @@ impl Session {
 
 impl SessionTable {
     /// An empty table.
-    pub fn new(limits: SessionLimits) -> SessionTable {
-        SessionTable { limits, sessions: BTreeMap::new(), bytes: 0 }
+    pub fn new(limits: SessionLimits) -> Self {
+        Self { limits, sessions: BTreeMap::new(), bytes: 0 }
     }
 
     /// The table of these rows, which may come in any order.
     pub fn load(
         limits: SessionLimits,
         rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
-    ) -> Result<SessionTable, ApplyError> {
-        let mut table = SessionTable::new(limits);
+    ) -> Result<Self, ApplyError> {
+        let mut table = Self::new(limits);
         for row in rows {
             let (key, value) = row?;
             let (id, sequence) = read_answer_row_key(&key)?;

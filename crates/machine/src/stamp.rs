@@ -17,23 +17,27 @@ pub struct LogTime(pub u64);
 impl LogTime {
     /// The first log time of a millisecond; milliseconds beyond 48 bits (the year 10889) stay at
     /// the last.
-    pub fn from_millis(unix_ms: u64) -> LogTime {
-        LogTime(unix_ms.min((1 << 48) - 1) << 16)
+    #[must_use]
+    pub fn from_millis(unix_ms: u64) -> Self {
+        Self(unix_ms.min((1 << 48) - 1) << 16)
     }
 
     /// Unix milliseconds.
+    #[must_use]
     pub fn millis(self) -> u64 {
         self.0 >> 16
     }
 
     /// The counter within the millisecond.
+    #[must_use]
     pub fn logical(self) -> u16 {
         self.0 as u16
     }
 
     /// The next log time; after the last logical count of a millisecond comes the next millisecond.
-    pub fn next(self) -> LogTime {
-        LogTime(self.0.saturating_add(1))
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 }
 

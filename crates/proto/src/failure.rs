@@ -24,15 +24,15 @@ impl Failure {
     /// A failure with the code and outcome that the error table gives its reason. The message is a
     /// sentence for people; the longest that travels is 1 KiB.
     #[must_use]
-    pub fn of(reason: Reason, message: impl Into<String>) -> Failure {
+    pub fn of(reason: Reason, message: impl Into<String>) -> Self {
         let mut message = message.into();
         truncate(&mut message);
-        Failure {
+        Self {
             code: reason.code() as i32,
             reason: reason as i32,
             outcome: reason.outcome() as i32,
             message,
-            ..Failure::default()
+            ..Self::default()
         }
     }
 

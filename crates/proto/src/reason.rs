@@ -71,7 +71,7 @@ impl Reason {
 
     /// The reason of a name as in `ErrorInfo.reason`.
     #[must_use]
-    pub fn of_name(name: &str) -> Option<Reason> {
+    pub fn of_name(name: &str) -> Option<Self> {
         REASONS.iter().map(|r| r.reason).find(|r| r.name() == name)
     }
 

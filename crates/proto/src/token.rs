@@ -52,8 +52,8 @@ impl SessionToken {
 
     /// The token of one shard as a receipt states it.
     #[must_use]
-    pub fn of_receipt(cluster_id: bytes::Bytes, receipt: &Receipt) -> SessionToken {
-        SessionToken {
+    pub fn of_receipt(cluster_id: bytes::Bytes, receipt: &Receipt) -> Self {
+        Self {
             cluster_id,
             history: receipt.history.clone(),
             map_epoch: receipt.map_epoch,

@@ -25,7 +25,7 @@ struct Trio {
 }
 
 impl Trio {
-    fn new() -> Trio {
+    fn new() -> Self {
         let restored = Restored {
             hard_state: HardState::default(),
             base: LogId::ZERO,
@@ -38,7 +38,7 @@ impl Trio {
             Raft::new(Config::default(), GroupId(1), replica(id), id, restored.clone(), NOW)
                 .expect("a new group starts")
         };
-        let mut trio = Trio { rafts: (1..=3).map(raft).collect(), applied: vec![Index(0); 3] };
+        let mut trio = Self { rafts: (1..=3).map(raft).collect(), applied: vec![Index(0); 3] };
         trio.rafts[0].election_timeout(NOW);
         trio.settle();
         assert!(trio.rafts[0].is_leader());

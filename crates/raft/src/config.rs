@@ -60,8 +60,8 @@ pub struct Config {
 }
 
 impl Default for Config {
-    fn default() -> Config {
-        Config {
+    fn default() -> Self {
+        Self {
             heartbeat: Ticks(10),
             election_min: Ticks(60),
             election_max: Ticks(120),

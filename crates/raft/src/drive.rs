@@ -8,6 +8,7 @@ use crate::types::{Entry, HardState, Index, Replica};
 
 impl Raft {
     /// Whether [`Raft::take_output`] is due.
+    #[must_use]
     pub fn has_output(&self) -> bool {
         if self.fault.is_some() {
             return !self.out.is_empty();

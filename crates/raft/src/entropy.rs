@@ -13,8 +13,8 @@ pub(crate) struct Entropy {
 }
 
 impl Entropy {
-    pub(crate) fn new(seed: u64) -> Entropy {
-        let mut entropy = Entropy { state: seed, boot: 0 };
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut entropy = Self { state: seed, boot: 0 };
         entropy.boot = entropy.next();
         entropy
     }

@@ -9,6 +9,7 @@ use crate::types::{GroupId, Index, LogId, Replica, ReplicaId, Term, Ticks};
 
 impl Raft {
     /// The replica's condition, for people and metrics.
+    #[must_use]
     pub fn status(&self) -> Status {
         let (transferring, progress) = match &self.role {
             Role::Leader(leader) => {
@@ -36,16 +37,19 @@ impl Raft {
     }
 
     /// The group.
+    #[must_use]
     pub fn group(&self) -> GroupId {
         self.group
     }
 
     /// This replica.
+    #[must_use]
     pub fn me(&self) -> Replica {
         self.me
     }
 
     /// The leader of the current term, where known.
+    #[must_use]
     pub fn leader(&self) -> Option<Replica> {
         match &self.role {
             Role::Leader(_) => Some(self.me),
@@ -55,62 +59,74 @@ impl Raft {
     }
 
     /// Whether this replica leads, as far as it knows.
+    #[must_use]
     pub fn is_leader(&self) -> bool {
         matches!(self.role, Role::Leader(_))
     }
 
     /// The role without its data.
+    #[must_use]
     pub fn role(&self) -> RoleKind {
         self.role.kind()
     }
 
     /// The current term.
+    #[must_use]
     pub fn term(&self) -> Term {
         self.term
     }
 
     /// Whom this replica voted for in the current term.
+    #[must_use]
     pub fn vote(&self) -> Option<ReplicaId> {
         self.vote
     }
 
     /// The commit index.
+    #[must_use]
     pub fn commit(&self) -> Index {
         self.commit
     }
 
     /// The last index reported as applied.
+    #[must_use]
     pub fn applied(&self) -> Index {
         self.applying.applied
     }
 
     /// The last index of the log.
+    #[must_use]
     pub fn last_index(&self) -> Index {
         self.log.last().index
     }
 
     /// The stamp of the last entry.
+    #[must_use]
     pub fn last_stamp(&self) -> u64 {
         self.log.last_stamp()
     }
 
     /// The size of the log that is kept, in entry bytes.
+    #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.log.bytes()
     }
 
     /// The membership in force: the last one in the log, committed or not.
+    #[must_use]
     pub fn membership(&self) -> &Membership {
         self.members.current()
     }
 
     /// The identity of the entry at an index, where the log holds it.
+    #[must_use]
     pub fn entry_id(&self, index: Index) -> Option<LogId> {
         self.log.id_at(index)
     }
 
     /// At the leader: the wall clock of each voter as last reported, its own included, and when the
     /// report came; 0 = not reported in this leadership. Elsewhere empty.
+    #[must_use]
     pub fn clocks(&self) -> Vec<(ReplicaId, u64, Ticks)> {
         let Role::Leader(leader) = &self.role else { return Vec::new() };
         let clock = |voter: ReplicaId| match leader.progress.get(&voter) {
@@ -122,6 +138,7 @@ impl Raft {
 
     /// At a follower: the newest (own earlier clock reading, index) such that a state which has
     /// applied the index is no older than the reading. None until the leader has confirmed one.
+    #[must_use]
     pub fn freshness(&self) -> Option<(Ticks, Index)> {
         match &self.role {
             Role::Follower(follower) => follower.freshness,

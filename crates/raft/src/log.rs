@@ -21,8 +21,8 @@ pub(crate) struct Log {
 
 impl Log {
     /// An empty log that starts after `base`.
-    pub(crate) fn new(base: LogId, base_stamp: u64) -> Log {
-        Log {
+    pub(crate) fn new(base: LogId, base_stamp: u64) -> Self {
+        Self {
             base,
             base_stamp,
             entries: VecDeque::new(),

@@ -15,11 +15,11 @@ pub(crate) struct Members {
 }
 
 impl Members {
-    pub(crate) fn new(index: Index, membership: Membership) -> Members {
-        Members { history: VecDeque::new(), current: membership.clone() }.with(index, membership)
+    pub(crate) fn new(index: Index, membership: Membership) -> Self {
+        Self { history: VecDeque::new(), current: membership.clone() }.with(index, membership)
     }
 
-    fn with(mut self, index: Index, membership: Membership) -> Members {
+    fn with(mut self, index: Index, membership: Membership) -> Self {
         self.push(index, membership);
         self
     }

@@ -61,8 +61,8 @@ const LEARNER_NEXT: u8 = 8;
 
 impl Membership {
     /// A plain configuration with these voters and no learners.
-    pub fn of_voters(replicas: impl IntoIterator<Item = Replica>) -> Membership {
-        let mut membership = Membership::default();
+    pub fn of_voters(replicas: impl IntoIterator<Item = Replica>) -> Self {
+        let mut membership = Self::default();
         for replica in replicas {
             membership.voters.insert(replica.id);
             membership.nodes.insert(replica.id, replica.node);
@@ -78,8 +78,8 @@ impl Membership {
     pub fn from_parts(
         members: impl IntoIterator<Item = (Replica, u8)>,
         auto_leave: bool,
-    ) -> Result<Membership, MembershipError> {
-        let mut membership = Membership { auto_leave, ..Membership::default() };
+    ) -> Result<Self, MembershipError> {
+        let mut membership = Self { auto_leave, ..Self::default() };
         for (replica, roles) in members {
             let allowed = [VOTER, VOTER | OUTGOING, OUTGOING, LEARNER, OUTGOING | LEARNER_NEXT];
             if !allowed.contains(&roles) {
@@ -107,7 +107,7 @@ impl Membership {
 
     /// The same members with these learners added. A replica that is a member already keeps its
     /// role.
-    pub fn with_learners(mut self, replicas: impl IntoIterator<Item = Replica>) -> Membership {
+    pub fn with_learners(mut self, replicas: impl IntoIterator<Item = Replica>) -> Self {
         for replica in replicas {
             if !self.contains(replica.id) {
                 self.learners.insert(replica.id);
@@ -118,46 +118,55 @@ impl Membership {
     }
 
     /// The node that hosts a member.
+    #[must_use]
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
         self.nodes.get(&replica).copied()
     }
 
     /// A member with its node.
+    #[must_use]
     pub fn replica(&self, replica: ReplicaId) -> Option<Replica> {
         self.node_of(replica).map(|node| Replica { id: replica, node })
     }
 
     /// Whether the replica votes, in the incoming or the outgoing set.
+    #[must_use]
     pub fn is_voter(&self, replica: ReplicaId) -> bool {
         self.voters.contains(&replica) || self.voters_outgoing.contains(&replica)
     }
 
     /// Whether the replica is a learner now.
+    #[must_use]
     pub fn is_learner(&self, replica: ReplicaId) -> bool {
         self.learners.contains(&replica)
     }
 
     /// Whether the replica has any role.
+    #[must_use]
     pub fn contains(&self, replica: ReplicaId) -> bool {
         self.nodes.contains_key(&replica)
     }
 
     /// Whether two sets of voters are in force.
+    #[must_use]
     pub fn is_joint(&self) -> bool {
         !self.voters_outgoing.is_empty()
     }
 
     /// Whether the leader leaves the joint configuration by itself once it is committed.
+    #[must_use]
     pub fn auto_leave(&self) -> bool {
         self.auto_leave
     }
 
     /// The incoming voters: all voters where the configuration is not joint.
+    #[must_use]
     pub fn incoming(&self) -> &BTreeSet<ReplicaId> {
         &self.voters
     }
 
     /// The outgoing voters; empty where the configuration is not joint.
+    #[must_use]
     pub fn outgoing(&self) -> &BTreeSet<ReplicaId> {
         &self.voters_outgoing
     }
@@ -178,11 +187,13 @@ impl Membership {
     }
 
     /// Whether nobody belongs to it.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
     /// Whether this replica alone decides everything.
+    #[must_use]
     pub fn is_single_voter(&self, replica: ReplicaId) -> bool {
         self.voters.len() == 1 && self.voters.contains(&replica) && !self.is_joint()
     }
@@ -202,6 +213,7 @@ impl Membership {
     /// The payload of a membership entry: format, flags, number of members (u32), then per member,
     /// ascending, replica id (u64), node id (u64) and role bits (u8); all little-endian. One
     /// membership has exactly one encoding.
+    #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + self.nodes.len() * MEMBER_BYTES);
         bytes.push(FORMAT);
@@ -219,7 +231,7 @@ impl Membership {
     ///
     /// # Errors
     /// Anything but the one encoding of a sound membership.
-    pub fn decode(bytes: &[u8]) -> Result<Membership, MembershipError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, MembershipError> {
         let length = || MembershipError::Length(bytes.len());
         let (header, mut rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or_else(length)?;
         let [format, flags, count @ ..] = *header;
@@ -246,7 +258,7 @@ impl Membership {
             members.push((Replica { id, node: NodeId(u64::from_le_bytes(*node)) }, roles));
             rest = after;
         }
-        Membership::from_parts(members, flags == 1)
+        Self::from_parts(members, flags == 1)
     }
 }
 

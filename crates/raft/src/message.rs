@@ -220,11 +220,13 @@ pub enum Message {
 impl Message {
     /// Whether it travels on the bulk connection, where it may wait behind other large messages.
     /// All other kinds are small and travel on the control connection.
+    #[must_use]
     pub fn is_bulk(&self) -> bool {
         matches!(self, Message::Append { .. } | Message::InstallSnapshot { .. })
     }
 
     /// Whether its sender waits for an answer; the others are answers themselves.
+    #[must_use]
     pub fn wants_answer(&self) -> bool {
         match self {
             Message::PreVote { .. }
@@ -247,6 +249,7 @@ impl Message {
     /// A stable number for the kind. On the control connection a newer message of a kind may
     /// replace an older one of the same group, sender and receiver: the protocol tolerates it for
     /// each kind.
+    #[must_use]
     pub fn kind(&self) -> u8 {
         match self {
             Message::PreVote { .. } => 1,
@@ -267,6 +270,7 @@ impl Message {
     }
 
     /// The kind's name.
+    #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Message::PreVote { .. } => "PreVote",

@@ -17,11 +17,13 @@ pub struct PersistToken {
 
 impl PersistToken {
     /// The last entry of the log when the token was issued.
+    #[must_use]
     pub fn last(&self) -> LogId {
         self.last
     }
 
     /// Counts the tokens of one start of a replica: 1, 2, …
+    #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -51,6 +53,7 @@ pub struct Persist {
 impl Persist {
     /// There is nothing to write: only `send_after` has to wait for earlier writes. The token is
     /// reported as persisted all the same.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.hard_state.is_none() && self.reset.is_none() && self.entries.is_empty()
     }
@@ -220,6 +223,7 @@ pub struct Output {
 
 impl Output {
     /// Whether there is nothing to do.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Output::default()
     }

@@ -40,8 +40,8 @@ struct Pending {
 
 impl Persistence {
     /// Everything through `last` was read from disk.
-    pub(crate) fn new(last: Index) -> Persistence {
-        Persistence {
+    pub(crate) fn new(last: Index) -> Self {
+        Self {
             sequence: 0,
             pending: VecDeque::new(),
             durable: last,

@@ -116,13 +116,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(
-        peer: Replica,
-        session: ReplicationSession,
-        next: Index,
-        now: Ticks,
-    ) -> Progress {
-        Progress {
+    pub(crate) fn new(peer: Replica, session: ReplicationSession, next: Index, now: Ticks) -> Self {
+        Self {
             peer,
             session,
             stage: ProgressState::Probe { paused: false },

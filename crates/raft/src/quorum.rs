@@ -52,6 +52,7 @@ pub fn reached(membership: &Membership, mut value: impl FnMut(ReplicaId) -> u64)
 }
 
 /// Where a vote stands. Answers of replicas that are no voters are not counted.
+#[must_use]
 pub fn tally(membership: &Membership, votes: &BTreeMap<ReplicaId, bool>) -> Tally {
     if reached(membership, |voter| u64::from(votes.get(&voter) == Some(&true))) == 1 {
         Tally::Won

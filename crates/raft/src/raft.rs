@@ -94,7 +94,7 @@ impl Raft {
         seed: u64,
         restored: Restored,
         now: Ticks,
-    ) -> Result<Raft, RestoreError> {
+    ) -> Result<Self, RestoreError> {
         config.validate()?;
         let Restored { hard_state, base, applied, stamp, membership, entries } = restored;
         let stamp_at_base = if applied == base { stamp } else { 0 };
@@ -135,7 +135,7 @@ impl Raft {
         }
         let mut entropy = Entropy::new(seed);
         let deadline = now.after(entropy.between(config.election_min, config.election_max));
-        Ok(Raft {
+        Ok(Self {
             config,
             group,
             me,

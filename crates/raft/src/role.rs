@@ -63,8 +63,8 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub(crate) fn new(leader: Option<Replica>, now: Ticks, deadline: Ticks) -> Follower {
-        Follower {
+    pub(crate) fn new(leader: Option<Replica>, now: Ticks, deadline: Ticks) -> Self {
+        Self {
             leader,
             heard: now,
             deadline,

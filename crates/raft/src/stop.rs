@@ -8,6 +8,7 @@ use crate::role::Role;
 
 impl Raft {
     /// Why this replica has stopped by itself; `None` while it takes part in its group.
+    #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         self.fault
     }

@@ -48,32 +48,37 @@ id! {
 
 impl Term {
     /// The term after this one.
-    pub fn next(self) -> Term {
-        Term(self.0.saturating_add(1))
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 }
 
 impl Index {
     /// The index after this one.
-    pub fn next(self) -> Index {
-        Index(self.0.saturating_add(1))
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 
     /// The index before this one; 0 stays 0.
-    pub fn prev(self) -> Index {
-        Index(self.0.saturating_sub(1))
+    #[must_use]
+    pub fn prev(self) -> Self {
+        Self(self.0.saturating_sub(1))
     }
 }
 
 impl Ticks {
     /// The reading `span` later. Saturates, so that `Ticks(u64::MAX)` means "never".
-    pub fn after(self, span: Ticks) -> Ticks {
-        Ticks(self.0.saturating_add(span.0))
+    #[must_use]
+    pub fn after(self, span: Ticks) -> Self {
+        Self(self.0.saturating_add(span.0))
     }
 
     /// How long after `earlier` this reading was taken; 0 when it was taken before it.
-    pub fn since(self, earlier: Ticks) -> Ticks {
-        Ticks(self.0.saturating_sub(earlier.0))
+    #[must_use]
+    pub fn since(self, earlier: Ticks) -> Self {
+        Self(self.0.saturating_sub(earlier.0))
     }
 }
 
@@ -95,8 +100,9 @@ impl LogId {
     pub const ZERO: LogId = LogId { term: Term(0), index: Index(0) };
 
     /// Joins a term and an index.
-    pub fn new(term: Term, index: Index) -> LogId {
-        LogId { term, index }
+    #[must_use]
+    pub fn new(term: Term, index: Index) -> Self {
+        Self { term, index }
     }
 }
 
@@ -117,8 +123,9 @@ pub struct Replica {
 
 impl Replica {
     /// Joins a replica id and a node id.
-    pub fn new(id: ReplicaId, node: NodeId) -> Replica {
-        Replica { id, node }
+    #[must_use]
+    pub fn new(id: ReplicaId, node: NodeId) -> Self {
+        Self { id, node }
     }
 }
 
@@ -161,11 +168,12 @@ pub enum EntryKind {
 
 impl EntryKind {
     /// The kind with this number, if there is one.
-    pub fn from_u8(number: u8) -> Option<EntryKind> {
+    #[must_use]
+    pub fn from_u8(number: u8) -> Option<Self> {
         match number {
-            1 => Some(EntryKind::Noop),
-            2 => Some(EntryKind::Command),
-            3 => Some(EntryKind::Membership),
+            1 => Some(Self::Noop),
+            2 => Some(Self::Command),
+            3 => Some(Self::Membership),
             _ => None,
         }
     }

@@ -34,9 +34,9 @@ struct Trio {
 }
 
 impl Trio {
-    fn new(config: &Config) -> Trio {
+    fn new(config: &Config) -> Self {
         let bench = |id| Bench::with(config.clone(), id, 3, 1, &[]);
-        let mut trio = Trio {
+        let mut trio = Self {
             leader: bench(1),
             quick: bench(2),
             slow: bench(3),

@@ -131,9 +131,9 @@ pub struct Shard {
 }
 
 impl Shard {
-    pub fn new(limits: SessionLimits) -> Shard {
+    pub fn new(limits: SessionLimits) -> Self {
         let machine = StateMachine::load_shard(OWNERSHIP, limits, []).unwrap();
-        Shard { machine, rows: MemoryRows::default(), index: 0, now_ms: START_MS }
+        Self { machine, rows: MemoryRows::default(), index: 0, now_ms: START_MS }
     }
 
     pub fn try_apply(&mut self, command: &Command) -> Result<WriteAnswer, ApplyError> {

@@ -75,8 +75,8 @@ struct Meta {
 }
 
 impl Meta {
-    fn new() -> Meta {
-        Meta {
+    fn new() -> Self {
+        Self {
             machine: StateMachine::load_meta([]).unwrap(),
             rows: MemoryRows::default(),
             index: 0,

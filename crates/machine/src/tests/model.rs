@@ -44,8 +44,8 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(limits: SessionLimits) -> Model {
-        Model {
+    pub fn new(limits: SessionLimits) -> Self {
+        Self {
             cells: BTreeMap::new(),
             limits,
             said: Vec::new(),

@@ -37,7 +37,7 @@ fn machine_of(store: &ShardStore) -> StateMachine {
 }
 
 impl Replicated {
-    fn create(dir: &Path) -> Replicated {
+    fn create(dir: &Path) -> Self {
         let database = Database::open(dir, DatabaseOptions::default()).unwrap();
         let init = ShardInit {
             group: GROUP,
@@ -47,17 +47,17 @@ impl Replicated {
             shard_epoch: OWNERSHIP.shard_epoch,
         };
         let store = ShardStore::create(&database, init, budget()).unwrap();
-        Replicated { machine: machine_of(&store), store, database }
+        Self { machine: machine_of(&store), store, database }
     }
 
-    fn restart(self, dir: &Path) -> Replicated {
-        let Replicated { store, database, .. } = self;
+    fn restart(self, dir: &Path) -> Self {
+        let Self { store, database, .. } = self;
         drop(store);
         drop(database);
         let database = Database::open(dir, DatabaseOptions::default()).unwrap();
         let mut stores = ShardStore::open_all(&database, &budget()).unwrap();
         let store = stores.remove(&GROUP).unwrap().unwrap();
-        Replicated { machine: machine_of(&store), store, database }
+        Self { machine: machine_of(&store), store, database }
     }
 
     fn apply(&mut self, entry: &Entry) -> Option<WriteAnswer> {

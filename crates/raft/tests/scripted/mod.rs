@@ -461,8 +461,8 @@ impl Script {
 }
 
 impl Node {
-    fn new(disk: Disk) -> Node {
-        Node {
+    fn new(disk: Disk) -> Self {
+        Self {
             raft: None,
             disk,
             unreported: Vec::new(),

@@ -161,9 +161,9 @@ fn replica(node: usize) -> Replica {
 }
 
 impl Cluster {
-    pub fn new(seed: u64, config: Config, membership: &Membership, weather: Weather) -> Cluster {
+    pub fn new(seed: u64, config: Config, membership: &Membership, weather: Weather) -> Self {
         let size = membership.replicas().count();
-        let mut cluster = Cluster {
+        let mut cluster = Self {
             now: 1_000,
             rng: Rng::new(seed),
             weather,

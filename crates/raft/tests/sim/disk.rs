@@ -25,8 +25,8 @@ pub struct Write {
 }
 
 impl Disk {
-    pub fn new(membership: Membership) -> Disk {
-        Disk {
+    pub fn new(membership: Membership) -> Self {
+        Self {
             hard_state: HardState::default(),
             base: LogId::ZERO,
             entries: Vec::new(),

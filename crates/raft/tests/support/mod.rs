@@ -50,11 +50,11 @@ pub struct Bench {
 
 impl Bench {
     /// A voter of a group of `size`, with a log of these terms.
-    pub fn new(id: u64, size: u64, term: u64, log: &[u64]) -> Bench {
-        Bench::with(plain(), id, size, term, log)
+    pub fn new(id: u64, size: u64, term: u64, log: &[u64]) -> Self {
+        Self::with(plain(), id, size, term, log)
     }
 
-    pub fn with(config: Config, id: u64, size: u64, term: u64, log: &[u64]) -> Bench {
+    pub fn with(config: Config, id: u64, size: u64, term: u64, log: &[u64]) -> Self {
         let restored = Restored {
             hard_state: HardState { term: Term(term), ..HardState::default() },
             base: LogId::ZERO,
@@ -67,7 +67,7 @@ impl Bench {
         let raft = Raft::new(config, GROUP, replica(id), id, restored, Ticks(1_000));
         let raft = raft.expect("the log fits together");
         let (applied, snapshots) = (Vec::new(), Vec::new());
-        Bench { raft, now: 1_000, applied, durable, install: None, snapshots }
+        Self { raft, now: 1_000, applied, durable, install: None, snapshots }
     }
 
     /// Carries out all output; returns what was sent.
