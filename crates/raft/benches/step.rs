@@ -1,5 +1,6 @@
-//! How many entries a second one core carries through a group of three whose network and disks cost
-//! nothing: proposed, sent, written, acknowledged, committed and applied on all three.
+//! Throughput benchmark: entries per second that one CPU core carries through a group of three
+//! whose network and disks cost nothing. Each is proposed, sent, written, acknowledged, committed
+//! and applied on all three.
 //!
 //! `cargo bench -p quorate-raft` prints entries per second by batch size.
 
@@ -45,7 +46,7 @@ impl Trio {
         trio
     }
 
-    /// Carries out everything until nothing is left to do.
+    /// Carries out all outputs until none is left.
     fn settle(&mut self) {
         let mut queue: Vec<Envelope> = Vec::new();
         loop {
@@ -80,7 +81,7 @@ fn main() {
         let (begin, mut entries) = (Instant::now(), 0);
         while begin.elapsed() < Duration::from_millis(1_500) {
             for _ in 0..batch {
-                trio.rafts[0].propose(NOW, payload.clone(), 0).expect("the leader takes it");
+                trio.rafts[0].propose(NOW, payload.clone(), 0).expect("the leader accepts it");
             }
             trio.settle();
             entries += batch;
@@ -92,6 +93,6 @@ fn main() {
         }
         let rate = entries as f64 / begin.elapsed().as_secs_f64();
         assert!(trio.applied.iter().all(|applied| applied.0 > entries), "all was applied");
-        println!("{batch:>5} entries at once: {rate:>10.0} entries/s");
+        println!("{batch:>5} entries per batch: {rate:>10.0} entries/s");
     }
 }

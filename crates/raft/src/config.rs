@@ -1,4 +1,4 @@
-//! The knobs of one group, and the orders between them that must hold.
+//! Configuration of one group, and the relations between its settings.
 
 use thiserror::Error;
 
@@ -8,21 +8,21 @@ use crate::types::Ticks;
 /// agree on the times.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
-    /// Between two heartbeats of a leader. Heartbeats fall on multiples of it, so that all groups
-    /// led by one node beat in the same turn. Default 100 ms.
+    /// The interval between two heartbeats of a leader. Heartbeats fall on multiples of it, so that
+    /// all groups led by one node send theirs in the same turn. Default 100 ms.
     pub heartbeat: Ticks,
     /// The shortest time without a leader before an election starts; also how long a replica that
-    /// heard a leader refuses its vote to others. Default 600 ms: six lost heartbeats.
+    /// heard from a leader refuses its vote to others. Default 600 ms: six lost heartbeats.
     pub election_min: Ticks,
-    /// The election timeout is drawn below this; also how long a leader goes on without a quorum
-    /// before it steps down. Default 1,200 ms. Width helps against split votes: with the default
-    /// spread of 60 ticks two of three replicas draw the same tick once in 60 elections.
+    /// The election timeout is drawn below this; also how long a leader continues without a quorum
+    /// before it steps down. Default 1,200 ms. A wide range helps against split votes: with the
+    /// default spread of 60 ticks two of three replicas draw the same tick once in 60 elections.
     pub election_max: Ticks,
     /// Ask for votes before raising the term (Raft thesis §9.6), so that a replica which was cut
     /// off does not depose a working leader on its return. Default on.
     pub pre_vote: bool,
-    /// A leader without a quorum steps down, and replicas that hear a leader refuse votes (Raft
-    /// thesis §6.2). Default on.
+    /// A leader without a quorum steps down, and replicas that hear from a leader refuse votes
+    /// (Raft thesis §6.2). Default on.
     pub check_quorum: bool,
     /// The largest append, in entry bytes; a single entry may exceed it. Default 1 MiB.
     pub max_append_bytes: u64,
@@ -34,26 +34,27 @@ pub struct Config {
     /// Bytes sent to one follower and not yet acknowledged. Default 8 MiB: at 1 Gbit/s this fills a
     /// path with 64 ms of round trip and disk.
     pub max_inflight_bytes: u64,
-    /// The largest write to the durable log, in entry bytes; a single entry may exceed it. What does
-    /// not fit comes in further writes. Default 4 MiB.
+    /// The largest write to the durable log, in entry bytes; a single entry may exceed it. Entries
+    /// that do not fit go into further writes. Default 4 MiB.
     pub max_persist_bytes: u64,
-    /// Entry bytes that a leader holds without having committed them; above it proposals are
+    /// Entry bytes that a leader holds without having committed them; above this, proposals are
     /// refused. It bounds the log of a leader that is cut off, and how long a proposal waits for a
-    /// slow disk: what would not commit within a caller's patience is better refused. Default 8 MiB.
+    /// slow disk: a proposal that would not commit before its caller's deadline is better refused.
+    /// Default 8 MiB.
     pub max_uncommitted_bytes: u64,
-    /// Entry bytes handed out to be applied and not yet reported as applied; above it committed
+    /// Entry bytes handed out to be applied and not yet reported as applied; above this, committed
     /// entries wait in the log. Default 8 MiB.
     pub max_committed_bytes: u64,
-    /// Reads waiting for an index; above it they are refused. Default 65,536.
+    /// Reads waiting for an index; above this, reads are refused. Default 65,536.
     pub max_pending_reads: usize,
-    /// Log that a leader keeps, in entry bytes, for followers that still need it, after it may have
-    /// been purged. Default 16 MiB: copying that much costs less than most snapshots.
+    /// Log, in entry bytes, that a leader keeps for followers that still need it, beyond what it
+    /// could purge. Default 16 MiB: copying that much costs less than most snapshots.
     pub retain_bytes: u64,
     /// As `retain_bytes`, counted in entries. Default 131,072.
     pub retain_entries: u64,
-    /// As `retain_bytes`, for a follower from the moment a snapshot is on its way to it until it has
-    /// caught up: what is written meanwhile must be there when the snapshot is, or another one has
-    /// to follow. Below `retain_bytes` it counts as that. Default 64 MiB.
+    /// As `retain_bytes`, for a follower from the start of a snapshot transfer until it has caught
+    /// up: entries written meanwhile must still be there when the snapshot has arrived, or another
+    /// one has to follow. A value below `retain_bytes` counts as `retain_bytes`. Default 64 MiB.
     pub receiver_retain_bytes: u64,
     /// As `receiver_retain_bytes`, counted in entries. Default 524,288.
     pub receiver_retain_entries: u64,
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_sound() {
+    fn the_default_configuration_is_valid() {
         assert_eq!(Config::default().validate(), Ok(()));
     }
 

@@ -1,4 +1,4 @@
-//! Which messages are looked at (the rules about terms), and who looks at them.
+//! Message dispatch: the rules about terms, then the handler of each kind.
 
 use crate::message::{Envelope, Message, SnapshotResult};
 use crate::raft::Raft;
@@ -6,14 +6,15 @@ use crate::steps::Append;
 use crate::types::{Index, Replica, Term};
 
 impl Raft {
-    /// The rules about terms (Raft paper §5.1). Returns whether the message is to be looked at.
+    /// The rules about terms (Raft paper §5.1). Returns whether the message is to be handled.
     pub(crate) fn admit(&mut self, envelope: &Envelope) -> bool {
         let Envelope { from, term, message, .. } = envelope;
         if *term > self.term {
             match message {
-                // Asks about a term, and changes none.
+                // A pre-vote asks about a term, and changes none.
                 Message::PreVote { .. } => return true,
-                // Whoever hears a leader does not let itself be drawn away from it (thesis §4.2.3).
+                // A replica that hears from a leader ignores the candidate and its term (thesis
+                // §4.2.3).
                 Message::Vote { transfer: false, .. } if self.hears_leader() => return false,
                 _ => self.become_follower(*term, None),
             }
@@ -23,15 +24,16 @@ impl Raft {
             return true;
         }
         match message {
-            // Its own term is what an answerer with a lower one has; the question is named inside.
+            // A voter in a lower term answers with its own; the term that was asked for is in the
+            // message.
             Message::PreVoteReply { .. } => return true,
             Message::PreVote { last } => self.on_pre_vote(*from, *term, *last),
             Message::Vote { .. } => {
                 let refused = Message::VoteReply { asked: *term, granted: false };
                 self.send_when_durable(*from, Index(0), refused);
             }
-            // A leader of an older term must learn that it is one, also when it cannot be voted out
-            // because others still hear it.
+            // A leader of an older term must learn of the newer one, also when it cannot be voted
+            // out because others still hear from it.
             Message::Append { session, timing, .. }
             | Message::Heartbeat { session, timing, .. } => {
                 let (session, timing) = (*session, self.reply_timing(timing));
@@ -88,7 +90,7 @@ impl Raft {
         }
     }
 
-    /// A message for a replica that is not here any more. Answers are not answered.
+    /// Answers a message for a replica that is no longer here. Answers are not answered.
     pub(crate) fn refuse_as_gone(&mut self, envelope: &Envelope) {
         if envelope.message.wants_answer() {
             self.out.send.push(Envelope {

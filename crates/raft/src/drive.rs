@@ -1,4 +1,4 @@
-//! The outlet of the core: what has come up since the last call, taken once per turn of the driver.
+//! Outputs of the core, collected since the last call and taken once per turn of the driver.
 
 use crate::message::{Envelope, Message};
 use crate::output::Output;
@@ -26,8 +26,8 @@ impl Raft {
             || !self.out.is_empty()
     }
 
-    /// All work that has come up since the last call. One call per turn of the driver, after all
-    /// inputs of that turn: that is what batches proposals, reads and writes.
+    /// All work that has come up since the last call. The driver calls it once per turn, after all
+    /// inputs of that turn: this batches proposals, reads and writes.
     pub fn take_output(&mut self) -> Output {
         if self.fault.is_some() {
             return std::mem::take(&mut self.out);
@@ -43,8 +43,8 @@ impl Raft {
         Output { persist, committed, ..std::mem::take(&mut self.out) }
     }
 
-    /// The last index that may be applied, if that is news: committed, and durable here. While a
-    /// snapshot is being installed the state machine is not touched.
+    /// The last index that may be applied, if it was not handed out yet: committed, and durable
+    /// here. `None` while a snapshot is being installed.
     fn applicable(&self) -> Option<Index> {
         let limit = self.commit.min(self.persistence.durable());
         let room = self.applying.bytes < self.config.max_committed_bytes;
@@ -70,14 +70,14 @@ impl Raft {
         Envelope { group: self.group, from: self.me, to, term: self.term, message }
     }
 
-    /// Sends something that promises nothing.
+    /// Sends a message that promises nothing durable.
     pub(crate) fn send(&mut self, to: Replica, message: Message) {
         let envelope = self.envelope(to, message);
         self.out.send.push(envelope);
     }
 
-    /// Sends something that promises that our term and vote, and the log through `through`, will be
-    /// there after a crash.
+    /// Sends a message that promises that our term and vote, and the log through `through`, survive
+    /// a crash.
     pub(crate) fn send_when_durable(&mut self, to: Replica, through: Index, message: Message) {
         let envelope = self.envelope(to, message);
         if self.persistence.hard_state_durable() && self.persistence.durable() >= through {

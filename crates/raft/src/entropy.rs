@@ -4,8 +4,8 @@ use std::hash::{Hash, Hasher};
 
 use crate::types::Ticks;
 
-/// A splitmix64 sequence. It is no part of a replica's identity: two replicas that differ in
-/// nothing else are equal and have the same hash, so that a model checker meets each state once.
+/// A splitmix64 sequence. It is not part of a replica's state: two replicas that differ in nothing
+/// else are equal and have the same hash, so that a model checker visits each state once.
 #[derive(Clone, Debug)]
 pub(crate) struct Entropy {
     state: u64,

@@ -1,4 +1,4 @@
-//! What callers can get back.
+//! Error types of proposals, reads, transfers and restores.
 
 use thiserror::Error;
 
@@ -6,7 +6,7 @@ use crate::config::ConfigError;
 use crate::membership::MembershipError;
 use crate::types::{Index, LogId, Replica, ReplicaId, Term};
 
-/// Why a proposal was not taken. Nothing was appended.
+/// Why a proposal was rejected. Nothing was appended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Error)]
 pub enum ProposeError {
     /// Another replica leads, or none.
@@ -29,7 +29,7 @@ pub enum ProposeError {
         /// The limit, [`crate::Config::max_uncommitted_bytes`].
         limit: u64,
     },
-    /// The entry alone is too large and will never be taken.
+    /// The entry itself is too large and will never be accepted.
     #[error("an entry of {bytes} bytes exceeds the limit of {limit}")]
     TooLarge {
         /// The size of the entry, with overhead.
@@ -39,20 +39,20 @@ pub enum ProposeError {
     },
 }
 
-/// Why a read was not taken.
+/// Why a read was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Error)]
 pub enum ReadError {
     /// No leader is known.
     #[error("no leader is known")]
     NoLeader,
-    /// Leadership is being handed over: from its start nothing is promised.
+    /// Leadership is being handed over: from the start of a transfer no read is promised.
     #[error("leadership is being transferred to {to}")]
     Transferring {
         /// The replica it goes to.
         to: ReplicaId,
     },
     /// Too many reads are waiting.
-    #[error("{limit} reads are waiting already")]
+    #[error("{limit} reads are already waiting")]
     Full {
         /// The limit, [`crate::Config::max_pending_reads`].
         limit: usize,
@@ -69,21 +69,21 @@ pub enum TransferError {
         hint: Option<Replica>,
     },
     /// The target leads already.
-    #[error("{0} is the leader already")]
+    #[error("{0} is already the leader")]
     AlreadyLeader(ReplicaId),
-    /// The target is no voter of the group.
+    /// The target is not a voter of the group.
     #[error("{0} is not a voter of the group")]
     NotVoter(ReplicaId),
 }
 
-/// Why a replica cannot start from what was restored. Each is damage: nothing is repaired here.
+/// Why a replica cannot start from its restored state. Each is damage: nothing is repaired here.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Error)]
 pub enum RestoreError {
     /// The configuration cannot work.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Entries are missing between the base and the first, or between two.
-    #[error("expected the entry {expected} in the log, found {found}")]
+    #[error("expected entry {expected} in the log, found {found}")]
     Gap {
         /// The index that should follow.
         expected: Index,
@@ -91,7 +91,7 @@ pub enum RestoreError {
         found: LogId,
     },
     /// A term in the log goes back, or is above the term of the hard state.
-    #[error("the entry {found} follows the term {before}, in the hard state's term {current}")]
+    #[error("entry {found} follows an entry of term {before}; the hard state's term is {current}")]
     Term {
         /// The offending entry.
         found: LogId,
@@ -101,9 +101,9 @@ pub enum RestoreError {
         current: Term,
     },
     /// The log ends before what the state machine has applied, or holds another entry there.
-    #[error("the state has applied {applied}, but the log goes from {base} to {last}")]
+    #[error("the state machine has applied {applied}, but the log ranges from {base} to {last}")]
     Applied {
-        /// What the state machine has applied.
+        /// The last entry the state machine has applied.
         applied: LogId,
         /// The position before the first entry.
         base: LogId,

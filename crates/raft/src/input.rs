@@ -1,4 +1,4 @@
-//! The calls by which a driver tells a replica what happened.
+//! Inputs of the core: the calls by which a driver reports to a replica what happened.
 
 use bytes::Bytes;
 
@@ -13,11 +13,11 @@ use crate::role::Role;
 use crate::types::{Entry, Index, LogId, ReplicaId, ReplicationSession, Ticks};
 
 impl Raft {
-    /// Takes a message of another replica. Whatever is in it, this does not panic; what makes no
+    /// Handles a message of another replica. No content makes it panic; a message that makes no
     /// sense is ignored.
     pub fn step(&mut self, now: Ticks, envelope: Envelope) {
         self.observe(now);
-        // A term that leaves no room for later ones can only be damage.
+        // A term that leaves no room for later terms can only be damage.
         if envelope.group != self.group
             || envelope.from.id == self.me.id
             || envelope.term.0 > u64::MAX / 2
@@ -29,7 +29,7 @@ impl Raft {
         } else if envelope.message == Message::ReplicaGone {
             self.on_replica_gone(envelope.from.id);
         } else if self.fault.is_some() {
-            self.note_leader(&envelope);
+            self.learn_leader(&envelope);
         } else if self.admit(&envelope) {
             self.dispatch(envelope);
         }
@@ -44,7 +44,7 @@ impl Raft {
             _ if self.fault.is_some() => {}
             Role::Leader(leader) => {
                 if self.now >= leader.next_heartbeat {
-                    self.beat();
+                    self.heartbeat();
                 }
             }
             role => {
@@ -56,7 +56,7 @@ impl Raft {
         self.check();
     }
 
-    /// When [`Raft::advance`] has something to do.
+    /// The earliest time at which [`Raft::advance`] has something to do.
     pub fn next_deadline(&self) -> Ticks {
         match &self.role {
             _ if self.fault.is_some() => Ticks(u64::MAX),
@@ -72,8 +72,8 @@ impl Raft {
         }
     }
 
-    /// Behaves as if the election timeout had passed just now, because the driver has another
-    /// reason to believe that the leader is gone. At a leader it does nothing.
+    /// Behaves as if the election timeout had just passed, because the driver has another reason to
+    /// believe that the leader is gone. At a leader it does nothing.
     pub fn election_timeout(&mut self, now: Ticks) {
         self.observe(now);
         self.start_election();
@@ -81,8 +81,8 @@ impl Raft {
     }
 
     /// Appends a command. `stamp` is raised to one above the stamp before it, if it is lower. The
-    /// entry is sent and written with the next output; it is decided when an entry comes out as
-    /// committed at its index.
+    /// entry is sent and written with the next output. The proposal is decided when
+    /// [`crate::Output::committed`] holds the entry at its index.
     ///
     /// # Errors
     /// Nothing was appended: this is not the leader, it is handing over, or a limit is reached.
@@ -96,7 +96,7 @@ impl Raft {
         self.propose_command(payload, stamp)
     }
 
-    /// Asks for an index at which a read is linearizable (Raft thesis §6.4). The answer comes in
+    /// Asks for an index at which a read is linearizable (Raft thesis §6.4). The answer is in
     /// [`crate::Output::reads`], once a quorum round which began after this call is confirmed; a
     /// follower asks its leader.
     ///
@@ -129,11 +129,11 @@ impl Raft {
     }
 
     /// Hands leadership to a voter (Raft thesis §3.10): no proposals and no reads from now on,
-    /// until it has taken over or the shortest election timeout has passed. Asking again for the
-    /// same target changes nothing; another target replaces the first.
+    /// until the target has taken over or the shortest election timeout has passed. Asking again
+    /// for the same target changes nothing; another target replaces the first.
     ///
     /// # Errors
-    /// This is not the leader, or the target cannot become it.
+    /// This is not the leader, or the target cannot become the leader.
     pub fn transfer_leader(&mut self, now: Ticks, to: ReplicaId) -> Result<(), TransferError> {
         self.observe(now);
         let result = self.start_transfer(to);
@@ -141,7 +141,8 @@ impl Raft {
         result
     }
 
-    /// A write is durable. Completions may come in any order; one that is unknown is ignored.
+    /// Reports that a write is durable. Completions may be reported in any order; an unknown one is
+    /// ignored.
     pub fn on_persisted(&mut self, now: Ticks, token: PersistToken) {
         self.observe(now);
         if self.persistence.complete(token) {
@@ -151,10 +152,10 @@ impl Raft {
         self.check();
     }
 
-    /// The state machine has applied everything through `index`.
+    /// Reports that the state machine has applied everything through `index`.
     ///
     /// # Panics
-    /// When that was never handed out: the driver and its state machine do not belong together.
+    /// When `index` was never handed out: the driver and its state machine do not belong together.
     pub fn on_applied(&mut self, now: Ticks, index: Index) {
         self.observe(now);
         let Applying { applied, handed, .. } = self.applying;
@@ -168,7 +169,8 @@ impl Raft {
         self.check();
     }
 
-    /// A bulk message to this peer was dropped. Streaming to it stops until it is heard again.
+    /// Reports that a bulk message to this peer was dropped. Streaming to the peer stops until it
+    /// answers again.
     pub fn unreachable(&mut self, now: Ticks, peer: ReplicaId) {
         self.observe(now);
         if let Role::Leader(leader) = &mut self.role
@@ -179,9 +181,9 @@ impl Raft {
         self.check();
     }
 
-    /// A snapshot that ends at `last` is about to be sent, as [`crate::SnapshotSend`] asked: from now
-    /// on the log behind it is kept for its receiver, within a margin of its own. Without this call
-    /// the receiver has to do with the margin of any follower.
+    /// Reports that a snapshot which ends at `last` is about to be sent, as [`crate::SnapshotSend`]
+    /// asked: from now on the log after it is kept for its receiver, within a margin of its own.
+    /// Without this call only the margin of an ordinary follower applies.
     pub fn snapshot_begins(
         &mut self,
         now: Ticks,
@@ -194,13 +196,13 @@ impl Raft {
         self.check();
     }
 
-    /// Of the log in memory, the bytes that are kept for receivers of snapshots beyond what is kept
-    /// for any follower, where a checkpoint holds the entries through `through`: no further
-    /// checkpoint makes the log shorter by them.
+    /// The bytes of log that are kept in memory only for receivers of snapshots, beyond the margin
+    /// of ordinary followers, given a checkpoint that holds the entries through `through`. Another
+    /// checkpoint does not free them.
     #[must_use]
     pub fn kept_for_receivers(&self, through: Index) -> u64 {
         let Role::Leader(leader) = &self.role else { return 0 };
-        if !leader.progress.values().any(|progress| progress.receives) {
+        if !leader.progress.values().any(|progress| progress.snapshot_receiver) {
             return 0;
         }
         let first = self.log.base().index.next();
@@ -208,7 +210,7 @@ impl Raft {
         bytes.saturating_sub(self.config.retain_bytes)
     }
 
-    /// The transfer of a snapshot has ended: all bytes were delivered, or it failed. Each
+    /// Reports the end of a snapshot transfer: all bytes were delivered, or it failed. Each
     /// [`crate::SnapshotSend`] is answered by one call.
     pub fn snapshot_sent(
         &mut self,
@@ -226,14 +228,14 @@ impl Raft {
         self.check();
     }
 
-    /// The snapshot of [`crate::Output::install`] is durably installed: it is the state machine
-    /// now. Without such an installation under way it is ignored.
+    /// Reports that the snapshot of [`crate::Output::install`] is durably installed: it is now the
+    /// state machine's state. Ignored if no such installation is in progress.
     pub fn on_installed(&mut self, now: Ticks, meta: SnapshotMeta) {
         self.observe(now);
         let Some(install) = self.installing.take_if(|install| install.meta == meta) else { return };
         let SnapshotMeta { last, stamp, membership } = meta;
-        // No election is held while installing and no append taken, so the log cannot have got
-        // there.
+        // No election is held and no append accepted while installing, so the log cannot have
+        // reached this entry.
         assert!(!self.log.matches(last), "{last} was installed but is in the log already");
         self.log = Log::new(last, stamp);
         self.persistence.reset(last);
@@ -246,8 +248,8 @@ impl Raft {
         self.check();
     }
 
-    /// The snapshot of [`crate::Output::install`] could not be installed; state and log are as
-    /// before.
+    /// Reports that the snapshot of [`crate::Output::install`] could not be installed; state and
+    /// log are as before.
     pub fn on_install_failed(&mut self, now: Ticks) {
         self.observe(now);
         if let Some(install) = self.installing.take() {
@@ -267,8 +269,8 @@ impl Raft {
     }
 
     /// Drops the log through `through`, which a checkpoint holds, from memory; returns the new
-    /// base, through which it may be purged from disk. Never beyond what is applied. A leader keeps
-    /// what its living followers still need, within the margin of the configuration.
+    /// base, through which the log may be purged from disk. Entries not yet applied are never
+    /// dropped. A leader keeps what its active followers still need, within the configured margin.
     pub fn compact(&mut self, through: Index) -> LogId {
         let through = self.purgeable(through.min(self.applying.applied));
         self.log.compact(through);
@@ -282,8 +284,8 @@ impl Raft {
         self.clock = clock;
     }
 
-    /// Takes note of the time before anything else: a leader that was stopped finds out here that
-    /// it no longer is one.
+    /// Records the time before anything else: here a leader whose process was stopped notices that
+    /// it no longer leads.
     fn observe(&mut self, now: Ticks) {
         self.now = self.now.max(now);
         if let Role::Leader(_) = self.role {

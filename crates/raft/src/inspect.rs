@@ -1,4 +1,4 @@
-//! The replica as others may look at it.
+//! Read access to the replica's state.
 
 use crate::membership::Membership;
 use crate::output::RoleKind;
@@ -8,7 +8,7 @@ use crate::status::Status;
 use crate::types::{GroupId, Index, LogId, Replica, ReplicaId, Term, Ticks};
 
 impl Raft {
-    /// The replica's condition, for people and metrics.
+    /// The replica's condition, for operators and metrics.
     #[must_use]
     pub fn status(&self) -> Status {
         let (transferring, progress) = match &self.role {
@@ -76,7 +76,7 @@ impl Raft {
         self.term
     }
 
-    /// Whom this replica voted for in the current term.
+    /// The replica that this one voted for in the current term.
     #[must_use]
     pub fn vote(&self) -> Option<ReplicaId> {
         self.vote
@@ -125,7 +125,7 @@ impl Raft {
     }
 
     /// At the leader: the wall clock of each voter as last reported, its own included, and when the
-    /// report came; 0 = not reported in this leadership. Elsewhere empty.
+    /// report arrived; 0 = not reported in this leadership. Empty at other roles.
     #[must_use]
     pub fn clocks(&self) -> Vec<(ReplicaId, u64, Ticks)> {
         let Role::Leader(leader) = &self.role else { return Vec::new() };
@@ -137,7 +137,7 @@ impl Raft {
     }
 
     /// At a follower: the newest (own earlier clock reading, index) such that a state which has
-    /// applied the index is no older than the reading. None until the leader has confirmed one.
+    /// applied the index is no older than the reading. `None` until the leader has confirmed one.
     #[must_use]
     pub fn freshness(&self) -> Option<(Ticks, Index)> {
         match &self.role {

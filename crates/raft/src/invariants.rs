@@ -1,5 +1,5 @@
-//! What must be true of a replica at any time, and from one moment to the next. Tests call these
-//! after every step; the cheap part runs always, in release builds too.
+//! Invariants of one replica state, and of two successive ones. Tests check them after every step;
+//! the cheap part is checked always, in release builds too.
 
 use crate::output::RoleKind;
 use crate::progress::ProgressState;
@@ -26,22 +26,22 @@ impl Raft {
     }
 }
 
-/// Asserts everything that can be said of one state. Walks the whole log: for tests.
+/// Asserts the invariants of one state. Walks the whole log: for tests.
 ///
 /// # Panics
-/// When something does not hold.
+/// When an invariant does not hold.
 pub fn check_state(raft: &Raft) {
     raft.check();
     raft.log.check();
     raft.persistence.check(raft.log.last().index);
     raft.members.check(raft.applying.applied);
-    assert!(raft.log.last().term <= raft.term, "{}: an entry is from a later term", raft.me);
+    assert!(raft.log.last().term <= raft.term, "{}: the last entry is from a later term", raft.me);
     let unreported: u64 = raft
         .log
         .range(raft.applying.applied.next(), raft.applying.handed)
         .map(crate::types::Entry::bytes)
         .sum();
-    assert_eq!(raft.applying.bytes, unreported, "{}: miscounted what is being applied", raft.me);
+    assert_eq!(raft.applying.bytes, unreported, "{}: miscounted the bytes being applied", raft.me);
     match &raft.role {
         Role::Follower(_) | Role::PreCandidate(_) => {}
         Role::Candidate(_) => assert_eq!(raft.vote, Some(raft.me.id), "a candidate's own vote"),
@@ -61,20 +61,23 @@ pub fn check_state(raft: &Raft) {
                     last.next(),
                     progress.peer
                 );
-                assert!(progress.round <= leader.round, "an answer to a round not yet begun");
-                if let ProgressState::Replicate(window) = &progress.stage {
-                    assert!(window.len() <= raft.config.max_inflight_messages, "window overrun");
+                assert!(progress.round <= leader.round, "an answer to a round that has not begun");
+                if let ProgressState::Replicate(window) = &progress.state {
+                    assert!(
+                        window.len() <= raft.config.max_inflight_messages,
+                        "the inflight window is overrun"
+                    );
                 }
             }
         }
     }
 }
 
-/// Asserts everything that can be said of two successive states of one replica, without a restart
-/// between them. Walks the log: for tests.
+/// Asserts the invariants of two successive states of one replica, without a restart between them.
+/// Walks the log: for tests.
 ///
 /// # Panics
-/// When something does not hold.
+/// When an invariant does not hold.
 pub fn check_delta(before: &Raft, after: &Raft) {
     let me = after.me;
     assert!(after.term >= before.term, "{me}: the term went back");

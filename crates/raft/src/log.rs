@@ -1,4 +1,4 @@
-//! The log in memory: everything after the base, durable or not.
+//! The log in memory: all entries after the base, durable or not.
 
 use std::collections::VecDeque;
 
@@ -6,15 +6,15 @@ use crate::types::{Entry, Index, LogId, Term};
 
 /// The kept part of the log.
 ///
-/// Relations that always hold: entries are consecutive from `base.index + 1`; terms never go back;
-/// `runs` has one element per run of equal terms, the first of them that of the base itself.
+/// Invariants: entries are consecutive from `base.index + 1`; terms never decrease; `runs` has one
+/// element per run of equal terms, the first of them that of the base itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Log {
     base: LogId,
     /// The stamp of the entry at the base.
     base_stamp: u64,
     entries: VecDeque<Entry>,
-    /// (first index of the run, term). It makes the search for a conflict jump over whole terms.
+    /// (first index of the run, term). It lets the search for a conflict skip whole terms.
     runs: VecDeque<(Index, Term)>,
     bytes: u64,
 }
@@ -53,7 +53,7 @@ impl Log {
         usize::try_from(offset).ok().filter(|&position| position < self.entries.len())
     }
 
-    /// The entry at an index, where it is kept.
+    /// The entry at an index, if it is kept.
     pub(crate) fn get(&self, index: Index) -> Option<&Entry> {
         self.position(index).map(|position| &self.entries[position])
     }
@@ -76,8 +76,8 @@ impl Log {
         self.entries.range(start as usize..end as usize)
     }
 
-    /// Clones of the entries from `from` on, at least one where there is one, no more than fit into
-    /// `max_bytes` otherwise.
+    /// Clones of the entries from `from` on, as many as fit into `max_bytes` but at least one if
+    /// there is one; with their size.
     pub(crate) fn batch(&self, from: Index, max_bytes: u64) -> (Vec<Entry>, u64) {
         let mut total = 0;
         let mut count = 0;
@@ -118,7 +118,7 @@ impl Log {
         }
     }
 
-    /// The last position at or before `index` whose term is not above `term`, by whole runs.
+    /// The last position at or before `index` whose term is not above `term`; skips whole runs.
     pub(crate) fn agreement(&self, index: Index, term: Term) -> LogId {
         let mut index = index.min(self.last().index);
         for &(first, run_term) in self.runs.iter().rev() {
@@ -146,7 +146,7 @@ impl Log {
         self.runs[0] = (self.base.index, self.base.term);
     }
 
-    /// Asserts the relations of the type; walks the whole log.
+    /// Asserts the invariants of the type; walks the whole log.
     pub(crate) fn check(&self) {
         let mut before = self.base;
         let mut bytes = 0;
@@ -155,7 +155,7 @@ impl Log {
             assert_eq!(entry.index, before.index.next(), "gap in the log after {before}");
             assert!(
                 entry.term >= before.term,
-                "the term goes back from {before} to {}",
+                "the term decreases from {before} to {}",
                 entry.id()
             );
             if entry.term > before.term {

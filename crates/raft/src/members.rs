@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use crate::membership::Membership;
 use crate::types::Index;
 
-/// Memberships by the index of their entry, ascending. A membership is in force from the moment its
-/// entry is in the log, committed or not (Raft paper §6), so the last one is. The first is as of
-/// some index at or before `applied`, which is never truncated.
+/// Memberships by the index of their entry, ascending. A membership is in force as soon as its
+/// entry is in the log, committed or not (Raft paper §6), so the last one is in force. The first is
+/// of some index at or before `applied`, which is never truncated.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Members {
     history: VecDeque<(Index, Membership)>,
@@ -28,14 +28,14 @@ impl Members {
         &self.current
     }
 
-    /// An entry with a membership was appended.
+    /// Adds the membership of an appended entry.
     pub(crate) fn push(&mut self, index: Index, membership: Membership) {
         self.current = membership.clone();
         self.history.push_back((index, membership));
     }
 
-    /// The entries at or after `from` are gone. Returns the index of the membership in force again,
-    /// if it is another one than before.
+    /// Drops the memberships of truncated entries, those at or after `from`. Returns the index of
+    /// the membership that is in force again, if it changed.
     pub(crate) fn truncate_from(&mut self, from: Index) -> Option<Index> {
         let before = self.history.len();
         while self.history.len() > 1 && self.history.back().is_some_and(|known| known.0 >= from) {
@@ -49,14 +49,15 @@ impl Members {
         Some(*index)
     }
 
-    /// Nothing through `applied` will be truncated any more.
+    /// Drops the memberships that no truncation can bring back: nothing through `applied` is
+    /// truncated.
     pub(crate) fn prune(&mut self, applied: Index) {
         while self.history.get(1).is_some_and(|known| known.0 <= applied) {
             self.history.pop_front();
         }
     }
 
-    /// Asserts the relations of the type.
+    /// Asserts the invariants of the type.
     pub(crate) fn check(&self, applied: Index) {
         let indexes: Vec<_> = self.history.iter().map(|known| known.0).collect();
         assert!(indexes.is_sorted(), "memberships out of order: {indexes:?}");

@@ -1,4 +1,4 @@
-//! Who belongs to a group: voters, learners, and the two sets of voters of a joint configuration.
+//! Membership of a group: voters, learners, and the two sets of voters of a joint configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,12 +9,11 @@ use thiserror::Error;
 use crate::types::{Entry, EntryKind, NodeId, Replica, ReplicaId};
 
 /// The members of a group. A joint configuration (Raft paper §6) has outgoing voters too: while it
-/// is in force every decision needs a majority of both sets.
+/// is in force, every decision needs a majority of both sets.
 ///
-/// Relations that always hold: every replica named anywhere has a node; `learners` and `voters`
-/// share no replica, nor do `learners` and `voters_outgoing`; `learners_next` is a part of
-/// `voters_outgoing` and shares none with `voters`; `auto_leave` only where there are outgoing
-/// voters.
+/// Invariants: every replica named anywhere has a node; `learners` and `voters` share no replica,
+/// nor do `learners` and `voters_outgoing`; `learners_next` is a subset of `voters_outgoing` and
+/// disjoint from `voters`; `auto_leave` is set only where there are outgoing voters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Membership {
     voters: BTreeSet<ReplicaId>,
@@ -25,17 +24,17 @@ pub struct Membership {
     nodes: BTreeMap<ReplicaId, NodeId>,
 }
 
-/// Why bytes are not a membership, or why its parts do not fit together.
+/// Why bytes are not a membership, or why the parts of one do not fit together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum MembershipError {
-    /// The format number is not one this build knows.
+    /// This build does not know the format number.
     #[error("membership format {0} is not known")]
     Format(u8),
-    /// The bytes end too early or go on too long.
-    #[error("membership of {0} bytes has the wrong length")]
+    /// The bytes are too few or too many.
+    #[error("membership has an invalid length of {0} bytes")]
     Length(usize),
     /// A replica has roles that exclude each other, or none.
-    #[error("{replica} has the roles {roles:#06b}, which do not go together")]
+    #[error("{replica} has the roles {roles:#06b}, which exclude each other")]
     Roles {
         /// The replica.
         replica: ReplicaId,
@@ -45,8 +44,8 @@ pub enum MembershipError {
     /// The replicas are not in strictly ascending order.
     #[error("{0} is out of order")]
     Order(ReplicaId),
-    /// Flags that are unknown, or leaving by itself without a joint configuration.
-    #[error("membership flags {0:#04x} make no sense here")]
+    /// Unknown flags, or `auto_leave` without a joint configuration.
+    #[error("membership flags {0:#04x} are not valid here")]
     Flags(u8),
 }
 
@@ -159,7 +158,7 @@ impl Membership {
         self.auto_leave
     }
 
-    /// The incoming voters: all voters where the configuration is not joint.
+    /// The incoming voters; all voters where the configuration is not joint.
     #[must_use]
     pub fn incoming(&self) -> &BTreeSet<ReplicaId> {
         &self.voters
@@ -171,7 +170,7 @@ impl Membership {
         &self.voters_outgoing
     }
 
-    /// All that vote, of both sets, in ascending order, each once.
+    /// The voters of both sets, in ascending order, each once.
     pub fn voters(&self) -> impl Iterator<Item = Replica> + '_ {
         self.replicas().filter(|replica| self.is_voter(replica.id))
     }
@@ -186,13 +185,13 @@ impl Membership {
         self.nodes.iter().map(|(&id, &node)| Replica { id, node })
     }
 
-    /// Whether nobody belongs to it.
+    /// Whether it has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// Whether this replica alone decides everything.
+    /// Whether this replica is the only voter.
     #[must_use]
     pub fn is_single_voter(&self, replica: ReplicaId) -> bool {
         self.voters.len() == 1 && self.voters.contains(&replica) && !self.is_joint()
@@ -230,7 +229,7 @@ impl Membership {
     /// The inverse of [`Membership::encode`].
     ///
     /// # Errors
-    /// Anything but the one encoding of a sound membership.
+    /// The bytes are not the one encoding of a sound membership.
     pub fn decode(bytes: &[u8]) -> Result<Self, MembershipError> {
         let length = || MembershipError::Length(bytes.len());
         let (header, mut rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or_else(length)?;

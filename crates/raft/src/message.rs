@@ -1,4 +1,4 @@
-//! Everything that replicas of one group say to each other.
+//! Messages between the replicas of one group.
 //!
 //! A message may be lost, repeated, delayed or overtaken by another; each variant says what
 //! repairs its loss.
@@ -19,28 +19,28 @@ pub struct Envelope {
     pub to: Replica,
     /// The sender's current term, for every kind of message. A receiver with a lower term adopts it
     /// (Raft paper §5.1), except from [`Message::PreVote`], which never changes its receiver, and
-    /// from a [`Message::Vote`] while the receiver still hears a leader.
+    /// from a [`Message::Vote`] while the receiver still hears from a leader.
     pub term: Term,
     /// The content.
     pub message: Message,
 }
 
-/// Readings that ride on appends, heartbeats and their replies. No two clocks are ever compared:
-/// each reading is interpreted only by the replica that took it.
+/// Clock readings carried by appends, heartbeats and their replies. No two clocks are ever
+/// compared: each reading is interpreted only by the replica that took it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Timing {
     /// The sender's own clock when it sent the message.
     pub probe_time: Ticks,
-    /// In a reply: `probe_time` of the message it answers, which tells the leader when that was
-    /// sent. In a leader's message: the newest `probe_time` of this follower that lies before the
-    /// begin of a quorum round which has since been confirmed; 0 = none yet.
+    /// In a reply: `probe_time` of the message it answers, from which the leader knows when that
+    /// was sent. In a leader's message: the newest `probe_time` of this follower that lies before
+    /// the start of a quorum round which has since been confirmed; 0 = none yet.
     pub echo_time: Ticks,
     /// In a leader's message: the leader's commit index when that round began. A follower that has
     /// applied it has a state no older than `echo_time`. 0 in replies.
     pub echo_commit: Index,
     /// In a reply: the start of the sender's process, whose clock `probe_time` was read from; a
-    /// machine that starts again begins its readings anew. In a leader's message: the start that
-    /// `echo_time` belongs to. 0 = not told.
+    /// machine that starts again restarts its readings. In a leader's message: the start that
+    /// `echo_time` belongs to. 0 = not reported.
     pub boot: u64,
     /// The last quorum round the leader had begun when it sent the message; replies return it.
     pub round: u64,
@@ -58,7 +58,7 @@ pub enum AppendResult {
     },
     /// The follower has no entry with the append's `prev`.
     Rejected {
-        /// The index of the append's `prev`: it tells the leader which append is meant.
+        /// The index of the append's `prev`: it identifies the append to the leader.
         prev: Index,
         /// The last entry of the follower, at or before `prev`, whose term is not above that of
         /// `prev`: everything after it conflicts. The leader skips a whole term with each answer.
@@ -70,7 +70,7 @@ pub enum AppendResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SnapshotResult {
     /// The follower's state and log are those of the leader through `last`, durably. It is the
-    /// snapshot's last index, or a higher one where the follower had no use for the snapshot.
+    /// snapshot's last index, or a higher one where the follower did not need the snapshot.
     Installed {
         /// The last index known to be equal.
         last: Index,
@@ -79,7 +79,7 @@ pub enum SnapshotResult {
     Failed,
 }
 
-/// What a snapshot stands for. Its bytes never pass through the core.
+/// The description of a snapshot. Its bytes never pass through the core.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SnapshotMeta {
     /// The last entry whose effects it contains.
@@ -122,32 +122,33 @@ pub enum Message {
     Vote {
         /// The candidate's last entry, for the election restriction (§5.4.1).
         last: LogId,
-        /// The leader asked for this election, so hearing a leader is no reason to refuse.
+        /// The leader asked for this election, so a voter that hears from the leader does not
+        /// refuse.
         transfer: bool,
     },
     /// Answers [`Message::Vote`], once the vote is durable.
     VoteReply {
-        /// The term that was asked for. The answerer may be in a later one, in which the asker may
-        /// stand again: an answer counts in the term that it answers alone.
+        /// The term that was asked for. The voter may be in a later one, in which the asker may
+        /// stand for election again: an answer counts only in the term that it answers.
         asked: Term,
         /// Whether the vote is given.
         granted: bool,
     },
-    /// AppendEntries (Raft paper §5.3). Sent by the leader; may be empty, to probe or to tell the
-    /// commit index. Lost: found by the next append's consistency check or after a heartbeat.
+    /// AppendEntries (Raft paper §5.3). Sent by the leader; may be empty, to probe or to announce
+    /// the commit index. Lost: found by the next append's consistency check or after a heartbeat.
     Append {
         /// The leader's bookkeeping session for this follower.
         session: ReplicationSession,
         /// The entry before the first of `entries`.
         prev: LogId,
-        /// The leader's commit index; the follower takes no more of it than it has verified.
+        /// The leader's commit index; the follower adopts no more of it than it has verified.
         commit: Index,
         /// Consecutive entries after `prev`.
         entries: Vec<Entry>,
         /// See [`Timing`].
         timing: Timing,
     },
-    /// Answers [`Message::Append`], once what it says is durable.
+    /// Answers [`Message::Append`], once everything it reports is durable.
     AppendReply {
         /// The session of the append.
         session: ReplicationSession,
@@ -156,8 +157,8 @@ pub enum Message {
         /// See [`Timing`].
         timing: Timing,
     },
-    /// Sent by the leader at every multiple of the heartbeat interval, and at once when a quorum
-    /// round begins. Lost: the next one takes its place.
+    /// Sent by the leader at every multiple of the heartbeat interval, and immediately when a
+    /// quorum round begins. Lost: the next one takes its place.
     Heartbeat {
         /// The leader's bookkeeping session for this follower.
         session: ReplicationSession,
@@ -173,18 +174,18 @@ pub enum Message {
         /// A snapshot is being installed; the leader keeps waiting for it.
         installing: bool,
         /// The last entry of the follower's log, durable or not: what the follower acknowledged is
-        /// at or before it, or was lost. `None` = not told, to a leader of an earlier term.
+        /// at or before it, or was lost. `None` = not reported, to a leader of an earlier term.
         last: Option<LogId>,
         /// See [`Timing`].
         timing: Timing,
     },
     /// InstallSnapshot (Raft paper §7), stepped into the follower when all its bytes have arrived.
-    /// Lost: the leader is told that the transfer failed, or finds out after a while, and sends
-    /// again.
+    /// Lost: the leader is notified that the transfer failed, or notices after an election timeout,
+    /// and sends again.
     InstallSnapshot {
         /// The session in which the leader asked for the transfer.
         session: ReplicationSession,
-        /// What the snapshot stands for.
+        /// The description of the snapshot.
         meta: SnapshotMeta,
     },
     /// Answers [`Message::InstallSnapshot`], once the snapshot is durable.
@@ -204,28 +205,29 @@ pub enum Message {
     ReadIndexReply {
         /// The identity of the request.
         request: ReadRequest,
-        /// The read index; `None` = refused, nothing is promised.
+        /// The read index; `None` = refused: no index is promised.
         index: Option<Index>,
     },
-    /// The leader asks the receiver to start an election at once (Raft thesis §3.10). Lost: sent
-    /// again with the next heartbeat, until the transfer is given up.
+    /// The leader asks the receiver to start an election immediately (Raft thesis §3.10). Lost:
+    /// sent again with the next heartbeat, until the transfer is given up.
     TimeoutNow {
         /// The leader's last entry. A receiver that has not persisted it does not start.
         last: LogId,
     },
-    /// The addressed replica is not (or no longer) here. Its `term` is 0 and says nothing.
+    /// The addressed replica is not (or no longer) here. The `term` of this message is 0 and
+    /// carries no meaning.
     ReplicaGone,
 }
 
 impl Message {
-    /// Whether it travels on the bulk connection, where it may wait behind other large messages.
-    /// All other kinds are small and travel on the control connection.
+    /// Whether this message uses the bulk connection, where it may wait behind other large
+    /// messages. All other kinds are small and use the control connection.
     #[must_use]
     pub fn is_bulk(&self) -> bool {
         matches!(self, Message::Append { .. } | Message::InstallSnapshot { .. })
     }
 
-    /// Whether its sender waits for an answer; the others are answers themselves.
+    /// Whether the sender waits for an answer; the other kinds are answers themselves.
     #[must_use]
     pub fn wants_answer(&self) -> bool {
         match self {

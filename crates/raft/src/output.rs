@@ -1,13 +1,13 @@
-//! What the core asks its driver to do, and under which condition: the durability contract, one
-//! field per condition. And how a replica gathers it and hands it out.
+//! Outputs of the core: the work for its driver. They are the durability contract, one field per
+//! condition.
 
 use crate::fault::Fault;
 use crate::message::{Envelope, SnapshotMeta};
 use crate::types::{Entry, HardState, Index, LogId, Replica, ReplicaId, ReplicationSession, Term};
 
-/// Names one [`Persist`]. The driver hands it back with [`crate::Raft::on_persisted`].
+/// The identity of one [`Persist`]. The driver hands it back with [`crate::Raft::on_persisted`].
 ///
-/// It says (sequence, last entry). The sequence makes it unique: an entry that was written,
+/// It holds (sequence, last entry). The sequence makes it unique: an entry that was written,
 /// replaced and written again is acknowledged only by the last of the three writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PersistToken {
@@ -31,8 +31,8 @@ impl PersistToken {
 
 /// A write to the durable log.
 ///
-/// Writes of one replica take effect in the order of their tokens, each as a whole: what survives a
-/// crash is a prefix of them, and [`crate::Raft::new`] takes any prefix. They may overlap, and their
+/// Writes of one replica take effect in the order of their tokens, each as a whole: a prefix of
+/// them survives a crash, and [`crate::Raft::new`] accepts any prefix. They may overlap, and their
 /// completions may be reported in any order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Persist {
@@ -40,10 +40,10 @@ pub struct Persist {
     pub token: PersistToken,
     /// The new hard state, present when the term or the vote changed.
     pub hard_state: Option<HardState>,
-    /// The log starts anew after this position: all entries written before are void. Takes effect
+    /// The log restarts after this position: all entries written before are void. Takes effect
     /// before `entries`.
     pub reset: Option<LogId>,
-    /// Consecutive entries. They replace everything that was written at or after the first of them.
+    /// Consecutive entries. They replace all entries written earlier at or after the first of them.
     pub entries: Vec<Entry>,
     /// To be sent when this write **and all earlier ones** of this replica are durable, and not
     /// before: votes, acknowledgements, requests for votes.
@@ -51,15 +51,15 @@ pub struct Persist {
 }
 
 impl Persist {
-    /// There is nothing to write: only `send_after` has to wait for earlier writes. The token is
-    /// reported as persisted all the same.
+    /// Whether there is nothing to write: only `send_after` has to wait for earlier writes. The
+    /// token is reported as persisted all the same.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.hard_state.is_none() && self.reset.is_none() && self.entries.is_empty()
     }
 }
 
-/// The leader needs a snapshot delivered to a follower, because the entries it needs are purged.
+/// A snapshot to be delivered to a follower, because the entries it needs are purged.
 ///
 /// The driver streams a snapshot whose last index is at least `at_least`; when all bytes have
 /// arrived, [`crate::Message::InstallSnapshot`] with this session and term is stepped into the
@@ -72,18 +72,18 @@ pub struct SnapshotSend {
     pub term: Term,
     /// The session to put into the message and to report back.
     pub session: ReplicationSession,
-    /// The position before the leader's first entry: an older snapshot would be of no use.
+    /// The position before the leader's first entry: an older snapshot would not help.
     pub at_least: Index,
 }
 
-/// A snapshot has arrived and should replace state and log.
+/// A snapshot that has arrived and should replace state and log.
 ///
-/// The driver applies what it got in `committed` earlier, installs durably, and reports
+/// The driver applies the entries it got in `committed` earlier, installs durably, and reports
 /// [`crate::Raft::on_installed`] or [`crate::Raft::on_install_failed`]. Meanwhile nothing is
 /// committed here.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Install {
-    /// What the snapshot stands for.
+    /// The description of the snapshot.
     pub meta: SnapshotMeta,
     /// The leader that sent it.
     pub from: Replica,
@@ -91,23 +91,23 @@ pub struct Install {
     pub session: ReplicationSession,
 }
 
-/// Names a read given to [`crate::Raft::read_index`]; chosen by the caller, opaque here.
+/// The identity of a read given to [`crate::Raft::read_index`]; chosen by the caller, opaque here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadId(pub u64);
 
-/// What became of a read.
+/// The outcome of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReadOutcome {
     /// Linearizable once the local state has applied this index.
     Ready(Index),
-    /// Nothing is promised; ask again. The leader changed or is handing over.
+    /// No index is promised; ask again. The leader changed or is handing over.
     Dropped,
 }
 
 /// A role without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RoleKind {
-    /// Takes entries from a leader, or waits for one.
+    /// Accepts entries from a leader, or waits for one.
     Follower,
     /// Asks whether an election could be won.
     PreCandidate,
@@ -128,18 +128,18 @@ impl std::fmt::Display for RoleKind {
     }
 }
 
-/// How a leadership transfer ended at the replica that was asked for it.
+/// How a leadership transfer ended at the leader that was asked for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TransferEnd {
-    /// This replica no longer leads. The new leader is usually, but not surely, the one wanted.
+    /// This replica no longer leads. The new leader is usually, but not always, the target.
     SteppedDown,
-    /// Given up after an election timeout; this replica leads on.
+    /// Given up after an election timeout; this replica continues to lead.
     TimedOut,
     /// Replaced by a transfer to another replica.
     Replaced,
 }
 
-/// Something worth a log line or a metric, in the order of occurrence.
+/// A notification worth a log line or a metric, in the order of occurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// Term, role or known leader changed. Proposals made as leader of an earlier term have an
@@ -152,14 +152,14 @@ pub enum Event {
         /// The leader of the term, where known.
         leader: Option<Replica>,
     },
-    /// A leader heard nothing from a quorum for the longest election timeout and steps down.
+    /// A leader got no answer from a quorum for the longest election timeout and steps down.
     QuorumLost {
         /// The term it led.
         term: Term,
     },
     /// A transfer ended.
     Transfer {
-        /// Who should have become the leader.
+        /// The replica that should have become the leader.
         to: ReplicaId,
         /// How it ended.
         end: TransferEnd,
@@ -174,9 +174,9 @@ pub enum Event {
     Regress {
         /// The follower.
         replica: ReplicaId,
-        /// It had acknowledged everything through this index.
+        /// The follower had acknowledged everything through this index.
         acknowledged: Index,
-        /// Its log agrees with the leader's at most through this index.
+        /// The follower's log agrees with the leader's at most through this index.
         agreement: Index,
     },
     /// This replica has stopped by itself, see [`Fault`]. Reported once.
@@ -184,40 +184,41 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
-    /// The leader sent entries that no sound leader sends: they do not follow each other, or are of a
-    /// later term than its own. They are dropped, and the leader repeats them. Reported once per
+    /// The leader sent entries that no sound leader sends: they do not follow each other, or are of
+    /// a later term than its own. They are dropped, and the leader repeats them. Reported once per
     /// leadership.
     Malformed {
         /// The leader.
         leader: ReplicaId,
-        /// The entry before the offending one, as the leader said.
+        /// The entry before the offending one, according to the leader.
         before: LogId,
         /// The offending entry.
         found: LogId,
     },
     /// The log now holds, or after a truncation again holds, another membership in force.
     Membership {
-        /// The entry that brought it; for an older one the position it is known from.
+        /// The entry that holds it; for an older one the position it is known from.
         index: Index,
     },
 }
 
-/// Work for the driver. The fields may be carried out side by side; each says what it waits for.
+/// Work for the driver. The fields may be carried out concurrently; each documents what it waits
+/// for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Output {
-    /// May be sent at once. Nothing here depends on a write that is not durable.
+    /// Messages that may be sent immediately. None depends on a write that is not durable.
     pub send: Vec<Envelope>,
-    /// To be written durably, in order; see [`Persist`].
+    /// The write to make durable, in order; see [`Persist`].
     pub persist: Option<Persist>,
-    /// To be applied, in order. They are committed, and durable here.
+    /// Entries to apply, in order. They are committed, and durable here.
     pub committed: Vec<Entry>,
     /// Reads that are decided.
     pub reads: Vec<(ReadId, ReadOutcome)>,
-    /// Snapshots to be delivered.
+    /// Snapshots to deliver.
     pub snapshots: Vec<SnapshotSend>,
-    /// A snapshot to be installed.
+    /// A snapshot to install.
     pub install: Option<Install>,
-    /// What happened.
+    /// Notifications for logs and metrics.
     pub events: Vec<Event>,
 }
 

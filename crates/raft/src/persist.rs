@@ -1,4 +1,5 @@
-//! Which part of the replica's state is durable, being written, or still to be handed out.
+//! Persistence: which part of the replica's state is durable, being written, or still to be handed
+//! out.
 
 use std::collections::VecDeque;
 
@@ -9,20 +10,20 @@ use crate::types::{Entry, HardState, Index, LogId};
 
 /// Bookkeeping of asynchronous writes.
 ///
-/// Relations that always hold: `durable ≤ handed ≤` the log's last index; the sequences of
-/// `pending` are consecutive and end at `sequence`.
+/// Invariants: `durable ≤ handed ≤` the log's last index; the sequences of `pending` are
+/// consecutive and end at `sequence`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Persistence {
     /// The sequence of the last token issued.
     sequence: u64,
     pending: VecDeque<Pending>,
-    /// The entries through here are durable, and are those of the log.
+    /// The last index through which the log's entries are durable.
     durable: Index,
-    /// The entries through here are durable or in a pending write.
+    /// The last index through which the log's entries are durable or in a pending write.
     handed: Index,
-    /// The hard state changed since it was last handed out.
+    /// Whether the hard state changed since it was last handed out.
     hard_state_dirty: bool,
-    /// Pending writes that contain a hard state.
+    /// The number of pending writes that contain a hard state.
     hard_states_pending: usize,
     reset: Option<LogId>,
     send_after: Vec<Envelope>,
@@ -31,15 +32,15 @@ pub(crate) struct Persistence {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Pending {
     sequence: u64,
-    /// The entries through here will be durable with it. Lowered when entries that it contains are
-    /// replaced by a later write: that the write is done says nothing about those any more.
+    /// The last index that will be durable with this write. Lowered when a later write replaces
+    /// entries in it: the completion of this write no longer covers those.
     last: Index,
     hard_state: bool,
     done: bool,
 }
 
 impl Persistence {
-    /// Everything through `last` was read from disk.
+    /// The state after a start: everything through `last` was read from disk.
     pub(crate) fn new(last: Index) -> Self {
         Self {
             sequence: 0,
@@ -63,12 +64,12 @@ impl Persistence {
         !self.hard_state_dirty && self.hard_states_pending == 0
     }
 
-    /// The term or the vote changed.
+    /// Records that the term or the vote changed.
     pub(crate) fn touch_hard_state(&mut self) {
         self.hard_state_dirty = true;
     }
 
-    /// The log dropped its entries at or after `from`.
+    /// Records that the log dropped its entries at or after `from`.
     pub(crate) fn truncate_from(&mut self, from: Index) {
         let keep = from.prev();
         self.durable = self.durable.min(keep);
@@ -76,14 +77,14 @@ impl Persistence {
         for pending in &mut self.pending {
             pending.last = pending.last.min(keep);
         }
-        // What was about to be acknowledged will never be written.
+        // Entries about to be acknowledged will never be written.
         self.send_after.retain(|envelope| match &envelope.message {
             Message::AppendReply { result: AppendResult::Accepted { last }, .. } => *last < from,
             _ => true,
         });
     }
 
-    /// The log starts anew after `base`, which the state machine holds durably.
+    /// Restarts the log after `base`, which the state machine holds durably.
     pub(crate) fn reset(&mut self, base: LogId) {
         self.reset = Some(base);
         self.durable = base.index;
@@ -93,10 +94,10 @@ impl Persistence {
         }
     }
 
-    /// Queues a message that must wait for everything written so far.
+    /// Queues a message that must wait for all writes so far.
     pub(crate) fn send_after(&mut self, envelope: Envelope) {
-        // An acknowledgement covers all earlier ones of its session, so only the last of them goes
-        // out.
+        // An acknowledgement covers all earlier ones of its session, so only the last of them is
+        // sent.
         if let (Some(previous), Message::AppendReply { session, result, .. }) =
             (self.send_after.last_mut(), &envelope.message)
             && let Message::AppendReply { session: earlier, result: before, .. } = &previous.message
@@ -120,9 +121,9 @@ impl Persistence {
             || self.handed < log.last().index
     }
 
-    /// Hands out what has to be written, with at most `max_bytes` of entries, or one entry; what is
-    /// left comes with the next call, and with it the messages that wait for all of it. Each write
-    /// and those before it make a log that can be started from.
+    /// Hands out the next write, with at most `max_bytes` of entries, or one entry. The rest
+    /// follows with the next calls, and the messages that wait for all of it with the last one.
+    /// Each write and those before it make a log that a replica can start from.
     pub(crate) fn take(
         &mut self,
         log: &Log,
@@ -134,14 +135,15 @@ impl Persistence {
         }
         self.sequence += 1;
         let (entries, _) = log.batch(self.handed.next(), max_bytes);
-        // Nothing is to be written, only sent: the log ends at what was handed out.
+        // Without entries to write, the log ends at the last index handed out.
         let last = entries.last().map_or(log.last(), Entry::id);
         let send_after =
             if last == log.last() { std::mem::take(&mut self.send_after) } else { Vec::new() };
         let dirty = std::mem::take(&mut self.hard_state_dirty);
         self.hard_states_pending += usize::from(dirty);
         self.handed = last.index;
-        // The write may be the last that becomes durable: what it says is committed must be there.
+        // This may be the last write that becomes durable: the entries that it calls committed must
+        // be there.
         let hard_state = HardState { commit: hard_state.commit.min(last.index), ..hard_state };
         self.pending.push_back(Pending {
             sequence: self.sequence,
@@ -158,7 +160,7 @@ impl Persistence {
         })
     }
 
-    /// The write is durable. Returns whether anything became durable by it.
+    /// Records that a write is durable. Returns whether anything became durable by it.
     ///
     /// A write counts only when all earlier ones are done too: an entry after a hole is not
     /// durable.
@@ -180,7 +182,7 @@ impl Persistence {
         progress
     }
 
-    /// Asserts the relations of the type.
+    /// Asserts the invariants of the type.
     pub(crate) fn check(&self, last: Index) {
         assert!(
             self.durable <= self.handed && self.handed <= last,
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_for_one_write_goes_in_several_and_is_acknowledged_with_the_last() {
+    fn entries_too_large_for_one_write_go_in_several_and_are_acknowledged_with_the_last() {
         let mut log = Log::new(LogId::ZERO, 0);
         let mut persistence = Persistence::new(Index(0));
         for _ in 0..5 {
@@ -326,7 +328,7 @@ mod tests {
         assert_eq!(persistence.durable(), Index(0));
         assert!(persistence.complete(tokens[0]));
         assert_eq!(persistence.durable(), Index(3));
-        assert!(!persistence.complete(tokens[0]), "a second report says nothing");
+        assert!(!persistence.complete(tokens[0]), "a second report has no effect");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A leader's bookkeeping about one other member: what it has, and what is on its way.
+//! A leader's bookkeeping about one other member: the entries that it holds, and those in flight.
 
 use std::collections::VecDeque;
 
@@ -12,22 +12,23 @@ use crate::types::{Index, Replica, ReplicationSession, Ticks};
 pub(crate) enum ProgressState {
     /// Looking for the point where the logs agree: one append, then wait for its answer.
     Probe {
-        /// An append is out, or was lost; a heartbeat reply allows another, once per interval.
+        /// Whether an append is unanswered; a heartbeat reply allows another, once per interval.
         paused: bool,
     },
     /// Streaming appends before earlier ones are answered.
     Replicate(Inflight),
-    /// The entries it needs are purged.
+    /// The entries it needs are purged; it waits for a snapshot.
     Snapshot {
-        /// The position before the leader's first entry when the snapshot was asked for; then that
-        /// of the snapshot on its way.
+        /// The position before the leader's first entry when the snapshot was requested; later the
+        /// end of the snapshot in transfer.
         at_least: Index,
-        /// When the bytes were delivered, or when it last said that it is installing them.
+        /// When the bytes were delivered, or when the member last reported that it is installing
+        /// them.
         delivered: Option<Ticks>,
     },
 }
 
-/// Appends on their way, in order.
+/// The inflight window: appends sent and not yet answered, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Inflight {
     /// (last index, bytes) of each.
@@ -41,7 +42,7 @@ impl Inflight {
         self.bytes += bytes;
     }
 
-    /// Everything through `index` has arrived.
+    /// Removes the appends through `index`, which have arrived.
     pub(crate) fn free_through(&mut self, index: Index) {
         while let Some((_, bytes)) = self.messages.pop_front_if(|message| message.0 <= index) {
             self.bytes -= bytes;
@@ -63,55 +64,55 @@ impl Inflight {
     }
 }
 
-/// A reading of a member's clock. It means something only to the process that took it.
+/// A reading of a member's clock. It has a meaning only for the process that took it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Reading {
-    /// What its clock showed; 0 = not yet heard.
+    /// The clock's reading; 0 = not yet reported.
     pub(crate) at: Ticks,
-    /// The start of its process.
+    /// The start of the member's process.
     pub(crate) boot: u64,
 }
 
 /// One member's progress. `matched < next` always holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Progress {
-    /// Who it is, and where.
+    /// The member and its node.
     pub(crate) peer: Replica,
-    /// Replies of another session are not about this bookkeeping.
+    /// The current session; replies of another one are ignored.
     pub(crate) session: ReplicationSession,
-    pub(crate) stage: ProgressState,
-    /// A snapshot is on its way to it, or brought it within reach of the log, and it has not caught
-    /// up since: more of the log is kept for it than for others.
-    pub(crate) receives: bool,
+    pub(crate) state: ProgressState,
+    /// Whether it receives a snapshot, or received one and has not caught up since: more of the log
+    /// is kept for it than for others.
+    pub(crate) snapshot_receiver: bool,
     /// The last index known to be equal and durable there.
     pub(crate) matched: Index,
     /// When that became known.
     pub(crate) matched_at: Ticks,
     /// The next index to send.
     pub(crate) next: Index,
-    /// The highest commit index told in an append.
-    pub(crate) told_commit: Index,
-    /// An append is due even if it is empty: the last ones may be lost.
+    /// The highest commit index sent in an append.
+    pub(crate) sent_commit: Index,
+    /// Whether an append is due even if it is empty: the last ones may be lost.
     pub(crate) ping: bool,
-    /// The answer to a heartbeat may make an append due. Once per interval: rounds of reads bring as
-    /// many heartbeats as there are reads.
-    pub(crate) nudge: bool,
-    /// When the newest of our messages that it has answered was sent. Sending, not receiving, is
-    /// what proves that it still followed then.
+    /// Whether the next answer to a heartbeat may make an append due. Once per interval: rounds of
+    /// reads send as many heartbeats as there are reads.
+    pub(crate) retry_allowed: bool,
+    /// When the newest message that it has answered was sent. The time of sending, not of
+    /// receiving, proves that it still followed then.
     pub(crate) acked: Ticks,
     /// The newest quorum round it has answered.
     pub(crate) round: u64,
-    /// Its clock's reading in the answer to the newest of our messages that it has answered.
+    /// Its clock's reading in the answer to the newest message that it has answered.
     pub(crate) reading: Reading,
-    /// `reading` as it was when the age round now running began.
+    /// `reading` at the start of the running age round.
     pub(crate) reading_in_round: Reading,
-    /// What to tell it about ages: (its own reading, commit index), confirmed by a quorum.
+    /// The age to send to it: (its own reading, commit index), confirmed by a quorum.
     pub(crate) echo: (Reading, Index),
     /// Its wall clock, as last reported; 0 = not yet.
     pub(crate) clock: u64,
-    /// When that report came.
+    /// When that report arrived.
     pub(crate) clock_at: Ticks,
-    /// Its node says that it is not there.
+    /// Whether its node reports that it is not there.
     pub(crate) gone: bool,
 }
 
@@ -120,14 +121,14 @@ impl Progress {
         Self {
             peer,
             session,
-            stage: ProgressState::Probe { paused: false },
-            receives: false,
+            state: ProgressState::Probe { paused: false },
+            snapshot_receiver: false,
             matched: Index(0),
             matched_at: now,
             next,
-            told_commit: Index(0),
+            sent_commit: Index(0),
             ping: false,
-            nudge: false,
+            retry_allowed: false,
             acked: now,
             round: 0,
             reading: Reading::default(),
@@ -139,12 +140,13 @@ impl Progress {
         }
     }
 
-    /// Notes what every reply tells. A reading in our future can only be damage and counts as now.
-    pub(crate) fn heard(&mut self, timing: &Timing, begun_round: u64, now: Ticks) {
+    /// Records the readings of a reply of any kind. A reading in our future can only be damage and
+    /// counts as now.
+    pub(crate) fn record_reply(&mut self, timing: &Timing, begun_round: u64, now: Ticks) {
         let sent = timing.echo_time.min(now);
-        // Answers overtake each other, and one that waited for a disk tells what the clocks showed
-        // before the wait. The newest reading is not the largest: where its machine started again,
-        // its clock began anew.
+        // Answers overtake each other, and one that waited for a disk carries readings from before
+        // the wait. The newest reading is not always the largest: a machine that started again
+        // restarted its clock.
         if sent >= self.acked {
             self.reading = Reading { at: timing.probe_time, boot: timing.boot };
             self.clock = timing.clock;
@@ -155,26 +157,26 @@ impl Progress {
         self.gone = false;
     }
 
-    /// What rides on a message to it.
+    /// The readings to put into a message to it.
     pub(crate) fn timing(&self, now: Ticks, round: u64, clock: u64) -> Timing {
         let (Reading { at: echo_time, boot }, echo_commit) = self.echo;
         Timing { probe_time: now, echo_time, echo_commit, boot, round, clock }
     }
 
-    /// Whether it answered something that was sent within `span`.
+    /// Whether it answered a message that was sent within `span`.
     pub(crate) fn is_active(&self, now: Ticks, span: Ticks) -> bool {
         !self.gone && now.since(self.acked) < span
     }
 
-    /// The logs are equal through `last`, which is durable there. `base` is the position before the
-    /// leader's first entry.
+    /// Records that the logs are equal through `last`, which is durable there. `base` is the
+    /// position before the leader's first entry. Returns whether `matched` advanced.
     pub(crate) fn accept(&mut self, last: Index, base: Index) -> bool {
         let advanced = last > self.matched;
         self.matched = self.matched.max(last);
         self.next = self.next.max(self.matched.next());
-        let found = match &mut self.stage {
+        let found = match &mut self.state {
             ProgressState::Probe { .. } => last == self.matched,
-            // It got what it needed some other way: log and snapshot raced, and the log won.
+            // The log caught it up before the snapshot did.
             ProgressState::Snapshot { .. } => self.matched >= base,
             ProgressState::Replicate(inflight) => {
                 inflight.free_through(last);
@@ -183,32 +185,32 @@ impl Progress {
         };
         if found {
             self.next = self.matched.next();
-            self.stage = ProgressState::Replicate(Inflight::default());
+            self.state = ProgressState::Replicate(Inflight::default());
         }
         advanced
     }
 
-    /// It answered a heartbeat. `last` is the leader's last index, `patience` the longest silence
-    /// about a delivered snapshot. Returns whether something is due for sending.
-    pub(crate) fn on_beat(
+    /// Handles an answer to a heartbeat. `last` is the leader's last index, `timeout` how long a
+    /// delivered snapshot may stay unconfirmed. Returns whether something is due for sending.
+    pub(crate) fn on_heartbeat_reply(
         &mut self,
         installing: bool,
         last: Index,
         now: Ticks,
-        patience: Ticks,
+        timeout: Ticks,
     ) -> bool {
-        match &mut self.stage {
+        match &mut self.state {
             // A snapshot of an earlier leader, or of an earlier attempt: until it is done, the
             // follower drops every append.
             ProgressState::Probe { .. } | ProgressState::Replicate(_) if installing => false,
             ProgressState::Probe { paused } => {
-                let due = std::mem::take(&mut self.nudge);
+                let due = std::mem::take(&mut self.retry_allowed);
                 *paused &= !due;
                 due
             }
-            // Whatever is missing may be lost: an append, even an empty one, will show it.
+            // Missing entries may be lost: an append, even an empty one, detects it.
             ProgressState::Replicate(_) => {
-                let due = self.matched < last && std::mem::take(&mut self.nudge);
+                let due = self.matched < last && std::mem::take(&mut self.retry_allowed);
                 self.ping |= due;
                 due
             }
@@ -217,7 +219,7 @@ impl Progress {
                 false
             }
             ProgressState::Snapshot { delivered: Some(delivered), .. } => {
-                let overdue = now.since(*delivered) >= patience;
+                let overdue = now.since(*delivered) >= timeout;
                 if overdue {
                     self.restart(false);
                 }
@@ -227,27 +229,28 @@ impl Progress {
         }
     }
 
-    /// Whether it must have lost the entry at `prev` when it answers a message sent at `sent` that
-    /// it has none: its acknowledgement was here before that message left. An answer that was only
-    /// overtaken is older.
+    /// Whether an answer to a message sent at `sent`, saying that the entry at `prev` is missing,
+    /// proves that the member lost it: the acknowledgement was here before that message left. An
+    /// answer that was only overtaken is older.
     pub(crate) fn contradicts(&self, prev: Index, sent: Ticks) -> bool {
         prev <= self.matched && sent > self.matched_at
     }
 
-    /// What it holds is as unknown as at an election, and late answers about it mean nothing.
-    pub(crate) fn begin_anew(&mut self, session: ReplicationSession, next: Index, now: Ticks) {
+    /// Forgets what the member holds, as at an election; late answers of the old session are
+    /// ignored.
+    pub(crate) fn reset(&mut self, session: ReplicationSession, next: Index, now: Ticks) {
         let acked = self.acked;
         *self = Progress { acked, ..Progress::new(self.peer, session, next, now) };
     }
 
-    /// It has no entry at `prev`; the logs agree at most through `agreement`. Returns whether the
-    /// answer was about an append that still matters.
+    /// Handles a rejection: no entry at `prev`, and the logs agree at most through `agreement`.
+    /// Returns whether it answers an append that still matters.
     pub(crate) fn reject(&mut self, prev: Index, agreement: Index) -> bool {
-        match &mut self.stage {
-            // What is known to match cannot be missing: the answer is an old one.
+        match &mut self.state {
+            // An entry known to match cannot be missing: the answer is an old one.
             ProgressState::Replicate(_) if prev > self.matched => {
                 self.next = self.matched.next();
-                self.stage = ProgressState::Probe { paused: false };
+                self.state = ProgressState::Probe { paused: false };
                 true
             }
             ProgressState::Probe { paused } if prev == self.next.prev() && prev > self.matched => {
@@ -259,39 +262,40 @@ impl Progress {
         }
     }
 
-    /// The last index that need not be kept for it.
-    pub(crate) fn done_with(&self) -> Index {
-        match self.stage {
+    /// The last index that need not be kept for this member.
+    pub(crate) fn purgeable_through(&self) -> Index {
+        match self.state {
             ProgressState::Snapshot { at_least, .. } => at_least,
             ProgressState::Probe { .. } if self.matched == Index(0) => self.next.prev(),
             ProgressState::Probe { .. } | ProgressState::Replicate(_) => self.matched,
         }
     }
 
-    /// Stops streaming: something was lost. A heartbeat reply starts it again.
+    /// Stops streaming because a message was lost. A heartbeat reply resumes it.
     pub(crate) fn pause(&mut self) {
-        if !matches!(self.stage, ProgressState::Snapshot { .. }) {
+        if !matches!(self.state, ProgressState::Snapshot { .. }) {
             self.restart(true);
         }
     }
 
-    /// Back to probing.
+    /// Returns to probing.
     pub(crate) fn restart(&mut self, paused: bool) {
-        match self.stage {
-            // Where it stands is as unknown as before: a lost probe is no reason to look further back.
+        match self.state {
+            // The point of agreement is as unknown as before: after a lost probe, do not look
+            // further back.
             ProgressState::Probe { .. } => {}
             ProgressState::Replicate(_) => self.next = self.matched.next(),
-            // It may be there although nobody said so, or be past it and have refused what it does
-            // not need. If it is not, its answer asks for another one.
+            // The snapshot may be installed although that was not reported, or the member may be
+            // past it. If neither, the answer to the probe leads to another snapshot.
             ProgressState::Snapshot { at_least, .. } => {
                 self.next = self.matched.max(at_least).next();
             }
         }
-        self.stage = ProgressState::Probe { paused };
+        self.state = ProgressState::Probe { paused };
     }
 
     pub(crate) fn status(&self, active: bool) -> ProgressStatus {
-        let (state, inflight) = match &self.stage {
+        let (state, inflight) = match &self.state {
             ProgressState::Probe { .. } => (ProgressKind::Probe, 0),
             ProgressState::Replicate(inflight) => (ProgressKind::Replicate, inflight.len()),
             ProgressState::Snapshot { .. } => (ProgressKind::Snapshot, 0),
@@ -324,7 +328,7 @@ mod tests {
         assert!(probe.reject(Index(9), Index(4)));
         assert_eq!(probe.next, Index(5));
         assert!(probe.accept(Index(4), Index(0)));
-        assert!(matches!(probe.stage, ProgressState::Replicate(_)));
+        assert!(matches!(probe.state, ProgressState::Replicate(_)));
         assert!(!probe.reject(Index(4), Index(0)), "what matches cannot be missing");
         assert_eq!((probe.matched, probe.next), (Index(4), Index(5)));
     }
@@ -336,7 +340,7 @@ mod tests {
         streaming.next = Index(20);
         assert!(streaming.reject(Index(11), Index(6)));
         assert_eq!(streaming.next, Index(5));
-        assert_eq!(streaming.stage, ProgressState::Probe { paused: false });
+        assert_eq!(streaming.state, ProgressState::Probe { paused: false });
     }
 
     #[test]
@@ -348,7 +352,7 @@ mod tests {
         assert!(!streaming.contradicts(Index(5), Ticks(71)), "it never had that one");
         assert!(streaming.contradicts(Index(4), Ticks(71)));
         let session = ReplicationSession { counter: 2, ..ReplicationSession::default() };
-        streaming.begin_anew(session, Index(3), Ticks(80));
+        streaming.reset(session, Index(3), Ticks(80));
         assert_eq!((streaming.matched, streaming.next), (Index(0), Index(3)));
         assert_eq!((streaming.session, streaming.acked), (session, Ticks(0)));
     }
@@ -356,16 +360,16 @@ mod tests {
     #[test]
     fn a_lost_probe_is_repeated_where_it_was() {
         let mut probe = progress(10);
-        probe.stage = ProgressState::Probe { paused: true };
+        probe.state = ProgressState::Probe { paused: true };
         probe.pause();
         assert_eq!((probe.matched, probe.next), (Index(0), Index(10)));
-        assert_eq!(probe.stage, ProgressState::Probe { paused: true });
+        assert_eq!(probe.state, ProgressState::Probe { paused: true });
     }
 
     #[test]
     fn after_a_refused_snapshot_the_log_is_tried_from_its_beginning() {
         let mut refused = progress(3);
-        refused.stage = ProgressState::Snapshot { at_least: Index(7), delivered: None };
+        refused.state = ProgressState::Snapshot { at_least: Index(7), delivered: None };
         refused.restart(true);
         assert_eq!(refused.next, Index(8), "it may be past the snapshot");
         assert!(refused.reject(Index(7), Index(2)));
@@ -373,9 +377,9 @@ mod tests {
     }
 
     proptest! {
-        /// The window against a twin that keeps every message and counts anew each time.
+        /// The window against a model that keeps every message and recounts each time.
         #[test]
-        fn the_window_counts_what_is_out(
+        fn the_window_counts_the_messages_in_flight(
             steps in prop::collection::vec((0u64..3, 1u64..40), 1..80),
         ) {
             let config = Config {

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::membership::Membership;
 use crate::types::ReplicaId;
 
-/// Where a vote stands.
+/// The state of a vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tally {
     /// A quorum said yes.
     Won,
-    /// No quorum can say yes any more.
+    /// No quorum can say yes any longer.
     Lost,
     /// Both are still possible.
     Open,
@@ -19,8 +19,8 @@ pub enum Tally {
 /// Groups up to this size are counted without an allocation.
 const SMALL: usize = 15;
 
-/// The largest value that a majority of `voters` has reached; `u64::MAX` for an empty set, which
-/// decides nothing.
+/// The largest value that a majority of `voters` has reached; `u64::MAX` for an empty set, which is
+/// not a constraint.
 fn majority(voters: &BTreeSet<ReplicaId>, value: &mut impl FnMut(ReplicaId) -> u64) -> u64 {
     if voters.is_empty() {
         return u64::MAX;
@@ -42,7 +42,7 @@ fn majority(voters: &BTreeSet<ReplicaId>, value: &mut impl FnMut(ReplicaId) -> u
 }
 
 /// The largest value that a quorum has reached: a majority of the voters and, in a joint
-/// configuration, a majority of the outgoing voters too. 0 where nobody votes.
+/// configuration, a majority of the outgoing voters too. 0 where there are no voters.
 pub fn reached(membership: &Membership, mut value: impl FnMut(ReplicaId) -> u64) -> u64 {
     if membership.incoming().is_empty() {
         return 0;
@@ -51,7 +51,7 @@ pub fn reached(membership: &Membership, mut value: impl FnMut(ReplicaId) -> u64)
     incoming.min(majority(membership.outgoing(), &mut value))
 }
 
-/// Where a vote stands. Answers of replicas that are no voters are not counted.
+/// The state of a vote. Answers of replicas that are not voters are not counted.
 #[must_use]
 pub fn tally(membership: &Membership, votes: &BTreeMap<ReplicaId, bool>) -> Tally {
     if reached(membership, |voter| u64::from(votes.get(&voter) == Some(&true))) == 1 {

@@ -1,5 +1,5 @@
-//! The replica: one struct, and how it starts. What it is told is in `input`, what it answers in
-//! `output`, what it does as a follower or a leader in `steps`.
+//! The replica: its data, and how it starts. Its inputs are in `input`, its outputs in `output` and
+//! `drive`, its behaviour in each role in `steps`.
 
 use crate::config::Config;
 use crate::entropy::Entropy;
@@ -15,7 +15,7 @@ use crate::types::{
     Entry, EntryKind, GroupId, HardState, Index, LogId, Replica, ReplicaId, Term, Ticks,
 };
 
-/// What a replica starts from: the durable log, and the state machine's position in it.
+/// The durable state that a replica starts from: the log, and the state machine's position in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Restored {
     /// The newest durable hard state; the default for a new replica.
@@ -32,21 +32,21 @@ pub struct Restored {
     pub entries: Vec<Entry>,
 }
 
-/// What was handed out to be applied.
+/// Progress of applying committed entries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Applying {
-    /// Reported as applied through here.
+    /// The last index reported as applied.
     pub(crate) applied: Index,
-    /// Handed out through here.
+    /// The last index handed out to be applied.
     pub(crate) handed: Index,
-    /// The size of what is handed out and not reported.
+    /// The size of the entries handed out and not yet reported.
     pub(crate) bytes: u64,
 }
 
 /// One replica of one group: a deterministic state machine. See the crate's page for how to drive
 /// it.
 ///
-/// Two replicas that compare as equal behave alike, except for the election timeouts they will
+/// Two replicas that compare as equal behave alike, except for the election timeouts that they
 /// draw.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Raft {
@@ -66,19 +66,19 @@ pub struct Raft {
     pub(crate) role: Role,
     /// The snapshot that the driver was asked to install.
     pub(crate) installing: Option<Install>,
-    /// Why it has stopped by itself.
+    /// Why the replica has stopped by itself.
     pub(crate) fault: Option<Fault>,
     /// Counts the read requests sent to leaders.
     pub(crate) requests: u64,
     pub(crate) clock: u64,
     pub(crate) entropy: Entropy,
-    /// What the next output will carry, but for writes and committed entries.
+    /// The next output, except for its writes and committed entries.
     pub(crate) out: Output,
 }
 
 impl Raft {
-    /// Starts a replica as a follower. All of `restored` counts as durable. A term that only a
-    /// snapshot tells is written with the first output.
+    /// Starts a replica as a follower. All of `restored` counts as durable. A term known only from
+    /// a snapshot is written with the first output.
     ///
     /// `seed` should differ between replicas and between starts, for instance a hash of the node's
     /// incarnation, the group and a boot counter: election timeouts and the identity of read
@@ -125,8 +125,8 @@ impl Raft {
             return Err(RestoreError::Commit { commit: hard_state.commit, last });
         }
         // A snapshot may be durable before the write with the term in which it came. That term has
-        // to be written again before anything is promised in it: else the next start would find
-        // entries of a term that the replica never had.
+        // to be written again before anything is promised in it; otherwise the next start would
+        // find entries of a term that the replica never had.
         let term = hard_state.term.max(last.term);
         let vote = hard_state.vote.filter(|_| hard_state.term == term);
         let mut persistence = Persistence::new(last.index);
@@ -158,7 +158,7 @@ impl Raft {
         })
     }
 
-    /// Raises the commit index; a lower one is old news.
+    /// Raises the commit index; a lower one is ignored.
     pub(crate) fn advance_commit(&mut self, to: Index) {
         let last = self.log.last().index;
         assert!(to <= last, "{to} cannot be committed, the log ends at {last}");
@@ -175,7 +175,7 @@ impl Raft {
 
     /// The identity of the last committed entry.
     pub(crate) fn commit_id(&self) -> LogId {
-        // base ≤ commit ≤ last holds always, see `check`.
+        // base ≤ commit ≤ last always holds, see `check`.
         self.log.id_at(self.commit).unwrap_or_else(|| panic!("{} is not in the log", self.commit))
     }
 }

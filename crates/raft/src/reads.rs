@@ -5,10 +5,10 @@ use crate::message::ReadRequest;
 use crate::output::ReadId;
 use crate::types::{Index, Replica, Ticks};
 
-/// Who waits for a read index at the leader.
+/// A reader that waits for a read index at the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reader {
-    /// A caller here.
+    /// A local caller.
     Local(ReadId),
     /// A follower that forwards the reads of its callers.
     Remote(Replica, ReadRequest),
@@ -25,7 +25,7 @@ struct Running {
 }
 
 /// The leader's reads. At most one round is being confirmed; a reader that arrives meanwhile waits
-/// for the next one, because the acknowledgements under way may be older than the reader.
+/// for the next one, because acknowledgements already in flight may be older than the reader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ReadRounds {
     waiting: Vec<Reader>,
@@ -33,14 +33,14 @@ pub(crate) struct ReadRounds {
 }
 
 impl ReadRounds {
-    /// How many wait, in the running round and for the next.
+    /// The number of readers, in the running round and waiting for the next.
     pub(crate) fn len(&self) -> usize {
         self.waiting.len() + self.running.as_ref().map_or(0, |running| running.readers.len())
     }
 
-    /// A reader arrived. A follower has one request out at a time, so the newest of a start takes the
-    /// place of an older one, whichever arrived first. Of which start a request is the newest cannot
-    /// be told; the last two are kept, and so what remote readers can make us keep is bounded by the
+    /// Adds a reader. A follower has one request in flight at a time, so of one start the newest
+    /// request replaces an older one, whichever arrived first. Which of two starts is newer is not
+    /// known, so the requests of the last two are kept: remote readers take memory bounded by the
     /// number of members.
     pub(crate) fn add(&mut self, reader: Reader) {
         if let Reader::Remote(replica, request) = reader {
@@ -67,9 +67,12 @@ impl ReadRounds {
         self.running.is_none() && !self.waiting.is_empty()
     }
 
-    /// Begins a round for all that wait.
+    /// Begins a round for all waiting readers.
     pub(crate) fn begin(&mut self, round: u64, index: Index) {
-        assert!(self.is_due(), "round {round} begins while another is running, or for nobody");
+        assert!(
+            self.is_due(),
+            "round {round} begins while another is running, or without a reader"
+        );
         self.running = Some(Running { round, index, readers: std::mem::take(&mut self.waiting) });
     }
 
@@ -78,12 +81,12 @@ impl ReadRounds {
         self.running.as_ref().map(|running| running.round)
     }
 
-    /// The running round is confirmed: its index, and who waited for it.
+    /// Ends the running round as confirmed; returns its index and its readers.
     pub(crate) fn confirm(&mut self) -> Option<(Index, Vec<Reader>)> {
         self.running.take().map(|running| (running.index, running.readers))
     }
 
-    /// Nothing will be promised: all that waited.
+    /// Removes and returns all readers: no index will be promised to them.
     pub(crate) fn drop_all(&mut self) -> Vec<Reader> {
         let mut readers = self.running.take().map_or_else(Vec::new, |running| running.readers);
         readers.append(&mut self.waiting);
@@ -91,8 +94,8 @@ impl ReadRounds {
     }
 }
 
-/// The request that is out, with all ids it was sent under. Its readers arrived before the first of
-/// them, so an answer to any of them is good for all.
+/// The request in flight, with the range of counters it was sent under. Its readers arrived before
+/// the first of these, so an answer to any of them serves all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Asked {
     first: u64,
@@ -101,7 +104,7 @@ struct Asked {
     readers: Vec<ReadId>,
 }
 
-/// A follower's reads: one request to the leader at a time, the rest wait for the next.
+/// A follower's reads: one request to the leader at a time; later reads wait for the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ForwardedReads {
     waiting: Vec<ReadId>,
@@ -117,18 +120,17 @@ impl ForwardedReads {
         self.waiting.push(reader);
     }
 
-    /// Whether a new request should go out for those that wait.
+    /// Whether a new request should be sent for the waiting reads.
     pub(crate) fn is_due(&self) -> bool {
         self.asked.is_none() && !self.waiting.is_empty()
     }
 
-    /// When the request that is out is asked again.
+    /// When the request in flight is sent again.
     pub(crate) fn retry_at(&self) -> Option<Ticks> {
         self.asked.as_ref().map(|asked| asked.retry_at)
     }
 
-    /// A request with this never-used counter goes out: the one that is out once more, or a new
-    /// one.
+    /// Records a request sent with this never-used counter: the one in flight again, or a new one.
     pub(crate) fn ask(&mut self, counter: u64, retry_at: Ticks) {
         match &mut self.asked {
             Some(asked) => {
@@ -142,14 +144,14 @@ impl ForwardedReads {
         }
     }
 
-    /// The leader answered. Returns the readers that were waiting for this answer; nobody, if it is
-    /// not about the request that is out.
+    /// Takes the leader's answer. Returns the readers that waited for it; none, if it does not
+    /// belong to the request in flight.
     pub(crate) fn answered(&mut self, counter: u64) -> Vec<ReadId> {
         let asked = self.asked.take_if(|asked| (asked.first..=asked.last).contains(&counter));
         asked.map_or_else(Vec::new, |asked| asked.readers)
     }
 
-    /// Nothing will be promised: all that waited.
+    /// Removes and returns all readers: no index will be promised to them.
     pub(crate) fn drop_all(&mut self) -> Vec<ReadId> {
         let mut readers = self.asked.take().map_or_else(Vec::new, |asked| asked.readers);
         readers.append(&mut self.waiting);

@@ -1,4 +1,4 @@
-//! The leader's side of the log's way to its followers: appends, their answers, snapshots.
+//! Log replication at the leader: appends to followers, their answers, snapshots.
 
 use crate::config::Config;
 use crate::log::Log;
@@ -9,8 +9,8 @@ use crate::raft::Raft;
 use crate::role::Role;
 use crate::types::{GroupId, Index, LogId, Replica, ReplicaId, ReplicationSession, Term, Ticks};
 
-/// What is the same for all followers while appends are made.
-struct Shipment<'a> {
+/// The leader's state that is the same for all followers while appends are sent.
+struct AppendSender<'a> {
     log: &'a Log,
     config: &'a Config,
     group: GroupId,
@@ -23,12 +23,12 @@ struct Shipment<'a> {
     out: &'a mut Output,
 }
 
-impl Shipment<'_> {
-    /// Sends all that is due to one follower.
-    fn ship(&mut self, progress: &mut Progress) {
+impl AppendSender<'_> {
+    /// Sends everything that is due to one follower.
+    fn send_due(&mut self, progress: &mut Progress) {
         if progress.gone
             || matches!(
-                progress.stage,
+                progress.state,
                 ProgressState::Snapshot { .. } | ProgressState::Probe { paused: true }
             )
         {
@@ -38,7 +38,7 @@ impl Shipment<'_> {
             self.ask_for_snapshot(progress);
             return;
         }
-        if let ProgressState::Probe { paused } = &mut progress.stage {
+        if let ProgressState::Probe { paused } = &mut progress.state {
             *paused = true;
             self.append(progress, self.config.max_append_bytes);
             return;
@@ -46,36 +46,36 @@ impl Shipment<'_> {
         let last = self.log.last().index;
         let mut sent = false;
         while progress.next <= last
-            && matches!(&progress.stage, ProgressState::Replicate(window) if !window.is_full(self.config))
+            && matches!(&progress.state, ProgressState::Replicate(window) if !window.is_full(self.config))
         {
             let (through, bytes) = self.append(progress, self.config.max_append_bytes);
             progress.next = through.next();
-            if let ProgressState::Replicate(window) = &mut progress.stage {
+            if let ProgressState::Replicate(window) = &mut progress.state {
                 window.add(through, bytes);
             }
             sent = true;
         }
-        // All there is has left for it: from here on it is a follower like any other.
-        progress.receives &= progress.next <= last;
-        let untold = progress.told_commit < self.commit.min(progress.next.prev());
-        if !sent && (progress.ping || untold) {
+        // The whole log was sent to it: from here on it is an ordinary follower.
+        progress.snapshot_receiver &= progress.next <= last;
+        let commit_unsent = progress.sent_commit < self.commit.min(progress.next.prev());
+        if !sent && (progress.ping || commit_unsent) {
             self.append(progress, 0);
         }
         progress.ping = false;
     }
 
-    /// Sends one append from `next` on; without entries where `max_bytes` is 0. Returns its last
-    /// index and its size.
+    /// Sends one append from `next` on, without entries if `max_bytes` is 0. Returns its last index
+    /// and its size.
     fn append(&mut self, progress: &mut Progress, max_bytes: u64) -> (Index, u64) {
         let at = progress.next.prev();
-        // `ship` asked for a snapshot where the position before the next entry is purged.
+        // `send_due` asked for a snapshot where the position before the next entry is purged.
         let prev = self.log.id_at(at).unwrap_or_else(|| panic!("{at} is not in the log"));
         let (entries, bytes) = match max_bytes {
             0 => (Vec::new(), 0),
             _ => self.log.batch(progress.next, max_bytes),
         };
         let through = entries.last().map_or(at, |entry| entry.index);
-        progress.told_commit = progress.told_commit.max(self.commit.min(through));
+        progress.sent_commit = progress.sent_commit.max(self.commit.min(through));
         let timing = progress.timing(self.now, self.round, self.clock);
         self.out.send.push(Envelope {
             group: self.group,
@@ -93,14 +93,14 @@ impl Shipment<'_> {
         (through, bytes)
     }
 
-    /// The entries it needs are purged. A follower that does not answer is left alone until it
-    /// does.
+    /// Asks for a snapshot, because the entries that the follower needs are purged. A follower that
+    /// does not answer gets none until it does.
     fn ask_for_snapshot(&mut self, progress: &mut Progress) {
         if !progress.is_active(self.now, self.config.election_max) {
             return;
         }
         let at_least = self.log.base().index;
-        progress.stage = ProgressState::Snapshot { at_least, delivered: None };
+        progress.state = ProgressState::Snapshot { at_least, delivered: None };
         self.out.snapshots.push(SnapshotSend {
             to: progress.peer,
             term: self.term,
@@ -111,13 +111,14 @@ impl Shipment<'_> {
 }
 
 impl Raft {
-    /// Sends what is due to all followers: called once per output, so that proposals share appends.
+    /// Sends everything that is due to all followers. Called once per output, so that proposals
+    /// share appends.
     pub(crate) fn replicate(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         if !std::mem::take(&mut leader.dirty) {
             return;
         }
-        let mut shipment = Shipment {
+        let mut sender = AppendSender {
             log: &self.log,
             config: &self.config,
             group: self.group,
@@ -130,7 +131,7 @@ impl Raft {
             out: &mut self.out,
         };
         for progress in leader.progress.values_mut() {
-            shipment.ship(progress);
+            sender.send_due(progress);
         }
     }
 
@@ -141,7 +142,7 @@ impl Raft {
         result: AppendResult,
         timing: &Timing,
     ) {
-        if !self.note_reply(from, session, timing) {
+        if !self.record_reply(from, session, timing) {
             return;
         }
         match result {
@@ -161,9 +162,9 @@ impl Raft {
         }
     }
 
-    /// Notices by the last entry of a follower's log, as it was when a heartbeat sent at `sent`
+    /// Detects from the last entry of a follower's log, as it was when a heartbeat sent at `sent`
     /// arrived there, that the follower lacks entries which it had acknowledged. Without this, a
-    /// follower whose disk went back would stay behind until somebody writes.
+    /// follower whose disk went back would stay behind until the next write.
     pub(crate) fn check_short_log(&mut self, from: ReplicaId, last: LogId, sent: Ticks) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         let Some(matched) = leader.progress.get(&from).map(|progress| progress.matched) else {
@@ -180,15 +181,16 @@ impl Raft {
         self.check_regress(from, missing, self.agreement(last), sent)
     }
 
-    /// The last index through which a log that ends in `last` can agree with ours: our own log
-    /// answers a hint as a follower does, and what is purged here agrees at most as far as it goes.
+    /// The last index through which a log that ends in `last` can agree with ours: we search our
+    /// own log for the hint as a follower does, and a log that ends in our purged part agrees at
+    /// most through its end.
     fn agreement(&self, last: LogId) -> Index {
         self.log.agreement(last.index, last.term).index.min(last.index)
     }
 
-    /// Notices a follower without entries that it has acknowledged: its disk went back to an older
-    /// state. It gets them again, in a new session. What it voted may be lost with them, which
-    /// nobody can see; so this is told, not only mended.
+    /// Detects a follower that lacks entries it has acknowledged: its disk went back to an older
+    /// state. It gets them again, in a new session. Its votes may be lost with them, which no
+    /// replica can detect; so this is reported as well as repaired.
     fn check_regress(
         &mut self,
         from: ReplicaId,
@@ -206,13 +208,13 @@ impl Raft {
             return false;
         };
         let acknowledged = progress.matched;
-        progress.begin_anew(session, prev.min(agreement.next()).max(Index(1)), now);
+        progress.reset(session, prev.min(agreement.next()).max(Index(1)), now);
         leader.dirty = true;
         self.out.events.push(Event::Regress { replica: from, acknowledged, agreement });
         true
     }
 
-    /// A follower holds our log through `last`, durably.
+    /// Records that a follower holds our log through `last` durably.
     fn accepted(&mut self, from: ReplicaId, last: Index) {
         if last > self.log.last().index {
             return;
@@ -252,7 +254,7 @@ impl Raft {
         }
     }
 
-    /// A snapshot did not bring the follower within reach of the log: look where it stands now.
+    /// Returns to probing after a snapshot transfer, to find the follower's position.
     pub(crate) fn restart_snapshot(
         &mut self,
         to: ReplicaId,
@@ -262,14 +264,14 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.progress.get_mut(&to)
             && progress.session == session
-            && matches!(progress.stage, ProgressState::Snapshot { .. })
+            && matches!(progress.state, ProgressState::Snapshot { .. })
         {
             progress.restart(paused);
             leader.dirty = true;
         }
     }
 
-    /// A snapshot that ends at `last` begins to travel: what follows it is kept for the receiver.
+    /// Keeps the log after `last` for the receiver of a snapshot that ends there.
     pub(crate) fn keep_for_receiver(
         &mut self,
         to: ReplicaId,
@@ -280,34 +282,35 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.progress.get_mut(&to)
             && progress.session == session
-            && let ProgressState::Snapshot { at_least, .. } = &mut progress.stage
+            && let ProgressState::Snapshot { at_least, .. } = &mut progress.state
         {
             *at_least = last.min(applied).max(*at_least);
-            progress.receives = true;
+            progress.snapshot_receiver = true;
         }
     }
 
-    /// The bytes of a snapshot have arrived; the answer is still to come.
+    /// Records that the bytes of a snapshot have arrived; the follower's answer is outstanding.
     pub(crate) fn snapshot_delivered(&mut self, to: ReplicaId, session: ReplicationSession) {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.progress.get_mut(&to)
             && progress.session == session
-            && let ProgressState::Snapshot { delivered, .. } = &mut progress.stage
+            && let ProgressState::Snapshot { delivered, .. } = &mut progress.state
         {
             *delivered = Some(now);
         }
     }
 
-    /// The last index that may be purged: no more than `through`, and less where a living follower
-    /// still needs what is left and keeping it stays within the margin, which is wider for one that
-    /// receives a snapshot. A follower that lags further behind gets a snapshot.
+    /// The last index that may be purged: at most `through`, and less where an active follower
+    /// still needs the entries and keeping them stays within the margin, which is wider for one
+    /// that receives a snapshot. A follower that lags further behind gets a snapshot.
     pub(crate) fn purgeable(&self, through: Index) -> Index {
         let Role::Leader(leader) = &self.role else { return through };
-        let living = |progress: &&Progress| progress.is_active(self.now, self.config.election_max);
-        let needed = leader.progress.values().filter(living);
-        let needed: Vec<_> =
-            needed.map(|progress| (progress.done_with().min(through), progress.receives)).collect();
+        let active = |progress: &&Progress| progress.is_active(self.now, self.config.election_max);
+        let needed = leader.progress.values().filter(active);
+        let needed: Vec<_> = needed
+            .map(|progress| (progress.purgeable_through().min(through), progress.snapshot_receiver))
+            .collect();
         let Some(lowest) = needed.iter().map(|(index, _)| *index).min() else { return through };
         let Config { retain_bytes, retain_entries, .. } = self.config;
         let wide_bytes = self.config.receiver_retain_bytes.max(retain_bytes);

@@ -1,5 +1,5 @@
-//! The roles: what a replica remembers in each of them, and nothing of it survives the role's end. What
-//! it does in them is in `steps`.
+//! The roles, with the data that a replica holds in each; none of it survives the end of the role.
+//! The behaviour of the roles is in `steps`.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(crate) enum Role {
     Leader(Box<Leader>),
 }
 
-/// The votes of an election, or of the question whether to hold one.
+/// The votes of an election or of a pre-election.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ballot {
     /// The first answer of each replica.
@@ -36,7 +36,7 @@ impl Role {
         }
     }
 
-    /// When an election is due; a leader has no such time.
+    /// When an election is due; `None` for a leader.
     pub(crate) fn election_deadline(&self) -> Option<Ticks> {
         match self {
             Role::Follower(follower) => Some(follower.deadline),
@@ -46,17 +46,17 @@ impl Role {
     }
 }
 
-/// What only a follower has.
+/// The data of a follower.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Follower {
-    /// The leader of the current term, once it was heard.
+    /// The leader of the current term, once a message from it arrived.
     pub(crate) leader: Option<Replica>,
-    /// When the leader was last heard.
+    /// When the last message from the leader arrived.
     pub(crate) heard: Ticks,
     /// When an election is due.
     pub(crate) deadline: Ticks,
     pub(crate) reads: ForwardedReads,
-    /// The leader sent entries that do not follow each other, and that was reported.
+    /// Whether the leader sent entries that do not follow each other, which was reported.
     pub(crate) malformed: bool,
     /// See [`Raft::freshness`].
     pub(crate) freshness: Option<(Ticks, Index)>,
@@ -75,22 +75,22 @@ impl Follower {
     }
 }
 
-/// What only a leader has.
+/// The data of a leader.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Leader {
-    /// The first entry of the term. Until it is committed nothing is known to be (§5.4.2).
+    /// The first entry of the term. Until it is committed, no entry is known to be (§5.4.2).
     pub(crate) term_start: Index,
     /// All other members.
     pub(crate) progress: BTreeMap<ReplicaId, Progress>,
     pub(crate) next_heartbeat: Ticks,
-    /// When the quorum is counted again. Later than the last count justifies it is never.
+    /// The next check-quorum deadline: the last known contact with a quorum plus `election_max`.
     pub(crate) quorum_deadline: Ticks,
     /// The size of the entries after the commit index.
     pub(crate) uncommitted_bytes: u64,
-    /// Something may be due for sending. What is due is decided once per output, so that many
+    /// Whether something may be due for sending. That is decided once per output, so that many
     /// proposals become one append.
     pub(crate) dirty: bool,
-    /// The last quorum round begun.
+    /// The last quorum round that was started.
     pub(crate) round: u64,
     pub(crate) reads: ReadRounds,
     /// The round that confirms ages: (round, commit index when it began).
@@ -98,11 +98,12 @@ pub(crate) struct Leader {
     pub(crate) transfer: Option<Transfer>,
 }
 
-/// A transfer under way. From its start the leader takes no proposals, so that the target can catch
-/// up, and promises no reads: the target may win at any time, unhindered by the others' leases.
+/// A transfer in progress. From its start the leader accepts no proposals, so that the target can
+/// catch up, and promises no reads: the target may win at any time, unhindered by the others'
+/// leases.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Transfer {
     pub(crate) to: ReplicaId,
-    /// When it is given up.
+    /// When the transfer is given up.
     pub(crate) deadline: Ticks,
 }

@@ -1,4 +1,4 @@
-//! A view of a replica for people and metrics.
+//! Status of a replica, for operators and metrics.
 
 use crate::output::RoleKind;
 use crate::types::{Index, LogId, Replica, ReplicaId, Term};
@@ -14,7 +14,7 @@ pub enum ProgressKind {
     Snapshot,
 }
 
-/// A leader's view of one other member.
+/// A leader's view of one other member's progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProgressStatus {
     /// The member.
@@ -25,13 +25,13 @@ pub struct ProgressStatus {
     pub matched: Index,
     /// The next index to send.
     pub next: Index,
-    /// Appends on their way.
+    /// Appends sent and not yet answered.
     pub inflight: usize,
-    /// It has answered within the longest election timeout.
+    /// Whether it has answered within the longest election timeout.
     pub active: bool,
 }
 
-/// A snapshot of a replica's condition.
+/// The condition of a replica at one time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Status {
     /// The current term.
@@ -52,9 +52,9 @@ pub struct Status {
     pub base: LogId,
     /// The size of the kept log, in entry bytes.
     pub log_bytes: u64,
-    /// Whom leadership is being handed to.
+    /// The target of a leadership transfer in progress.
     pub transferring: Option<ReplicaId>,
-    /// A snapshot is being installed.
+    /// Whether a snapshot is being installed.
     pub installing: bool,
     /// The other members, as the leader sees them; empty elsewhere.
     pub progress: Vec<ProgressStatus>,

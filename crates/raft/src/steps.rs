@@ -1,4 +1,4 @@
-//! What a replica does in its role, and how one role follows another.
+//! Behaviour of the roles, and the transitions between them.
 
 mod candidate;
 mod follower;
@@ -15,8 +15,8 @@ use crate::role::{Follower, Role};
 use crate::types::{Replica, Term, Ticks};
 
 impl Raft {
-    /// An election is due. Learners and strangers hold none; nor does a replica whose log is about
-    /// to be replaced.
+    /// Starts an election. Learners and replicas outside the membership hold none; nor does a
+    /// replica whose log is about to be replaced.
     pub(crate) fn start_election(&mut self) {
         if self.is_leader() || self.fault.is_some() {
             return;
@@ -35,8 +35,8 @@ impl Raft {
         }
     }
 
-    /// Follows in `term`. A timer that runs goes on: only a leader's words and a vote given restart
-    /// it.
+    /// Becomes a follower in `term`. A running election timer continues: only a message from the
+    /// leader or granting a vote restarts it.
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<Replica>) {
         assert!(term >= self.term, "the term cannot go from {} back to {term}", self.term);
         if term > self.term {
@@ -51,7 +51,8 @@ impl Raft {
         self.change_role(Role::Follower(Follower::new(leader, self.now, deadline)));
     }
 
-    /// Ends a role and begins another. What waited for the old one is told.
+    /// Ends a role and begins another. Reads and transfers that waited for the old role are
+    /// answered.
     fn change_role(&mut self, role: Role) {
         let old = std::mem::replace(&mut self.role, role);
         match old {
@@ -72,8 +73,8 @@ impl Raft {
         self.out.events.push(Event::Role { term, role, leader });
     }
 
-    /// Whether votes are refused because a leader is heard (Raft thesis §6.2): a leader hears
-    /// itself as long as it has a quorum.
+    /// Whether votes are refused because this replica hears from a leader (Raft thesis §6.2); a
+    /// leader hears itself while it has a quorum.
     pub(crate) fn hears_leader(&self) -> bool {
         self.config.check_quorum
             && match &self.role {

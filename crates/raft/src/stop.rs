@@ -13,7 +13,7 @@ impl Raft {
         self.fault
     }
 
-    /// Stops for good. What was said and is not handed out yet stays unsaid.
+    /// Stops until the next start. Messages that were not handed out yet are dropped.
     pub(crate) fn stop(&mut self, fault: Fault) {
         if let Role::Follower(follower) = &mut self.role {
             let reads = follower.reads.drop_all();
@@ -24,9 +24,9 @@ impl Raft {
         self.out.events.push(Event::Stopped { fault });
     }
 
-    /// What a stopped replica still learns from messages: where the leader is, so that its node can
-    /// pass on what it is asked.
-    pub(crate) fn note_leader(&mut self, envelope: &Envelope) {
+    /// Learns from a message who leads; a stopped replica learns nothing else. With it the node can
+    /// forward requests.
+    pub(crate) fn learn_leader(&mut self, envelope: &Envelope) {
         let leads = matches!(envelope.message, Message::Append { .. } | Message::Heartbeat { .. });
         if let Role::Follower(follower) = &mut self.role
             && leads

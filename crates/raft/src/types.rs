@@ -1,4 +1,4 @@
-//! Identifiers, log positions and entries: the words that every other module speaks.
+//! Identifiers, log positions and entries, which every other module uses.
 
 use std::fmt;
 
@@ -28,8 +28,9 @@ id! {
     GroupId, "g"
 }
 id! {
-    /// One group's member on one node. It is what votes, and it is never used again, so a node that
-    /// lost its disk comes back as another replica and can never repeat a vote it has forgotten.
+    /// One group's member on one node: the identity that votes. It is never used again, so a node
+    /// that lost its disk comes back as another replica and can never repeat a vote it has
+    /// forgotten.
     ReplicaId, "r"
 }
 id! {
@@ -117,7 +118,7 @@ impl fmt::Display for LogId {
 pub struct Replica {
     /// The identity that votes and acknowledges.
     pub id: ReplicaId,
-    /// The node that hosts it; used for delivery alone.
+    /// The node that hosts it; used only for delivery.
     pub node: NodeId,
 }
 
@@ -136,7 +137,7 @@ impl fmt::Display for Replica {
 }
 
 /// One leader's bookkeeping about one follower: (leader term, counter). The leader believes only
-/// replies that carry the session it uses now, so that nothing said to an earlier leadership, or
+/// replies that carry the session it uses now, so that no reply to an earlier leadership, or from
 /// before a replica was removed and added again, can move its progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicationSession {
@@ -152,8 +153,8 @@ impl fmt::Display for ReplicationSession {
     }
 }
 
-/// What an entry's payload is. The numbers stand in messages and in records on disk: they never
-/// change their meaning.
+/// The kind of an entry's payload. The numbers are used in messages and in records on disk: they
+/// never change their meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum EntryKind {
@@ -162,7 +163,7 @@ pub enum EntryKind {
     Noop = 1,
     /// A command of the state machine, opaque here.
     Command = 2,
-    /// A [`crate::Membership`], in force from the moment it is in the log.
+    /// A [`crate::Membership`], in force as soon as it is in the log.
     Membership = 3,
 }
 
@@ -186,7 +187,7 @@ pub struct Entry {
     pub term: Term,
     /// Its position.
     pub index: Index,
-    /// What the payload is.
+    /// The kind of the payload.
     pub kind: EntryKind,
     /// The time stamp given by the leader, in whatever unit the caller of `propose` uses. It grows
     /// from entry to entry.
@@ -196,8 +197,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What an entry is counted as on top of its payload: about what it costs in memory and on
-    /// the wire.
+    /// The overhead that an entry is counted with, on top of its payload: about what it costs in
+    /// memory and on the wire.
     pub const OVERHEAD_BYTES: u64 = 64;
 
     /// The entry's identity.
@@ -211,16 +212,18 @@ impl Entry {
     }
 }
 
-/// What must survive a restart besides the log (Raft paper figure 2, "persistent state").
+/// The state that must survive a restart, apart from the log (Raft paper figure 2, "persistent
+/// state").
 ///
 /// It is one record: a term without the vote cast in it would allow a second vote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HardState {
     /// The latest term this replica has seen.
     pub term: Term,
-    /// Whom it voted for in that term.
+    /// The replica it voted for in that term.
     pub vote: Option<ReplicaId>,
-    /// A lower bound of the commit index. It rides along and is never written for its own sake.
+    /// A lower bound of the commit index. It is written along with the rest, never for its own
+    /// sake.
     pub commit: Index,
 }
 

@@ -1,4 +1,4 @@
-//! What a leader makes of its followers' answers to heartbeats.
+//! Heartbeat answers at the leader: clock readings, and the appends that they make due.
 
 mod support;
 
@@ -20,8 +20,8 @@ fn leader() -> Bench {
     bench
 }
 
-/// What a follower whose clock shows `reading` answers to a heartbeat. Where that is much, its
-/// machine has not started anew yet.
+/// The answer to a heartbeat from a follower whose clock shows `reading`. A high reading is from
+/// before its machine restarted.
 fn answer(beat: &Envelope, reading: u64) -> Option<Message> {
     let Message::Heartbeat { session, timing, .. } = &beat.message else { return None };
     let timing = Timing {
@@ -46,15 +46,15 @@ fn appends(sent: &[Envelope], to: u64) -> (usize, usize) {
     sizes.fold((0, 0), |total, size| (total.0 + 1, total.1 + size))
 }
 
-/// All heartbeats among these messages are answered, by followers that install a snapshot or not;
-/// returns what the leader sends because of it.
+/// Answers all heartbeats among these messages, from followers that install a snapshot or not;
+/// returns the messages that the leader sends because of it.
 fn answer_all(bench: &mut Bench, sent: &[Envelope], installing: bool) -> Vec<Envelope> {
     let term = bench.raft.term().0;
     let mut because = Vec::new();
     for beat in sent {
         if let Some(mut reply) = answer(beat, 500) {
-            if let Message::HeartbeatReply { installing: told, .. } = &mut reply {
-                *told = installing;
+            if let Message::HeartbeatReply { installing: reported, .. } = &mut reply {
+                *reported = installing;
             }
             because.extend(bench.step(beat.to.id.0, term, reply));
         }
@@ -62,11 +62,12 @@ fn answer_all(bench: &mut Bench, sent: &[Envelope], installing: bool) -> Vec<Env
     because
 }
 
-/// So many rounds of reads in one moment, each confirmed; returns all that was sent meanwhile.
+/// Runs this many rounds of reads at the same time, each confirmed; returns all messages sent
+/// meanwhile.
 fn read_rounds(bench: &mut Bench, rounds: u64) -> Vec<Envelope> {
     let mut all = Vec::new();
     for read in 0..rounds {
-        bench.raft.read_index(Ticks(bench.now), ReadId(read)).expect("the leader takes it");
+        bench.raft.read_index(Ticks(bench.now), ReadId(read)).expect("the leader accepts it");
         let sent = bench.drain();
         all.extend(answer_all(bench, &sent, false));
         all.extend(sent);
@@ -76,23 +77,23 @@ fn read_rounds(bench: &mut Bench, rounds: u64) -> Vec<Envelope> {
     all
 }
 
-/// Proposes four entries of half a mebibyte, which are sent to all and lost at follower 3.
-fn propose_much(bench: &mut Bench) {
+/// Proposes four entries of 512 KiB, which are sent to all and lost on the way to follower 3.
+fn propose_two_mebibytes(bench: &mut Bench) {
     for _ in 0..4 {
         let payload = Bytes::from(vec![0; 1 << 19]);
-        bench.raft.propose(Ticks(bench.now), payload, 0).expect("the leader takes it");
+        bench.raft.propose(Ticks(bench.now), payload, 0).expect("the leader accepts it");
     }
     bench.drain();
     bench.acknowledge(2, 5);
 }
 
-/// The start of a follower's process that read this from its clock.
+/// The start of the follower's process that took this reading.
 fn start_of(reading: u64) -> u64 {
     if reading > 8_000_000 { 1 } else { 2 }
 }
 
-/// One heartbeat interval, in which follower 2 answers with this reading of its clock; returns the
-/// reading that the heartbeat gave back to it.
+/// Runs one heartbeat interval, in which follower 2 answers with this reading of its clock; returns
+/// the reading that the heartbeat echoed to it.
 fn echo_in_beat(bench: &mut Bench, reading: u64) -> u64 {
     let sent = bench.tick(INTERVAL);
     let beat = sent.iter().find(|sent| sent.to.id == ReplicaId(2)).expect("a heartbeat for all");
@@ -100,14 +101,14 @@ fn echo_in_beat(bench: &mut Bench, reading: u64) -> u64 {
     let reply = answer(beat, reading).expect("a heartbeat");
     bench.step(2, 1, reply);
     if timing.echo_time > Ticks(0) {
-        assert_eq!(timing.boot, start_of(timing.echo_time.0), "a reading goes with its start");
+        assert_eq!(timing.boot, start_of(timing.echo_time.0), "a reading is echoed with its start");
     }
     timing.echo_time.0
 }
 
-/// The clock of a machine begins anew when the machine starts. Its old readings mean nothing then.
+/// The clock of a machine restarts when the machine does. Its old readings are meaningless then.
 #[test]
-fn a_follower_whose_clock_began_anew_hears_of_its_new_readings() {
+fn a_follower_whose_clock_restarted_gets_its_new_readings_echoed() {
     let mut bench = leader();
     for beat in 0..5 {
         echo_in_beat(&mut bench, 8_640_000 + beat * INTERVAL);
@@ -117,7 +118,7 @@ fn a_follower_whose_clock_began_anew_hears_of_its_new_readings() {
     assert_eq!(echoes[3..], [310, 320], "{echoes:?}");
 }
 
-/// An answer that was overtaken is older than what is known.
+/// An overtaken answer is older than the newest known reading.
 #[test]
 fn an_overtaken_answer_brings_no_old_reading_back() {
     let mut bench = leader();
@@ -133,33 +134,33 @@ fn an_overtaken_answer_brings_no_old_reading_back() {
 
 /// A reading counts only in the start of the process that took it.
 #[test]
-fn a_reading_of_an_earlier_start_is_no_age() {
+fn a_reading_of_an_earlier_start_is_not_an_age() {
     let mut follower = Bench::new(2, 3, 1, &[1]);
     let session = ReplicationSession { term: Term(1), counter: 1 };
-    let mut hear = |timing| {
+    let mut deliver = |timing| {
         let sent = follower.step(1, 1, Message::Heartbeat { session, commit: Index(1), timing });
         let Message::HeartbeatReply { timing, .. } = sent[0].message else { panic!("{}", sent[0]) };
         (timing, follower.raft.freshness())
     };
-    let (own, _) = hear(Timing::default());
+    let (own, _) = deliver(Timing::default());
     let echo = Timing {
         echo_time: own.probe_time,
         echo_commit: Index(1),
         boot: own.boot,
         ..Timing::default()
     };
-    let (_, age) = hear(Timing { boot: own.boot ^ 1, ..echo });
+    let (_, age) = deliver(Timing { boot: own.boot ^ 1, ..echo });
     assert_eq!(age, None, "the clock of an earlier start showed the same");
-    let (_, age) = hear(echo);
+    let (_, age) = deliver(echo);
     assert_eq!(age, Some((own.probe_time, Index(1))));
 }
 
-/// A probe that is not answered is repeated once per heartbeat interval, however many rounds of reads
-/// are confirmed in it: each may be as large as an append can be.
+/// A probe that is not answered is repeated once per heartbeat interval, however many rounds of
+/// reads are confirmed in it: each may be as large as an append can be.
 #[test]
 fn a_lost_probe_is_repeated_once_per_interval_whatever_is_read() {
     let mut bench = leader();
-    propose_much(&mut bench);
+    propose_two_mebibytes(&mut bench);
     bench.raft.unreachable(Ticks(bench.now), ReplicaId(3));
     let sent = read_rounds(&mut bench, 100);
     assert!(appends(&sent, 3).0 <= 1, "{:?}", appends(&sent, 3));
@@ -171,8 +172,8 @@ fn a_lost_probe_is_repeated_once_per_interval_whatever_is_read() {
     }
 }
 
-/// While a write is on its way, an answer to a heartbeat makes the leader ask what may be lost: once
-/// per heartbeat interval too.
+/// While a write is in flight, an answer to a heartbeat makes the leader send an append, in case
+/// the write was lost: also once per heartbeat interval.
 #[test]
 fn rounds_of_reads_cause_no_empty_appends_while_a_write_is_on_its_way() {
     let mut bench = leader();
@@ -185,11 +186,12 @@ fn rounds_of_reads_cause_no_empty_appends_while_a_write_is_on_its_way() {
     assert_eq!((appends(&sent, 2).0, appends(&sent, 3).0), (1, 1));
 }
 
-/// A follower that installs a snapshot, of an earlier leader too, drops every append until it is done.
+/// A follower that installs a snapshot, of an earlier leader too, drops every append until it is
+/// done.
 #[test]
-fn a_follower_that_installs_gets_no_probe_until_it_is_done() {
+fn a_follower_that_installs_a_snapshot_gets_no_probe_until_it_is_done() {
     let mut bench = leader();
-    propose_much(&mut bench);
+    propose_two_mebibytes(&mut bench);
     bench.raft.unreachable(Ticks(bench.now), ReplicaId(3));
     for _ in 0..100 {
         let beats = bench.tick(INTERVAL);
@@ -204,11 +206,12 @@ fn a_follower_that_installs_gets_no_probe_until_it_is_done() {
     assert_eq!(appends(&sent, 3).0, 1, "it is done");
 }
 
-/// The same where the leader streams: what it sent is dropped, and asking for it is no use yet.
+/// The same where the leader streams: its appends are dropped, and probing for them does not help
+/// yet.
 #[test]
-fn a_follower_that_installs_is_asked_for_nothing_while_the_leader_streams() {
+fn a_follower_that_installs_gets_no_appends_while_the_leader_streams() {
     let mut bench = leader();
-    propose_much(&mut bench);
+    propose_two_mebibytes(&mut bench);
     for _ in 0..10 {
         let beats = bench.tick(INTERVAL);
         let sent = answer_all(&mut bench, &beats, true);
@@ -219,8 +222,8 @@ fn a_follower_that_installs_is_asked_for_nothing_while_the_leader_streams() {
     assert_eq!(appends(&sent, 3).0, 1, "it is done");
 }
 
-/// The refusal of the first probe tells that a follower needs entries which are purged. It gets a
-/// snapshot, and not first what is left of the log.
+/// The rejection of the first probe shows that a follower needs purged entries. It gets a snapshot,
+/// and not the rest of the log first.
 #[test]
 fn a_blank_follower_gets_no_entries_before_its_snapshot() {
     let config = Config { retain_entries: 0, ..plain() };

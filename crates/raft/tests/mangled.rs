@@ -1,5 +1,5 @@
-//! Messages that no sound peer would send, at a replica in any role: they may be answered or
-//! ignored, but never break it.
+//! Fuzzing with messages that no sound peer would send, at a replica in any role: they may be
+//! answered or ignored, but never make it panic.
 
 mod support;
 
@@ -11,7 +11,7 @@ use quorate_raft::{
 };
 use support::{Bench, replica};
 
-/// Small numbers, which hit something, and those at the end of the range.
+/// Small numbers, which match existing ones, and numbers at the end of the range.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![8 => 0_u64..8, 1 => Just(u64::MAX), 1 => Just(u64::MAX - 1), 1 => any::<u64>()]
 }
@@ -51,7 +51,7 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
     prop::collection::vec(entry, 0..4)
 }
 
-/// Consecutive entries after a position: those get past the first check.
+/// Consecutive entries after a position, which pass the first check.
 fn run() -> impl Strategy<Value = (LogId, Vec<Entry>)> {
     (position(), prop::collection::vec(0_u64..3, 0..4)).prop_map(|(prev, steps)| {
         let mut before = prev;
@@ -136,10 +136,10 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![replies, requests]
 }
 
-/// What happens beside the messages.
+/// One step of a run: a message or another input.
 #[derive(Clone, Debug)]
 enum Step {
-    /// With `current`, its term and session are those in force, so that it gets past the first
+    /// With `current`, its term and session are the current ones, so that it passes the first
     /// checks.
     Message {
         from: u64,
@@ -192,7 +192,7 @@ proptest! {
         for step in steps {
             stopped_for += u32::from(bench.raft.fault().is_some());
             if stopped_for == 5 {
-                // What it met has stopped it. It is started again, and meets more.
+                // A fault stopped the replica. Start it again for the remaining steps.
                 bench = Bench::with(config.clone(), 1, 3, 2, &[1, 2]);
                 stopped_for = 0;
             }
@@ -206,7 +206,7 @@ proptest! {
                     | Message::HeartbeatReply { session, .. }
                     | Message::SnapshotReply { session, .. } = &mut message
                     {
-                        // Of three replicas, so that 4 stays a stranger.
+                        // The group has three replicas, so 4 stays a stranger.
                         *session = bench.session(from);
                     }
                     bench.step(from, bench.raft.term().0, message);

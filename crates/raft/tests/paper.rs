@@ -82,7 +82,7 @@ fn s5_1_a_stale_term_changes_nothing_in_any_role() {
     }
 }
 
-/// §5.1 again: the rejection tells the rejecter's readings, not those of the question.
+/// §5.1 again: the rejection carries the rejecter's readings, not those of the request.
 #[test]
 fn s5_1_the_rejection_of_a_stale_heartbeat_carries_own_readings() {
     let mut bench = Bench::new(1, 3, 3, &[1]);
@@ -119,7 +119,7 @@ fn s5_2_servers_start_as_followers() {
 /// §5.2: "Leaders send periodic heartbeats … to all followers in order to maintain their
 /// authority."
 #[test]
-fn s5_2_leaders_beat_at_every_interval() {
+fn s5_2_leaders_send_heartbeats_at_every_interval() {
     let mut bench = Bench::new(1, 3, 0, &[]);
     bench.elect();
     let interval = Config::default().heartbeat.0;
@@ -148,9 +148,9 @@ fn s5_2_a_follower_without_a_leader_begins_an_election() {
     assert!(sent.iter().all(|vote| matches!(vote.message, Message::Vote { .. })));
 }
 
-/// §5.2: a follower that hears its leader stays one.
+/// §5.2: a follower that hears from its leader stays a follower.
 #[test]
-fn s5_2_a_follower_that_hears_the_leader_stays_one() {
+fn s5_2_a_follower_that_hears_from_the_leader_stays_a_follower() {
     let mut bench = Bench::new(1, 3, 1, &[]);
     for _ in 0..50 {
         bench.append(2, 1, log_id(0, 0), 0, vec![]);
@@ -201,8 +201,8 @@ fn s5_2_a_majority_of_votes_wins() {
 }
 
 /// §5.2: "A candidate wins an election if it receives votes from a majority of the servers in the
-/// full cluster for the same term." The refusal of a request of an earlier term, which the newer one
-/// had overtaken, is no answer to the newer one.
+/// full cluster for the same term." The refusal of a request of an earlier term, which the newer
+/// one had overtaken, is not an answer to the newer one.
 #[test]
 fn s5_2_the_refusal_of_an_earlier_request_does_not_count_in_a_later_term() {
     let (mut candidate, mut voter) = (Bench::new(1, 3, 4, &[]), Bench::new(2, 3, 4, &[]));
@@ -305,7 +305,7 @@ fn s5_3_a_command_is_appended_and_sent_to_all() {
     }
 }
 
-/// §5.1/§8: followers take no commands; they name the leader.
+/// §5.1/§8: followers reject commands and name the leader.
 #[test]
 fn s5_1_followers_refer_to_the_leader() {
     let mut bench = Bench::new(1, 3, 0, &[]);
@@ -369,8 +369,8 @@ fn s5_3_the_commit_index_travels_with_every_append() {
     let mut bench = Bench::new(1, 3, 0, &[]);
     bench.elect();
     bench.acknowledge(3, 1);
-    let told = bench.acknowledge(2, 1);
-    let mut commits = told
+    let updates = bench.acknowledge(2, 1);
+    let mut commits = updates
         .iter()
         .chain(&bench.propose("x"))
         .map(|sent| match &sent.message {
@@ -385,7 +385,7 @@ fn s5_3_the_commit_index_travels_with_every_append() {
 /// §5.3: "If the follower does not find an entry in its log with the same index and term, then it
 /// refuses the new entries."
 #[test]
-fn s5_3_the_consistency_check() {
+fn s5_3_an_append_without_its_preceding_entry_is_rejected() {
     // The log is 1@1 2@2; (prev, accepted).
     for (prev, accepted) in [
         (log_id(0, 0), true),
@@ -405,7 +405,7 @@ fn s5_3_the_consistency_check() {
                 assert!(hint.index <= prev.index && bench.raft.entry_id(hint.index) == Some(*hint));
             }
         }
-        assert_eq!(bench.terms(), [1, 2], "the check alone changes nothing");
+        assert_eq!(bench.terms(), [1, 2], "the check itself changes nothing");
     }
 }
 
@@ -434,8 +434,8 @@ fn s5_3_only_a_conflict_truncates() {
     }
 }
 
-/// Carries messages between a leader and one follower until neither has more to say; returns how
-/// many appends it took.
+/// Delivers messages between a leader and one follower until neither sends any; returns how many
+/// appends it took.
 fn pump(leader: &mut Bench, follower: &mut Bench, mut queue: Vec<quorate_raft::Envelope>) -> usize {
     let mut appends = 0;
     let to = follower.raft.me();
@@ -505,7 +505,7 @@ fn s5_3_a_leader_never_shortens_its_own_log() {
 /// §5.4.1: "the RPC includes information about the candidate's log, and the voter denies its vote
 /// if its own log is more up-to-date": the later last term, or the longer log of equal last terms.
 #[test]
-fn s5_4_1_the_election_restriction() {
+fn s5_4_1_a_vote_is_denied_to_a_candidate_with_an_older_log() {
     for (mine, last, granted) in [
         (vec![1], log_id(1, 1), true),
         (vec![1], log_id(2, 1), true),
@@ -520,13 +520,13 @@ fn s5_4_1_the_election_restriction() {
         let mut bench = Bench::new(1, 3, 2, &mine);
         let sent = bench.step(2, 3, Message::Vote { last, transfer: false });
         let reply = Message::VoteReply { asked: Term(3), granted };
-        assert_eq!(sent[0].message, reply, "my log {mine:?}, the candidate's last {last}");
+        assert_eq!(sent[0].message, reply, "voter's log {mine:?}, candidate's last {last}");
     }
 }
 
 /// §5.4.1: the request carries the candidate's last entry.
 #[test]
-fn s5_4_1_the_request_tells_the_last_entry() {
+fn s5_4_1_the_request_carries_the_last_entry() {
     for log in [vec![], vec![1], vec![1, 2, 2]] {
         let mut bench = Bench::new(1, 3, 2, &log);
         let last = log.last().map_or(log_id(0, 0), |&term| log_id(log.len() as u64, term));
@@ -555,7 +555,7 @@ fn s5_4_2_entries_of_earlier_terms_are_not_counted() {
 /// §5.4.3: a leader that a majority could elect holds every committed entry, because one of the
 /// majority refuses all others.
 #[test]
-fn s5_4_3_who_lacks_a_committed_entry_finds_no_majority() {
+fn s5_4_3_a_candidate_that_lacks_a_committed_entry_finds_no_majority() {
     // 2@1 is committed: on replicas 1 and 2 of three.
     let mut candidate = Bench::new(3, 3, 1, &[1]);
     let request = candidate.timeout();
@@ -584,7 +584,7 @@ fn s5_5_repeated_messages_cause_no_harm() {
         leader.applied,
         (1..=4).map(|at| log_id(at, [1, 1, 2, 2][at as usize - 1])).collect::<Vec<_>>()
     );
-    assert_eq!(follower.applied, leader.applied, "nothing twice");
+    assert_eq!(follower.applied, leader.applied, "no entry is applied twice");
 }
 
 /// §5.5: "the leader retries": a follower that was down gets what it missed.
@@ -597,13 +597,13 @@ fn s5_5_a_follower_that_was_down_catches_up() {
     }
     leader.acknowledge(3, 21);
     let mut follower = Bench::new(2, 3, 0, &[]);
-    let beat = leader.tick(Config::default().heartbeat.0);
-    pump(&mut leader, &mut follower, beat);
+    let heartbeats = leader.tick(Config::default().heartbeat.0);
+    pump(&mut leader, &mut follower, heartbeats);
     assert_eq!(follower.terms(), leader.terms());
 }
 
-/// Figure 2, "persistent state … updated on stable storage before responding to RPCs": nothing that
-/// promises something leaves before the write is done.
+/// Figure 2, "persistent state … updated on stable storage before responding to RPCs": no message
+/// that makes a promise is sent before the write is done.
 #[test]
 fn figure_2_answers_wait_for_stable_storage() {
     let requests = [

@@ -1,4 +1,4 @@
-//! The quorum arithmetic against twins that are too plain to be wrong.
+//! Property tests of quorums and memberships, against models that are obviously correct.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,8 @@ fn replica(id: u64) -> Replica {
     Replica::new(ReplicaId(id), NodeId(id))
 }
 
-/// Two sets of up to 18 voters, the second one often empty: then the configuration is not joint.
+/// Two sets of voters with ids up to 18, the second one often empty: then the configuration is not
+/// joint.
 fn memberships() -> impl Strategy<Value = Membership> {
     let set = |min| prop::collection::btree_set(1_u64..=18, min..18);
     (set(1), prop_oneof![Just(BTreeSet::new()), set(1)]).prop_map(|(incoming, outgoing)| {
@@ -24,7 +25,7 @@ fn memberships() -> impl Strategy<Value = Membership> {
     })
 }
 
-/// A majority, by counting.
+/// Whether a majority says yes, by counting.
 fn most(voters: &BTreeSet<ReplicaId>, yes: impl Fn(ReplicaId) -> bool) -> bool {
     voters.iter().filter(|&&voter| yes(voter)).count() * 2 > voters.len()
 }
@@ -41,7 +42,7 @@ fn cases(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(cases(2_000))]
 
-    /// What is reached: the largest value that a quorum has, found by trying each.
+    /// The reached value is the largest that a quorum has; the model tries each.
     #[test]
     fn the_reached_value_is_the_largest_that_a_quorum_has(
         membership in memberships(),
@@ -52,7 +53,7 @@ proptest! {
         prop_assert_eq!(Some(reached(&membership, value)), twin);
     }
 
-    /// A vote is won, lost or open as all ways to fill in the missing answers say.
+    /// A vote is won, lost or open, by the best and the worst way to fill in the missing answers.
     #[test]
     fn a_tally_agrees_with_the_best_and_the_worst_case(
         membership in memberships(),
@@ -80,13 +81,14 @@ proptest! {
         }
     }
 
-    /// One membership, one encoding; and no bytes at all make the decoder panic.
+    /// A membership has one encoding, which decodes to it.
     #[test]
     fn memberships_survive_their_encoding(membership in memberships()) {
         let bytes = membership.encode();
         prop_assert_eq!(Membership::decode(&bytes), Ok(membership));
     }
 
+    /// No bytes make the decoder panic.
     #[test]
     fn any_bytes_are_a_membership_or_an_error(
         mut bytes in prop::collection::vec(any::<u8>(), 0..80),

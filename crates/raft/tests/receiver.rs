@@ -1,5 +1,5 @@
-//! A follower that receives a snapshot slowly while its leader takes writes: the log that it will
-//! need after the snapshot has to be there when the snapshot is.
+//! Log retention for a follower that receives a snapshot slowly while its leader accepts writes:
+//! the log that it needs after the snapshot must still exist when the snapshot has arrived.
 
 mod support;
 
@@ -9,26 +9,26 @@ use bytes::Bytes;
 use quorate_raft::{Config, Envelope, Index, Message, SnapshotMeta, SnapshotSend, Ticks};
 use support::{Bench, plain, replica};
 
-/// One entry of so many bytes is written per tick.
+/// The payload of the entry written in each tick.
 const ENTRY_BYTES: usize = 1 << 10;
-/// The log that is kept for any follower: that of sixteen ticks.
+/// The log that is kept for an ordinary follower: that of sixteen ticks.
 const RETAIN_BYTES: u64 = 16 << 10;
 /// Ticks between two checkpoints.
 const CHECKPOINT_INTERVAL: u64 = 4;
-/// Messages that reach the slow follower per tick.
+/// The number of messages that reach the slow follower per tick.
 const WIRE: usize = 3;
 
-/// A leader, a follower that answers at once, and one on a slow wire.
+/// A leader, a follower that answers immediately, and one on a slow link.
 struct Trio {
     leader: Bench,
     quick: Bench,
     slow: Bench,
-    /// What is on its way to the slow one; `None` while it is cut off.
+    /// The messages in flight to the slow follower; `None` while it is cut off.
     wire: Option<VecDeque<Envelope>>,
     ticks: u64,
-    /// The last checkpoint.
+    /// The index of the last checkpoint.
     checkpoint: u64,
-    /// The snapshot on its way, and when it will have arrived.
+    /// The snapshot in transfer, and the tick of its arrival.
     transfer: Option<(SnapshotSend, SnapshotMeta, u64)>,
     transfers: usize,
 }
@@ -51,7 +51,7 @@ impl Trio {
         trio
     }
 
-    /// Carries messages, and those that answer them, until only the slow wire holds any.
+    /// Delivers messages and their answers until only the slow link holds any.
     fn carry(&mut self, sent: Vec<Envelope>) {
         let mut sent = VecDeque::from(sent);
         while let Some(Envelope { from, to, term, message, .. }) = sent.pop_front() {
@@ -70,14 +70,14 @@ impl Trio {
         }
     }
 
-    /// One tick: a write, what the slow wire carries in it, perhaps a checkpoint, and the snapshot a
-    /// tick further.
+    /// One tick: a write, a few messages over the slow link, perhaps a checkpoint, and progress of
+    /// the snapshot transfer.
     fn tick(&mut self, transfer_takes: u64) {
         self.ticks += 1;
         let mut sent = self.leader.tick(1);
         let now = Ticks(self.leader.now);
         let payload = Bytes::from(vec![7; ENTRY_BYTES]);
-        self.leader.raft.propose(now, payload, 0).expect("the leader takes it");
+        self.leader.raft.propose(now, payload, 0).expect("the leader accepts it");
         sent.extend(self.leader.drain());
         self.carry(sent);
         for _ in 0..WIRE {
@@ -107,7 +107,7 @@ impl Trio {
         }
     }
 
-    /// The snapshot has arrived, and is installed.
+    /// Delivers the snapshot and installs it.
     fn arrive(&mut self) {
         let Some((order, meta, _)) = self.transfer.take() else { return };
         let now = Ticks(self.leader.now);
@@ -119,7 +119,8 @@ impl Trio {
         self.carry(answers);
     }
 
-    /// Runs on for some ticks; whether the slow follower has come to within a few entries.
+    /// Runs for up to `within` ticks; returns whether the slow follower came within four entries of
+    /// the leader.
     fn catches_up(&mut self, within: u64, transfer_takes: u64) -> bool {
         (0..within).any(|_| {
             self.tick(transfer_takes);
@@ -133,13 +134,14 @@ impl Trio {
 fn a_slow_receiver_catches_up_under_steady_writes_after_one_snapshot() {
     let config = Config { retain_bytes: RETAIN_BYTES, ..plain() };
     let mut trio = Trio::new(&config);
-    // Cut off for longer than the log is kept for it.
+    // The follower is cut off for longer than the log is kept for it.
     (0..200).for_each(|_| trio.tick(0));
     trio.wire = Some(VecDeque::new());
-    // Forty entries are written while a snapshot travels: more than is kept for any follower.
+    // Forty entries are written during a snapshot transfer: more than is kept for an ordinary
+    // follower.
     assert!(trio.catches_up(400, 40), "{} snapshots were not enough", trio.transfers);
     assert_eq!(trio.transfers, 1);
-    // What was kept for it goes once it has caught up.
+    // The log kept for it is dropped once it has caught up.
     trio.tick(0);
     (0..CHECKPOINT_INTERVAL).for_each(|_| trio.tick(0));
     assert!(trio.leader.raft.log_bytes() <= RETAIN_BYTES, "{}", trio.leader.raft.log_bytes());
@@ -147,13 +149,13 @@ fn a_slow_receiver_catches_up_under_steady_writes_after_one_snapshot() {
 }
 
 #[test]
-fn what_is_kept_for_a_receiver_is_bounded() {
+fn the_log_kept_for_a_receiver_is_bounded() {
     let config =
         Config { retain_bytes: RETAIN_BYTES, receiver_retain_bytes: 2 * RETAIN_BYTES, ..plain() };
     let mut trio = Trio::new(&config);
     (0..200).for_each(|_| trio.tick(0));
     trio.wire = Some(VecDeque::new());
-    // The transfer does not end.
+    // The transfer never ends.
     let never = 1_000;
     let most = (0..200).map(|_| {
         trio.tick(never);

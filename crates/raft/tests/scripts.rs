@@ -1,9 +1,9 @@
-//! Golden scripts: one behaviour per file under `scripts/`, read from the top like a story.
+//! Golden scripts: one behaviour per file under `scripts/`, to be read from top to bottom.
 //!
-//! A line `> …` is a command, the lines after it are what the replicas did about it, and `#` lines
-//! say why. `~ …` is a command whose effects are not shown. The commands are listed in
-//! `scripted/mod.rs`. `cargo bless` writes
-//! what happens now into the files; read the difference before you believe it.
+//! A line `> …` is a command, the lines after it are its effects on the replicas, and `#` lines say
+//! why. `~ …` is a command whose effects are not shown. The commands are listed in
+//! `scripted/mod.rs`. `cargo bless` writes the current effects into the files; read the difference
+//! before you commit it.
 
 #[path = "sim/disk.rs"]
 #[allow(dead_code, reason = "the simulator uses the rest of it")]
@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 
 use scripted::Script;
 
-/// What the file would look like with the effects as they are now.
+/// The text of the file with the current effects.
 fn replay(text: &str) -> String {
     let mut script = Script::default();
     let mut replayed = String::new();
     for line in text.lines() {
         let command = line.strip_prefix("> ").or(line.strip_prefix("~ "));
-        let is_story = line.is_empty() || line.starts_with('#');
+        let is_comment = line.is_empty() || line.starts_with('#');
         if let Some(command) = command {
             let effects = script.run(command);
             replayed += line;
@@ -28,7 +28,7 @@ fn replay(text: &str) -> String {
             if line.starts_with('>') {
                 replayed += &effects;
             }
-        } else if is_story {
+        } else if is_comment {
             replayed += line;
             replayed.push('\n');
         }
@@ -37,7 +37,7 @@ fn replay(text: &str) -> String {
 }
 
 fn files(under: &Path, found: &mut Vec<PathBuf>) {
-    let entries = std::fs::read_dir(under).expect("the scripts are there");
+    let entries = std::fs::read_dir(under).expect("the scripts directory exists");
     for entry in entries {
         let path = entry.expect("a readable folder").path();
         if path.is_dir() {
@@ -49,7 +49,7 @@ fn files(under: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn every_script_tells_what_happens() {
+fn every_script_shows_the_current_effects() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
     let update = std::env::var_os("QUORATE_BLESS").is_some();
     let mut found = Vec::new();
@@ -59,7 +59,11 @@ fn every_script_tells_what_happens() {
     let mut failed = Vec::new();
     for path in &found {
         let text = std::fs::read_to_string(path).expect("a readable script");
-        assert!(text.starts_with('#'), "{} does not begin with its story", path.display());
+        assert!(
+            text.starts_with('#'),
+            "{} does not begin with a comment that explains it",
+            path.display()
+        );
         assert!(text.contains("\n> "), "{} shows nothing", path.display());
         let result = std::panic::catch_unwind(|| replay(&text));
         let Ok(replayed) = result else {
@@ -85,5 +89,10 @@ fn every_script_tells_what_happens() {
             failed.push(path);
         }
     }
-    assert!(failed.is_empty(), "{} of {} scripts tell another story", failed.len(), found.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {} scripts differ from the current effects",
+        failed.len(),
+        found.len()
+    );
 }

@@ -10,7 +10,8 @@ use crate::types::{Index, LogId, Replica, Term};
 
 impl Raft {
     /// Begins an election in the next term. Requests leave when term and vote are durable, and our
-    /// own vote counts from then on: after a crash it could otherwise be given to another.
+    /// own vote counts from then on: otherwise, after a crash, it could be given to another
+    /// candidate.
     pub(crate) fn become_candidate(&mut self, transfer: bool) {
         self.term = self.term.next();
         self.vote = Some(self.me.id);
@@ -37,7 +38,7 @@ impl Raft {
                 self.persistence.touch_hard_state();
             }
             if let Role::PreCandidate(_) = self.role {
-                // Its own attempt would only compete with the one it supports.
+                // Its own election would only compete with the one it supports.
                 self.become_follower(self.term, None);
             }
             let deadline = self.draw_deadline();
@@ -73,7 +74,7 @@ impl Raft {
         let Role::Candidate(ballot) = &self.role else { return };
         match tally(self.members.current(), &ballot.votes) {
             Tally::Won => self.become_leader(),
-            // The vote stays cast: the same term must not be won by another with our help.
+            // The vote stays cast: another replica must not win the same term with our vote.
             Tally::Lost => self.become_follower(self.term, None),
             Tally::Open => {}
         }

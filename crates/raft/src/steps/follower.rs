@@ -1,4 +1,4 @@
-//! The follower: takes the leader's log (Raft paper §5.3) and snapshots (§7), and forwards reads.
+//! The follower: accepts the leader's log (Raft paper §5.3) and snapshots (§7), and forwards reads.
 
 use crate::fault::Fault;
 use crate::membership::Membership;
@@ -8,7 +8,7 @@ use crate::raft::Raft;
 use crate::role::Role;
 use crate::types::{Entry, EntryKind, Index, LogId, Replica, ReplicationSession, Term, Ticks};
 
-/// An append as it came in.
+/// The content of a received append.
 pub(crate) struct Append {
     pub(crate) session: ReplicationSession,
     pub(crate) prev: LogId,
@@ -18,7 +18,7 @@ pub(crate) struct Append {
 }
 
 impl Raft {
-    /// Somebody speaks as the leader of our term. Returns whether it can be.
+    /// Follows the sender of a leader's message in our term. Returns whether it can be the leader.
     pub(crate) fn follow(&mut self, leader: Replica) -> bool {
         match &self.role {
             Role::Follower(follower) => match follower.leader {
@@ -29,7 +29,7 @@ impl Raft {
             Role::PreCandidate(_) | Role::Candidate(_) => {
                 self.become_follower(self.term, Some(leader));
             }
-            // Two leaders in one term: not something that a message can make true.
+            // Two leaders in one term cannot be: ignore the message.
             Role::Leader(_) => return false,
         }
         let deadline = self.draw_deadline();
@@ -43,30 +43,31 @@ impl Raft {
 
     /// AppendEntries at the receiver (Raft paper figure 2).
     pub(crate) fn on_append(&mut self, from: Replica, append: Append) {
-        // The log is about to be replaced; the leader repeats what it has to say afterwards.
+        // While a snapshot is being installed the log is about to be replaced; the leader repeats
+        // its append afterwards.
         if !self.follow(from) || self.installing.is_some() {
             return;
         }
         let Append { session, mut prev, commit, mut entries, timing } = append;
-        if let Some((before, found)) = disorder(prev, &entries, self.term) {
+        if let Some((before, found)) = first_malformed(prev, &entries, self.term) {
             return self.report_malformed(from, before, found);
         }
         let positions = std::iter::once(prev).chain(entries.iter().map(Entry::id));
         if let Some(fork) = positions.filter_map(|id| self.fork(from, id)).next() {
             return self.stop(fork);
         }
-        self.note_echo(&timing);
+        self.record_echo(&timing);
         let last = Index(prev.index.0.saturating_add(entries.len() as u64));
         if prev.index < self.commit {
-            // Through our commit index the logs are equal (Leader Completeness, §5.4), and some of
-            // it may be purged here.
+            // Through our commit index the logs are equal (Leader Completeness, §5.4), and part of
+            // that may be purged here.
             let known = (self.commit.0 - prev.index.0).min(entries.len() as u64) as usize;
             entries.drain(..known);
             prev = self.commit_id();
         }
         let timing = self.reply_timing(&timing);
         if !self.log.matches(prev) {
-            let hint = further(self.log.agreement(prev.index, prev.term), self.commit_id());
+            let hint = later(self.log.agreement(prev.index, prev.term), self.commit_id());
             let result = AppendResult::Rejected { prev: prev.index, hint };
             self.send_when_durable(
                 from,
@@ -84,8 +85,8 @@ impl Raft {
         self.send_when_durable(from, last, Message::AppendReply { session, result, timing });
     }
 
-    /// Appends what the log does not have yet. Only a conflict truncates: an append that was
-    /// overtaken by a longer one must not shorten the log (Raft paper §5.3).
+    /// Appends the entries that the log does not have yet. Only a conflict truncates: an append
+    /// that was overtaken by a longer one must not shorten the log (Raft paper §5.3).
     fn append_missing(&mut self, mut entries: Vec<Entry>) -> Result<(), Fault> {
         let known = entries.iter().take_while(|entry| self.log.matches(entry.id())).count();
         entries.drain(..known);
@@ -104,15 +105,16 @@ impl Raft {
         Ok(())
     }
 
-    /// Whether a leader has another entry at a position than the committed one here. What is purged
-    /// cannot be compared.
+    /// The fault if the leader's entry differs from the one committed here at the same index.
+    /// Purged entries cannot be compared.
     fn fork(&self, leader: Replica, theirs: LogId) -> Option<Fault> {
         let ours = self.log.id_at(theirs.index).filter(|_| theirs.index <= self.commit)?;
         let fork = Fault::Fork { leader: leader.id, term: self.term, ours, theirs };
         (ours != theirs).then_some(fork)
     }
 
-    /// The leader repeats what it sent until it is answered, so this is said once.
+    /// Reports malformed entries once per leadership: the leader repeats its append until it is
+    /// answered.
     fn report_malformed(&mut self, leader: Replica, before: LogId, found: LogId) {
         if let Role::Follower(follower) = &mut self.role
             && !std::mem::replace(&mut follower.malformed, true)
@@ -140,10 +142,10 @@ impl Raft {
         if !self.follow(from) {
             return;
         }
-        self.note_echo(timing);
+        self.record_echo(timing);
         // An entry of this term came from this leader, so the logs are equal through the last one.
-        // Without one it is only what we once acknowledged that the leader knows: not enough where
-        // a disk went back to an older state and what is there now has another history.
+        // Without one, the leader knows only what we acknowledged earlier: not enough where a disk
+        // went back to an older state and now holds another history.
         if self.installing.is_none() && self.log.last().term == self.term {
             self.advance_commit(commit.min(self.log.last().index));
         }
@@ -170,7 +172,8 @@ impl Raft {
             return self.stop(fork);
         }
         if meta.last.index <= self.commit || self.log.matches(meta.last) {
-            // Nothing in it is new; but it proves that everything through its end is committed.
+            // The snapshot holds nothing new, but it proves that everything through its end is
+            // committed.
             self.advance_commit(meta.last.index);
             let last = self.commit;
             let result = SnapshotResult::Installed { last };
@@ -182,11 +185,11 @@ impl Raft {
         self.out.install = Some(install);
     }
 
-    /// The follower's side of the ages: the echo concerns our own clock alone.
-    fn note_echo(&mut self, timing: &Timing) {
+    /// Records an age confirmed by the leader; the echo is a reading of our own clock.
+    fn record_echo(&mut self, timing: &Timing) {
         let (boot, started, now) = (self.entropy.boot(), self.started, self.now);
         if let Role::Follower(follower) = &mut self.role
-            // A reading of another start, from before ours, or from the future, is not one of ours.
+            // A reading of another start, from before this one, or from the future, is not ours.
             && timing.boot == boot
             && timing.echo_time >= started.max(Ticks(1))
             && timing.echo_time <= now
@@ -207,7 +210,7 @@ impl Raft {
         }
     }
 
-    /// Sends a request for the reads that wait, and repeats one whose answer is overdue.
+    /// Sends a request for the waiting reads, and repeats one whose answer is overdue.
     pub(crate) fn forward_reads(&mut self) {
         let Role::Follower(follower) = &mut self.role else { return };
         let Some(leader) = follower.leader else { return };
@@ -239,8 +242,8 @@ impl Raft {
         }
     }
 
-    /// The leader hands over to us (Raft thesis §3.10). Whoever does not hold the leader's whole
-    /// log durably could not win, and stays quiet.
+    /// Starts an election at the leader's request (Raft thesis §3.10). A replica without the
+    /// leader's whole log on its disk could not win, and ignores the request.
     pub(crate) fn on_timeout_now(&mut self, from: Replica, last: LogId) {
         let follows = self.leader().is_some_and(|leader| leader.id == from.id);
         let complete = self.log.matches(last) && self.persistence.durable() >= last.index;
@@ -251,13 +254,13 @@ impl Raft {
     }
 }
 
-/// Whichever lies further in the log.
-fn further(a: LogId, b: LogId) -> LogId {
+/// The later of two positions in the log.
+fn later(a: LogId, b: LogId) -> LogId {
     if b.index > a.index { b } else { a }
 }
 
-/// The first entry that no sound leader of this term sends after the one before it, with that one.
-fn disorder(prev: LogId, entries: &[Entry], term: Term) -> Option<(LogId, LogId)> {
+/// The first entry that no sound leader of this term sends, preceded by the entry before it.
+fn first_malformed(prev: LogId, entries: &[Entry], term: Term) -> Option<(LogId, LogId)> {
     let mut before = prev;
     for found in entries.iter().map(Entry::id) {
         if found.index != before.index.next() || found.term < before.term || found.term > term {
@@ -268,7 +271,7 @@ fn disorder(prev: LogId, entries: &[Entry], term: Term) -> Option<(LogId, LogId)
     (prev.term > term).then_some((LogId::ZERO, prev))
 }
 
-/// The memberships among entries that are to be appended.
+/// The memberships among the entries to be appended.
 fn memberships(entries: &[Entry]) -> Result<Vec<(Index, Membership)>, Fault> {
     let memberships = entries.iter().filter(|entry| entry.kind == EntryKind::Membership);
     let decoded = memberships.map(|entry| {

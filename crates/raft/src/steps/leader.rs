@@ -1,4 +1,5 @@
-//! The leader: takes proposals, commits (Raft paper §5.3, §5.4.2), beats, confirms reads.
+//! The leader: accepts proposals, commits (Raft paper §5.3, §5.4.2), sends heartbeats, confirms
+//! reads.
 
 use bytes::Bytes;
 
@@ -14,8 +15,8 @@ use crate::types::{Entry, EntryKind, Index, LogId, Replica, ReplicaId, Replicati
 
 impl Raft {
     pub(crate) fn become_leader(&mut self) {
-        // Term and vote are durable, even if that was not reported yet: the requests that were
-        // answered left after them.
+        // Term and vote are durable, even if that was not reported yet: the vote requests were sent
+        // after that.
         let last = self.log.last().index;
         let others: Vec<_> =
             self.members.current().replicas().filter(|replica| replica.id != self.me.id).collect();
@@ -26,7 +27,7 @@ impl Raft {
         let leader = Leader {
             term_start: last.next(),
             progress: progress.collect(),
-            next_heartbeat: self.next_beat(),
+            next_heartbeat: self.next_heartbeat_time(),
             quorum_deadline: self.now.after(self.config.election_max),
             uncommitted_bytes: self.log.range(self.commit.next(), last).map(Entry::bytes).sum(),
             dirty: true,
@@ -39,13 +40,13 @@ impl Raft {
         self.append_own(EntryKind::Noop, Bytes::new(), 0);
     }
 
-    /// Heartbeats fall on multiples of the interval.
-    fn next_beat(&self) -> Ticks {
+    /// When the next heartbeat is due: heartbeats fall on multiples of the interval.
+    fn next_heartbeat_time(&self) -> Ticks {
         let interval = self.config.heartbeat.0;
         Ticks((self.now.0 / interval + 1).saturating_mul(interval))
     }
 
-    /// Takes a proposal; see [`Raft::propose`].
+    /// Appends a proposal; see [`Raft::propose`].
     pub(crate) fn propose_command(
         &mut self,
         payload: Bytes,
@@ -81,9 +82,9 @@ impl Raft {
         id
     }
 
-    /// Commits what a quorum holds durably, ourselves counted only with what is durable here.
-    /// Entries of earlier terms are committed only by one of our own after them (Raft paper §5.4.2,
-    /// figure 8).
+    /// Commits the entries that a quorum holds durably; we count ourselves only with what is
+    /// durable here. Entries of earlier terms are committed only by one of our own after them (Raft
+    /// paper §5.4.2, figure 8).
     pub(crate) fn count_commit(&mut self) {
         let Role::Leader(leader) = &self.role else { return };
         let durable = self.persistence.durable();
@@ -99,9 +100,9 @@ impl Raft {
         }
     }
 
-    /// Heartbeats to all members, and a new quorum round for the ages.
-    pub(crate) fn beat(&mut self) {
-        let next_heartbeat = self.next_beat();
+    /// Sends heartbeats to all members, and begins a new quorum round for the ages.
+    pub(crate) fn heartbeat(&mut self) {
+        let next_heartbeat = self.next_heartbeat_time();
         let commit = self.commit;
         let Role::Leader(leader) = &mut self.role else { return };
         leader.next_heartbeat = next_heartbeat;
@@ -113,7 +114,7 @@ impl Raft {
             }
         }
         for progress in leader.progress.values_mut() {
-            progress.nudge = true;
+            progress.retry_allowed = true;
         }
         self.send_heartbeats(|_| true);
         self.send_timeout_now();
@@ -121,7 +122,7 @@ impl Raft {
 
     fn send_heartbeats(&mut self, wanted: impl Fn(ReplicaId) -> bool) {
         let Role::Leader(leader) = &self.role else { return };
-        let beats: Vec<_> = leader
+        let heartbeats: Vec<_> = leader
             .progress
             .values()
             .filter(|progress| wanted(progress.peer.id))
@@ -131,14 +132,14 @@ impl Raft {
                 (progress.peer, Message::Heartbeat { session: progress.session, commit, timing })
             })
             .collect();
-        for (peer, beat) in beats {
-            self.send(peer, beat);
+        for (peer, heartbeat) in heartbeats {
+            self.send(peer, heartbeat);
         }
     }
 
-    /// Notes what a reply of the running session tells, whatever it answers. Returns whether it is
-    /// one.
-    pub(crate) fn note_reply(
+    /// Records the timing of any reply that belongs to the current replication session; returns
+    /// whether it does.
+    pub(crate) fn record_reply(
         &mut self,
         from: ReplicaId,
         session: ReplicationSession,
@@ -149,7 +150,7 @@ impl Raft {
         let Some(progress) = leader.progress.get_mut(&from).filter(|p| p.session == session) else {
             return false;
         };
-        progress.heard(timing, leader.round, now);
+        progress.record_reply(timing, leader.round, now);
         self.count_rounds();
         true
     }
@@ -162,7 +163,7 @@ impl Raft {
         last: Option<LogId>,
         timing: &Timing,
     ) {
-        if !self.note_reply(from, session, timing) {
+        if !self.record_reply(from, session, timing) {
             return;
         }
         if let Some(last) = last
@@ -170,15 +171,15 @@ impl Raft {
         {
             return;
         }
-        let (now, patience) = (self.now, self.config.election_max);
+        let (now, timeout) = (self.now, self.config.election_max);
         let last = self.log.last().index;
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&from) else { return };
-        let due = progress.on_beat(installing, last, now, patience);
+        let due = progress.on_heartbeat_reply(installing, last, now, timeout);
         leader.dirty |= due;
     }
 
-    /// A node says that this member is not there. What it held is as unknown as before.
+    /// Marks a member as gone, because a node reports that it does not host it.
     pub(crate) fn on_replica_gone(&mut self, replica: ReplicaId) {
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.progress.get_mut(&replica)
@@ -192,7 +193,7 @@ impl Raft {
 
     // --- Quorum rounds -----------------------------------------------------------------------
 
-    /// A follower asks for a read index.
+    /// Queues or refuses a follower's request for a read index.
     pub(crate) fn on_read_index(&mut self, from: Replica, request: ReadRequest) {
         let member = self.members.current().contains(from.id);
         match &mut self.role {
@@ -205,7 +206,7 @@ impl Raft {
     }
 
     /// Begins a round for the reads that arrived since the last one, unless it is still running.
-    /// Until an entry of our term is committed our commit index may be behind that of our
+    /// Until an entry of our term is committed, our commit index may be behind that of our
     /// predecessor.
     pub(crate) fn begin_reads(&mut self) {
         let commit = self.commit;
@@ -223,7 +224,8 @@ impl Raft {
         }
     }
 
-    /// Confirms the rounds that a quorum has answered: nobody else led when it did.
+    /// Confirms the rounds that a quorum has answered: no other replica led when it did. This
+    /// confirms linearizable reads.
     fn count_rounds(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(awaited) = leader.reads.running().into_iter().chain(leader.age.map(|a| a.0)).min()
@@ -255,7 +257,7 @@ impl Raft {
         }
     }
 
-    /// Answers readers: an index, or nothing is promised.
+    /// Answers readers with an index, or with `None`: no index is promised.
     pub(crate) fn answer(&mut self, readers: Vec<Reader>, index: Option<Index>) {
         let outcome = index.map_or(ReadOutcome::Dropped, ReadOutcome::Ready);
         for reader in readers {
@@ -268,8 +270,9 @@ impl Raft {
         }
     }
 
-    /// Steps down where no quorum has answered anything sent within the longest election timeout.
-    /// Called before every input is looked at: a leader that was stopped must not act on its past.
+    /// Steps down if no quorum has answered anything sent within the longest election timeout.
+    /// Called before every input is handled: a leader whose process was stopped must not act on
+    /// outdated state.
     pub(crate) fn check_quorum(&mut self) {
         let (now, span) = (self.now, self.config.election_max);
         let Role::Leader(leader) = &mut self.role else { return };

@@ -10,7 +10,8 @@ use crate::role::{Ballot, Role};
 use crate::types::{LogId, Replica, Term};
 
 impl Raft {
-    /// Asks all voters. The leader is forgotten, so that others who miss it too get our consent.
+    /// Asks all voters. The leader is forgotten, so that other replicas that miss it too get our
+    /// consent.
     pub(crate) fn become_pre_candidate(&mut self) {
         let deadline = self.draw_deadline();
         let votes = BTreeMap::from([(self.me.id, true)]);
@@ -22,7 +23,7 @@ impl Raft {
         self.count_pre_votes();
     }
 
-    /// Answers a pre-vote. Nothing here changes by it, so the answer need not wait for a write.
+    /// Answers a pre-vote. It changes no state here, so the answer does not wait for a write.
     pub(crate) fn on_pre_vote(&mut self, from: Replica, term: Term, last: LogId) {
         let granted = term >= self.term && last >= self.log.last() && !self.hears_leader();
         self.send(from, Message::PreVoteReply { proposed: term.next(), granted });

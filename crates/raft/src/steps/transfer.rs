@@ -1,4 +1,4 @@
-//! Handing leadership over (Raft thesis §3.10).
+//! Leadership transfer (Raft thesis §3.10).
 
 use crate::error::TransferError;
 use crate::message::Message;
@@ -36,7 +36,8 @@ impl Raft {
         Ok(())
     }
 
-    /// Tells the target to start, if it has the whole log. Said again with each heartbeat.
+    /// Asks the target to start its election, if it has the whole log. Repeated with each
+    /// heartbeat.
     pub(crate) fn send_timeout_now(&mut self) {
         let last = self.log.last();
         let Role::Leader(leader) = &self.role else { return };
@@ -48,7 +49,7 @@ impl Raft {
         }
     }
 
-    /// Leads on when the target did not take over in time.
+    /// Continues to lead when the target did not take over in time.
     pub(crate) fn check_transfer(&mut self) {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return };

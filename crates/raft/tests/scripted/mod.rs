@@ -1,23 +1,25 @@
 //! The cluster behind the golden scripts. Nothing happens by itself: time passes with `tick`,
-//! messages arrive with `deliver` or `run`, and writes are done at once unless a node is `manual`.
+//! messages arrive with `deliver` or `run`, and writes complete immediately unless a node is
+//! `manual`.
 //!
 //! - `cluster voters=1,2,3 …`: new replicas; also `outgoing=`, `learners=`, `next=`, and settings.
 //! - `replica 2 term=3 vote=1 commit=1 base=1@1 log=2@1,3@2`: replaces a replica's disk, starts it.
-//! - `elect 1`: replica 1 wins an election, everything settles.
-//! - `tick 10 [1 2]`: time passes, for all, and the replicas, or those named, notice.
+//! - `elect 1`: replica 1 wins an election, and all messages are delivered.
+//! - `tick 10 [1 2]`: time passes for all, and `advance` is called at all replicas or at those
+//!   named.
 //! - `timeout 1`: the election timeout as an input.
 //! - `propose 1 a b`, `read 2 7`, `transfer 1 2`, `clock 1 99`: calls at a replica.
 //! - `deliver [filter]`, `drop [filter]`, `repeat [filter]`: queued messages that match, such as
 //!   `1->2 Append`.
-//! - `run`: delivers until nothing is under way.
-//! - `step 2 1@3 Heartbeat commit=1`: a message out of nowhere, from replica 1 in term 3.
-//! - `manual 1`, `persist 1 [n]`, `write 1 [n]`, `report 1 sequence`: writes done by hand.
+//! - `run`: delivers until no message is queued.
+//! - `step 2 1@3 Heartbeat commit=1`: an injected message, from replica 1 in term 3.
+//! - `manual 1`, `persist 1 [n]`, `write 1 [n]`, `report 1 sequence`: writes completed by hand.
 //! - `lazy 1`, `apply 1 4`: applying by hand.
 //! - `compact 1 5`, `snapshot 1`, `snapshot-fails 1`, `delivered 1`, `installed 2`,
 //!   `install-fails 2`: logs and snapshots.
 //! - `unreachable 1 2`, `crash 1`, `start 1`: faults.
 //! - `status 1`, `log 1`, `progress 1`, `deadline 1`, `clocks 1`, `freshness 1`, `queue`: show
-//!   something.
+//!   state.
 
 mod parse;
 
@@ -48,7 +50,7 @@ pub struct Script {
 struct Node {
     raft: Option<Raft>,
     disk: Disk,
-    /// Durable, but not reported.
+    /// Tokens of writes that are durable but not reported.
     unreported: Vec<PersistToken>,
     manual: bool,
     lazy: bool,
@@ -66,7 +68,7 @@ fn number(word: &str) -> u64 {
 }
 
 impl Script {
-    /// Runs one command and tells its effects, a line each.
+    /// Runs one command and returns its effects, a line each.
     pub fn run(&mut self, command: &str) -> String {
         let words: Vec<_> = command.split_whitespace().collect();
         let (&name, args) = words.split_first().expect("a command has a name");
@@ -102,13 +104,13 @@ impl Script {
                 let mut result = Ok(());
                 let read = ReadId(number(args[0]));
                 self.input(id, |raft, now| result = raft.read_index(now, read));
-                self.tell(id, result.err());
+                self.refusal(id, result.err());
             }
             "transfer" => {
                 let mut result = Ok(());
                 let to = ReplicaId(number(args[0]));
                 self.input(id, |raft, now| result = raft.transfer_leader(now, to));
-                self.tell(id, result.err());
+                self.refusal(id, result.err());
             }
             "clock" => self.raft(id).set_clock(number(args[0])),
             "unreachable" => {
@@ -194,7 +196,7 @@ impl Script {
                 });
                 format!("progress {}", members.collect::<Vec<_>>().join(" "))
             }
-            other => panic!("there is no command {other:?}"),
+            other => panic!("unknown command {other:?}"),
         };
         self.line(id, &text);
     }
@@ -202,7 +204,7 @@ impl Script {
     // --- Commands ----------------------------------------------------------------------------
 
     fn cluster(&mut self, args: &[&str]) {
-        // A fixed timeout: who is first is the script's choice.
+        // A fixed timeout: the script chooses which replica is first.
         self.config = Config { election_max: Ticks(61), ..Config::default() };
         let (membership, settings) = parse::membership(args);
         for (name, value) in settings {
@@ -253,7 +255,7 @@ impl Script {
         let mut refused = None;
         self.input(id, |raft, now| {
             for payload in payloads {
-                // `*100` stands for a payload of that many bytes.
+                // `*100` means a payload of that many bytes.
                 let payload = match payload.strip_prefix('*') {
                     Some(size) => Bytes::from(vec![b'.'; number(size) as usize]),
                     None => Bytes::copy_from_slice(payload.as_bytes()),
@@ -264,7 +266,7 @@ impl Script {
                 }
             }
         });
-        self.tell(id, refused);
+        self.refusal(id, refused);
     }
 
     fn network(&mut self, action: &str, filter: &[&str]) {
@@ -289,7 +291,7 @@ impl Script {
                 self.arrive(envelope);
             }
         }
-        panic!("the cluster does not come to rest");
+        panic!("the cluster never stops sending messages");
     }
 
     fn arrive(&mut self, envelope: Envelope) {
@@ -343,7 +345,7 @@ impl Script {
     // --- Effects -----------------------------------------------------------------------------
 
     fn node(&mut self, id: u64) -> &mut Node {
-        self.nodes.get_mut(&id).unwrap_or_else(|| panic!("there is no replica {id}"))
+        self.nodes.get_mut(&id).unwrap_or_else(|| panic!("unknown replica {id}"))
     }
 
     fn raft(&mut self, id: u64) -> &mut Raft {
@@ -354,7 +356,7 @@ impl Script {
         writeln!(self.effects, "r{id} {text}").expect("a string grows");
     }
 
-    fn tell(&mut self, id: u64, error: Option<impl std::fmt::Display>) {
+    fn refusal(&mut self, id: u64, error: Option<impl std::fmt::Display>) {
         if let Some(error) = error {
             self.line(id, &format!("refuses: {error}"));
         }
@@ -379,7 +381,7 @@ impl Script {
             check_state(self.raft(id));
             self.carry_out(id, output);
         }
-        panic!("replica {id} has output without end");
+        panic!("replica {id} never runs out of output");
     }
 
     fn carry_out(&mut self, id: u64, output: Output) {
@@ -446,9 +448,9 @@ impl Script {
             Event::Role { term, role, .. } => format!("is {role} in term {term}"),
             Event::QuorumLost { term } => format!("lost its quorum in term {term}"),
             Event::Transfer { to, end } => format!("ends the transfer to {to}: {end:?}"),
-            Event::ReplicaGone { replica } => format!("hears that {replica} is gone"),
+            Event::ReplicaGone { replica } => format!("learns that {replica} is gone"),
             Event::Regress { replica, acknowledged, agreement } => {
-                format!("misses {acknowledged} at {replica}, which has {agreement}")
+                format!("finds {replica} regressed from {acknowledged} to {agreement}")
             }
             Event::Stopped { fault } => format!("stops: {fault}"),
             Event::Malformed { leader, before, found } => {
@@ -476,11 +478,11 @@ impl Node {
 }
 
 fn envelope_to(args: &[&str]) -> u64 {
-    // `step 2:9 …` gives replica 2 a message that is addressed to replica 9.
+    // `step 2:9 …` gives replica 2 a message addressed to replica 9.
     number(args[0].split(':').next().expect("a first part"))
 }
 
-/// Used by the parser too.
+/// The ids in a comma-separated list; used by the parser too.
 pub fn members(ids: &str) -> impl Iterator<Item = u64> {
     ids.split(',').filter(|id| !id.is_empty()).map(number)
 }

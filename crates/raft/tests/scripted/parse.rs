@@ -1,4 +1,4 @@
-//! From the words of a script to values.
+//! Parser of the golden scripts: words to values.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,8 @@ fn pairs(args: &[&str]) -> BTreeMap<String, String> {
 }
 
 fn id(word: &str) -> LogId {
-    let (index, term) = word.split_once('@').unwrap_or_else(|| panic!("{word:?} is no index@term"));
+    let (index, term) =
+        word.split_once('@').unwrap_or_else(|| panic!("{word:?} is not index@term"));
     LogId::new(Term(number(term)), Index(number(index)))
 }
 
@@ -35,7 +36,7 @@ fn entry(word: &str) -> Entry {
     Entry { term, index, kind, stamp: index.0, payload }
 }
 
-/// The members, and the settings that stand beside them.
+/// The members, and the settings given with them.
 pub fn membership(args: &[&str]) -> (Membership, Vec<(String, String)>) {
     let mut roles: BTreeMap<u64, u8> = BTreeMap::new();
     let mut settings = Vec::new();
@@ -69,7 +70,7 @@ pub fn setting(config: &mut Config, name: &str, value: &str) {
         "max_committed_bytes" => config.max_committed_bytes = number(value),
         "max_pending_reads" => config.max_pending_reads = number(value) as usize,
         "retain_entries" => config.retain_entries = number(value),
-        other => panic!("there is no setting {other:?}"),
+        other => panic!("unknown setting {other:?}"),
     }
 }
 
@@ -90,7 +91,7 @@ pub fn disk(args: &[&str], membership: Membership) -> Disk {
     disk
 }
 
-/// `1->2`, `->2`, `1->` and names of messages; all must fit.
+/// Filter words `1->2`, `->2`, `1->` and names of messages; all must match.
 pub fn matches(envelope: &Envelope, filter: &[&str]) -> bool {
     filter.iter().all(|word| match word.split_once("->") {
         Some((from, to)) => {
@@ -182,6 +183,6 @@ fn message(kind: &str, args: &[&str], term: Term) -> Message {
         }
         "TimeoutNow" => Message::TimeoutNow { last: log_id("last") },
         "ReplicaGone" => Message::ReplicaGone,
-        other => panic!("there is no message {other:?}"),
+        other => panic!("unknown message {other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! A cluster in one thread: replicas, disks, a network and a clock, all driven by one seed.
+//! Simulated cluster in one thread: replicas, disks, a network and a clock, all driven by one seed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,11 +16,11 @@ use crate::rng::Rng;
 
 const GROUP: GroupId = GroupId(7);
 
-/// Something that happens to a node later on. What belongs to a process carries its boot number,
-/// and dies with it.
+/// A scheduled event at a node. An event of a process carries its boot number, and is dropped when
+/// the process dies.
 enum Event {
     Deliver(Envelope),
-    /// A barrier of the disk is done, and with it this many writes.
+    /// A disk barrier is done, and with it this many writes.
     Durable {
         boot: u64,
         writes: usize,
@@ -45,27 +45,28 @@ enum Event {
     },
 }
 
-/// The longest way of a message that went astray.
+/// The longest delay of a stray message, in ticks.
 const STRAY: u64 = 400;
 
-/// The highest reading that a clock shows when its machine starts: low enough for the readings of one
-/// start to come again in the next.
+/// The highest reading of a clock when its machine starts: low enough for the readings of one start
+/// to repeat in the next.
 const FIRST_READING: u64 = 1_000;
 
-/// How bad the world is.
+/// The rates and delays of faults.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
-    /// Messages lost and doubled, of 1,000.
+    /// Messages lost, and messages doubled, of 1,000.
     pub loss: u64,
     pub doubled: u64,
-    /// Ticks on the way, at most.
+    /// Longest ordinary delay of a message, in ticks.
     pub delay: u64,
-    /// Messages that take up to `STRAY` ticks, of 1,000: whole terms and starts of processes later.
+    /// Messages delayed by up to `STRAY` ticks, of 1,000: they arrive whole terms and process
+    /// starts later.
     pub stray: u64,
-    /// Ticks a write takes, and its completion needs to be reported, at most.
+    /// Longest time of a write, and of the report of its completion, in ticks.
     pub disk: u64,
     pub report: u64,
-    /// Ticks between being handed out and being applied, at most.
+    /// Longest time from handing out an entry to applying it, in ticks.
     pub apply: u64,
     /// Power failures right after a snapshot became durable, of 1,000.
     pub install_crash: u64,
@@ -84,16 +85,16 @@ impl Weather {
     };
 }
 
-/// A fault of the cluster itself, by which a check shows that it can fail.
+/// A planted bug of the simulated driver, which proves that a check can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
-    /// An acknowledgement is looked at only when the next heartbeat is due.
-    AcknowledgementsWaitForTheNextBeat,
-    /// What is committed is never applied.
+    /// An acknowledgement is handled only when the next heartbeat is due.
+    AcknowledgementsWaitForTheNextHeartbeat,
+    /// Committed entries are never applied.
     AppliesNothing,
 }
 
-/// How often something happened that a run should exercise.
+/// Counts of the events that a run should exercise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     pub elections: u64,
@@ -113,17 +114,17 @@ pub struct Coverage {
     pub ages: u64,
 }
 
-/// A node outside of its replica.
+/// The state of a node apart from its replica.
 struct Node {
     boot: u64,
-    /// What the machine's clock shows beyond the time of the simulation. No two clocks agree, and a
-    /// clock begins low again when its machine starts.
+    /// The offset of the machine's clock from simulated time. No two clocks agree, and a clock
+    /// restarts at a low reading with its machine.
     clock: i64,
-    /// It runs without pre-vote and check-quorum where the others run with it, and the other way
-    /// round: settings are changed node by node.
-    contrary: bool,
+    /// Whether its pre-vote and check-quorum settings are the opposite of the others': settings are
+    /// changed node by node.
+    opposite_settings: bool,
     paused_until: u64,
-    /// Handed out to be applied.
+    /// The entries handed out to be applied.
     queue: VecDeque<Entry>,
     /// The state machine's position.
     position: Index,
@@ -145,13 +146,14 @@ pub struct Cluster {
     blocked: Vec<Vec<bool>>,
     events: BTreeMap<(u64, u64), (usize, Event)>,
     sequence: u64,
-    /// Reads by id: the node, and what was committed when it began.
+    /// Reads by id: the node, and the highest commit index when the read began.
     reads: BTreeMap<ReadId, (usize, Index)>,
     next_read: u64,
     next_payload: u64,
-    /// The last read that each node answered began at this time.
+    /// The time at which each node last answered a read.
     pub last_read: Vec<u64>,
-    /// How often a turn of a driver ends after one input, of 1,000; else it takes all that have come.
+    /// How often a driver's turn ends after one input, of 1,000; otherwise it takes all inputs that
+    /// have arrived.
     short_turns: u64,
     trace: DefaultHasher,
 }
@@ -178,7 +180,7 @@ impl Cluster {
                 .map(|_| Node {
                     boot: 0,
                     clock: 0,
-                    contrary: false,
+                    opposite_settings: false,
                     paused_until: 0,
                     queue: VecDeque::new(),
                     position: Index(0),
@@ -202,32 +204,32 @@ impl Cluster {
         cluster
     }
 
-    /// What the clock of a node shows now.
+    /// The current reading of a node's clock.
     fn reading(&self, node: usize) -> Ticks {
         let reading = self.now.checked_add_signed(self.nodes[node].clock);
-        Ticks(reading.expect("a clock does not show less than when its machine started"))
+        Ticks(reading.expect("a clock shows at least its reading at the start of its machine"))
     }
 
-    /// The time at which the clock of a node showed this, or would have: it may not have run then.
+    /// The simulated time of a reading of a node's clock, even if the clock did not run then.
     fn time_of(&self, node: usize, reading: Ticks) -> u64 {
         reading.0.saturating_add_signed(-self.nodes[node].clock)
     }
 
     fn settings(&self, node: usize) -> Config {
         let mut config = self.config.clone();
-        config.pre_vote ^= self.nodes[node].contrary;
-        config.check_quorum ^= self.nodes[node].contrary;
+        config.pre_vote ^= self.nodes[node].opposite_settings;
+        config.check_quorum ^= self.nodes[node].opposite_settings;
         config
     }
 
-    /// The machine of a node starts.
+    /// Restarts the clock of a node, as when its machine starts.
     fn reset_clock(&mut self, node: usize) {
         let first = self.rng.below(FIRST_READING);
         self.nodes[node].clock = first.cast_signed() - self.now.cast_signed();
     }
 
-    /// Since when a follower's state is known to be as new as what was committed; nothing where that
-    /// is unknown, and at a leader, which does not ask.
+    /// The time that a follower's state is known to be no older than; `None` where that is unknown,
+    /// and at a leader.
     pub fn fresh_since(&self, node: usize) -> Option<u64> {
         let (reading, _) = self.rafts[node].as_ref()?.freshness()?;
         Some(self.time_of(node, reading))
@@ -237,18 +239,18 @@ impl Cluster {
         self.nodes.len()
     }
 
-    /// A number that two equal runs share.
+    /// A hash of the run: equal for equal runs.
     pub fn fingerprint(&self) -> u64 {
         self.trace.finish()
     }
 
-    /// All that believe to lead.
+    /// All nodes that believe to lead.
     pub fn leaders(&self) -> Vec<usize> {
         let leads = |node: &usize| self.rafts[*node].as_ref().is_some_and(Raft::is_leader);
         (0..self.size()).filter(leads).collect()
     }
 
-    /// The one of them with the highest term.
+    /// The leader with the highest term.
     pub fn leader(&self) -> Option<usize> {
         let term = |node: &usize| self.rafts[*node].as_ref().map(Raft::term);
         self.leaders().into_iter().max_by_key(term)
@@ -258,14 +260,15 @@ impl Cluster {
         self.nodes[node].position
     }
 
-    /// The entries between the state machine that is furthest behind and the end of the longest log.
+    /// The entries between the state machine that is furthest behind and the end of the longest
+    /// log.
     pub fn backlog(&self) -> u64 {
         let last = self.rafts.iter().flatten().map(|raft| raft.last_index().0).max().unwrap_or(0);
         let position = self.nodes.iter().map(|node| node.position.0).min().unwrap_or(0);
         last.saturating_sub(position)
     }
 
-    /// Where every replica stands, for the message of a failure.
+    /// The state of every replica, for failure messages.
     pub fn describe(&self) -> String {
         let lines = self.rafts.iter().zip(&self.nodes).map(|(raft, node)| match raft {
             Some(raft) => format!("\n{}: at {} {:?}", raft.me(), node.position, raft.status()),
@@ -289,7 +292,7 @@ impl Cluster {
         let restored = self.disks[node].restore();
         let now = self.reading(node);
         let raft = Raft::new(self.settings(node), GROUP, replica(node), seed, restored, now);
-        self.rafts[node] = Some(raft.expect("what was durable fits together"));
+        self.rafts[node] = Some(raft.expect("the durable state is consistent"));
     }
 
     pub fn crash(&mut self, node: usize) {
@@ -297,13 +300,13 @@ impl Cluster {
             self.coverage.crashes += 1;
             self.coverage.lost_writes += self.disks[node].writes.len() as u64;
             self.disks[node].crash();
-            // Sometimes it was the whole machine.
+            // Sometimes the whole machine restarts.
             if self.rng.chance(500) {
                 self.reset_clock(node);
             }
             // Sometimes it comes back with other settings.
-            self.nodes[node].contrary ^= self.rng.chance(200);
-            // What was under way in the process dies with it.
+            self.nodes[node].opposite_settings ^= self.rng.chance(200);
+            // The pending events of the process are dropped with it.
             self.nodes[node].boot += 1;
             self.reads.retain(|_, read| read.0 != node);
         }
@@ -333,7 +336,7 @@ impl Cluster {
         self.blocked.iter_mut().flatten().for_each(|blocked| *blocked = false);
     }
 
-    /// The end of all trouble.
+    /// Ends all faults.
     pub fn heal(&mut self) {
         self.weather = Weather::FINE;
         self.reconnect();
@@ -341,26 +344,25 @@ impl Cluster {
             self.nodes[node].paused_until = 0;
             self.start(node);
         }
-        // What was held up goes on now, in the order in which it was due.
+        // Delayed events happen now, in the order in which they were due.
         let (due, next) = (self.now, self.now + 1);
         let events = std::mem::take(&mut self.events).into_iter();
         self.events =
             events.map(|((at, order), event)| ((at.clamp(due, next), order), event)).collect();
     }
 
-    /// The power may fail at any moment: what is durable then, the process being asked or not, is
-    /// what it starts from.
+    /// Asserts that the node could start from its disk: the power may fail at any time.
     fn could_start(&self, node: usize) {
         let restored = self.disks[node].restore();
         let raft = Raft::new(self.config.clone(), GROUP, replica(node), 0, restored, Ticks(0));
         if let Err(error) = raft {
-            panic!("{} could not start from what is durable: {error}", replica(node));
+            panic!("{} could not start from its disk: {error}", replica(node));
         }
     }
 
     // --- Clients -----------------------------------------------------------------------------
 
-    /// Proposes at a node; returns where the entry went.
+    /// Proposes at a node; returns the index of the entry.
     pub fn propose(&mut self, node: usize, size: usize) -> Option<Index> {
         self.next_payload += 1;
         let mut payload = self.next_payload.to_be_bytes().to_vec();
@@ -395,7 +397,7 @@ impl Cluster {
         self.input(node, |raft, now| raft.election_timeout(now));
     }
 
-    /// The state machine's position becomes durable, and the log before it is dropped.
+    /// Makes the state machine's position durable, and drops the log before it.
     pub fn checkpoint(&mut self, node: usize) {
         let position = self.nodes[node].position;
         let Some(raft) = &self.rafts[node] else { return };
@@ -414,14 +416,14 @@ impl Cluster {
         }
     }
 
-    // --- The machinery -----------------------------------------------------------------------
+    // --- Scheduling -----------------------------------------------------------------------
 
     fn later(&mut self, node: usize, at: u64, event: Event) {
         self.sequence += 1;
         self.events.insert((at, self.sequence), (node, event));
     }
 
-    /// Gives an input to a replica and checks what became of it.
+    /// Gives an input to a replica and checks the resulting state.
     fn input(&mut self, node: usize, input: impl FnOnce(&mut Raft, Ticks)) {
         let now = self.reading(node);
         let Some(raft) = &mut self.rafts[node] else { return };
@@ -443,7 +445,7 @@ impl Cluster {
             if !raft.has_output() {
                 return;
             }
-            assert!(turn < 100, "{} has output without end", raft.me());
+            assert!(turn < 100, "{} never runs out of output", raft.me());
             let before = raft.clone();
             let output = raft.take_output();
             let disks: Vec<_> = self.disks.iter().collect();
@@ -459,12 +461,16 @@ impl Cluster {
 
     fn carry_out(&mut self, node: usize, output: Output) {
         let Output { send, persist, committed, reads, snapshots, install, events } = output;
-        // These disks keep what they acknowledged, however late and often messages arrive.
+        // These disks keep all acknowledged entries, however late and often messages arrive.
         let regress = |event: &&Noted| matches!(event, Noted::Regress { .. });
         assert_eq!(events.iter().find(regress), None, "no disk went back");
         let stopped =
             |event: &&Noted| matches!(event, Noted::Stopped { .. } | Noted::Malformed { .. });
-        assert_eq!(events.iter().find(stopped), None, "every log is that of the group");
+        assert_eq!(
+            events.iter().find(stopped),
+            None,
+            "no replica stops, and no append is malformed"
+        );
         let boot = self.nodes[node].boot;
         for envelope in send {
             self.send(node, &envelope);
@@ -503,8 +509,7 @@ impl Cluster {
         }
     }
 
-    /// One barrier for all writes that have been issued; those that come meanwhile wait for the
-    /// next.
+    /// Starts one barrier for all issued writes; later ones wait for the next.
     fn begin_write(&mut self, node: usize) {
         let (boot, writes) = (self.nodes[node].boot, self.disks[node].writes.len());
         let at = self.now + self.rng.below(self.weather.disk + 1);
@@ -515,7 +520,7 @@ impl Cluster {
         self.oracle.sent(&self.disks[node], envelope);
         let to = envelope.to.id.0 as usize - 1;
         if self.blocked[node][to] || self.rng.chance(self.weather.loss) {
-            // The transport notices some losses.
+            // The transport detects some losses.
             if envelope.message.is_bulk() && self.rng.chance(300) {
                 let (peer, now) = (envelope.to.id, self.reading(node));
                 if let Some(raft) = &mut self.rafts[node] {
@@ -530,7 +535,7 @@ impl Cluster {
             if self.rng.chance(self.weather.stray) {
                 at += self.rng.below(STRAY);
             }
-            if self.bug == Some(Bug::AcknowledgementsWaitForTheNextBeat)
+            if self.bug == Some(Bug::AcknowledgementsWaitForTheNextHeartbeat)
                 && matches!(envelope.message, Message::AppendReply { .. })
             {
                 at = at.next_multiple_of(self.config.heartbeat.0);
@@ -567,7 +572,7 @@ impl Cluster {
             Event::InstallEnd { boot: of, install, ok } if of == boot => {
                 self.end_install(node, install, ok);
             }
-            // The process that waited for it is gone.
+            // The process that waited for it has ended.
             _ => {}
         }
     }
@@ -613,14 +618,14 @@ impl Cluster {
         self.nodes[node].position = meta.last.index;
         self.coverage.snapshots += 1;
         if self.rng.chance(self.weather.install_crash) {
-            // The snapshot is there, and what is still being written to the log will not be.
+            // The snapshot is durable; pending log writes are lost.
             self.coverage.install_crashes += 1;
             return self.crash(node);
         }
         self.input(node, |raft, now| raft.on_installed(now, meta));
     }
 
-    /// Everything that happens in this tick.
+    /// Runs all events of this tick.
     fn settle(&mut self) {
         let mut rounds = 0;
         loop {

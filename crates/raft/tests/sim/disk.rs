@@ -1,4 +1,4 @@
-//! What a node's disk holds, and the writes on their way to it.
+//! A simulated disk: its durable content, and the writes in flight to it.
 
 use std::collections::VecDeque;
 
@@ -6,21 +6,21 @@ use quorate_raft::{
     Entry, HardState, Index, LogId, Membership, Persist, Restored, SnapshotMeta, Term,
 };
 
-/// The durable state of one replica. Writes take effect whole and in the order of issue; a crash
-/// loses those that have not.
+/// The durable state of one replica. Writes take effect as a whole and in the order of issue; a
+/// crash loses the pending ones.
 pub struct Disk {
     pub hard_state: HardState,
     pub base: LogId,
     pub entries: Vec<Entry>,
     /// The durable state machine: its position, stamp and membership.
     pub checkpoint: SnapshotMeta,
-    /// Issued, not yet durable.
+    /// Writes issued and not yet durable.
     pub writes: VecDeque<Write>,
 }
 
 pub struct Write {
     pub persist: Persist,
-    /// A snapshot was installed since: the entries in it are void.
+    /// Whether a snapshot was installed since: then the entries of this write are void.
     pub void: bool,
 }
 
@@ -47,12 +47,12 @@ impl Disk {
         self.entries.get(position as usize).map(Entry::id)
     }
 
-    /// Whether this entry would be there after a crash, in the log or in the state machine.
+    /// Whether this entry would survive a crash, in the log or in the state machine.
     pub fn holds(&self, id: LogId) -> bool {
         id.index <= self.base.index || self.id_at(id.index) == Some(id)
     }
 
-    /// The oldest issued write becomes durable.
+    /// Makes the oldest issued write durable.
     pub fn complete_one(&mut self) -> Option<Persist> {
         let Write { persist, void } = self.writes.pop_front()?;
         if let Some(hard_state) = persist.hard_state {
@@ -80,7 +80,7 @@ impl Disk {
         Some(persist)
     }
 
-    /// A snapshot replaces state and log in one step.
+    /// Installs a snapshot, which replaces state and log in one step.
     pub fn install(&mut self, meta: &SnapshotMeta) {
         self.base = meta.last;
         self.entries.clear();

@@ -1,9 +1,9 @@
-//! A seeded simulation of whole clusters: chaos first, with every safety property checked after
-//! every step, and every disk after every write to it; then all faults end, and the cluster has to
-//! serve again within a bound: ten election timeouts, and what its backlog of log entries takes.
+//! Seeded simulation of whole clusters. First faults, with every safety property checked after
+//! every step, and every disk after every write to it; then all faults end, and the cluster must
+//! serve again within a bound: ten election timeouts plus the time for its backlog of log entries.
 //!
 //! A failure prints its seed; `QUORATE_SIM_SEED=n cargo test -p quorate-raft --test sim one_seed`
-//! runs that seed alone, `QUORATE_SIM_SEEDS=n` runs that many.
+//! runs only that seed, `QUORATE_SIM_SEEDS=n` runs n seeds.
 
 mod cluster;
 mod disk;
@@ -16,14 +16,14 @@ use quorate_raft::{Config, Index, Membership, NodeId, Replica, ReplicaId, Ticks}
 use recovery::serve_again;
 use rng::Rng;
 
-/// Ticks of chaos in each run.
+/// Ticks with faults in each run.
 const CHAOS: u64 = 1_500;
 
 fn replica(id: u64) -> Replica {
     Replica::new(ReplicaId(id), NodeId(id))
 }
 
-/// One to five voters, now and then a learner or a joint configuration.
+/// One to five voters, sometimes a learner or a joint configuration.
 fn membership(rng: &mut Rng) -> Membership {
     match rng.below(10) {
         0 => Membership::of_voters([replica(1)]),
@@ -45,11 +45,11 @@ fn config(rng: &mut Rng) -> Config {
         // Short timeouts: more elections in the same time, many of them contested.
         config.heartbeat = Ticks(rng.between(1, 5));
         config.election_min = Ticks(rng.between(10, 20));
-        // With room between them: timeouts that are all equal can split the votes for ever.
+        // A wide range, because equal timeouts could split the votes forever.
         config.election_max = Ticks(rng.between(30, 40));
     }
     if rng.chance(500) {
-        // Small limits, so that every one of them is met.
+        // Small limits, so that each of them is reached.
         config.max_append_bytes = rng.between(1, 400);
         config.max_inflight_messages = rng.between(1, 4) as usize;
         config.max_inflight_bytes = rng.between(1, 1_000);
@@ -75,7 +75,7 @@ fn weather(rng: &mut Rng) -> Weather {
     }
 }
 
-fn trouble(cluster: &mut Cluster) {
+fn inject_fault(cluster: &mut Cluster) {
     let size = cluster.size() as u64;
     let node = cluster.rng.below(size) as usize;
     let other = cluster.rng.below(size) as usize;
@@ -93,7 +93,7 @@ fn trouble(cluster: &mut Cluster) {
             let sides = cluster.rng.next();
             cluster.split(|node| sides >> node & 1 == 1);
         }
-        // A leader that goes on alone: what it takes now must give way later.
+        // A leader that is cut off: the entries that it appends now are overwritten later.
         9 | 10 => cluster.split(|node| node == leader),
         11..=14 => cluster.reconnect(),
         15 | 16 => cluster.transfer(leader, other),
@@ -109,7 +109,7 @@ fn work(cluster: &mut Cluster) {
     let size = cluster.size() as u64;
     let node = cluster.rng.below(size) as usize;
     if cluster.rng.chance(300) {
-        // At all that believe to lead, the deposed ones included.
+        // At all replicas that believe to lead, deposed ones included.
         for leader in cluster.leaders() {
             let bytes = cluster.rng.below(60) as usize;
             cluster.propose(leader, bytes);
@@ -123,15 +123,15 @@ fn work(cluster: &mut Cluster) {
     }
 }
 
-/// Runs one seed; the world it describes is in its choices alone.
+/// Runs one seed. The seed determines everything in the run.
 fn run(seed: u64) -> (u64, Coverage) {
     let mut rng = Rng::new(seed.wrapping_mul(31));
     let (membership, config, weather) = (membership(&mut rng), config(&mut rng), weather(&mut rng));
     let mut cluster = Cluster::new(seed, config.clone(), &membership, weather);
-    let trouble_per_mille = [5, 20, 60, 150][rng.below(4) as usize];
+    let faults_per_mille = [5, 20, 60, 150][rng.below(4) as usize];
     for _ in 0..CHAOS {
-        if cluster.rng.chance(trouble_per_mille) {
-            trouble(&mut cluster);
+        if cluster.rng.chance(faults_per_mille) {
+            inject_fault(&mut cluster);
         }
         work(&mut cluster);
         cluster.tick();
@@ -141,7 +141,7 @@ fn run(seed: u64) -> (u64, Coverage) {
     (cluster.fingerprint(), cluster.coverage)
 }
 
-/// Runs a seed and names it if it fails.
+/// Runs a seed and prints it if it fails.
 fn run_named(seed: u64) -> (u64, Coverage) {
     let result = std::panic::catch_unwind(|| run(seed));
     result.unwrap_or_else(|failure| {
@@ -177,7 +177,7 @@ fn safety_through_chaos_and_service_after_it() {
         total.ages += coverage.ages;
     }
     println!("{seeds} seeds: {total:?}");
-    // A simulation in which nothing happens finds nothing.
+    // A simulation that exercises nothing finds nothing.
     for (what, count) in [
         ("elections", total.elections),
         ("applied entries", total.applied),
@@ -211,17 +211,17 @@ fn one_seed() {
     assert!(coverage.applied > 0);
 }
 
-/// Seeds that were found to serve later than ten election timeouts after the faults, because their
-/// small limits left a long log to send and to apply. What a seed does changes with the simulator;
-/// the world below stays.
+/// Seeds that once served later than ten election timeouts after the faults, because their small
+/// limits left a long log to send and to apply. The run of a seed changes with the simulator; the
+/// scenario in `backlog` below does not.
 #[test]
-fn seeds_that_leave_a_backlog() {
+fn seeds_with_a_long_backlog_serve_within_their_bound() {
     for seed in [20_991, 5_008_406, 5_015_723, 5_018_083] {
         run_named(seed);
     }
 }
 
-/// A follower that was down misses 600 entries, which travel and are applied one by one.
+/// A follower that was down lacks 600 entries, which are sent and applied one by one.
 fn backlog() -> (Cluster, Config) {
     let config = Config {
         election_min: Ticks(20),
@@ -250,30 +250,33 @@ fn backlog() -> (Cluster, Config) {
 }
 
 #[test]
-fn a_backlog_that_goes_entry_by_entry_gets_its_time() {
+fn a_backlog_sent_entry_by_entry_is_allowed_its_time() {
     let (mut cluster, config) = backlog();
     cluster.heal();
     let took = serve_again(&mut cluster, &config);
-    assert!(took > 10 * config.election_max.0, "{took} ticks: elections alone could take as long");
+    assert!(
+        took > 10 * config.election_max.0,
+        "{took} ticks: elections could take as long by themselves"
+    );
 }
 
-/// The bound is a bound: a cluster that makes less of each round trip than it should, and one that
-/// stands still, miss it.
+/// The bound is tight enough: a cluster that wastes each round trip, and one that does not
+/// progress, miss it.
 #[test]
 fn a_cluster_that_is_slow_without_a_reason_misses_the_bound() {
-    for bug in [Bug::AcknowledgementsWaitForTheNextBeat, Bug::AppliesNothing] {
+    for bug in [Bug::AcknowledgementsWaitForTheNextHeartbeat, Bug::AppliesNothing] {
         let (mut cluster, config) = backlog();
         cluster.heal();
         cluster.bug = Some(bug);
         let served = std::panic::AssertUnwindSafe(|| serve_again(&mut cluster, &config));
-        let failure = std::panic::catch_unwind(served).expect_err("it cannot be in time");
-        let text = failure.downcast_ref::<String>().expect("a failure in words");
+        let failure = std::panic::catch_unwind(served).expect_err("it must miss the bound");
+        let text = failure.downcast_ref::<String>().expect("the panic message is a string");
         assert!(text.starts_with("no full service within"), "{bug:?}: {text}");
     }
 }
 
-/// What a follower that was stopped finds in its inbox is more than one write, and of two leaders.
-/// The cluster looks at its disk after each of them.
+/// A stopped follower finds in its inbox the appends of two leaders, more than one write. The
+/// simulation checks its disk after each write.
 #[test]
 fn a_stopped_follower_may_lose_power_after_any_of_its_writes() {
     for seed in 0..5 {
@@ -287,21 +290,21 @@ fn a_stopped_follower_may_lose_power_after_any_of_its_writes() {
             }
         };
         serve(&mut cluster, 300);
-        let leader = cluster.leader().expect("nothing keeps it from electing one");
+        let leader = cluster.leader().expect("without faults it elects one");
         let (stopped, heir) = ((leader + 1) % 3, (leader + 2) % 3);
-        let stood = cluster.position(stopped);
+        let before = cluster.position(stopped);
         cluster.pause(stopped, 100);
         serve(&mut cluster, 30);
         cluster.transfer(leader, heir);
         serve(&mut cluster, 200);
         assert_eq!(cluster.leader(), Some(heir), "seed {seed}");
-        let caught_up = cluster.position(stopped) >= Index(stood.0 + 100);
-        assert!(caught_up, "seed {seed}: from {stood} to {}", cluster.position(stopped));
+        let caught_up = cluster.position(stopped) >= Index(before.0 + 100);
+        assert!(caught_up, "seed {seed}: from {before} to {}", cluster.position(stopped));
     }
 }
 
 #[test]
-fn a_quiet_cluster_keeps_its_leader() {
+fn a_cluster_without_faults_keeps_its_leader() {
     for seed in 0..5 {
         let config = Config::default();
         let members = Membership::of_voters((1..=3).map(replica));
@@ -311,7 +314,7 @@ fn a_quiet_cluster_keeps_its_leader() {
         }
         let (leader, elections) = (cluster.leader(), cluster.coverage.elections);
         assert!(leader.is_some() && elections >= 1);
-        // A thousand of the longest timeouts would be 20 minutes; the shortest make 10.
+        // A thousand of the longest timeouts would take 20 minutes; the shortest take 10.
         for _ in 0..1_000 * Ticks(60).0 {
             cluster.tick();
         }

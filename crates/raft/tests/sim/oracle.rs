@@ -1,5 +1,5 @@
-//! What must never happen, whatever the network, the disks and the clocks do. Each check names the
-//! property it holds (Raft paper figure 3, and the promises of the core itself).
+//! Safety checks of the simulation, which hold whatever the network, the disks and the clocks do.
+//! Each check names its property (Raft paper figure 3, and the promises of the core itself).
 
 use std::collections::BTreeMap;
 
@@ -11,23 +11,23 @@ use quorate_raft::{
 
 use crate::disk::Disk;
 
-/// Everything that was ever seen in the cluster.
+/// The history of the cluster, against which each step is checked.
 #[derive(Default)]
 pub struct Oracle {
     leaders: BTreeMap<Term, ReplicaId>,
     votes: BTreeMap<(ReplicaId, Term), ReplicaId>,
     /// Each entry that was ever in a log: its predecessor and its content.
     entries: BTreeMap<LogId, (LogId, Entry)>,
-    /// What is committed, by index, and in which term it was.
+    /// The committed entries by index, with the term in which each was committed.
     committed: BTreeMap<Index, (Term, Entry)>,
     pub highest_commit: Index,
-    /// The time, and what was committed at its end, for each time at which that grew.
+    /// For each tick in which the highest commit index grew: the tick, and that index at its end.
     commits: Vec<(u64, Index)>,
     pub elections: u64,
 }
 
 impl Oracle {
-    /// After each input: the state alone, and against the one before.
+    /// Checks each state by itself and against the one before; called after each input.
     pub fn after_step(&mut self, before: &Raft, after: &Raft, disks: &[&Disk]) {
         check_state(after);
         check_delta(before, after);
@@ -36,11 +36,15 @@ impl Oracle {
         }
         if after.commit() > before.commit() {
             self.committed_through(after, before.commit().next(), disks);
-            // A leader counts only entries of its own term (§5.4.2); whatever it finds committed
-            // when it is elected it has from its time as a follower.
+            // A leader counts only entries of its own term (§5.4.2); entries already committed at
+            // its election were committed while it was a follower.
             if before.is_leader() && after.is_leader() {
                 let term = after.entry_id(after.commit()).map(|id| id.term);
-                assert_eq!(term, Some(after.term()), "an entry of an earlier term is counted");
+                assert_eq!(
+                    term,
+                    Some(after.term()),
+                    "the leader counted an entry of an earlier term"
+                );
             }
         }
     }
@@ -51,10 +55,12 @@ impl Oracle {
         let (term, id) = (leader.term(), leader.me().id);
         let known = *self.leaders.entry(term).or_insert(id);
         assert_eq!(known, id, "two leaders in term {term}");
-        // The winner of an old election may find out late, when others have gone on without it.
+        // The winner of an old election may learn of it late, when later terms have committed more.
         for (&index, (_, entry)) in self.committed.iter().filter(|(_, known)| known.0 < term) {
             match leader.entry_id(index) {
-                Some(found) => assert_eq!(found, entry.id(), "the leader of term {term} lost it"),
+                Some(found) => {
+                    assert_eq!(found, entry.id(), "the leader of term {term} has another entry");
+                }
                 None => {
                     let base = leader.status().base.index;
                     assert!(index < base, "the leader of term {term} has no {}", entry.id());
@@ -68,10 +74,10 @@ impl Oracle {
         for index in (from.0..=raft.commit().0).map(Index) {
             let Some(id) = raft.entry_id(index) else { continue };
             let Some((_, entry)) = self.entries.get(&id) else {
-                // Known from a snapshot alone: then it was committed elsewhere before.
+                // The entry is known only from a snapshot: then it was committed elsewhere before.
                 assert!(
                     self.committed.contains_key(&index),
-                    "{id} is committed, but nobody wrote it"
+                    "{id} is committed, but no replica wrote it"
                 );
                 continue;
             };
@@ -102,7 +108,7 @@ impl Oracle {
         }
     }
 
-    /// Persist before send: what a message promises is on the disk of its sender.
+    /// Persist before send: the promises of a message are on the disk of its sender.
     pub fn sent(&mut self, disk: &Disk, envelope: &Envelope) {
         let Envelope { from, to, term, message, .. } = envelope;
         let durable = disk.term() >= *term;
@@ -131,7 +137,8 @@ impl Oracle {
         }
     }
 
-    /// Only committed entries that are durable here are applied, in order, the same everywhere.
+    /// Only committed entries that are durable here are applied, in order, and the same at every
+    /// replica.
     pub fn applied(&self, disk: &Disk, entry: &Entry, after: Index) {
         assert_eq!(entry.index, after.next(), "applied out of order");
         let known = self.committed.get(&entry.index).map(|known| &known.1);
@@ -139,9 +146,9 @@ impl Oracle {
         assert!(disk.holds(entry.id()), "{} is applied but not durable here", entry.id());
     }
 
-    /// A read is no older than what was committed anywhere before it began.
+    /// A read sees all entries that were committed anywhere before it began.
     pub fn read(&self, index: Index, floor: Index) {
-        assert!(index >= floor, "a read at {index} misses what was committed at {floor}");
+        assert!(index >= floor, "a read at {index} misses the entry committed at {floor}");
     }
 
     pub fn end_of_tick(&mut self, now: u64) {
@@ -150,14 +157,14 @@ impl Oracle {
         }
     }
 
-    /// A state that has applied `index` is claimed to be no older than `time`: it must contain all
-    /// that was committed before.
+    /// A state that has applied `index` counts as no older than `time`: it must contain all entries
+    /// committed before.
     pub fn age(&self, raft: &Raft, time: u64, index: Index) {
         let earlier = self.commits.partition_point(|commit| commit.0 < time);
         let committed = earlier.checked_sub(1).map_or(Index(0), |last| self.commits[last].1);
         assert!(
             index >= committed,
-            "{}: its state at {index} counts as that of {time}, when {committed} was committed",
+            "{}: its state at {index} counts as that of {time}, but {committed} was committed then",
             raft.me()
         );
     }
@@ -168,7 +175,7 @@ impl Oracle {
     }
 }
 
-/// A quorum, counted in the plainest way.
+/// Whether a quorum says yes, by counting.
 fn quorum(membership: &Membership, yes: impl Fn(ReplicaId) -> bool) -> bool {
     [membership.incoming(), membership.outgoing()]
         .iter()

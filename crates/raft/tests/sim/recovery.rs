@@ -1,21 +1,22 @@
-//! Service after all faults have ended, and how long it may take to come back.
+//! Recovery of service after all faults have ended, within a bound.
 
 use quorate_raft::{Config, Entry};
 
 use crate::cluster::Cluster;
 
-/// The longest payload that the simulator proposes: a number of 8 bytes, and fewer than 60 more.
+/// The longest payload that the simulator proposes: a number of 8 bytes, and fewer than 60 further
+/// bytes.
 const LARGEST_ENTRY: u64 = Entry::OVERHEAD_BYTES + 8 + 60;
 
-/// Ticks of a round trip of entries in fine weather: the append travels, waits for the barrier that
-/// is under way and for its own, and the answer travels.
+/// Ticks of a round trip of entries without faults: the append is delivered, waits for the running
+/// barrier and for its own, and the answer is delivered.
 const ROUND_TRIP: u64 = 4;
 
-/// Ticks that a page of entries takes to be applied in fine weather.
+/// Ticks to apply a page of entries without faults.
 const PAGE: u64 = 1;
 
-/// How long a backlog of this many entries takes at most, when it is first sent, a full window per
-/// round trip, and then applied, page by page. In truth the two overlap.
+/// An upper bound of the ticks that a backlog of this many entries takes: it is first sent, a full
+/// window per round trip, and then applied, page by page. In a run the two overlap.
 fn backlog_ticks(config: &Config, entries: u64) -> u64 {
     let fitting = |bytes: u64| (bytes / LARGEST_ENTRY).max(1);
     let by_messages =
@@ -25,9 +26,10 @@ fn backlog_ticks(config: &Config, entries: u64) -> u64 {
     entries.div_ceil(window) * ROUND_TRIP + entries.div_ceil(page) * PAGE
 }
 
-/// After the healing every node must answer a read that began since, apply what was proposed since,
-/// and know an age of its state that is no older. Ten election timeouts are for elections and
-/// snapshots that fail; what must be sent and applied comes on top. Returns the ticks it took.
+/// Runs a healed cluster until every node has answered a read that began after the healing, has
+/// applied a later proposal, and knows that its state is newer than the healing. Ten election
+/// timeouts are allowed for elections and failing snapshots, plus the time to send and apply the
+/// backlog. Returns the ticks it took.
 pub fn serve_again(cluster: &mut Cluster, config: &Config) -> u64 {
     let healed = cluster.now;
     let backlog = cluster.backlog();

@@ -1,6 +1,6 @@
-//! A seeded source of choices.
+//! Seeded random number generator of the simulation.
 
-/// splitmix64: every run of a seed makes the same choices.
+/// splitmix64: every run of a seed draws the same numbers.
 #[derive(Clone)]
 pub struct Rng(u64);
 
@@ -27,7 +27,7 @@ impl Rng {
         low + self.below(high - low + 1)
     }
 
-    /// True `per_mille` times of 1,000.
+    /// True with a probability of `per_mille` / 1,000.
     pub fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1_000) < per_mille
     }

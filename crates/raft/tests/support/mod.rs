@@ -1,4 +1,4 @@
-//! One replica and what it says: the bench on which single rules are tried.
+//! Test bench: one replica, its inputs, and the messages it sends.
 #![allow(dead_code, reason = "each test target uses its part")]
 
 use bytes::Bytes;
@@ -29,22 +29,22 @@ pub fn entry(index: u64, term: u64) -> Entry {
     }
 }
 
-/// The paper's algorithm alone: no pre-vote, no check-quorum.
+/// The paper's algorithm only: no pre-vote, no check-quorum.
 pub fn plain() -> Config {
     Config { pre_vote: false, check_quorum: false, ..Config::default() }
 }
 
-/// A replica whose writes are done at once.
+/// A replica whose writes complete immediately.
 pub struct Bench {
     pub raft: Raft,
     pub now: u64,
-    /// Everything that it applied.
+    /// All entries that it applied.
     pub applied: Vec<LogId>,
     /// The hard state on its disk.
     pub durable: HardState,
     /// A snapshot that arrived.
     pub install: Option<Install>,
-    /// Snapshots that it asks to be sent.
+    /// Snapshots that it asks the driver to send.
     pub snapshots: Vec<SnapshotSend>,
 }
 
@@ -70,7 +70,7 @@ impl Bench {
         Self { raft, now: 1_000, applied, durable, install: None, snapshots }
     }
 
-    /// Carries out all output; returns what was sent.
+    /// Carries out all outputs; returns the messages sent.
     pub fn drain(&mut self) -> Vec<Envelope> {
         let mut sent = Vec::new();
         while self.raft.has_output() {
@@ -92,7 +92,7 @@ impl Bench {
         sent
     }
 
-    /// A message from another replica; returns what is sent because of it.
+    /// Delivers a message from another replica; returns the messages sent because of it.
     pub fn step(&mut self, from: u64, term: u64, message: Message) -> Vec<Envelope> {
         let (from, to, term) = (replica(from), self.raft.me(), Term(term));
         let envelope = Envelope { group: GROUP, from, to, term, message };
@@ -100,7 +100,7 @@ impl Bench {
         self.drain()
     }
 
-    /// Ends the installation that is under way, if one is.
+    /// Ends the running installation, if there is one.
     pub fn end_install(&mut self, ok: bool) -> Vec<Envelope> {
         if let Some(install) = self.install.take() {
             match ok {
@@ -138,11 +138,11 @@ impl Bench {
     }
 
     pub fn propose(&mut self, payload: &'static str) -> Vec<Envelope> {
-        self.raft.propose(Ticks(self.now), Bytes::from(payload), 0).expect("the leader takes it");
+        self.raft.propose(Ticks(self.now), Bytes::from(payload), 0).expect("the leader accepts it");
         self.drain()
     }
 
-    /// The follower with this id acknowledges through `last`.
+    /// Delivers an acknowledgement through `last` of the follower with this id.
     pub fn acknowledge(&mut self, from: u64, last: u64) -> Vec<Envelope> {
         let result = AppendResult::Accepted { last: Index(last) };
         let term = self.raft.term();
@@ -150,7 +150,7 @@ impl Bench {
         self.step(from, term.0, Message::AppendReply { session, result, timing: Timing::default() })
     }
 
-    /// The session of this leadership for a follower: they are counted in ascending order.
+    /// The session of this leadership for a follower: sessions are numbered in the order of ids.
     pub fn session(&self, follower: u64) -> ReplicationSession {
         let me = self.raft.me().id.0;
         let counter = if follower < me { follower } else { follower - 1 };
