@@ -285,7 +285,7 @@ mod tests {
             let recovered = open_log().1.remove(&(GROUP, replica(1).id));
             let started = open(header, recovered);
             assert_eq!(started.term(), Term(if records == 0 { 0 } else { 2 }));
-            durable_entries.push(started.last_index().0);
+            durable_entries.push(started.status().last.index.0);
             if writes.is_empty() {
                 break;
             }

@@ -94,12 +94,6 @@ impl Raft {
         self.applying.applied
     }
 
-    /// The last index of the log.
-    #[must_use]
-    pub fn last_index(&self) -> Index {
-        self.log.last().index
-    }
-
     /// The stamp of the last entry.
     #[must_use]
     pub fn last_stamp(&self) -> u64 {

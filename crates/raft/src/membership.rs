@@ -104,18 +104,6 @@ impl Membership {
         Ok(membership)
     }
 
-    /// The same members with these learners added. A replica that is a member already keeps its
-    /// role.
-    pub fn with_learners(mut self, replicas: impl IntoIterator<Item = Replica>) -> Self {
-        for replica in replicas {
-            if !self.contains(replica.id) {
-                self.learners.insert(replica.id);
-                self.nodes.insert(replica.id, replica.node);
-            }
-        }
-        self
-    }
-
     /// The node that hosts a member.
     #[must_use]
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
@@ -134,12 +122,6 @@ impl Membership {
         self.voters.contains(&replica) || self.voters_outgoing.contains(&replica)
     }
 
-    /// Whether the replica is a learner now.
-    #[must_use]
-    pub fn is_learner(&self, replica: ReplicaId) -> bool {
-        self.learners.contains(&replica)
-    }
-
     /// Whether the replica has any role.
     #[must_use]
     pub fn contains(&self, replica: ReplicaId) -> bool {
@@ -150,12 +132,6 @@ impl Membership {
     #[must_use]
     pub fn is_joint(&self) -> bool {
         !self.voters_outgoing.is_empty()
-    }
-
-    /// Whether the leader leaves the joint configuration by itself once it is committed.
-    #[must_use]
-    pub fn auto_leave(&self) -> bool {
-        self.auto_leave
     }
 
     /// The incoming voters; all voters where the configuration is not joint.
@@ -175,11 +151,6 @@ impl Membership {
         self.replicas().filter(|replica| self.is_voter(replica.id))
     }
 
-    /// The learners, in ascending order.
-    pub fn learners(&self) -> impl Iterator<Item = Replica> + '_ {
-        self.replicas().filter(|replica| self.is_learner(replica.id))
-    }
-
     /// All members, in ascending order.
     pub fn replicas(&self) -> impl Iterator<Item = Replica> + '_ {
         self.nodes.iter().map(|(&id, &node)| Replica { id, node })
@@ -189,12 +160,6 @@ impl Membership {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
-    }
-
-    /// Whether this replica is the only voter.
-    #[must_use]
-    pub fn is_single_voter(&self, replica: ReplicaId) -> bool {
-        self.voters.len() == 1 && self.voters.contains(&replica) && !self.is_joint()
     }
 
     fn roles(&self, replica: ReplicaId) -> u8 {
@@ -308,7 +273,7 @@ mod tests {
 
     #[test]
     fn the_encoding_is_fixed() {
-        let membership = Membership::of_voters([replica(1)]).with_learners([replica(2)]);
+        let membership = Membership::from_parts([(replica(1), 1), (replica(2), 4)], false).unwrap();
         let expected = [
             &[1, 0, 2, 0, 0, 0][..],
             &[1, 0, 0, 0, 0, 0, 0, 0, 101, 0, 0, 0, 0, 0, 0, 0, 1],

@@ -73,7 +73,7 @@ fn each_write_of_a_backlog_leaves_a_disk_that_starts() {
     assert!(issue(&mut raft, &mut disk) >= 2, "the backlog does not fit into one write");
     while disk.complete_one().is_some() {
         let again = start(&disk).unwrap_or_else(|error| panic!("after {}: {error}", disk.last()));
-        assert_eq!((again.term(), again.last_index()), (Term(2), disk.last().index));
+        assert_eq!((again.term(), again.status().last.index), (Term(2), disk.last().index));
     }
     assert_eq!(disk.last(), log_id(6, 1));
 }
@@ -114,7 +114,7 @@ fn a_term_known_only_from_a_snapshot_is_written_before_anything_is_acknowledged_
     );
     disk.crash();
     let again = start(&disk).unwrap();
-    assert_eq!((again.term(), again.last_index()), (Term(5), Index(101)));
+    assert_eq!((again.term(), again.status().last.index), (Term(5), Index(101)));
 }
 
 /// A write that was in flight when a snapshot replaced the log does not count for the new log,

@@ -263,7 +263,8 @@ impl Cluster {
     /// The entries between the state machine that is furthest behind and the end of the longest
     /// log.
     pub fn backlog(&self) -> u64 {
-        let last = self.rafts.iter().flatten().map(|raft| raft.last_index().0).max().unwrap_or(0);
+        let last =
+            self.rafts.iter().flatten().map(|raft| raft.status().last.index.0).max().unwrap_or(0);
         let position = self.nodes.iter().map(|node| node.position.0).min().unwrap_or(0);
         last.saturating_sub(position)
     }

@@ -23,17 +23,20 @@ fn replica(id: u64) -> Replica {
     Replica::new(ReplicaId(id), NodeId(id))
 }
 
+/// A membership of four replicas with these role bits.
+fn with_roles(roles: [u8; 4]) -> Membership {
+    let members = roles.into_iter().zip(1..).map(|(role, id)| (replica(id), role));
+    Membership::from_parts(members, false).expect("sound roles")
+}
+
 /// One to five voters, sometimes a learner or a joint configuration.
 fn membership(rng: &mut Rng) -> Membership {
     match rng.below(10) {
         0 => Membership::of_voters([replica(1)]),
         1 => Membership::of_voters([replica(1), replica(2)]),
         2 | 3 => Membership::of_voters((1..=5).map(replica)),
-        4 => Membership::of_voters((1..=3).map(replica)).with_learners([replica(4)]),
-        5 => {
-            let roles = [3, 3, 1, 2].into_iter().zip(1..).map(|(role, id)| (replica(id), role));
-            Membership::from_parts(roles, false).expect("sound roles")
-        }
+        4 => with_roles([1, 1, 1, 4]),
+        5 => with_roles([3, 3, 1, 2]),
         _ => Membership::of_voters((1..=3).map(replica)),
     }
 }

@@ -178,7 +178,7 @@ impl Bench {
 
     /// The terms of the log, by index from 1.
     pub fn terms(&self) -> Vec<u64> {
-        let last = self.raft.last_index().0;
+        let last = self.raft.status().last.index.0;
         (1..=last).map(|index| self.term_at(index)).collect()
     }
 
