@@ -1,4 +1,4 @@
-//! Compiles `proto/` with a compiler written in Rust, so that no `protoc` is needed.
+//! Build script: compiles `proto/` with a compiler written in Rust, so that `protoc` is not needed.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::{env, fs};
 
 use prost::Message;
 
-/// What clients speak; reflection shows these alone.
+/// The client API; reflection shows only these files.
 const CLIENT_FILES: [&str; 3] =
     ["quorate/v1/common.proto", "quorate/v1/kv.proto", "quorate/v1/cluster.proto"];
 
-/// What only nodes speak among themselves, and what their logs hold.
+/// The contract between nodes, and the content of their logs.
 const NODE_FILES: &str = "quorate/raft/v1";
 
 fn main() -> Result<(), Box<dyn Error>> {

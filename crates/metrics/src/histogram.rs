@@ -1,4 +1,4 @@
-//! A histogram that is cheap to observe from many threads.
+//! Histogram that is cheap to observe from many threads.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// Observations in fixed buckets. An observation is two relaxed additions and no lock, so that hot
-/// paths of several threads can share one. The parts are read one after the other: a scrape may miss an
-/// observation that arrives meanwhile, but what it reports as the count is what its buckets hold.
+/// A histogram with fixed buckets. An observation is two relaxed additions and no lock, so that hot
+/// paths of several threads can share one. The parts are read one after the other: a scrape may
+/// miss an observation made meanwhile, but the count that it reports is the sum of its buckets.
 #[derive(Clone)]
 pub struct Histogram(Arc<Inner>);
 
 struct Inner {
     /// Upper bounds of the buckets, in the unit of the observations (nanoseconds for latencies).
     bounds: Box<[u64]>,
-    /// One count per bound, and one for what lies above all of them.
+    /// One count per bound, and one for the values above all of them.
     counts: Box<[AtomicU64]>,
     sum: AtomicU64,
-    /// How many observed units make one reported unit.
+    /// The number of observed units in one reported unit.
     scale: f64,
 }
 
@@ -65,7 +65,7 @@ impl Histogram {
         self.observe(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// How many observations there were.
+    /// The number of observations so far.
     #[must_use]
     pub fn observations(&self) -> u64 {
         self.0.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()

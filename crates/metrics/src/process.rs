@@ -1,4 +1,4 @@
-//! What the system says of the process, under the names that every Prometheus program uses.
+//! Process metrics from the operating system, under the names that are usual with Prometheus.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-/// Reads /proc/self at each scrape; what cannot be read is left out.
+/// A collector that reads /proc/self at each scrape; unreadable values are left out.
 #[derive(Debug)]
 struct Process;
 
@@ -40,7 +40,7 @@ impl Collector for Process {
     }
 }
 
-/// The resident memory of this process in bytes, where the system says it.
+/// The resident memory of this process in bytes; `None` where the system does not report it.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -52,11 +52,12 @@ fn open_files() -> Option<u64> {
     Some(std::fs::read_dir("/proc/self/fd").ok()?.count() as u64)
 }
 
-/// The unit of processor times in /proc: fixed by the kernel's interface at 100, whatever its own timer.
+/// The unit of processor times in /proc: fixed by the kernel's interface at 100, whatever its own
+/// timer.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Fields 14 and 15 of /proc/self/stat, in clock ticks; the second field may hold spaces, so counting
-/// begins behind its closing parenthesis.
+/// Fields 14 and 15 of /proc/self/stat, in clock ticks; the second field may hold spaces, so
+/// counting begins after its closing parenthesis.
 fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let (_, rest) = stat.rsplit_once(')')?;

@@ -1,9 +1,9 @@
-//! The rows of metrics, and how one is registered.
+//! Rows of metrics, and their registration.
 
 use prometheus_client::registry::{Metric, Registry};
 
-/// Registers a metric and returns its handle. The registry ends the help text with a full stop of its
-/// own.
+/// Registers a metric and returns its handle. The registry adds the full stop at the end of the
+/// help text.
 pub fn registered<M: Metric + Clone>(
     registry: &mut Registry,
     name: &str,
@@ -55,7 +55,7 @@ macro_rules! metrics {
         pub struct $name { $($(#[doc = $help])+ pub $row: $crate::metric_type!($kind),)+ }
 
         impl $name {
-            /// All of them, at zero, in this registry.
+            /// Registers all metrics, at zero, in this registry.
             #[must_use]
             pub fn register(
                 registry: &mut $crate::prometheus_client::registry::Registry,

@@ -7,40 +7,42 @@ use quorate_proto::v1::{ClusterMap, MapNode, MapReplica, MapShard};
 
 use crate::ring::{Candidate, place};
 
-/// The meta group has at most so many voters, on the initial nodes with the lowest ids.
+/// The largest number of voters of the meta group; they are on the initial nodes with the lowest
+/// ids.
 pub const META_VOTERS_MAX: usize = 5;
 
-/// What the founders agreed on.
+/// The parameters of a new cluster that its initial nodes agreed on.
 #[derive(Clone, Debug)]
 pub struct Founding {
     /// The cluster id, 16 bytes.
     pub cluster_id: [u8; 16],
     /// The cluster's name.
     pub cluster_name: String,
-    /// How many shards there are from the start, 1 to 4,096.
+    /// The number of shards at the start, 1 to 4,096.
     pub shards: u64,
-    /// How many replicas each shard should have.
+    /// The number of replicas that each shard should have.
     pub replicas: u32,
     /// The initial nodes, in any order.
     pub nodes: Vec<MapNode>,
 }
 
-/// The replicas of the meta group: known to every founder from the list of members alone, so that
-/// group 0 can elect a leader before there is a map. Their ids are the first ones, in node order.
+/// The replicas of the meta group. They depend only on the list of members, so that group 0 can
+/// elect a leader before there is a map. Their ids are the first ones, in node order.
 #[must_use]
 pub fn meta_replicas(node_ids: impl IntoIterator<Item = u64>) -> Vec<MapReplica> {
     let mut nodes: Vec<u64> = node_ids.into_iter().collect();
     nodes.sort_unstable();
     nodes.dedup();
     nodes.truncate(META_VOTERS_MAX);
-    // An even number of voters tolerates no more failures than one fewer, so it is made odd.
+    // An even number of voters tolerates no more failures than one fewer, so the number is made
+    // odd.
     if nodes.len().is_multiple_of(2) && nodes.len() > 2 {
         nodes.pop();
     }
     (1..).zip(nodes).map(|(replica_id, node_id)| MapReplica { replica_id, node_id }).collect()
 }
 
-/// The map with epoch 1: shards 1…N in range order on the nodes that placement chose.
+/// The map with epoch 1: shards 1…N in range order on the nodes that [`place`] chooses.
 #[must_use]
 pub fn first_map(founding: &Founding) -> ClusterMap {
     let mut nodes = founding.nodes.clone();
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_hash_has_one_owner() {
+    fn both_ends_of_each_range_have_their_shard_as_owner() {
         let map = first_map(&founding(3, 7));
         for (at, shard) in map.shards.iter().enumerate() {
             assert_eq!(owner(&map.shards, shard.first), Some(at));
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn replica_ids_are_given_once() {
+    fn replica_ids_are_assigned_once_and_without_gaps() {
         let map = first_map(&founding(7, 16));
         let mut ids: Vec<u64> =
             map.meta_replicas.iter().map(|replica| replica.replica_id).collect();
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_meta_group_has_an_odd_number_of_voters_where_that_helps() {
+    fn the_meta_group_has_an_odd_number_of_voters_except_with_two_nodes() {
         let voters = |nodes: u64| meta_replicas(1..=nodes).len();
         assert_eq!([1, 2, 3, 4, 5, 6, 9].map(voters), [1, 2, 3, 3, 5, 5, 5]);
     }

@@ -1,11 +1,11 @@
-//! Placement: what the cluster map should be, as pure functions of what is known.
+//! Placement: what the cluster map should be, as pure functions of the known nodes.
 //!
-//! [`place`] chooses the nodes of each shard's replicas; [`first_map`] makes the map of a new cluster of
-//! them. Nothing here reads a clock, a file or the network, and equal arguments give equal answers on
-//! every platform: founders compute the same map.
+//! [`place`] chooses the nodes of each shard's replicas; [`first_map`] makes the map of a new
+//! cluster from them. Nothing here reads a clock, a file or the network, and equal arguments give
+//! equal answers on every platform: founders compute the same map.
 //!
-//! **Boundary.** This crate proposes; whether a change of the map is legal is decided by the rules of
-//! the replicated state machine, and who drives it is the node's business.
+//! **Boundary.** This crate only proposes: the rules of the replicated state machine decide whether
+//! a change of the map is legal, and the node drives the change.
 
 mod first_map;
 mod ring;

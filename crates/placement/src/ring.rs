@@ -1,29 +1,29 @@
-//! Where the replicas of a new cluster go.
+//! Placement of the replicas of a new cluster.
 //!
 //! A consistent-hash ring of virtual nodes is walked clockwise from each shard's point to distinct
-//! nodes, with a bound on how much any node takes. The result is stored in the cluster map; the
-//! ring is never consulted at run time, so a change of this file moves nothing that exists.
+//! nodes, with a bound on the load of each node. The result is stored in the cluster map; the ring
+//! is never used at run time, so a change of this file does not move existing replicas.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use hashring::HashRing;
 
-/// Virtual nodes of each node on the ring. 64 keep the spread of three nodes' arcs within a few
-/// per cent, and the load bound takes care of the rest.
+/// Virtual nodes of each node on the ring. With 64, the arcs of three nodes differ by a few per
+/// cent; the load bound evens out the rest.
 const VIRTUAL_NODES: u32 = 64;
 
-/// A node as placement sees it.
+/// A node to place replicas on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The node id.
     pub node: u64,
-    /// The label `zone`, when the node has one; nodes without a zone are each a zone of their own.
+    /// The label `zone`, if the node has one; a node without it is a zone of its own.
     pub zone: Option<String>,
 }
 
-/// A point on the ring. Its hash is that of one byte slice of ours, so that it depends neither on
-/// how the standard library hashes tuples or strings nor on the width of a pointer.
+/// A point on the ring. It is hashed as one byte slice, so that its hash depends neither on how the
+/// standard library hashes tuples or strings nor on the width of a pointer.
 #[derive(Clone, Debug)]
 struct Point {
     node: u64,
@@ -60,10 +60,10 @@ fn point_bytes(kind: u8, id: u64, number: u32) -> [u8; 13] {
 
 /// For each of the shards 1…`shards`, the nodes of its replicas; the first is the preferred leader.
 ///
-/// Each shard gets `min(replicas, nodes)` distinct nodes. No node takes more than its even share
-/// of replicas (rounded up), nor more than its even share of preferred leaderships, and no two
-/// replicas of a shard share a zone while a node of another zone has room. The answer depends on
-/// the arguments alone, not on the order of `nodes`.
+/// Each shard gets `min(replicas, nodes)` distinct nodes. No node gets more than its even share of
+/// replicas (rounded up), nor more than its even share of preferred leaderships, and no two
+/// replicas of a shard share a zone while a node of another zone has room. The result depends only
+/// on the arguments, not on the order of `nodes`.
 #[must_use]
 pub fn place(nodes: &[Candidate], shards: u64, replicas: usize) -> BTreeMap<u64, Vec<u64>> {
     let zones = zones(nodes);
@@ -82,25 +82,25 @@ pub fn place(nodes: &[Candidate], shards: u64, replicas: usize) -> BTreeMap<u64,
     let mut all = (1..=shards)
         .map(|shard| {
             let mut walk = walk(&ring, shard);
-            // A node that cannot fill up any more unless it takes part in every shard from here on
-            // comes first: left to the end, its room would lie where no shard may use it twice.
+            // A node comes first if it can only be filled by a replica of every shard from here on:
+            // left to the end, it would have more room than there are shards to use it.
             walk.sort_by_key(|&node| load.room(node) < shards - shard + 1);
             let placed = place_shard(&walk, &zones, &load, wanted);
             load.take(&placed);
             (shard, placed)
         })
         .collect();
-    while hand_over_one(&mut all, &mut load) {}
+    while move_one_leadership(&mut all, &mut load) {}
     all
 }
 
-/// Takes one preferred leadership from a node that has more than its share, where the last shards
-/// had no other choice, and hands it on from node to node, each within a shard that both hold, to
-/// one that has less. False when no node has too much or no way leads on.
-fn hand_over_one(all: &mut BTreeMap<u64, Vec<u64>>, load: &mut Load) -> bool {
+/// Moves one preferred leadership from a node with more than its share, which the last shards may
+/// leave, to a node with less, along a chain of nodes in which each two share a shard. Returns
+/// false when no node has too many or no such chain exists.
+fn move_one_leadership(all: &mut BTreeMap<u64, Vec<u64>>, load: &mut Load) -> bool {
     let over = load.leaders.iter().find(|(_, led)| **led > load.leaders_max);
     let Some((&over, _)) = over else { return false };
-    // Breadth first: how each node was reached, from whom and by which shard.
+    // Breadth first search: for each node reached, the node and the shard it was reached by.
     let mut reached: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
     let mut queue = VecDeque::from([over]);
     while let Some(giver) = queue.pop_front() {
@@ -157,7 +157,7 @@ fn walk(ring: &HashRing<Point>, shard: u64) -> Vec<u64> {
         .collect()
 }
 
-/// What each node has taken so far, and how much it may take.
+/// The load of each node so far, and its bounds.
 struct Load {
     replicas: BTreeMap<u64, u64>,
     leaders: BTreeMap<u64, u64>,
@@ -240,8 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn eight_shards_on_three_nodes_are_placed_as_ever() {
-        // Golden: a change here moves shards of clusters formed by different builds at bootstrap.
+    fn the_placement_of_known_clusters_never_changes() {
+        // Golden: nodes of different builds that form a cluster must compute the same map.
         let placed: Vec<(u64, Vec<u64>)> = place(&nodes(3), 8, 3).into_iter().collect();
         assert_eq!(placed, GOLDEN_3_NODES_8_SHARDS.map(|(s, n)| (s, n.to_vec())).to_vec());
         let placed: Vec<(u64, Vec<u64>)> = place(&nodes(5), 6, 3).into_iter().collect();
@@ -306,7 +306,7 @@ mod tests {
             let zones: BTreeSet<_> = on.iter().map(|node| node % 3).collect();
             assert_eq!(zones.len(), 3, "{on:?}");
         }
-        // With one zone only, the shard still gets all its replicas.
+        // With a single zone, each shard still gets all its replicas.
         let one: Vec<_> = (1..=3).map(|node| Candidate { node, zone: Some("a".into()) }).collect();
         assert!(place(&one, 8, 3).values().all(|on| on.len() == 3));
     }

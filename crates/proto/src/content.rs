@@ -1,8 +1,8 @@
-//! The hash by which a write that reuses a session sequence with other content is told.
+//! Content hash of a write, which detects a session sequence reused with other content.
 //!
-//! It is taken over a form of our own, never over received bytes: two encoders may write one message
-//! in two ways, and a retry may come through another client. The form, all numbers little-endian, a
-//! *string* being its length as u32 and its bytes:
+//! It is computed over a canonical form, never over received bytes: two encoders may encode one
+//! message differently, and a retry may be sent by another client. The form, with all numbers
+//! little-endian and a *string* being its length as u32 and its bytes:
 //!
 //! ```text
 //! u8 1, the form's version; u32 number of operations; then for each operation:
@@ -30,7 +30,7 @@ pub fn content_hash(operations: &[CommandOperation]) -> u64 {
     form.0.digest()
 }
 
-/// The canonical form on its way into the hash.
+/// A hasher that is fed the canonical form.
 struct Form(Xxh3);
 
 impl Form {
@@ -38,7 +38,7 @@ impl Form {
         self.0.update(&operation.keyspace.to_le_bytes());
         self.string(&operation.key);
         match operation.condition.as_ref().map(|c| &c.expect) {
-            // An empty condition never gets this far; it is hashed as what it is, nothing.
+            // An empty condition is rejected earlier; it is hashed as none.
             None | Some(None) => self.byte(0),
             Some(Some(Expect::Absent(_) | Expect::Revision(0))) => self.byte(1),
             Some(Some(Expect::Revision(revision))) => {
@@ -71,7 +71,7 @@ impl Form {
         self.0.update(&[byte]);
     }
 
-    /// A length or count. Requests are at most 2 MiB, so that u32 holds every one.
+    /// A length or count. Requests are at most 2 MiB, so every length fits into u32.
     fn length(&mut self, length: usize) {
         self.0.update(&(length as u32).to_le_bytes());
     }
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn form_is_the_documented_one() {
+    fn the_hash_is_taken_over_the_documented_form() {
         let put = CommandOperation {
             keyspace: 2,
             return_previous: true,
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_counts() {
+    fn every_part_of_a_write_changes_the_hash() {
         let value = |v: &'static str| Kind::Put(Bytes::from_static(v.as_bytes()));
         let mut all = vec![
             vec![],
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn two_ways_to_say_absent_are_one() {
+    fn absent_and_revision_0_have_the_same_hash() {
         assert_eq!(
             content_hash(&[under(Expect::Absent(true))]),
             content_hash(&[under(Expect::Revision(0))]),

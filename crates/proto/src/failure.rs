@@ -1,5 +1,5 @@
-//! How a failure travels in a gRPC status: the standard details under the domain `quorate`, and the
-//! [`Failure`] itself beside them.
+//! Failures in a gRPC status: the standard details under the domain `quorate`, followed by the
+//! [`Failure`] itself.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ const REQUEST_INFO: &str = "google.rpc.RequestInfo";
 
 impl Failure {
     /// A failure with the code and outcome that the error table gives its reason. The message is a
-    /// sentence for people; the longest that travels is 1 KiB.
+    /// sentence for people, cut to 1 KiB.
     #[must_use]
     pub fn of(reason: Reason, message: impl Into<String>) -> Self {
         let mut message = message.into();
@@ -36,9 +36,9 @@ impl Failure {
         }
     }
 
-    /// Whether it is the answer that a session remembers of its write: the sequence was barred by
-    /// Cancel, or its increment met no number. It then stands for all attempts, earlier and later
-    /// ones. What else is refused says nothing of an attempt that was sent before.
+    /// Whether this is the answer that a session remembers for a write: the sequence was barred by
+    /// Cancel, or its increment found a value that is not a number. It then holds for all attempts,
+    /// earlier and later ones. Any other refusal does not cover an attempt that was sent before.
     #[must_use]
     pub fn is_remembered(&self) -> bool {
         matches!(self.reason(), Reason::SequencePast | Reason::NotANumber)
@@ -46,7 +46,7 @@ impl Failure {
     }
 
     /// The value for the status's `grpc-status-details-bin`: an encoded `google.rpc.Status` with
-    /// ErrorInfo, RetryInfo where there is a time to wait, RequestInfo where there is an id, and the
+    /// ErrorInfo, RetryInfo if there is a time to wait, RequestInfo if there is an id, and the
     /// failure itself.
     #[must_use]
     pub fn to_details(&self, request_id: &str) -> Bytes {
@@ -65,8 +65,9 @@ impl Failure {
         status.encode_to_vec().into()
     }
 
-    /// Reads what [`Failure::to_details`] wrote: the failure, and the request id or an empty string.
-    /// None when the bytes hold no failure of ours, as with a status made by a proxy or the library.
+    /// Reads the output of [`Failure::to_details`]: the failure, and the request id or an empty
+    /// string. `None` when the bytes hold no Quorate failure, as with a status made by a proxy or
+    /// the gRPC library.
     #[must_use]
     pub fn from_details(details: &[u8]) -> Option<(Failure, String)> {
         let status = pb::Status::decode(details).ok()?;
@@ -83,17 +84,17 @@ impl Failure {
 
     fn error_info(&self) -> pb::ErrorInfo {
         let mut metadata = HashMap::new();
-        let mut note = |key: &str, value: u64| {
+        let mut add = |key: &str, value: u64| {
             if value != 0 {
                 metadata.insert(key.to_owned(), value.to_string());
             }
         };
-        note("shard", self.shard);
-        note("shard_epoch", self.shard_epoch);
-        note("leader", self.leader_node_id);
-        note("epoch", self.map_epoch);
-        note("node", self.node_id);
-        note("limit", self.limit);
+        add("shard", self.shard);
+        add("shard_epoch", self.shard_epoch);
+        add("leader", self.leader_node_id);
+        add("epoch", self.map_epoch);
+        add("node", self.node_id);
+        add("limit", self.limit);
         if self.outcome() != Outcome::Unspecified {
             metadata.insert("outcome".into(), self.outcome().name().into());
         }
@@ -110,7 +111,7 @@ impl Failure {
     }
 }
 
-/// Cuts a sentence to what travels, between two characters.
+/// Cuts a message to the limit, between two characters.
 fn truncate(message: &mut String) {
     if message.len() > FAILURE_MESSAGE_BYTES_MAX {
         let end = message.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX - '…'.len_utf8());
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn round_trip() {
+    fn a_failure_survives_its_encoding_in_a_status() {
         let (failure, request) = Failure::from_details(&sample().to_details("r-1")).unwrap();
         assert_eq!(failure, sample());
         assert_eq!(request, "r-1");
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_details_are_no_failure() {
+    fn foreign_details_are_not_a_failure() {
         assert!(Failure::from_details(b"").is_none());
         assert!(Failure::from_details(b"\xff\xff").is_none());
         let empty = pb::Status::default().encode_to_vec();

@@ -1,15 +1,15 @@
-//! Key → shard: which bytes of a key are hashed, how, and which shard owns the hash.
+//! Key hashing: which bytes of a key are hashed, how, and which shard owns the hash.
 //!
-//! This rule is part of the contract for ever: a key's shard is computed by nodes, by clients in any
+//! This rule is part of the contract forever: a key's shard is computed by nodes, by clients in any
 //! language, and again when an old log is replayed.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::v1::{ClusterMap, MapShard};
 
-/// The part of a key that is hashed: the bytes between its first `{` and the first `}` after that, if
-/// there is at least one; else the whole key. Keys with one tag share a shard, the rule that users of
-/// Redis Cluster know.
+/// The part of a key that is hashed: the bytes between its first `{` and the first `}` after that,
+/// if there is at least one; otherwise the whole key. Keys with the same tag share a shard, as in
+/// Redis Cluster.
 ///
 /// ```
 /// # use quorate_proto::hash::hash_tag;
@@ -28,8 +28,8 @@ pub fn hash_tag(key: &[u8]) -> &[u8] {
     }
 }
 
-/// The place of a key in the hash space: xxh3_64 of its hash tag with seed 0. The keyspace is not
-/// hashed.
+/// The position of a key in the hash space: xxh3_64 of its hash tag with seed 0. The keyspace is
+/// not hashed.
 #[must_use]
 pub fn key_hash(key: &[u8]) -> u64 {
     xxh3_64(hash_tag(key))
@@ -39,7 +39,7 @@ pub fn key_hash(key: &[u8]) -> u64 {
 /// ceil(i·2^64/n).
 ///
 /// # Panics
-/// When `i >= n`: there is no such shard.
+/// When `i >= n`.
 #[must_use]
 pub fn even_range(i: u64, n: u64) -> (u64, u64) {
     assert!(i < n, "shard {i} of {n}");
@@ -48,8 +48,8 @@ pub fn even_range(i: u64, n: u64) -> (u64, u64) {
     (start(i) as u64, (start(i + 1) - 1) as u64)
 }
 
-/// The position of the shard that owns a hash among shards in the order of their ranges; none when the
-/// ranges have a gap there.
+/// The position of the shard that owns a hash, among shards in the order of their ranges; `None` if
+/// the ranges have a gap there.
 #[must_use]
 pub fn owner(shards: &[MapShard], hash: u64) -> Option<usize> {
     let i = shards.partition_point(|s| s.last < hash);
@@ -68,8 +68,8 @@ impl ClusterMap {
 mod tests {
     use super::*;
 
-    /// Key, hash tag, hash. The hashes of nothing, `a` and `abc` are the published ones of XXH3; the rest
-    /// are frozen as they first came out.
+    /// Key, hash tag, hash. The hashes of the empty key, `a` and `abc` are the published ones of
+    /// XXH3; the others are frozen at their first values.
     const GOLDEN: &[(&[u8], &[u8], u64)] = &[
         (b"a", b"a", 0xe6c6_32b6_1e96_4e1f),
         (b"abc", b"abc", 0x78af_5f94_892f_3950),
@@ -90,7 +90,7 @@ mod tests {
     ];
 
     #[test]
-    fn golden_vectors() {
+    fn hash_tags_and_hashes_never_change() {
         assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2);
         for (key, tag, hash) in GOLDEN {
             assert_eq!(hash_tag(key), *tag, "tag of {key:?}");

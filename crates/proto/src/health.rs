@@ -1,6 +1,6 @@
-//! The names that a node has in the standard gRPC health service.
+//! Service names of a node in the standard gRPC health service.
 
-/// The health service's name for "the node's threads move".
+/// The service that is healthy while the node's threads make progress.
 pub const LIVE_SERVICE: &str = "quorate.live";
-/// The health service's name for "the node takes requests".
+/// The service that is healthy while the node accepts requests.
 pub const READY_SERVICE: &str = "";

@@ -1,5 +1,5 @@
-//! Read levels: one row for each, with the name that people type, what it guarantees, and what this
-//! version offers. The server, the client, the metrics and kvctl read this table.
+//! Read levels: one row for each, with its name, its guarantee and whether this version offers it. The
+//! server, the client, the metrics and kvctl read this table.
 
 use crate::v1::ReadLevel;
 
@@ -14,8 +14,7 @@ pub struct LevelRow {
     pub guarantee: &'static str,
     /// Whether this version serves it.
     pub offered: bool,
-    /// Whether only what the leader confirms can be answered, which is current then; any replica
-    /// may serve the others.
+    /// Whether the leader must confirm a read at this level; any replica may serve the others.
     pub needs_leader: bool,
 }
 
@@ -59,7 +58,7 @@ pub const LEVELS: [LevelRow; 5] = [
 ];
 
 impl ReadLevel {
-    /// The row of this level; that of linearizable reads where none was named.
+    /// The row of this level; the row of linearizable reads for an unspecified level.
     #[must_use]
     pub const fn row(self) -> &'static LevelRow {
         &LEVELS[match self {

@@ -1,5 +1,5 @@
-//! The wire contract of Quorate: what `proto/` says, compiled, and the small pure rules that server and
-//! client must agree on.
+//! The wire contract of Quorate: `proto/` compiled, and the small pure rules that server and client
+//! must agree on.
 
 pub mod code;
 pub mod content;
@@ -19,17 +19,18 @@ pub mod v1 {
     tonic::include_proto!("quorate.v1");
 }
 
-/// What only nodes speak among themselves.
+/// The contract between nodes.
 pub mod raft {
-    /// Package `quorate.raft.v1`: the messages between nodes, and the commands that log entries hold.
+    /// Package `quorate.raft.v1`: the messages between nodes, and the commands that log entries
+    /// hold.
     #[allow(missing_docs, clippy::all)]
     pub mod v1 {
         tonic::include_proto!("quorate.raft.v1");
     }
 }
 
-/// The encoded `FileDescriptorSet` of the client API, for reflection. What nodes speak among themselves
-/// is not in it.
+/// The encoded `FileDescriptorSet` of the client API, for reflection, without the contract between
+/// nodes.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/client.bin"));
 
 /// The encoded `FileDescriptorSet` of every file under `proto/`, for tests of the contract.

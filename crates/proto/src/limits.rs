@@ -1,5 +1,5 @@
-//! The limits of the contract. Where a node's configuration moves one, `GetInfo` tells its own value;
-//! these are the defaults, and the bounds that no configuration exceeds.
+//! Limits of the contract. Where a node's configuration changes one, `GetInfo` reports the node's
+//! value; these are the defaults, and the bounds that no configuration exceeds.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ pub const KEY_BYTES_MAX: usize = 4 << 10;
 /// The longest value by default, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 
-/// The longest value that a configuration may allow, in bytes: with a key and the frame of the request it
-/// stays below [`REQUEST_BYTES_MAX`].
+/// The longest value that a configuration may allow, in bytes: with a key and the frame of the
+/// request it stays below [`REQUEST_BYTES_MAX`].
 pub const VALUE_BYTES_CEILING: usize = REQUEST_BYTES_MAX - (64 << 10);
 
 /// The largest request, in bytes of its encoding.
 pub const REQUEST_BYTES_MAX: usize = 2 << 20;
 
-/// The largest message either end decodes at all, in bytes. The library itself refuses more.
+/// The largest message that either end decodes, in bytes. The gRPC library rejects larger ones.
 pub const DECODE_BYTES_MAX: usize = 4 << 20;
 
 /// The largest message that is ever sent, in bytes of its encoding.
@@ -25,10 +25,10 @@ pub const MESSAGE_BYTES_MAX: usize = 7 << 19;
 /// The bytes of values that the gets of a Batch may return together.
 pub const BATCH_ANSWER_BYTES_MAX: usize = 3 << 20;
 
-/// The most operations of a Batch. A Batch is one log entry and is applied in one turn.
+/// The most operations of a Batch. A Batch is one log entry and is applied as a whole.
 pub const BATCH_OPERATIONS_MAX: usize = 4_096;
 
-/// The largest message of a Scan, in bytes, unless one row alone is larger.
+/// The largest message of a Scan, in bytes, unless a single row is larger.
 pub const SCAN_MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// The most rows of one Scan call.
@@ -37,7 +37,7 @@ pub const SCAN_ROWS_MAX: u64 = 100_000;
 /// The most bytes of keys and values of one Scan call.
 pub const SCAN_BYTES_MAX: u64 = 64 << 20;
 
-/// How long one Scan call goes on, which is also how long it may pin an index.
+/// The longest duration of one Scan call, which is also how long it may pin an index.
 pub const SCAN_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The most parts of a session token.
@@ -52,10 +52,10 @@ pub const SESSION_TTL: Duration = Duration::from_secs(600);
 /// The most sequences of one session that are not known to be answered.
 pub const SESSION_UNANSWERED_MAX: u64 = 1_024;
 
-/// The bytes of previous values that one stored answer keeps, all together.
+/// The total bytes of previous values that one stored answer keeps.
 pub const STORED_PREVIOUS_BYTES_MAX: usize = 1 << 10;
 
-/// How far ahead of a shard's log time a session may be born.
+/// How far ahead of a shard's log time a session's birth may be.
 pub const SESSION_FUTURE_MAX: Duration = Duration::from_secs(1);
 
 /// The length of cluster ids, histories and incarnations in bytes.
@@ -73,6 +73,6 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The longest deadline of a call; a later one is cut to it.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(30);
 
-/// The longest sentence a failure carries, in bytes. It travels up to three times in one header list,
-/// of which common gRPC stacks accept 8 KiB.
+/// The longest message of a failure, in bytes. It is up to three times in one header list, of which
+/// common gRPC stacks accept 8 KiB.
 pub const FAILURE_MESSAGE_BYTES_MAX: usize = 1 << 10;

@@ -1,4 +1,4 @@
-//! The error table: which code and outcome belong to a reason.
+//! Error table: the code and outcome of each reason.
 
 use tonic::Code;
 
@@ -9,12 +9,12 @@ use crate::v1::{Outcome, Reason};
 pub struct ReasonRow {
     /// The reason.
     pub reason: Reason,
-    /// The gRPC code of the status. Of OUTCOME_UNKNOWN it is DEADLINE_EXCEEDED instead when the deadline
-    /// is past.
+    /// The gRPC code of the status. For OUTCOME_UNKNOWN it is DEADLINE_EXCEEDED instead when the
+    /// deadline is past.
     pub code: Code,
-    /// What is known of the effect of a write without a session that fails for it; unspecified where
-    /// only reads do. Where a write has a session, "not applied" is this attempt, unless the session
-    /// remembers it: [`Failure::is_remembered`](crate::v1::Failure::is_remembered).
+    /// The known effect of a write without a session that fails for this reason; unspecified where
+    /// only reads do. For a write with a session, "not applied" means this attempt, unless the
+    /// session remembers the answer: [`Failure::is_remembered`](crate::v1::Failure::is_remembered).
     pub outcome: Outcome,
 }
 
@@ -24,7 +24,7 @@ const fn row(reason: Reason, code: Code, outcome: Outcome) -> ReasonRow {
 
 /// The error table, in the order of the reasons' numbers.
 ///
-/// An unknown outcome is never UNAVAILABLE: clients and meshes retry that by themselves.
+/// An unknown outcome is never UNAVAILABLE: clients and service meshes retry that by themselves.
 pub const REASONS: [ReasonRow; 33] = [
     row(Reason::NoLeader, Code::Unavailable, Outcome::NotApplied),
     row(Reason::NoQuorum, Code::Unavailable, Outcome::NotApplied),
@@ -62,17 +62,11 @@ pub const REASONS: [ReasonRow; 33] = [
 ];
 
 impl Reason {
-    /// The name as `ErrorInfo.reason` and people have it, such as `NO_LEADER`.
+    /// The name as in `ErrorInfo.reason` and in messages, such as `NO_LEADER`.
     #[must_use]
     pub fn name(self) -> &'static str {
         let name = self.as_str_name();
         name.strip_prefix("REASON_").unwrap_or(name)
-    }
-
-    /// The reason of a name as in `ErrorInfo.reason`.
-    #[must_use]
-    pub fn of_name(name: &str) -> Option<Self> {
-        REASONS.iter().map(|r| r.reason).find(|r| r.name() == name)
     }
 
     /// The gRPC code of the status; UNKNOWN for a reason that is not in the table.
@@ -81,14 +75,14 @@ impl Reason {
         self.row().map_or(Code::Unknown, |r| r.code)
     }
 
-    /// What is known of the effect of a write without a session that fails for this reason; unknown for
-    /// a reason that is not in the table.
+    /// The known effect of a write without a session that fails for this reason; UNKNOWN for a
+    /// reason that is not in the table.
     #[must_use]
     pub fn outcome(self) -> Outcome {
         self.row().map_or(Outcome::Unknown, |r| r.outcome)
     }
 
-    /// This reason's row; none for UNSPECIFIED.
+    /// This reason's row; `None` for UNSPECIFIED.
     #[must_use]
     pub fn row(self) -> Option<&'static ReasonRow> {
         let i = (self as usize).checked_sub(1)?;
@@ -110,20 +104,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_is_whole_and_in_order() {
+    fn every_reason_has_its_row_in_the_order_of_numbers() {
         for (i, row) in REASONS.iter().enumerate() {
             assert_eq!(row.reason as usize, i + 1);
-            assert_eq!(Reason::of_name(row.reason.name()), Some(row.reason));
+            assert_eq!(format!("REASON_{}", row.reason.name()), row.reason.as_str_name());
             assert_eq!(row.reason.code(), row.code);
         }
         let beyond = i32::try_from(REASONS.len()).unwrap() + 1;
-        assert!(Reason::try_from(beyond).is_err(), "a reason has no row");
+        assert!(Reason::try_from(beyond).is_err(), "a reason is missing in the table");
         assert_eq!(Reason::Unspecified.outcome(), Outcome::Unknown);
-        assert_eq!(Reason::of_name("UNSPECIFIED"), None);
     }
 
     #[test]
-    fn what_meshes_retry_is_never_unknown() {
+    fn a_code_that_meshes_retry_never_has_an_unknown_outcome() {
         for row in &REASONS {
             if row.code == Code::Unavailable || row.code == Code::ResourceExhausted {
                 assert_eq!(row.outcome, Outcome::NotApplied, "{:?}", row.reason);

@@ -1,8 +1,8 @@
-//! Session tokens: how two of them become one.
+//! Session tokens: merging and lookup.
 
 use crate::v1::{Receipt, SessionToken, SessionTokenPart};
 
-/// Two tokens that do not compare: they are of different clusters, or of different histories of one.
+/// The error of merging two tokens of different clusters, or of different histories of one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignToken;
 
@@ -15,8 +15,8 @@ impl std::fmt::Display for ForeignToken {
 impl std::error::Error for ForeignToken {}
 
 impl SessionToken {
-    /// Takes in what `other` has seen: of each shard the greater index. Afterwards the parts are in
-    /// shard order. An empty token takes the cluster and history of the other one.
+    /// Merges `other` into this token: of each shard the greater index. Afterwards the parts are in
+    /// shard order. An empty token adopts the cluster and history of the other one.
     ///
     /// # Errors
     /// When the tokens are of different clusters or histories; this one is then unchanged.
@@ -34,23 +34,23 @@ impl SessionToken {
         if !self.parts.is_sorted_by(|a, b| a.shard < b.shard) {
             let unsorted = std::mem::take(&mut self.parts);
             for part in unsorted {
-                self.note(part.shard, part.index);
+                self.raise(part.shard, part.index);
             }
         }
         for part in &other.parts {
-            self.note(part.shard, part.index);
+            self.raise(part.shard, part.index);
         }
         Ok(())
     }
 
-    /// The index seen of a shard; 0 = nothing. Needs no order of the parts.
+    /// The index seen of a shard; 0 = nothing. The parts may be in any order.
     #[must_use]
     pub fn index_of(&self, shard: u64) -> u64 {
         let of_shard = self.parts.iter().filter(|p| p.shard == shard);
         of_shard.map(|p| p.index).max().unwrap_or(0)
     }
 
-    /// The token of one shard as a receipt states it.
+    /// The token of the shard and index in a receipt.
     #[must_use]
     pub fn of_receipt(cluster_id: bytes::Bytes, receipt: &Receipt) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl SessionToken {
     }
 
     /// Raises one part; the parts must be in shard order.
-    fn note(&mut self, shard: u64, index: u64) {
+    fn raise(&mut self, shard: u64, index: u64) {
         match self.parts.binary_search_by_key(&shard, |p| p.shard) {
             Ok(i) => self.parts[i].index = self.parts[i].index.max(index),
             Err(i) => self.parts.insert(i, SessionTokenPart { shard, index }),
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_with_nothing() {
+    fn merging_with_an_empty_token_gives_the_other_one() {
         let mut empty = SessionToken::default();
         empty.merge(&token("c", 1, &[(1, 1)])).unwrap();
         assert_eq!(empty, token("c", 1, &[(1, 1)]));

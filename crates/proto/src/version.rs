@@ -1,9 +1,9 @@
-//! The version of the program that speaks this contract.
+//! Version and build of this program.
 
-/// Its version.
+/// The version, such as `0.1.0`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What it was built for and how, for people: `x86_64-linux release`.
+/// The build target and profile, for people: `x86_64-linux release`.
 #[must_use]
 pub fn build() -> String {
     let profile = if cfg!(debug_assertions) { "debug" } else { "release" };

@@ -1,4 +1,4 @@
-//! The contract's own rules, checked on the compiled descriptors.
+//! Rules of the contract, checked on the compiled descriptors.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ fn ours(set: &[u8]) -> Vec<FileDescriptorProto> {
 }
 
 #[test]
-fn reflection_shows_the_client_api_alone() {
+fn reflection_shows_only_the_client_api() {
     let client: BTreeSet<String> =
         ours(FILE_DESCRIPTOR_SET).iter().map(|f| f.package().to_owned()).collect();
     assert_eq!(client, BTreeSet::from(["quorate.v1".to_owned()]));
@@ -22,7 +22,7 @@ fn reflection_shows_the_client_api_alone() {
     assert!(every.iter().any(|f| f.package() == "quorate.raft.v1"));
 }
 
-/// Everything that is declared says what it is.
+/// Messages, fields, enums, values, services and methods.
 #[test]
 fn every_declaration_has_a_comment() {
     let mut missing = Vec::new();
@@ -67,7 +67,7 @@ fn message_paths(
     for (i, field) in (0..).zip(&message.field) {
         need(at([2, i]), format!("{}.{}", message.name(), field.name()));
     }
-    // An optional field has a oneof of the compiler's own around it.
+    // The compiler wraps an optional field in a oneof of its own.
     let optional: BTreeSet<i32> =
         message.field.iter().filter(|f| f.proto3_optional()).map(|f| f.oneof_index()).collect();
     for (i, oneof) in (0..).zip(&message.oneof_decl) {
@@ -92,7 +92,7 @@ fn enum_paths(one: &EnumDescriptorProto, path: Vec<i32>, need: &mut impl FnMut(V
     need(path, one.name().to_owned());
 }
 
-/// Value names carry their enum's name, and 0 is nothing that anybody means.
+/// Value names begin with their enum's name, and 0 is UNSPECIFIED.
 #[test]
 fn enum_values_are_named_after_their_enum() {
     for one in ours(FILE_DESCRIPTOR_SET_ALL).iter().flat_map(|f| &f.enum_type) {
@@ -111,9 +111,9 @@ fn enum_values_are_named_after_their_enum() {
     }
 }
 
-/// Each call has messages of its own, named after it.
+/// Each method has its own messages, named after it.
 #[test]
-fn calls_have_messages_of_their_own() {
+fn every_method_has_its_own_messages() {
     let mut seen = BTreeSet::new();
     let files = ours(FILE_DESCRIPTOR_SET);
     for method in files.iter().flat_map(|f| &f.service).flat_map(|s| &s.method) {
@@ -126,9 +126,9 @@ fn calls_have_messages_of_their_own() {
     assert_eq!(seen.len(), 30, "eleven calls of Kv and four of Cluster");
 }
 
-/// In `kv.proto` one meaning has one number, and the numbers kept for later are free.
+/// In `kv.proto` one meaning has one number, and the reserved numbers are unused.
 #[test]
-fn numbers_mean_the_same_everywhere() {
+fn fields_of_one_meaning_have_one_number_in_kv() {
     let fixed: BTreeMap<&str, i32> = BTreeMap::from([
         ("keyspace", 10),
         ("route", 11),
@@ -146,7 +146,7 @@ fn numbers_mean_the_same_everywhere() {
             if let Some(number) = fixed.get(field.name()) {
                 assert_eq!(field.number(), *number, "{name}");
             }
-            assert!(field.number() <= 15, "{name}: hot fields take one byte");
+            assert!(field.number() <= 15, "{name}: fields of every call have numbers of one byte");
         }
         let writes = message.field.iter().any(|f| f.name() == "session");
         if writes || message.name() == "BatchOperation" {
