@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::crates::{manifest, members};
 use super::sources::{Source, assert_none, sources};
 
-/// Where a module stands in its crate: `engine::turn` is `["engine", "turn"]`, the root is empty.
+/// The place of a module in its crate: `state::clean` is `["state", "clean"]`, the root is empty.
 type Path = Vec<String>;
 
 /// The modules of one crate.

@@ -1,4 +1,5 @@
-//! The threads that apply committed entries, answer their proposers and open the gates for readers.
+//! The apply pool: threads that apply committed entries, answer their proposers and open the gates
+//! for readers.
 //!
 //! Each group belongs to one thread, which owns its state: there is one writer per state and no
 //! lock around it. Checkpoints run elsewhere ([`super::checkpointer`]); this thread only freezes
@@ -24,63 +25,64 @@ use super::group::Committed;
 use super::inbox::{Inbox, Weigh};
 use super::input::Input;
 use super::request::{Answer, answer_all};
-use super::snapshots::Staged;
+use super::scrub::ScrubError;
+use super::snapshots::{InstallError, Staged};
 use crate::fatal::FatalHook;
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;
 use crate::quarantine::guarded;
 
-/// Without input a thread looks at least this often whether it may go on applying.
+/// Longest wait for input: how often a thread checks whether the delta budget lets it apply again.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// What an apply thread is asked to do.
+/// The inputs of an apply thread.
 pub(super) enum ApplyInput {
-    /// A replica that this thread applies from now on.
+    /// Apply the entries of this replica from now on.
     Add(Box<Applier>),
     /// Committed entries, in order.
     Entries { group: GroupId, entries: Vec<Committed> },
-    /// A snapshot takes the place of the state.
+    /// Replace the state by a received snapshot.
     Install { group: GroupId, install: Install },
     /// The core has decided about a received snapshot: if it still waits, it is not wanted.
     Decided { group: GroupId, session: ReplicationSession },
     /// The state was compared with its header: it is sound, or why not.
-    Scrubbed { group: GroupId, outcome: Result<(), String> },
-    /// Begin a checkpoint; the sender hears `None` when there is nothing to write.
+    Scrubbed { group: GroupId, outcome: Result<(), ScrubError> },
+    /// Begin a checkpoint; the reply is `None` when there is nothing to write.
     Freeze { group: GroupId, reply: oneshot::Sender<Option<CheckpointJob>> },
-    /// A checkpoint is durable; the sender hears through where it covers the log.
+    /// A checkpoint is durable; the reply is the log position that it covers.
     Finish { group: GroupId, finished: Finished, reply: oneshot::Sender<LogId> },
-    /// A thread beside this one found that the state cannot be read: the replica stops.
+    /// Another thread found that the state cannot be read: the replica stops.
     Damaged { group: GroupId, why: String },
-    /// Begin to receive a snapshot into a generation that nobody sees yet.
+    /// Begin to receive a snapshot into a generation that is not visible yet.
     BeginInstall {
         group: GroupId,
         meta: SnapshotMeta,
-        reply: oneshot::Sender<Result<Installer, String>>,
+        reply: oneshot::Sender<Result<Installer, InstallError>>,
     },
     /// Pin the last checkpoint, to be sent.
     Pin { group: GroupId, reply: oneshot::Sender<Result<SnapshotSource, StorageError>> },
-    /// End when everything before this is done.
+    /// End the thread after the inputs before this.
     Stop,
 }
 
 impl Weigh for ApplyInput {
     fn weight(&self) -> usize {
-        // Completions only. Entries are bounded by the core, which hands out no more than
-        // `max_committed_bytes` before it hears that they are applied.
+        // All inputs are completions. The core bounds the entries: it hands out at most
+        // `max_committed_bytes` before they are reported as applied.
         1
     }
 }
 
-/// Everything that one replica's state consists of.
+/// The state of one replica, with what its thread needs to apply entries.
 pub(super) struct Applier {
     pub(super) shard: Arc<Shard>,
     pub(super) store: ShardStore,
     pub(super) machine: StateMachine,
     pub(super) engine_loop: Arc<Inbox<Input>>,
     pub(super) fatal: FatalHook,
-    /// Set when the replica can apply no more; what comes is dropped.
+    /// Set when the replica cannot apply any more; further entries are dropped.
     pub(super) stopped: bool,
-    /// What was committed while the state is being scrubbed; `None` once it may be applied.
+    /// Entries committed while the state is being scrubbed; `None` once they may be applied.
     pub(super) held: Option<Vec<Committed>>,
 }
 
@@ -124,8 +126,8 @@ impl ApplyThread {
     /// Applies until it is stopped.
     pub(super) fn run(mut self) {
         let mut inputs = Vec::new();
-        // What waits because the deltas are at twice their budget. Control inputs overtake it: the
-        // checkpoint that makes room needs this thread to be finished.
+        // Inputs that wait because the deltas are at twice their budget. Control inputs overtake
+        // them: the checkpoint that makes room needs this thread in order to finish.
         let mut parked: VecDeque<ApplyInput> = VecDeque::new();
         loop {
             self.inbox.drain(&mut inputs, IDLE);
@@ -156,13 +158,14 @@ impl ApplyThread {
             ApplyInput::Add(applier) => self.add(*applier),
             ApplyInput::Entries { group, entries } => self.apply(group, entries),
             ApplyInput::Install { group, install } => self.install(group, &install),
-            // An install that was wanted has taken it out before this. The rest is removed here,
-            // because that waits for the disk, and while it is there no other can be received.
+            // A wanted snapshot was taken out by its install before this. An unwanted one is
+            // removed on this thread, because that waits for the disk, and soon, because while it
+            // exists no other snapshot can be received.
             ApplyInput::Decided { group, session } => drop(self.staged.take(group, session)),
-            ApplyInput::Scrubbed { group, outcome } => self.scrubbed(group, outcome),
+            ApplyInput::Scrubbed { group, outcome } => self.finish_scrub(group, outcome),
             ApplyInput::Freeze { group, reply } => {
                 let job = self.appliers.get_mut(&group).and_then(|applier| applier.freeze());
-                // A node that ends in the middle drops the job, and the next start applies again.
+                // The checkpointer may have ended with the node: the next start applies again.
                 let _ = reply.send(job);
             }
             ApplyInput::Finish { group, finished, reply } => {
@@ -178,9 +181,8 @@ impl ApplyThread {
                 }
             }
             ApplyInput::BeginInstall { group, meta, reply } => {
-                if let Some(applier) = self.appliers.get(&group) {
-                    let _ = reply.send(applier.begin_install(meta));
-                }
+                let applier = self.appliers.get(&group).ok_or(InstallError::NoReplica(group));
+                let _ = reply.send(applier.and_then(|applier| applier.begin_install(meta)));
             }
             ApplyInput::Pin { group, reply } => {
                 if let Some(applier) = self.appliers.get(&group).filter(|a| a.held.is_none()) {
@@ -217,8 +219,8 @@ impl ApplyThread {
         }
         let started = Instant::now();
         let count = entries.len();
-        // A panic in apply means bytes that this replica cannot take; the others may have taken
-        // them as well, but a process that ends would take its sound shards with it.
+        // A panic in apply means bytes that this replica cannot apply. Stop only this replica:
+        // ending the process would stop its sound shards too.
         let applied = guarded(|| applier.apply_all(entries));
         match applied {
             Ok(Ok(())) => {}
@@ -235,16 +237,16 @@ impl ApplyThread {
         self.metrics.apply_batch_entries.observe(count as u64);
     }
 
-    fn scrubbed(&mut self, group: GroupId, outcome: Result<(), String>) {
+    fn finish_scrub(&mut self, group: GroupId, outcome: Result<(), ScrubError>) {
         let Some(applier) = self.appliers.get_mut(&group) else { return };
-        // An install in the meantime has replaced the state that was looked at.
+        // `None`: an install has meanwhile replaced the state that was scrubbed.
         let Some(held) = applier.held.take() else { return };
         match outcome {
             Ok(()) => {
                 applier.shard.set_scrubbing(false);
                 self.apply(group, held);
             }
-            Err(why) => applier.stop(&why),
+            Err(error) => applier.stop(&error.to_string()),
         }
     }
 
@@ -252,7 +254,7 @@ impl ApplyThread {
         let Some(applier) = self.appliers.get_mut(&group) else { return };
         let outcome = match self.staged.take(group, install.session) {
             Some(installer) => applier.install(installer),
-            None => Err("the received snapshot is not here any more".to_owned()),
+            None => Err(InstallError::Superseded),
         };
         match outcome {
             Ok(()) => {
@@ -265,8 +267,8 @@ impl ApplyThread {
                 self.publish_map(applier);
                 applier.engine_loop.complete(Input::Installed(group, install.meta.clone()));
             }
-            Err(detail) => {
-                warn!(shard = group.0, detail, "snapshot: not installed");
+            Err(error) => {
+                warn!(shard = group.0, %error, "snapshot: not installed");
                 applier.engine_loop.complete(Input::InstallFailed(group));
             }
         }
@@ -280,8 +282,8 @@ impl Applier {
         for Committed { entry, answers } in entries {
             let at = LogId { term: entry.term, index: entry.index };
             if entry.index <= self.store.applied().index {
-                // Replayed after an install that overtook it. The core handed it out, and hears of
-                // it as of any other that is in the state.
+                // Replayed after an install that overtook it. The core handed it out, so it is
+                // reported as applied like any other entry that is in the state.
                 last = Some(entry.index);
                 continue;
             }
@@ -308,11 +310,11 @@ impl Applier {
         Ok(())
     }
 
-    fn install(&mut self, installer: Installer) -> Result<(), String> {
+    fn install(&mut self, installer: Installer) -> Result<(), InstallError> {
         let installed = match installer.finish() {
             Ok(installed) => installed,
             Err(error) if error.is_fatal() => self.fatal.end(&error),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.into()),
         };
         self.store.adopt(installed);
         self.held = None;
@@ -321,30 +323,31 @@ impl Applier {
             Ok(machine) => machine,
             Err(ApplyError::Storage(error)) => self.fatal.end(&error),
             Err(error) => {
-                // The bytes passed their checksums and the digest, so the sender holds the same.
+                // The bytes passed their checksums and the digest, so the sender has the same rows.
                 self.stop(&error.to_string());
-                return Err(error.to_string());
+                return Err(InstallError::State(error));
             }
         };
         Ok(())
     }
 
-    fn begin_install(&self, meta: SnapshotMeta) -> Result<Installer, String> {
+    fn begin_install(&self, meta: SnapshotMeta) -> Result<Installer, InstallError> {
         match self.store.begin_install(meta) {
             Ok(installer) => Ok(installer),
             Err(error) if error.is_fatal() => self.fatal.end(&error),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// A replica that has stopped is checkpointed as well: what it had applied before is whole, for
-    /// a transaction that did not commit leaves nothing, and would else stay in memory.
+    /// Begins a checkpoint. A stopped replica is checkpointed as well: the state that it had
+    /// applied is intact, because an uncommitted transaction leaves nothing behind, and would
+    /// otherwise stay in memory.
     fn freeze(&mut self) -> Option<CheckpointJob> {
         if self.held.is_some() { None } else { self.store.freeze() }
     }
 
     fn stop(&mut self, why: &str) {
-        error!(shard = self.shard.group.0, why, "replica: stopped, it applies no more");
+        error!(shard = self.shard.group.0, why, "replica: stopped applying");
         self.stopped = true;
         self.shard.set_damaged(why);
     }
@@ -357,10 +360,9 @@ impl Applier {
     }
 }
 
-/// The state machine that belongs to the rows of a store.
+/// Loads the state machine from the rows of a store.
 ///
 /// # Errors
-///
 /// Rows that do not decode, or a failure to read them.
 pub(super) fn load_machine(store: &ShardStore) -> Result<StateMachine, ApplyError> {
     let header = store.header();
@@ -386,7 +388,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_the_state_already_is_reported_as_applied() {
+    fn entries_that_the_state_already_contains_are_reported_as_applied() {
         let dir = tempfile::tempdir().expect("a directory");
         let sled = Database::open(dir.path(), DatabaseOptions::default()).expect("sled");
         let (group, replica) = (GroupId(1), Replica { id: ReplicaId(1), node: NodeId(1) });
@@ -429,7 +431,7 @@ mod tests {
             }
         };
         assert_eq!(reported(1..=3), Some(3));
-        // The core counts what it handed out until it hears of it, and hands out no more than so much.
+        // The core counts the entries that it handed out until they are reported, up to a bound.
         assert_eq!(reported(2..=3), Some(3));
         assert_eq!(reported(3..=4), Some(4));
     }

@@ -1,4 +1,5 @@
-//! The thread that writes checkpoints, one shard at a time, before memory or log run full.
+//! The checkpointer: a thread that writes checkpoints, one shard at a time, before memory or log
+//! run full.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,11 +22,11 @@ use super::shard::{Shard, Shards};
 use crate::metrics::EngineMetrics;
 use crate::quarantine::guarded;
 
-/// How often the thread looks whether a checkpoint is due.
+/// How often the thread checks whether a checkpoint is due.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Pages that the storage engine is made to move at a time.
+/// Pages that the storage engine is made to move in one step.
 const COLLECTED_PAGES: u64 = 512;
-/// While the disk's reserve is being used, what was deleted is removed this often.
+/// While the disk's reserve is in use, deleted rows are removed this often.
 const MAKE_ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// A shard with changes is checkpointed at least this often, so that a restart replays little.
 const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(300);
@@ -70,10 +71,10 @@ pub(super) struct Checkpointer {
     pub(super) engine: Database,
 }
 
-/// Whether the log is so long that a checkpoint is due, all in bytes: of the longest group's log,
-/// of all groups' logs, and of the records on disk. These last are up to twice as many, and dead
-/// ones count until they are removed; what the groups keep for slow followers, a quarter of the
-/// share, no checkpoint makes shorter.
+/// Whether the log is long enough for a checkpoint to be due. The sizes, in bytes, are those of the
+/// longest group's log, of all groups' logs, and of the records on disk. The records are up to
+/// twice as large as the logs, and dead ones count until they are removed. No checkpoint shortens
+/// the part that groups keep for slow followers, a quarter of the share.
 fn log_is_over(limits: &Limits, longest: u64, all: u64, stored: u64) -> bool {
     longest > limits.log_group / 2
         || all > limits.log_node / 2
@@ -81,11 +82,11 @@ fn log_is_over(limits: &Limits, longest: u64, all: u64, stored: u64) -> bool {
 }
 
 impl Checkpointer {
-    /// Checkpoints what is due until it is stopped, then everything once more.
+    /// Checkpoints the shards that are due until it is stopped, then all shards once more.
     pub(super) fn run(self) {
         let mut last_all = Instant::now();
         let mut last_room = None::<Instant>;
-        // Shards that could not be checkpointed just now: the others go first.
+        // Shards whose last checkpoint was refused: the others go first.
         let mut refused = BTreeSet::new();
         while !self.control.stopped() {
             match self.most_urgent(&refused) {
@@ -116,25 +117,25 @@ impl Checkpointer {
         self.checkpoint_all();
     }
 
-    /// Bytes that are alive in the storage engine, by which it is known what its file has room for;
-    /// `None` while that of some shard is not known.
+    /// Live bytes in the storage engine, from which the free room in its file follows; `None` while
+    /// those of some shard are not known.
     fn live_bytes(&self) -> Option<u64> {
         let mut live = self.progress.engine_bytes();
         for shard in self.shards.all().values() {
-            // Nothing is removed from a shard that serves nothing.
+            // Nothing is removed from a shard that does not serve.
             let idle = || (!shard.serves()).then(|| shard.reader.header().frontier.counts.bytes);
             live += shard.reader.occupied().or_else(idle)?;
         }
         Some(live)
     }
 
-    /// Has the engine collect a little, so that the shards' checkpoints do not wait for long.
+    /// Has the storage engine collect one step, so that the checkpoints of shards do not wait long.
     fn collect(&self) -> u64 {
         self.engine.collect(COLLECTED_PAGES).unwrap_or_else(|error| self.fatal.end(&error))
     }
 
-    /// Removes what deletes have left: a checkpoint makes the log shorter and the rows superseded,
-    /// a cleaning takes them out of the tree.
+    /// Removes deleted rows: a checkpoint shortens the log and supersedes the rows, and a cleaning
+    /// removes them from the tree.
     fn make_room(&self) {
         for (group, shard) in self.shards.all().iter() {
             if shard.stats.delta_bytes.load(Ordering::Relaxed) > 0 && self.has_space_for(shard) {
@@ -154,13 +155,13 @@ impl Checkpointer {
                 }
             }
         }
-        // What they took can then be written again.
+        // Collect the pages that they occupied, so that these can be written again.
         while self.collect() == COLLECTED_PAGES && !self.control.stopped() {}
         self.disk.set_live(self.live_bytes());
     }
 
-    /// Whether a checkpoint of the shard cannot fill the disk. Far above the last quarter of the
-    /// reserve that is so for any: they are bounded by the deltas' share of the memory.
+    /// Whether the disk has space for a checkpoint of the shard. Above the last quarter of the
+    /// reserve it always has: the deltas' share of the memory bounds every checkpoint.
     fn has_space_for(&self, shard: &Shard) -> bool {
         let delta = shard.stats.delta_bytes.load(Ordering::Relaxed);
         let free = self.disk.space().map_or(u64::MAX, |space| space.free);
@@ -173,8 +174,8 @@ impl Checkpointer {
         }
     }
 
-    /// The shard whose checkpoint frees most of what is running short, but for those that refused;
-    /// `None` while nothing is.
+    /// The shard whose checkpoint would free the most of the scarcest resource (delta memory, then
+    /// log), skipping `refused`; `None` if nothing is scarce.
     fn most_urgent(&self, refused: &BTreeSet<GroupId>) -> Option<GroupId> {
         let all = self.shards.all();
         let shards = || all.values().filter(|shard| !refused.contains(&shard.group));
@@ -182,8 +183,8 @@ impl Checkpointer {
         // Half of the budget: the other half is what arrives while the checkpoint is written.
         let (used, limit) = (self.budget.used(), self.budget.limit());
         if used > limit / 2 {
-            // What readers still hold of earlier layers counts as used as well: a checkpoint of
-            // next to nothing would not help.
+            // Earlier layers that readers still hold count as used, so a checkpoint of a nearly
+            // empty delta would not help.
             let least = if used >= limit { 1 } else { limit / 256 };
             let worth = shards().filter(|shard| delta(shard) >= least);
             let fullest = worth.max_by_key(|shard| delta(shard));
@@ -198,17 +199,17 @@ impl Checkpointer {
         log_is_over(&self.limits, longest.own_log_bytes(), log, stored).then_some(longest.group)
     }
 
-    /// Whether there was something to write.
+    /// Writes a checkpoint of a shard; false if there was nothing to write, or it failed.
     fn checkpoint(&self, group: GroupId) -> bool {
         let started = Instant::now();
         let (reply, frozen) = oneshot::channel();
         self.apply.push(group, ApplyInput::Freeze { group, reply });
         let Ok(Some(job)) = frozen.blocking_recv() else { return false };
-        debug!(shard = group.0, "checkpoint: begun");
+        debug!(shard = group.0, "checkpoint: started");
         let finished = match guarded(|| job.run()) {
             Ok(Ok(finished)) => finished,
             Ok(Err(error)) if error.is_fatal() => self.fatal.end(&error),
-            // Its tree cannot be read. That costs this replica, and the others go on.
+            // Its tree cannot be read. Only this replica stops; the others continue.
             Ok(Err(error)) => return self.give_up(group, error.to_string()),
             Err(panicked) => return self.give_up(group, panicked.to_string()),
         };
@@ -217,13 +218,14 @@ impl Checkpointer {
         let Ok(through) = through.blocking_recv() else { return false };
         let number = group.0 as usize % self.loops.len();
         self.loops[number].complete(Input::Compact(group, through.index));
-        self.metrics.checkpoint_seconds.observe_duration(started.elapsed());
-        debug!(shard = group.0, index = through.index.0, took = ?started.elapsed(), "checkpoint: done");
+        let took = started.elapsed();
+        self.metrics.checkpoint_seconds.observe_duration(took);
+        debug!(shard = group.0, index = through.index.0, ?took, "checkpoint: written");
         true
     }
 
-    /// A replica whose checkpoint meets damage stops. Its frozen layer stays in memory, which its
-    /// last readers may still look at; it freezes no other one.
+    /// Stops a replica whose checkpoint found damage. Its frozen layer stays in memory, because its
+    /// last readers may still use it; the replica freezes no further layer.
     fn give_up(&self, group: GroupId, why: String) -> bool {
         self.apply.push(group, ApplyInput::Damaged { group, why });
         false
@@ -235,14 +237,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_is_over_by_group_by_node_and_by_what_is_on_disk() {
+    fn the_log_is_over_by_group_by_node_and_by_the_records_on_disk() {
         let (group, node) = (64 << 20, 512 << 20);
         let limits = Limits { log_group: group, log_node: node, request_queue: 0 };
         assert!(!log_is_over(&limits, group / 2, node / 2, node));
         assert!(log_is_over(&limits, group / 2 + 1, group, group));
         assert!(log_is_over(&limits, group / 2, node / 2 + 1, node));
         assert!(log_is_over(&limits, group / 4, node / 4 + 1, node + 1));
-        // What is kept for slow followers stays, whatever is on disk.
+        // The part kept for slow followers stays, however large the records on disk are.
         assert!(!log_is_over(&limits, group / 4, node / 4, 9 * node));
     }
 }

@@ -1,5 +1,5 @@
-//! The clocks of the process: one that runs through suspend, for the Raft core, and the wall clock in
-//! Unix milliseconds, for stamps.
+//! The clocks of the process: a monotonic clock that runs through suspend, for the Raft core, and
+//! the wall clock in Unix milliseconds, for stamps.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,17 +12,17 @@ const NANOS_PER_TICK: u64 = 10_000_000;
 /// One tick of the core's clock.
 pub(crate) const TICK: Duration = Duration::from_nanos(NANOS_PER_TICK);
 
-/// Reads the clocks. It is a value, and not free functions, so that what takes one says that it reads
-/// time.
+/// The source of time. It is a value instead of free functions, so that code that reads time has to
+/// take one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock;
 
-/// Both clocks at one moment, in milliseconds.
+/// A reading of both clocks at one point in time, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// The wall clock, as [`Clock::unix_millis`].
     pub wall_ms: u64,
-    /// The time since boot: nobody sets it, so it measures how long ago a clock was read.
+    /// The time since boot. It cannot be set, so it measures how long ago a clock was read.
     pub boot_ms: u64,
 }
 
@@ -33,8 +33,8 @@ impl Clock {
         Moment { wall_ms: self.unix_millis(), boot_ms: self.boot_nanos() / 1_000_000 }
     }
 
-    /// The time since boot, suspend included (CLOCK_BOOTTIME), in ticks of 10 ms. It never goes back
-    /// while the machine runs, and says nothing across a reboot.
+    /// The time since boot, suspend included (CLOCK_BOOTTIME), in ticks of 10 ms. It never goes
+    /// back while the machine runs; readings from before and after a reboot cannot be compared.
     #[must_use]
     pub fn now(self) -> Ticks {
         Ticks(self.boot_nanos() / NANOS_PER_TICK)
@@ -49,7 +49,7 @@ impl Clock {
             + u64::try_from(time.tv_nsec).unwrap_or(0)
     }
 
-    /// The wall clock in Unix milliseconds; 0 for a clock that stands before 1970.
+    /// The wall clock in Unix milliseconds; 0 for a clock that shows a time before 1970.
     #[must_use]
     pub fn unix_millis(self) -> u64 {
         let shown = SystemTime::now()
@@ -59,20 +59,20 @@ impl Clock {
     }
 }
 
-/// By how much the wall clock of this process is made to be off, in milliseconds.
+/// The error added to the wall clock of this process, in milliseconds.
 static WALL_CLOCK_IS_OFF_BY_MS: AtomicI64 = AtomicI64::new(0);
 
-/// Makes the wall clock of this process wrong by so many milliseconds, for the tests of the whole
-/// system: they need nodes whose clocks differ, on one machine. The clock of the Raft core stays.
+/// Makes the wall clock of this process wrong by `by_ms` milliseconds, for the whole-system tests:
+/// they need nodes whose clocks differ, on one machine. The clock of the Raft core is unaffected.
 pub fn make_wall_clock_wrong(by_ms: i64) {
     WALL_CLOCK_IS_OFF_BY_MS.store(by_ms, Ordering::Relaxed);
 }
 
-/// Where Linux says which boot this is.
+/// The file in which Linux identifies the current boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The identity of the machine's current boot, or `None` where the system does not say: then a stop
-/// must be taken for one that may have lost what the kernel held.
+/// The identity of the machine's current boot; `None` where the system does not report one. Then
+/// any stop may have lost what the kernel held.
 #[must_use]
 pub fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string(BOOT_ID).ok()?;

@@ -1,5 +1,5 @@
-//! The wall clocks of the other nodes: noted as heartbeats and their answers arrive, published once a
-//! second, and with this node's own the median that sessions are born by.
+//! The wall clocks of the other nodes: recorded as heartbeats and their replies arrive, published
+//! once a second, and, with this node's own, the median that dates new sessions.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +9,20 @@ use quorate_raft::{Envelope, Message, NodeId};
 
 use crate::clock::Moment;
 
-/// A node that has reported nothing for so long has no offset any more.
+/// A node has an offset until it has reported nothing for this long.
 const RECENT_MS: u64 = 10_000;
 
-/// The last report of a node counts in the median for so long: a clock that has run on for an hour
-/// is still known to a fraction of a second, and the median of few clocks is better with it.
+/// The last report of a node counts in the median for this long: after an hour a clock is still
+/// known to a fraction of a second, and the median of few clocks is better with it.
 const KNOWN_MS: u64 = 3_600_000;
 
-/// What the wall clocks of the other nodes show.
+/// The wall clocks of the other nodes.
 ///
-/// A report is what the sender's clock showed when it made the message, and it is taken as what it
-/// shows as the message arrives: that is too little by the time between, and never too much. So the
-/// largest reading of a second counts, that of the message which was under way for the shortest
-/// time. It is kept as an offset from the time since boot, on which the other clock runs on until
-/// the next report, and which no change of this node's own wall clock moves.
+/// A report is the sender's clock at the time it made the message, and is recorded as its clock at
+/// the time of arrival: too low by the transit time, and never too high. So the largest reading of
+/// a second counts, that of the message with the shortest transit time. It is kept as an offset
+/// from the time since boot: so the other clock advances until the next report, and a change of
+/// this node's own wall clock does not move it.
 #[derive(Debug, Default)]
 pub struct ClockOffsets {
     nodes: Mutex<BTreeMap<NodeId, Noted>>,
@@ -34,7 +34,7 @@ struct Noted {
     from_boot_ms: i64,
     /// When they last reported, in milliseconds since boot.
     at_ms: u64,
-    /// `from_boot_ms` was published, so the next report begins anew.
+    /// `from_boot_ms` was published, so the next report replaces it.
     published: bool,
 }
 
@@ -54,15 +54,15 @@ impl Noted {
     }
 }
 
-/// a − b, between the bounds of the type.
+/// `a - b`, saturating.
 fn difference(a: u64, b: u64) -> i64 {
     a.checked_signed_diff(b).unwrap_or(if a > b { i64::MAX } else { i64::MIN })
 }
 
 /// The newest clock, in Unix milliseconds, that these messages of one node report.
 ///
-/// Heartbeats and their answers alone are asked: they leave at once, while the answer to an append
-/// waits for the disk. Where a node leads a group here or follows one, some come several times a
+/// Only heartbeats and their replies count: they leave immediately, while the reply to an append
+/// waits for the disk. Between nodes that share a group with its leader they arrive several times a
 /// second.
 #[must_use]
 pub fn reported(messages: &[Envelope]) -> Option<u64> {
@@ -75,7 +75,7 @@ pub fn reported(messages: &[Envelope]) -> Option<u64> {
 }
 
 impl ClockOffsets {
-    /// Notes that a message of `node` reported the clock `theirs_ms`, in Unix milliseconds, and
+    /// Records that a message of `node` reported the clock `theirs_ms`, in Unix milliseconds, and
     /// arrived now.
     pub fn note(&self, node: NodeId, theirs_ms: u64, now: Moment) {
         let from_boot_ms = difference(theirs_ms, now.boot_ms);
@@ -90,9 +90,9 @@ impl ClockOffsets {
         *noted = Noted { from_boot_ms: largest, at_ms: now.boot_ms, published: false };
     }
 
-    /// The median of the wall clocks that this node knows, its own among them, in Unix milliseconds:
-    /// of two the smaller, and its own where it knows of no other. By the same rule the leaders of
-    /// shards hold the log time, so that what is born at this median is taken there whatever any one
+    /// The median of the wall clocks that this node knows, including its own, in Unix milliseconds:
+    /// the smaller of two, and its own if it knows no other. The leaders of shards bound the log
+    /// time by the same rule, so they accept a session dated by this median whatever any single
     /// clock shows.
     pub fn median_ms(&self, now: Moment) -> u64 {
         let nodes = self.nodes.lock();
@@ -109,8 +109,8 @@ impl ClockOffsets {
         recent.map(|(node, noted)| (*node, noted.ahead_ms(now))).collect()
     }
 
-    /// What to publish now, in seconds: the offset of each node that reported within the last 10 s,
-    /// and `None` for each that no longer does.
+    /// The offsets to publish now, in seconds: one for each node that reported within the last 10
+    /// s, and `None` for each that no longer does.
     pub fn publish(&self, now: Moment) -> Vec<(NodeId, Option<f64>)> {
         let mut all = Vec::new();
         self.nodes.lock().retain(|node, noted| {
@@ -144,38 +144,39 @@ mod tests {
     fn of_the_messages_of_a_frame_the_newest_clock_counts() {
         let (session, commit) = (ReplicationSession::default(), Index(0));
         let timing = |clock| Timing { clock, ..Timing::default() };
-        let beat = |clock| envelope(Message::Heartbeat { session, commit, timing: timing(clock) });
+        let heartbeat =
+            |clock| envelope(Message::Heartbeat { session, commit, timing: timing(clock) });
         let answer = |clock| {
             let timing = timing(clock);
             envelope(Message::HeartbeatReply { session, installing: false, last: None, timing })
         };
         let vote = envelope(Message::VoteReply { asked: Term(1), granted: true });
-        assert_eq!(reported(&[beat(5), answer(7), vote.clone(), beat(6)]), Some(7));
-        assert_eq!(reported(&[vote, beat(0)]), None, "0 = unknown");
+        assert_eq!(reported(&[heartbeat(5), answer(7), vote.clone(), heartbeat(6)]), Some(7));
+        assert_eq!(reported(&[vote, heartbeat(0)]), None, "0 = unknown");
         assert_eq!(reported(&[]), None);
     }
 
     #[test]
-    fn the_report_that_was_under_way_for_the_shortest_time_counts() {
+    fn the_report_with_the_shortest_transit_time_counts() {
         let offsets = ClockOffsets::default();
         // Their clock is 40 s ahead; the messages took 900, 1 and 300 ms.
         offsets.note(PEER, 140_000, at(100_900, 900));
         offsets.note(PEER, 141_000, at(101_001, 1_001));
         offsets.note(PEER, 142_000, at(102_300, 2_300));
         assert_eq!(offsets.publish(at(102_400, 2_400)), [(PEER, Some(39.999))]);
-        // Set right since, and now 2 s behind: what was published before does not hold it up.
+        // Their clock was corrected since and is now 2 s behind: the published offset is replaced.
         offsets.note(PEER, 101_000, at(103_000, 3_000));
         assert_eq!(offsets.publish(at(103_400, 3_400)), [(PEER, Some(-2.0))]);
     }
 
     #[test]
-    fn a_node_that_fell_silent_has_no_offset_and_counts_in_the_median_for_an_hour() {
+    fn a_node_that_stopped_reporting_has_no_offset_and_counts_in_the_median_for_an_hour() {
         let offsets = ClockOffsets::default();
         offsets.note(PEER, 2_000, at(5_000, 1_000));
         assert_eq!(offsets.publish(at(10_000, 6_000)), [(PEER, Some(-3.0))]);
         assert_eq!(offsets.publish(at(15_000, 11_000)), [(PEER, None)]);
         assert!(offsets.recent_ms(at(15_000, 11_000)).is_empty());
-        assert_eq!(offsets.median_ms(at(15_000, 11_000)), 12_000, "it has run on");
+        assert_eq!(offsets.median_ms(at(15_000, 11_000)), 12_000, "it has advanced");
         let later = at(3_605_000, 3_601_000);
         assert_eq!(offsets.median_ms(later), later.wall_ms);
         assert_eq!(offsets.publish(later), [(PEER, None)]);
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_own_clock_is_seen_at_once() {
+    fn a_change_of_the_own_clock_is_seen_immediately() {
         let offsets = ClockOffsets::default();
         for node in [2, 3] {
             offsets.note(NodeId(node), 1_000_000, at(1_000_000, 500));
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_nobodys_clock_in_particular() {
+    fn no_single_wrong_clock_moves_the_median() {
         const YEAR_MS: u64 = 365 * 24 * 3_600_000;
         const NOW_MS: u64 = 1_700_000_000_000;
         let median = |own: u64, others: &[u64]| {
@@ -211,7 +212,7 @@ mod tests {
             assert_eq!(median(NOW_MS, &[wrong, NOW_MS]), NOW_MS, "another one is");
             assert_eq!(median(NOW_MS, &[wrong]), NOW_MS.min(wrong), "of two the smaller");
             assert_eq!(median(wrong, &[NOW_MS]), NOW_MS.min(wrong), "on both of them");
-            assert_eq!(median(wrong, &[]), wrong, "a node alone, or one that has heard nobody");
+            assert_eq!(median(wrong, &[]), wrong, "a single node, or no report yet");
         }
     }
 }

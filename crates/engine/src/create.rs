@@ -1,4 +1,4 @@
-//! New replicas: what they begin with, and how they are made.
+//! Creation of replicas: their initial state, and making it durable.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use quorate_storage::{Database, DeltaBudget, HashRange, ShardInit, ShardStore, S
 
 use crate::Engine;
 
-/// What a replica on node `me` begins with; `None` when the node holds none.
+/// The initial state of the replica on node `me`; `None` when the node holds none.
 #[must_use]
 pub fn replica_init(
     group: GroupId,
@@ -26,11 +26,10 @@ pub fn replica_init(
     })
 }
 
-/// Creates replicas durably and hands them to the engine. The preferred leader stands for election
-/// at once, so that a new shard does not wait for a time-out.
+/// Creates replicas durably and adds them to the engine. The preferred leader starts an election
+/// immediately, so that a new shard does not wait for an election timeout.
 ///
 /// # Errors
-///
 /// A failed write; the caller ends the process.
 pub fn create_replicas(
     sled: &Database,
@@ -44,7 +43,7 @@ pub fn create_replicas(
         let preferred = init.membership.voters().next().map(|first| first.node) == Some(me);
         let store = ShardStore::create(sled, init, budget.clone())?;
         if let Err(error) = engine.add(store, None, false) {
-            // A state that was just created is empty, so this is a bug and not damage.
+            // The state was just created and is empty, so this is a bug, not damage.
             return Err(StorageError::Invalid {
                 what: format!("{group} cannot be opened: {error}"),
             });

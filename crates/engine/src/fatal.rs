@@ -1,11 +1,11 @@
-//! Failures of the storage that nothing here can outlive.
+//! Fatal storage failures: the hook that ends the process.
 
 use std::fmt;
 
 use quorate_storage::StorageError;
 
-/// How the process ends after a failure of the storage: what was written is in an unknown state, so no
-/// thread continues. The node decides the exit code.
+/// The hook that ends the process after a failure of the storage: the state of what was written is
+/// unknown, so no thread continues. The node decides the exit code.
 #[derive(Clone, Copy)]
 pub struct FatalHook(pub fn(&StorageError) -> !);
 

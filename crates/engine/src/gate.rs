@@ -1,4 +1,4 @@
-//! Where readers wait until their replica has applied far enough.
+//! The applied-index gate, at which readers wait until their replica has applied far enough.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -7,27 +7,27 @@ use parking_lot::Mutex;
 use quorate_raft::Index;
 use tokio::sync::oneshot;
 
-/// Tells waiting readers when a replica has applied an index.
+/// Wakes waiting readers when a replica has applied an index.
 ///
 /// The apply thread calls [`Gate::open`] after each batch; with no reader waiting that costs one
 /// store and one load. Waiters are bounded by the requests in flight: each request waits at most
-/// once, and what it left here goes with it. The index it waits for may be one that never comes.
+/// once, and its waiter is removed when it ends. The index may never be applied.
 #[derive(Debug, Default)]
 pub struct Gate {
     applied: AtomicU64,
-    /// How many waiters there are; changes under their lock.
+    /// The number of waiters; changes only under their lock.
     waiting: AtomicUsize,
     waiters: Mutex<Waiters>,
 }
 
 #[derive(Debug, Default)]
 struct Waiters {
-    /// By index, and among those of one index by the order in which they came.
+    /// Ordered by index, then by arrival.
     by_index: BTreeMap<(u64, u64), oneshot::Sender<()>>,
     next: u64,
 }
 
-/// Takes a waiter out of the gate when its request ends, however that ends.
+/// A guard that removes a waiter from the gate when its request ends, however it ends.
 struct Waiting<'a> {
     gate: &'a Gate,
     key: (u64, u64),
@@ -35,7 +35,7 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // The opening has taken it out already, unless the request gave up before.
+        // `open` has already removed it, unless the request gave up before.
         if self.gate.waiters.lock().by_index.remove(&self.key).is_some() {
             self.gate.waiting.fetch_sub(1, Ordering::SeqCst);
         }
@@ -69,7 +69,7 @@ impl Gate {
         self.waiting.fetch_sub(ready.len(), Ordering::SeqCst);
         drop(waiters);
         for waiter in ready.into_values() {
-            // A reader that gives up in this moment is no loss.
+            // The receiver may be gone; ignore it.
             let _ = waiter.send(());
         }
     }
@@ -93,7 +93,7 @@ impl Gate {
             Waiting { gate: self, key }
         };
         if receiver.await.is_err() {
-            // The gate itself is gone: the node is ending, and the deadline answers the reader.
+            // The gate was dropped: the node is ending, and the deadline answers the reader.
             std::future::pending::<()>().await;
         }
     }

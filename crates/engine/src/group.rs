@@ -1,4 +1,5 @@
-//! One Raft group as its loop drives it: the core, and who waits for what.
+//! A Raft group as its loop drives it: the core, and the handlers that wait for proposals and
+//! reads.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub(super) struct Committed {
 struct Waiting {
     answers: Vec<oneshot::Sender<Answer>>,
     proposed: Instant,
-    /// Which write it is, and its command.
+    /// The identity of the write, and its command.
     write: Option<(WriteKey, Bytes)>,
 }
 
@@ -41,21 +42,21 @@ struct Waiting {
 pub(super) struct Group {
     pub(super) raft: Raft,
     pub(super) shard: Arc<Shard>,
-    /// When the loop has to call `advance`, as filed in its index of deadlines.
+    /// When the loop has to call `advance`, as entered in its index of deadlines.
     pub(super) deadline: Ticks,
     /// True while the group is in the loop's list of groups to collect output from.
     pub(super) touched: bool,
-    /// Handlers whose proposals are in the log, by the position of the entry. A position that
-    /// another entry takes stays here until some entry commits at its index: only that tells
-    /// whether the proposal is lost.
+    /// Handlers whose proposals are in the log, by the position of the entry. If another entry
+    /// replaces it, the position stays here until some entry commits at its index: only that
+    /// decides whether the proposal is lost.
     waiting: BTreeMap<(Index, Term), Waiting>,
-    /// Where the writes of sessions wait.
+    /// The positions at which the writes of sessions wait.
     writes: BTreeMap<WriteKey, (Index, Term)>,
-    /// Reads that arrived in this turn; they share one round.
+    /// Reads that arrived in this iteration; they share one round.
     new_reads: Vec<oneshot::Sender<ReadGrant>>,
     reads: BTreeMap<ReadId, Vec<oneshot::Sender<ReadGrant>>>,
     next_read: u64,
-    /// A received snapshot about which the core has been asked in this turn.
+    /// A received snapshot that was announced to the core in this iteration.
     pub(super) announced: Option<ReplicationSession>,
 }
 
@@ -80,9 +81,9 @@ impl Group {
 
     /// Proposes, or answers why not. `clock` is this node's own, in Unix milliseconds.
     pub(super) fn propose(&mut self, now: Ticks, clock: u64, proposal: Proposal) {
-        // What a replica cannot apply would commit, and its proposer never hear of it.
+        // If this replica cannot apply, the entry would commit and its proposer get no answer.
         if self.raft.is_leader() && !(self.takes_commands() && self.shard.serves()) {
-            // A handler that is gone does not need to know.
+            // The handler may have given up; ignore it.
             let _ = proposal.answer.send(Answer::Refused(RefusedProposal::LocalNotReady));
             return;
         }
@@ -108,13 +109,13 @@ impl Group {
                     ProposeError::Full { .. } => RefusedProposal::Full,
                     ProposeError::TooLarge { .. } => RefusedProposal::TooLarge,
                 };
-                // A handler that is gone does not need to know.
+                // The handler may have given up; ignore it.
                 let _ = proposal.answer.send(Answer::Refused(refused));
             }
         }
     }
 
-    /// Lets a proposal wait for the same write, if that one is under way; gives it back otherwise.
+    /// Lets a proposal wait for the same write if that is in flight; otherwise returns it.
     fn join(&mut self, proposal: Proposal) -> Option<Proposal> {
         let position = proposal.write.and_then(|key| self.writes.get(&key));
         let waiting = position.and_then(|position| self.waiting.get_mut(position));
@@ -122,7 +123,7 @@ impl Group {
             waiting.write.as_ref().is_some_and(|(_, payload)| *payload == proposal.payload)
         };
         match waiting.filter(same) {
-            // Entries of an older term may be lost, and this one would be with them.
+            // An entry of an older term may be lost, and this proposal would be lost with it.
             Some(waiting) if position.is_some_and(|(_, term)| *term == self.raft.term()) => {
                 waiting.answers.push(proposal.answer);
                 None
@@ -131,7 +132,7 @@ impl Group {
         }
     }
 
-    /// The handlers that wait at the lowest position, and that position.
+    /// Removes the lowest position up to `through`, with the handlers that wait there.
     fn next_waiting(&mut self, through: Index) -> Option<((Index, Term), Waiting)> {
         let first = self.waiting.first_entry().filter(|first| first.key().0 <= through)?;
         let (position, waiting) = first.remove_entry();
@@ -143,26 +144,27 @@ impl Group {
         Some((position, waiting))
     }
 
-    /// Whether this replica leads and an entry of its term is committed, the empty one with which
-    /// the term begins. A majority has then answered in this leadership and told its clocks: until
-    /// that the median of [`next_stamp`] would be this node's own clock, and one that is a year
-    /// ahead would date the group's entries a year ahead for good.
+    /// Whether this replica leads and the empty entry that begins its term is committed. A majority
+    /// has then answered in this term and reported its clocks. Before that the median of
+    /// [`next_stamp`] would be this node's own clock, and a clock that is a year ahead would
+    /// permanently date the group's entries a year ahead.
     fn takes_commands(&self) -> bool {
         let committed = self.raft.entry_id(self.raft.commit());
         self.raft.is_leader() && committed.is_some_and(|id| id.term == self.raft.term())
     }
 
-    /// Whether the log must not grow, at `log_max` bytes. Where the replica applies, checkpoints keep
-    /// the log far below that. One that is damaged or being scrubbed takes entries and votes like
-    /// any other, because they are of use to the group, but what it cannot apply no checkpoint
-    /// covers, so that memory and disk would run full. Behind this it is a follower that is slow: it
-    /// catches up after the scrub, or never.
+    /// Whether the log has reached `log_max` bytes and must not grow. Checkpoints keep the log of a
+    /// replica that applies far below that. A replica that is damaged or being scrubbed accepts
+    /// entries and votes like any other, because that helps the group, but no checkpoint covers
+    /// entries that it cannot apply, so memory and disk would run full. When full it is a slow
+    /// follower: it catches up after the scrub, or never.
     pub(super) fn is_full(&self, log_max: u64) -> bool {
         !self.shard.serves() && self.raft.log_bytes() >= log_max
     }
 
-    /// What the clocks of the voters show now, this node's own among them: a reported one has run on
-    /// since. So neither the time between two reports nor a voter that is down makes a clock slow.
+    /// The current clocks of the voters, including this node's own. A reported clock is advanced by
+    /// the time since its report, so neither the time between two reports nor a voter that is down
+    /// makes a clock slow.
     fn clocks(&self, now: Ticks, own: u64) -> Vec<u64> {
         let me = self.shard.replica.id;
         let others = self.raft.clocks().into_iter();
@@ -178,7 +180,7 @@ impl Group {
         self.new_reads.push(grant);
     }
 
-    /// Hands the turn's reads to the core as one.
+    /// Passes the iteration's reads to the core as one.
     pub(super) fn begin_reads(&mut self, now: Ticks) {
         if self.new_reads.is_empty() {
             return;
@@ -205,8 +207,8 @@ impl Group {
         grant_all(self.reads.remove(&id).unwrap_or_default(), grant);
     }
 
-    /// Pairs committed entries with the handlers that wait for them, and tells those whose
-    /// proposal has lost its place.
+    /// Pairs committed entries with the handlers that wait for them, and answers [`Answer::Lost`]
+    /// to those whose proposal was replaced by another entry.
     pub(super) fn match_waiters(
         &mut self,
         committed: Vec<Entry>,
@@ -230,14 +232,15 @@ impl Group {
             .collect()
     }
 
-    /// A snapshot took the place of the log up to `last`: nobody here will see those entries.
+    /// Answers [`Answer::Unknown`] to the waiters up to `last`: a snapshot replaced that part of
+    /// the log, so this replica never sees those entries.
     pub(super) fn forget_waiters(&mut self, last: Index) {
         while let Some((_, waiting)) = self.next_waiting(last) {
             answer_all(waiting.answers, Answer::Unknown);
         }
     }
 
-    /// Reports the events of a turn and publishes what others read.
+    /// Logs and counts the events of an iteration, and publishes the leadership for other threads.
     pub(super) fn note_events(&mut self, events: &[Event], metrics: &EngineMetrics) {
         self.shard.stats.log_bytes.store(self.raft.log_bytes(), Ordering::Relaxed);
         if events.is_empty() {
@@ -265,11 +268,11 @@ impl Group {
                 info!(shard, term = term.0, %role, leader, "role: changed");
             }
             Event::QuorumLost { term } => {
-                info!(shard, term = term.0, "leader: stepping down, no quorum answers");
+                info!(shard, term = term.0, "leader: stepping down, lost contact with a quorum");
             }
             Event::Transfer { to, end } => info!(shard, to = to.0, ?end, "transfer: ended"),
             Event::ReplicaGone { replica } => {
-                info!(shard, replica = replica.0, "replica: its node says that it is gone");
+                info!(shard, replica = replica.0, "replica: reported as removed by its node");
             }
             Event::Regress { replica, acknowledged, agreement } => {
                 let node = self.raft.membership().node_of(*replica).map_or(0, |node| node.0);
@@ -279,13 +282,13 @@ impl Group {
                     replica = replica.0,
                     acknowledged = acknowledged.0,
                     has = agreement.0,
-                    "replica: it lost entries that it had acknowledged, and gets them again. Its \
-                     node's disk drops writes, or its data directory was put back from a copy; \
-                     stop that node until you know which: it may have forgotten votes too"
+                    "replica: lost entries that it had acknowledged; they are sent again. Its \
+                     node's disk drops writes, or its data directory was restored from a copy; \
+                     stop that node until you know which: it may have lost votes too"
                 );
             }
             Event::Stopped { fault } => {
-                self.shard.set_damaged(&format!("it stopped by itself: {fault}"));
+                self.shard.set_damaged(&format!("the Raft core stopped: {fault}"));
             }
             Event::Malformed { leader, before, found } => {
                 warn!(
@@ -293,16 +296,16 @@ impl Group {
                     leader = leader.0,
                     entry = %found,
                     %before,
-                    "append: the leader's entries do not follow each other. They are dropped, and \
-                     the replica stays behind until another one leads"
+                    "append: the leader's entries are not consecutive; they are dropped, and this \
+                     replica falls behind until the leader changes"
                 );
             }
             Event::Membership { index } => info!(shard, index = index.0, "membership: changed"),
         }
     }
 
-    /// Tells others that this leader takes commands from now on: the commit that lets it is no
-    /// event. Called when a turn is over.
+    /// Publishes that this leader accepts commands from now on, because the commit that permits it
+    /// is not an event. Called at the end of an iteration.
     pub(super) fn note_commit(&self) {
         if self.takes_commands() != self.shard.leadership().is_leader {
             self.publish();
@@ -320,7 +323,7 @@ impl Group {
 
 fn grant_all(waiters: Vec<oneshot::Sender<ReadGrant>>, grant: ReadGrant) {
     for waiter in waiters {
-        // A reader that gave up is no loss.
+        // The reader may have given up; ignore it.
         let _ = waiter.send(grant);
     }
 }

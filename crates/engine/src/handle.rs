@@ -1,4 +1,4 @@
-//! Starting and ending the engine, and what others may ask of it.
+//! The handle of the engine: start, stop, and the requests that other threads make.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,43 +23,46 @@ use tracing::info;
 use super::Outbox;
 use super::apply_pool::{Applier, ApplyInput, ApplyPool, ApplyThread, load_machine};
 use super::checkpointer::{CheckpointControl, Checkpointer};
+use super::event_loop::{EventLoop, Outputs, State};
 use super::group::Group;
 use super::inbox::{Inbox, Refused};
 use super::input::Input;
 use super::log_writer::{LogInput, LogProgress, LogWriter};
 use super::replica::{OpenReplicaError, restore};
 use super::request::{Proposal, ReadRequest};
+use super::scrub::ScrubError;
 use super::shard::{Shard, Shards};
-use super::snapshots::{SnapshotOrder, Staged};
-use super::turn::{Loop, Outlet, State};
+use super::snapshots::{InstallError, SnapshotOrder, Staged};
+
 use crate::clock::Clock;
 use crate::fatal::FatalHook;
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;
 
-/// What the engine is made of.
+/// The parts from which the engine is started.
 pub struct Parts {
     /// This node.
     pub node: NodeId,
-    /// Seeds the randomised election timeouts together with the group: incarnation and boot counter.
+    /// Seeds the randomised election timeouts together with the group: incarnation and boot
+    /// counter.
     pub seed: u64,
-    /// The settings of every group's core.
+    /// The Raft settings of every group.
     pub raft: RaftConfig,
     /// The memory that the engine may use.
     pub limits: Limits,
     /// The record log; the log writer owns it from here on.
     pub log: RecordLog,
-    /// What all deltas may take together.
+    /// The memory that all deltas share.
     pub budget: Arc<DeltaBudget>,
-    /// Where messages leave the node.
+    /// The transport to the other nodes.
     pub outbox: Arc<dyn Outbox>,
-    /// Where group 0's map is published.
+    /// The cell in which group 0's map is published.
     pub map: MapCell,
-    /// Where orders for snapshots go.
+    /// The queue of the snapshots that the node has to send.
     pub snapshots: mpsc::Sender<SnapshotOrder>,
-    /// Metrics.
+    /// The metrics of the engine.
     pub metrics: Arc<EngineMetrics>,
-    /// How the process ends after a failure of the storage.
+    /// Ends the process after a failure of the storage.
     pub fatal: FatalHook,
 }
 
@@ -71,7 +74,7 @@ pub struct Engine {
     clock: Clock,
     epoch: Instant,
     loops: Vec<Arc<Inbox<Input>>>,
-    last_turns: Vec<Arc<AtomicU64>>,
+    last_iterations: Vec<Arc<AtomicU64>>,
     log: Arc<Inbox<LogInput>>,
     progress: Arc<LogProgress>,
     fatal: FatalHook,
@@ -94,11 +97,10 @@ impl Engine {
     /// Starts the threads. There are no replicas yet.
     ///
     /// # Errors
-    ///
-    /// The system refused a thread.
+    /// The system did not start a thread.
     pub fn start(parts: Parts) -> io::Result<Arc<Engine>> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // More loops than half of the cores would only take them from what the loops feed.
+        // More loops would only take cores from the threads that the loops feed.
         let loop_count = (cores / 2).clamp(1, 4);
         let apply_count = (cores / 2).clamp(1, 4);
         let queue_bytes = parts.limits.request_queue as usize / loop_count;
@@ -109,7 +111,7 @@ impl Engine {
             raft: parts.raft.clone(),
             clock: Clock,
             epoch: Instant::now(),
-            last_turns: loops.iter().map(|_| Arc::default()).collect(),
+            last_iterations: loops.iter().map(|_| Arc::default()).collect(),
             loops,
             log: Arc::new(Inbox::new(usize::MAX)),
             progress: Arc::default(),
@@ -129,20 +131,20 @@ impl Engine {
         let mut threads = self.threads.lock();
         let sled = parts.log.database().clone();
         for (number, inbox) in self.loops.iter().enumerate() {
-            let engine_loop = Loop {
+            let engine_loop = EventLoop {
                 node: self.node,
                 inbox: inbox.clone(),
                 clock: self.clock,
                 log: self.log.clone(),
                 log_max: parts.limits.log_group,
                 outbox: parts.outbox.clone(),
-                out: Outlet::new(
+                out: Outputs::new(
                     number,
                     self.apply.clone(),
                     parts.snapshots.clone(),
                     parts.metrics.clone(),
                 ),
-                last_turn: self.last_turns[number].clone(),
+                last_iteration: self.last_iterations[number].clone(),
                 state: State::default(),
             };
             threads.loops.push(spawn(&format!("engine-{number}"), move || engine_loop.run())?);
@@ -159,7 +161,7 @@ impl Engine {
             };
             threads.apply.push(spawn(&format!("apply-{number}"), move || thread.run())?);
         }
-        // What a start finds is durable before it is returned.
+        // The log that a start has opened is durable.
         self.progress.set_durable(parts.log.last_sequence());
         let writer = LogWriter {
             log: parts.log,
@@ -192,11 +194,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Adds a replica: its state, and what the log held of it. With `scrub` it votes and appends,
-    /// but applies and serves only once it hears of [`Engine::scrubbed`].
+    /// Adds a replica, given its state and its recovered part of the log. With `scrub` it votes and
+    /// appends, but applies and serves only after [`Engine::finish_scrub`].
     ///
     /// # Errors
-    ///
     /// Log and state do not fit together, or do not decode.
     pub fn add(
         &self,
@@ -209,8 +210,8 @@ impl Engine {
         let group = header.group;
         let replica = Replica { id: header.replica, node: self.node };
         let restored = restore(header, recovered)?;
-        // What the checkpoint covers, and what an install made void, is dead in the log. It hears so
-        // before the first append, which may leave a gap behind what is dead.
+        // Entries covered by the checkpoint or superseded by an install are dead. Purge them before
+        // the first append, which may start after a gap.
         let through = restored.base.index;
         self.log.complete(LogInput::Purge { group, replica: replica.id, through });
         let now = self.clock.now();
@@ -232,8 +233,8 @@ impl Engine {
         shard.set_scrubbing(scrub);
         self.apply.push(group, ApplyInput::Add(Box::new(applier)));
         engine_loop.complete(Input::Add(Box::new(Group::new(raft, shard.clone()))));
-        // Here and not in the loop: who calls this next must find the replica, lest it be made again.
-        // What is asked of it from now on comes to its loop behind the replica itself.
+        // Here and not in the loop: the next caller must find the replica, or it would create it
+        // again. Requests made from now on reach the loop after the replica itself.
         self.shards.insert(&shard);
         info!(shard = group.0, replica = replica.id.0, "replica: opened");
         Ok(shard)
@@ -243,11 +244,10 @@ impl Engine {
         &self.loops[group.0 as usize % self.loops.len()]
     }
 
-    /// Proposes a command; the proposal comes back when the loop's queue is full or closed.
+    /// Proposes a command.
     ///
     /// # Errors
-    ///
-    /// The proposal, which was not queued.
+    /// The proposal, not queued because the loop's queue is full or closed.
     pub fn propose(&self, proposal: Proposal) -> Result<(), Box<Proposal>> {
         let inbox = self.engine_loop(proposal.group);
         inbox.offer(Input::Propose(proposal)).map_err(|refused| match refused {
@@ -264,8 +264,8 @@ impl Engine {
         self.engine_loop(read.group).offer(Input::Read(read)).is_ok()
     }
 
-    /// Hands in messages of a peer. Those that find the queue full are dropped, as on a network;
-    /// who can wait asks for [`Engine::room`] first.
+    /// Delivers messages of a peer. Messages that find the queue full are dropped, as on a network;
+    /// a caller that can wait awaits [`Engine::room`] first.
     pub fn deliver(&self, envelopes: Vec<Envelope>) {
         if self.loops.len() == 1 {
             let _ = self.loops[0].offer_urgent(Input::Messages(envelopes));
@@ -282,7 +282,7 @@ impl Engine {
         }
     }
 
-    /// Resolves once no loop's queue is full; `None` = none is.
+    /// A future that resolves once no loop's queue is full; `None` if none is full now.
     #[must_use]
     pub fn room(&self) -> Option<BoxFuture<'static, ()>> {
         let full: Vec<_> = self.loops.iter().filter(|inbox| !inbox.has_room()).cloned().collect();
@@ -296,19 +296,20 @@ impl Engine {
         }))
     }
 
-    /// A bulk message was dropped before it left: the core probes again.
+    /// Reports that a bulk message was dropped before it was sent: the core probes again.
     pub fn bulk_dropped(&self, group: GroupId, to: ReplicaId) {
         self.engine_loop(group).complete(Input::BulkDropped { group, to });
     }
 
-    /// The process of a peer is gone: groups that it led elect at once.
+    /// Reports that the process of a peer has ended: groups that it led elect immediately.
     pub fn peer_refused(&self, node: NodeId) {
         for inbox in &self.loops {
             inbox.complete(Input::PeerRefused(node));
         }
     }
 
-    /// A snapshot that ends at `last` is about to be sent: the log behind it is kept for its receiver.
+    /// Reports that a snapshot that ends at `last` is about to be sent: the log after it is kept
+    /// for its receiver.
     pub fn snapshot_begins(
         &self,
         group: GroupId,
@@ -320,7 +321,7 @@ impl Engine {
         self.engine_loop(group).complete(input);
     }
 
-    /// The transfer of a snapshot ended.
+    /// Reports the end of a snapshot's transfer.
     pub fn snapshot_sent(
         &self,
         group: GroupId,
@@ -331,51 +332,53 @@ impl Engine {
         self.engine_loop(group).complete(Input::SnapshotSent { group, to, session, ok });
     }
 
-    /// A snapshot has arrived whole: it waits in `staged` while the core decides.
+    /// Reports that a snapshot was received in full: it waits in `staged` while the core decides.
     pub fn snapshot_received(&self, envelope: Envelope) {
         debug_assert!(matches!(envelope.message, Message::InstallSnapshot { .. }));
         self.engine_loop(envelope.group).complete(Input::Messages(vec![envelope]));
     }
 
-    /// The scrub that a replica waited for has ended.
-    pub fn scrubbed(&self, group: GroupId, outcome: Result<(), String>) {
+    /// Ends the scrub for which a replica waited: if it is sound, it applies and serves from now
+    /// on.
+    pub fn finish_scrub(&self, group: GroupId, outcome: Result<(), ScrubError>) {
         self.apply.push(group, ApplyInput::Scrubbed { group, outcome });
     }
 
-    /// Begins to receive a snapshot of a group.
+    /// Begins to receive a snapshot of a group. The sender of the result is dropped when the engine
+    /// has stopped.
     pub fn begin_install(
         &self,
         group: GroupId,
         meta: SnapshotMeta,
-    ) -> oneshot::Receiver<Result<Installer, String>> {
+    ) -> oneshot::Receiver<Result<Installer, InstallError>> {
         let (reply, installer) = oneshot::channel();
         self.apply.push(group, ApplyInput::BeginInstall { group, meta, reply });
         installer
     }
 
-    /// Where received snapshots wait.
+    /// The received snapshots that wait for the core's decision.
     #[must_use]
     pub fn staged(&self) -> &Arc<Staged> {
         &self.staged
     }
 
-    /// Asks a replica to stand for election now. Safe at any time: votes decide.
+    /// Makes a replica start an election now. Safe at any time: votes decide.
     pub fn campaign(&self, group: GroupId) {
         self.engine_loop(group).complete(Input::Campaign(group));
     }
 
-    /// Begins to hand over leadership; the answer says whether it was begun.
+    /// Starts a leadership transfer; the answer says whether it was started.
     pub fn transfer(
         &self,
         group: GroupId,
         to: ReplicaId,
     ) -> oneshot::Receiver<Result<(), TransferError>> {
-        let (done, begun) = oneshot::channel();
+        let (done, started) = oneshot::channel();
         self.engine_loop(group).complete(Input::Transfer { group, to, done });
-        begun
+        started
     }
 
-    /// How every group stands, in the order of groups.
+    /// The status of every group, in the order of groups.
     pub async fn status(&self) -> Vec<(GroupId, Status)> {
         let mut all = Vec::new();
         for inbox in &self.loops {
@@ -390,8 +393,7 @@ impl Engine {
     /// Pins the last checkpoint of a shard, to be sent.
     ///
     /// # Errors
-    ///
-    /// Too many pins, or the storage failed; a sentence when the replica is not here.
+    /// Too many pins, or the storage failed; [`StorageError::Invalid`] if the replica is not here.
     pub async fn pin_snapshot(&self, group: GroupId) -> Result<SnapshotSource, StorageError> {
         let (reply, source) = oneshot::channel();
         self.apply.push(group, ApplyInput::Pin { group, reply });
@@ -400,7 +402,7 @@ impl Engine {
         })
     }
 
-    /// Ends the process for a failure of the storage that a caller met.
+    /// Ends the process for a fatal storage error that a caller got.
     pub fn fail(&self, error: &StorageError) -> ! {
         self.fatal.end(error)
     }
@@ -411,24 +413,24 @@ impl Engine {
         &self.shards
     }
 
-    /// What the log writer is doing.
+    /// The progress of the log writer.
     #[must_use]
     pub fn log_progress(&self) -> &LogProgress {
         &self.progress
     }
 
-    /// How long the log write under way has taken.
+    /// How long the log write in progress has taken; `None` = idle.
     #[must_use]
     pub fn log_busy_for(&self) -> Option<Duration> {
         self.progress.busy_for(self.epoch)
     }
 
-    /// The longest time since any loop turned.
+    /// The longest time since the last iteration of any loop.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
         let now = self.clock.now().0;
-        let behind = self.last_turns.iter().map(|last| match last.load(Ordering::Relaxed) {
-            // Not yet turned once: it is being started.
+        let behind = self.last_iterations.iter().map(|last| match last.load(Ordering::Relaxed) {
+            // No iteration yet: the loop is being started.
             0 => 0,
             last => now.saturating_sub(last),
         });
@@ -441,8 +443,7 @@ impl Engine {
         self.loops.iter().map(|inbox| inbox.bytes() as u64).sum()
     }
 
-    /// The clean end: checkpoints all shards, closes the log, ends all threads. Blocks for as long
-    /// as that takes.
+    /// Stops in order: checkpoints all shards, closes the log, ends all threads. Blocks until done.
     pub fn stop(&self) {
         let mut threads = self.threads.lock();
         // The checkpointer needs the apply threads and the loops, so it ends first.
@@ -463,7 +464,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHand
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(run)
-        .map_err(|error| io::Error::new(error.kind(), format!("the thread {name}: {error}")))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot start {name}: {error}")))
 }
 
 fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {

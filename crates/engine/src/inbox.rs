@@ -1,14 +1,14 @@
-//! The queue in front of a thread: bounded in bytes for what may be refused, never refusing what
-//! must arrive.
+//! The queue in front of a thread: bounded in bytes for inputs that may be refused, never refusing
+//! inputs that must arrive.
 
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-/// How much room an input takes in its queue.
+/// The size of an input in its queue.
 pub trait Weigh {
-    /// Bytes, including a fixed part for the input itself.
+    /// The size in bytes, including a fixed part for the input itself.
     fn weight(&self) -> usize;
 }
 
@@ -17,17 +17,16 @@ pub trait Weigh {
 /// Three kinds of input share the order of arrival.
 /// - *Offers* (requests of clients) are refused once the queue holds three quarters of its bound in
 ///   bytes.
-/// - *Urgent offers* (messages of peers) are refused once it holds all of it: however many clients
-///   there are, they do not keep heartbeats and votes out.
-/// - *Completions* (a disk write that is done, entries that are applied) are never refused: their
-///   number is bounded by the tokens that are outstanding, so a ring of full queues cannot come to
-///   a stop.
+/// - *Urgent offers* (messages of peers) are refused once it holds all of its bound: however many
+///   clients there are, they do not keep heartbeats and votes out.
+/// - *Completions* (a disk write that is done, entries that are applied) are never refused: the
+///   outstanding tokens bound their number, so a ring of full queues cannot deadlock.
 #[derive(Debug)]
 pub struct Inbox<T> {
     bound: usize,
     queue: Mutex<Queue<T>>,
     filled: Condvar,
-    /// Told when the queue was drained that had no room for offers.
+    /// Notified when a queue without room for offers was drained.
     drained: Notify,
 }
 
@@ -39,24 +38,25 @@ struct Queue<T> {
     receiver_waits: bool,
 }
 
-/// Why an offer was refused. The input comes back to whoever offered it.
+/// Why an offer was refused. The caller gets the input back.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused<T> {
-    /// The queue holds as many bytes as it may.
+    /// The queue has reached its bound.
     Full(T),
     /// The receiver is ending.
     Closed(T),
 }
 
 impl<T: Weigh> Inbox<T> {
-    /// A queue that holds `bound` bytes and what exceeds it of the last input, beside completions.
+    /// A queue of `bound` bytes, completions not counted: it refuses once it holds that much, so
+    /// the last input may exceed the bound.
     #[must_use]
     pub fn new(bound: usize) -> Self {
         let queue = Queue { items: Vec::new(), bytes: 0, closed: false, receiver_waits: false };
         Self { bound, queue: Mutex::new(queue), filled: Condvar::new(), drained: Notify::new() }
     }
 
-    /// From how many bytes on offers are refused.
+    /// The number of bytes from which on offers are refused.
     fn offer_bound(&self) -> usize {
         self.bound - self.bound / 4
     }
@@ -64,7 +64,6 @@ impl<T: Weigh> Inbox<T> {
     /// Queues an input unless the queue has no room for offers or is closed.
     ///
     /// # Errors
-    ///
     /// The input, with the reason of the refusal.
     pub fn offer(&self, item: T) -> Result<(), Refused<T>> {
         self.push_below(self.offer_bound(), item)
@@ -73,7 +72,6 @@ impl<T: Weigh> Inbox<T> {
     /// Queues an input unless the queue is full to its bound or closed.
     ///
     /// # Errors
-    ///
     /// The input, with the reason of the refusal.
     pub fn offer_urgent(&self, item: T) -> Result<(), Refused<T>> {
         self.push_below(self.bound, item)
@@ -92,8 +90,8 @@ impl<T: Weigh> Inbox<T> {
         Ok(())
     }
 
-    /// Whether an offer would be taken; a closed queue takes none and still counts as having room,
-    /// because nobody needs to wait for it.
+    /// Whether an offer would be accepted. A closed queue accepts none and still counts as having
+    /// room, because waiting for it is pointless.
     #[must_use]
     pub fn has_room(&self) -> bool {
         let queue = self.queue.lock();
@@ -103,7 +101,7 @@ impl<T: Weigh> Inbox<T> {
     /// Waits until the queue [has room](Self::has_room).
     pub async fn room(&self) {
         loop {
-            // Begun before the look, so that a drain between the two is not missed.
+            // Created before the check, so that a drain between the two is not missed.
             let drained = self.drained.notified();
             if self.has_room() {
                 return;
@@ -205,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_room_wakes_when_the_queue_is_drained_or_closed() {
+    async fn a_sender_that_waits_for_room_wakes_when_the_queue_is_drained_or_closed() {
         let inbox = Inbox::new(8);
         inbox.room().await;
         inbox.complete(Item(6));

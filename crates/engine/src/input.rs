@@ -1,4 +1,4 @@
-//! Inputs of an engine loop: what it is asked to do, and what has happened.
+//! Inputs of an event loop: requests, and notifications of what has happened.
 
 use quorate_raft::{
     Envelope, GroupId, Index, Message, NodeId, PersistToken, ReplicaId, ReplicationSession,
@@ -50,7 +50,7 @@ pub(super) enum Input {
     Stop,
 }
 
-/// The fixed part of an input's weight: about what it takes in memory.
+/// The fixed part of an input's weight: about its size in memory.
 const INPUT_BYTES: usize = 128;
 
 impl Weigh for Input {

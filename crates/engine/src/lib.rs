@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  handlers ──Propose, Read──▶ ┌────────────┐ ──LogInput─────▶ ┌────────────┐
-//!  peers ─────Messages───────▶ │ engine loop│ ◀──Persisted───── │ log writer │ one record, one barrier
-//!                              └────────────┘                   └────────────┘ for all groups
+//!  peers ─────Messages───────▶ │ event loop │ ◀──Persisted───── │ log writer │ one record, one
+//!                              └────────────┘                   └────────────┘ barrier for all
 //!                                │        ▲  └─messages─▶ transport ◀─messages after durable─┘
 //!                        Entries ▼        │ Applied
 //!                              ┌────────────┐
@@ -11,15 +11,16 @@
 //!                              └────────────┘
 //! ```
 //!
-//! A group is driven by one loop and applied by one apply thread, for ever, so neither needs a
-//! lock. The loops never touch sled: whatever reads or writes it lives in the log writer, the apply
-//! pool, the checkpointer or the reader pool.
+//! A group is driven by one loop and applied by one apply thread, forever, so neither needs a
+//! lock. The loops never touch sled: only the log writer, the apply pool, the checkpointer and the
+//! reader pool do.
 
 mod apply_pool;
 mod checkpointer;
 pub mod clock;
 pub mod clock_offset;
 mod create;
+mod event_loop;
 mod fatal;
 mod gate;
 mod group;
@@ -38,7 +39,6 @@ mod shard;
 mod snapshots;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod turn;
 mod watchdog;
 
 use quorate_raft::{Envelope, NodeId};
@@ -55,10 +55,10 @@ pub use metrics::EngineMetrics;
 pub use replica::{OpenReplicaError, restore, settle_log};
 pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 pub use shard::{Leadership, Shard, ShardStats, Shards};
-pub use snapshots::{SnapshotOrder, Staged};
+pub use snapshots::{InstallError, SnapshotOrder, Staged};
 pub use watchdog::BARRIER_MAX;
 
-/// Where the engine's messages leave the node.
+/// The transport as the engine sees it: where messages leave the node.
 pub trait Outbox: Send + Sync {
     /// Sends each message to its node, or drops it: Raft repairs the loss of any message. Never
     /// blocks, and leaves the batch empty.

@@ -1,4 +1,4 @@
-//! The memory that the engine may use.
+//! Memory limits of the engine.
 
 /// The engine's shares of the node's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,6 +7,6 @@ pub struct Limits {
     pub log_node: u64,
     /// Raft log held in memory by one group; more forces a checkpoint of its shard.
     pub log_group: u64,
-    /// Requests of clients that wait for the loops.
+    /// Requests of clients queued for the loops.
     pub request_queue: u64,
 }

@@ -1,5 +1,5 @@
-//! The thread that owns the record log: one record and one barrier for all groups that have
-//! something to write.
+//! The log writer: the thread that owns the record log. It writes one record with one barrier for
+//! all groups that have something to persist.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,24 +13,25 @@ use super::inbox::{Inbox, Weigh};
 use super::input::Input;
 use crate::metrics::EngineMetrics;
 
-/// How long the thread sleeps when there is nothing to write; then it looks after the log.
+/// How long the thread sleeps when there is nothing to write, before it maintains the log.
 const IDLE: Duration = Duration::from_millis(200);
-/// How long it sleeps while dead records wait to be removed: long enough for an append to come in.
+/// How long it sleeps while dead records wait to be removed: long enough for an append to arrive.
 const BEHIND: Duration = Duration::from_millis(1);
 
-/// A record ends with the write that fills it to so many bytes. What waits for a slow disk is not
-/// written at one go then: a record stays far below what can be read back, the groups of the first
-/// go on while the last is being written, and no single barrier takes as long as a failing disk.
+/// Target size of a record, which ends with the write that reaches it. After a slow barrier the
+/// backlog is split, so that a record stays far below the size that can be read back, the groups of
+/// the first records continue while the last is being written, and no barrier takes as long as on a
+/// failing disk.
 const RECORD_BYTES: u64 = 4 << 20;
 
-/// What the log writer is asked to do.
+/// The inputs of the log writer.
 #[derive(Debug)]
 pub(super) enum LogInput {
-    /// What one turn of a loop has to persist.
+    /// Persist the writes of one iteration of a loop.
     Write(Vec<Write>),
-    /// Entries up to `through` are covered by a checkpoint and needed by nobody.
+    /// Entries up to `through` are covered by a checkpoint and no longer needed by any follower.
     Purge { group: GroupId, replica: ReplicaId, through: Index },
-    /// The clean end: what came before is written, the log is closed, and the thread ends.
+    /// Write the inputs before this, close the log and end the thread.
     Close,
 }
 
@@ -39,56 +40,56 @@ pub(super) enum LogInput {
 pub(super) struct Write {
     pub(super) group: GroupId,
     pub(super) replica: ReplicaId,
-    /// Which loop drives the group.
+    /// The number of the loop that drives the group.
     pub(super) engine_loop: usize,
     pub(super) persist: Persist,
 }
 
 impl Weigh for LogInput {
     fn weight(&self) -> usize {
-        // Completions only: the entries are held by the core's log already, whose bounds count.
+        // All inputs are completions: the core's log holds the entries, and its bounds count them.
         1
     }
 }
 
-/// What the log writer is doing, for the watchdog and for liveness.
+/// The progress of the log writer, for the watchdog and the liveness check.
 #[derive(Debug, Default)]
 pub struct LogProgress {
-    /// Milliseconds since `epoch` at which the write under way began, plus one; 0 = idle.
+    /// Milliseconds since `epoch` at which the write in progress began, plus one; 0 = idle.
     busy_since: AtomicU64,
     stored_bytes: AtomicU64,
     engine_bytes: AtomicU64,
-    /// The last record behind a completed barrier.
+    /// The sequence of the last durable record.
     durable: AtomicU64,
 }
 
 impl LogProgress {
-    /// How long the write under way has taken so far; `None` = idle.
+    /// How long the write in progress has taken so far; `None` = idle.
     #[must_use]
     pub fn busy_for(&self, epoch: Instant) -> Option<Duration> {
         let since = self.busy_since.load(Ordering::Acquire).checked_sub(1)?;
         Some(epoch.elapsed().saturating_sub(Duration::from_millis(since)))
     }
 
-    /// The sequence of the last record that is behind a completed barrier; 0 = none. Whoever hears of
-    /// it may count on it: it is never lost again.
+    /// The sequence of the last durable record; 0 = none. Peers may rely on it: a durable record is
+    /// never lost again.
     #[must_use]
     pub fn durable_sequence(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// Notes how far the log is durable. Before anything is sent that depends on it.
+    /// Publishes how far the log is durable. Called before anything that depends on it is sent.
     pub(super) fn set_durable(&self, sequence: u64) {
         self.durable.store(sequence, Ordering::Release);
     }
 
-    /// Bytes that the records take on disk, the dead ones that are not yet removed included.
+    /// Bytes of the records on disk, including dead ones that are not yet removed.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.stored_bytes.load(Ordering::Relaxed)
     }
 
-    /// How many of them lie in the storage engine.
+    /// How many of these bytes are in the storage engine.
     #[must_use]
     pub fn engine_bytes(&self) -> u64 {
         self.engine_bytes.load(Ordering::Relaxed)
@@ -105,8 +106,8 @@ pub(super) struct LogWriter {
     pub(super) metrics: Arc<EngineMetrics>,
 }
 
-/// How many writes with entries of so many bytes, from the first on, make one record: at least one
-/// where there is one.
+/// The number of leading writes that make one record, given the bytes of their entries: at least
+/// one unless there are none.
 fn record_end(bytes: impl Iterator<Item = u64>) -> usize {
     let mut filled = 0;
     let fits = bytes.take_while(|bytes| {
@@ -117,7 +118,7 @@ fn record_end(bytes: impl Iterator<Item = u64>) -> usize {
     fits.count()
 }
 
-/// Takes from the first writes what makes one record; nothing where there are none.
+/// Removes the leading writes that make one record; `None` if there are none.
 fn next_record(writes: &mut Vec<Write>) -> Option<Vec<Write>> {
     let rest = writes.split_off(record_end(writes.iter().map(Write::entry_bytes)));
     let record = std::mem::replace(writes, rest);
@@ -134,14 +135,13 @@ impl LogWriter {
     /// Writes until it is closed.
     ///
     /// # Errors
-    ///
-    /// A failed write or barrier; the caller ends the process, nothing is tried again.
+    /// A failed write or barrier; the caller ends the process, nothing is retried.
     pub(super) fn run(mut self) -> Result<(), StorageError> {
         let mut inputs = Vec::new();
         let mut writes = Vec::new();
         loop {
-            let patience = if self.log.is_behind() { BEHIND } else { IDLE };
-            self.inbox.drain(&mut inputs, patience);
+            let timeout = if self.log.is_behind() { BEHIND } else { IDLE };
+            self.inbox.drain(&mut inputs, timeout);
             let mut close = false;
             for input in inputs.drain(..) {
                 match input {
@@ -199,8 +199,8 @@ impl LogWriter {
             self.metrics.log_record_bytes.observe(bytes);
         }
         self.progress.busy_since.store(0, Ordering::Release);
-        // The followers' acknowledgements first: a leader elsewhere waits for them, while the own
-        // loop only learns what it already did.
+        // Acknowledgements to other nodes first: a leader there waits for them, while this node's
+        // loops are only notified of their own writes.
         self.outbox.send_all(&mut send);
         for (inbox, done) in self.loops.iter().zip(done) {
             if !done.is_empty() {
@@ -229,10 +229,10 @@ mod tests {
         raft.unwrap_or_else(|error| panic!("an intact replica is refused: {error}"))
     }
 
-    /// What a follower wants to have written that finds, after a stop, more in its inbox than fits
-    /// into a record: entries that the others have committed, and the heartbeat of the next leader.
+    /// The writes of a follower that was suspended and then finds more in its inbox than fits into
+    /// a record: entries that the others have committed, and the heartbeat of the next leader.
     fn backlog(raft: &mut Raft) -> Vec<Write> {
-        let mut tell = |from: u64, term: u64, message| {
+        let mut deliver = |from: u64, term: u64, message| {
             let (from, to, term) = (replica(from), replica(1), Term(term));
             raft.step(Ticks(2), Envelope { group: GROUP, from, to, term, message });
         };
@@ -243,10 +243,10 @@ mod tests {
             let (term, kind) = (Term(1), EntryKind::Command);
             let entries = vec![Entry { term, index: Index(index), kind, stamp: index, payload }];
             let session = ReplicationSession { term, counter: 1 };
-            tell(2, 1, Message::Append { session, prev, commit, entries, timing });
+            deliver(2, 1, Message::Append { session, prev, commit, entries, timing });
         }
         let session = ReplicationSession { term: Term(2), counter: 1 };
-        tell(3, 2, Message::Heartbeat { session, commit, timing });
+        deliver(3, 2, Message::Heartbeat { session, commit, timing });
         let mut writes = Vec::new();
         while raft.has_output() {
             let Output { persist, .. } = raft.take_output();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_ends_with_the_write_that_fills_it() {
+    fn a_record_ends_with_the_write_that_reaches_the_target_size() {
         let records = |sizes: &[u64]| {
             let (mut rest, mut records) = (sizes, Vec::new());
             while !rest.is_empty() {

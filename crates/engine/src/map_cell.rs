@@ -1,11 +1,11 @@
-//! The newest cluster map that this node knows of.
+//! The cell that holds the newest cluster map of this node.
 
 use std::sync::Arc;
 
 use quorate_machine::Map;
 use tokio::sync::watch;
 
-/// The newest map that this node knows of. Readers never wait; a new map wakes those who watch.
+/// The newest cluster map that this node knows. Readers never wait; a newer map wakes watchers.
 #[derive(Clone, Debug)]
 pub struct MapCell {
     sender: Arc<watch::Sender<Option<Arc<Map>>>>,
@@ -30,7 +30,7 @@ impl MapCell {
         self.sender.borrow().as_ref().map_or(0, |map| map.epoch())
     }
 
-    /// Takes the map if it is newer than the one held, and says whether it was.
+    /// Stores the map if it is newer than the one held; returns whether it was.
     pub fn offer(&self, map: Map) -> bool {
         self.sender.send_if_modified(|held| {
             let newer = held.as_ref().is_none_or(|held| held.epoch() < map.epoch());

@@ -1,4 +1,4 @@
-//! What the engine counts.
+//! Metrics of the engine.
 
 quorate_metrics::metrics! {
     /// Metrics of the engine.
@@ -17,17 +17,17 @@ quorate_metrics::metrics! {
         log_record_bytes: bytes,
         /// Entries applied in one batch.
         apply_batch_entries: count,
-        /// Elections begun by this node.
+        /// Elections started by this node.
         elections: counter,
         /// Times a group of this node learnt of another leader.
         leader_changes: counter,
-        /// Snapshots received whole and installed.
+        /// Snapshots received in full and installed.
         snapshots_installed: counter,
     }
 }
 
 impl EngineMetrics {
-    /// Metrics that nobody reads.
+    /// Metrics that are not exported.
     #[must_use]
     pub fn unregistered() -> Self {
         Self::register(&mut quorate_metrics::prometheus_client::registry::Registry::default())

@@ -1,9 +1,10 @@
 //! Quarantine: the guarded sections in which a panic does not end the process.
 //!
-//! Some places handle bytes that may be damaged and can be given up as a whole: opening the storage, from
-//! the engine to the last replica, and the apply, the checkpoint and the scrub of one shard; each call of
-//! the storage engine turns a panic into an error itself. A panic inside [`guarded`] is an error of that section; the node's panic hook asks
-//! [`is_guarded`] and ends the process for every other one.
+//! Some sections handle bytes that may be damaged, and their work can be discarded as a whole:
+//! opening the storage, from the database to the last replica, and the apply, the checkpoint and
+//! the scrub of one shard. A panic inside [`guarded`] is an error of its section; the node's panic
+//! hook asks [`is_guarded`] and ends the process for every other panic. Calls of the storage engine
+//! turn their panics into errors themselves.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A panic that happened inside [`guarded`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Panicked {
-    /// What the panic said.
+    /// The message of the panic.
     pub message: String,
 }
 
@@ -27,20 +28,24 @@ impl fmt::Display for Panicked {
 impl std::error::Error for Panicked {}
 
 thread_local! {
-    /// How many guarded sections this thread is in.
+    /// The number of guarded sections that this thread is in.
     static GUARDED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many [`guarded_open`] sections run in the process.
+/// The number of [`guarded_open`] sections in progress in the process.
 static OPENING: AtomicUsize = AtomicUsize::new(0);
 
-/// Threads of the storage engine: while it is being opened their panics are its failure to open.
+/// The name prefix of the storage engine's threads: while it is being opened, a panic of theirs is
+/// a failure to open it.
 const ENGINE_THREADS: &str = "sled";
 
-/// Runs `f`; a panic in it (on this thread) is returned instead of ending the process.
+/// Runs `f`; a panic in it, on this thread, is returned instead of ending the process.
 ///
-/// The caller must throw away everything that `f` could have left half changed: that is what makes
-/// asserting unwind safety right here.
+/// The caller must discard everything that `f` could have left half changed: that makes the
+/// assertion of unwind safety correct.
+///
+/// # Errors
+/// The panic.
 pub fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
     GUARDED.set(GUARDED.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(f));
@@ -48,8 +53,11 @@ pub fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
     result.map_err(|payload| Panicked { message: payload_text(payload.as_ref()).to_owned() })
 }
 
-/// [`guarded`] for the opening of the storage: a panic of one of the engine's own threads, which it
-/// starts while it opens, does not end the process either.
+/// [`guarded`] for the opening of the storage: a panic on a thread that the storage engine starts
+/// meanwhile does not end the process either.
+///
+/// # Errors
+/// A panic on this thread.
 pub fn guarded_open<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
     OPENING.fetch_add(1, Ordering::SeqCst);
     let result = guarded(f);
@@ -68,13 +76,14 @@ pub fn is_guarded() -> bool {
         && thread.name().is_some_and(|name| name.starts_with(ENGINE_THREADS))
 }
 
-/// What a panic said.
+/// The message of a panic.
+#[must_use]
 pub fn payload_text(payload: &(dyn Any + Send)) -> &str {
     if let Some(text) = payload.downcast_ref::<&'static str>() {
         text
     } else if let Some(text) = payload.downcast_ref::<String>() {
         text
     } else {
-        "(a panic without a text)"
+        "(a panic without a message)"
     }
 }

@@ -1,4 +1,5 @@
-//! Opening a replica: what the log and the checkpoint hold together becomes a Raft core.
+//! Opening a replica: its log and its checkpoint are checked against each other and become the
+//! initial state of a Raft core.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +11,13 @@ use tracing::info;
 
 use quorate_machine::ApplyError;
 
-/// Why a replica cannot be opened. It costs that replica, not the node.
+/// Why a replica cannot be opened. Only that replica is lost, not the node.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenReplicaError {
     /// The log and the checkpoint do not fit together.
     #[error("the log does not fit the checkpoint: {0}")]
     Mismatch(String),
-    /// The core refuses what was restored.
+    /// The core rejects the restored state.
     #[error(transparent)]
     Restore(#[from] RestoreError),
     /// The rows of the state do not decode.
@@ -24,13 +25,14 @@ pub enum OpenReplicaError {
     State(#[from] ApplyError),
 }
 
-/// Drops what the log holds of a replica if it is of another history than its state, and returns the
-/// reset that must then be durable before anything is appended.
+/// Drops the log of a replica if it belongs to another history than its state, and returns the
+/// reset that must then be durable before the next append.
 ///
-/// Between the flip of the header and the log's RESET an install can be cut off: the header's position
-/// is then the snapshot's, and nothing was appended since. Where the log has another entry there, all
-/// of it belongs to another history (Log Matching, Raft paper §5.3). It has to be dropped on disk as
-/// well: what is appended from here on follows it without a gap, and would pass for its continuation.
+/// An install can be interrupted between the replacement of the header and the log's RESET: the
+/// header's position is then the snapshot's, and nothing was appended since. If the log has a
+/// different entry at that position, all of it belongs to another history (Log Matching, Raft paper
+/// §5.3). It must be dropped on disk as well: the next append follows it without a gap and would
+/// look like its continuation.
 fn drop_other_history(header: &ShardHeader, recovered: &mut RecoveredGroup) -> Option<LogId> {
     let applied = header.applied();
     if header.log_valid_from != applied.index.next() {
@@ -43,11 +45,10 @@ fn drop_other_history(header: &ShardHeader, recovered: &mut RecoveredGroup) -> O
     })
 }
 
-/// Makes the log of each replica one that goes with its state, durably, before anything is appended to
-/// it: what another history left there is dropped.
+/// Makes the log of each replica fit its state, durably, before the first append: entries of
+/// another history are dropped.
 ///
 /// # Errors
-///
 /// A failed write.
 pub fn settle_log<'a>(
     log: &mut RecordLog,
@@ -57,20 +58,19 @@ pub fn settle_log<'a>(
     let resets = headers.into_iter().filter_map(|header| {
         let (group, replica) = (header.group, header.replica);
         let to = drop_other_history(header, recovered.get_mut(&(group, replica))?)?;
-        info!(shard = group.0, %to, "replica: its log is of before an install and is dropped");
+        info!(shard = group.0, %to, "replica: dropped its log, which predates the snapshot");
         Some(Section { group, replica, kind: SectionKind::Reset(to) })
     });
     let resets: Vec<_> = resets.collect();
     log.append(&resets)
 }
 
-/// What the core starts from, given the shard's header and what the log held of the replica.
+/// The state from which the core starts, given the shard's header and the recovered log.
 ///
-/// The checkpoint is the truth about the state. Entries that it covers are kept where the log still
+/// The checkpoint is authoritative for the state. Entries that it covers are kept if the log still
 /// has them, because followers may need them.
 ///
 /// # Errors
-///
 /// A gap between checkpoint and log, or an entry at the checkpoint's index with another term.
 pub fn restore(
     header: &ShardHeader,
@@ -90,7 +90,7 @@ pub fn restore(
         Some(first) => {
             let offset = (applied.index.0 - first.index.0) as usize;
             match entries.get(offset).map(Entry::id) {
-                // The first entry becomes the base: its term is what the check of the next needs.
+                // The first entry becomes the base: its term is needed to check the next entry.
                 Some(at) if at == applied => {
                     entries.remove(0);
                     first
@@ -100,8 +100,8 @@ pub fn restore(
                         "the state has applied {applied}, but the log holds {at} there"
                     )));
                 }
-                // All that is left of the log lies before the checkpoint. What is appended next
-                // leaves a gap behind it, and what is before a gap is dead.
+                // The log ends before the checkpoint. The next append starts after a gap, and
+                // entries before a gap are dead.
                 None => {
                     entries.clear();
                     applied
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_of_before_an_install_is_kept_only_if_it_agrees_with_the_snapshot() {
+    fn a_log_from_before_an_install_is_kept_only_if_it_agrees_with_the_snapshot() {
         let at = |header: ShardHeader, log: Option<RecoveredGroup>| {
             let mut log = log.expect("a log");
             let reset = drop_other_history(&header, &mut log);
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(at(header(9, 4, 10), log(3, &[1, 1])), (false, (9, vec![])), "it ends before");
     }
 
-    /// What the log holds of the one replica, once it is opened as a node opens it.
+    /// Opens log and replica as a node does.
     fn reopen(dir: &std::path::Path, header: &ShardHeader) -> (RecordLog, Restored) {
         let database =
             Database::open(&dir.join("sled"), DatabaseOptions::default()).expect("it opens");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_install_made_void_does_not_come_back_behind_new_entries() {
+    fn entries_superseded_by_an_install_do_not_come_back_after_new_entries() {
         let dir = tempfile::tempdir().expect("a directory");
         // Entries of a deposed leader; then a snapshot at 9@4 was installed, and the process ended
         // before the log's reset was durable.
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(indexes(&restored), (9, vec![]));
         append(&mut log, &installed, entries(10, &[4, 4, 5]));
         drop(log);
-        // Killed before and after the next checkpoint: what was acknowledged is there, and no more.
+        // Killed before and after the next checkpoint: only the acknowledged entries are there.
         let (log, restored) = reopen(dir.path(), &installed);
         assert_eq!(indexes(&restored), (9, vec![10, 11, 12]));
         drop(log);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_or_another_term_at_the_checkpoint_is_refused() {
+    fn a_gap_or_another_term_at_the_checkpoint_is_rejected() {
         let gap = restore(&header(5, 2, 0), log(7, &[2])).expect_err("6 is missing");
         assert!(gap.to_string().contains("begins with"), "{gap}");
         let other = restore(&header(5, 2, 0), log(4, &[1, 1, 2])).expect_err("5 is of term 1");

@@ -1,4 +1,4 @@
-//! What request handlers ask of an engine loop, and what they get back.
+//! Requests of handlers to an event loop, and the answers: proposals and linearizable reads.
 
 use bytes::Bytes;
 use quorate_raft::{GroupId, Index, LogId, NodeId};
@@ -14,14 +14,14 @@ pub struct Proposal {
     pub group: GroupId,
     /// The encoded command.
     pub payload: Bytes,
-    /// Which write of which session it is. While the same is under way here already, as when a
-    /// client tries again because the disk is slow, it is not proposed again: it waits for the answer.
+    /// The identity of a session's write. While the same write is in flight here, for example
+    /// because a client retries on a slow disk, it is not proposed again: it waits for that answer.
     pub write: Option<WriteKey>,
-    /// Where the answer goes. A handler that is gone loses the answer, not the proposal.
+    /// The receiver of the answer. If it has given up, only the answer is lost, not the proposal.
     pub answer: oneshot::Sender<Answer>,
 }
 
-/// What became of a proposal.
+/// The outcome of a proposal.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// It committed and was applied here, at this position of the log.
@@ -30,21 +30,21 @@ pub enum Answer {
         at: LogId,
         /// The entry's log time.
         log_time: u64,
-        /// What the state machine says.
+        /// The result of the state machine.
         answer: WriteAnswer,
     },
     /// It was not proposed, and never will be.
     Refused(RefusedProposal),
     /// It was proposed, and another entry committed at its index: certainly not applied.
     Lost,
-    /// It was proposed, and this replica cannot tell what became of it (a snapshot replaced its
-    /// part of the log, or the replica stopped).
+    /// It was proposed, and this replica cannot determine the outcome: a snapshot replaced its part
+    /// of the log, or the replica stopped.
     Unknown,
 }
 
-/// Tells all who wait for one proposal; a handler that is gone loses the answer, and no more.
+/// Answers all handlers that wait for one proposal; those that have given up are ignored.
 pub(super) fn answer_all(mut waiters: Vec<oneshot::Sender<Answer>>, answer: Answer) {
-    // Mostly there is one, and nothing is copied for it.
+    // Usually there is one, and the answer is not cloned.
     let last = waiters.pop();
     for waiter in waiters {
         let _ = waiter.send(answer.clone());
@@ -57,13 +57,13 @@ pub(super) fn answer_all(mut waiters: Vec<oneshot::Sender<Answer>>, answer: Answ
 /// Why a loop did not propose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedProposal {
-    /// This replica does not lead; the node that does, as far as it knows.
+    /// This replica does not lead; the node of the leader, if it is known here.
     NotLeader(Option<NodeId>),
-    /// Leadership is being handed over.
+    /// Leadership is being transferred.
     Transferring,
-    /// This replica leads and takes no commands now: it has just been elected, or cannot apply.
+    /// This replica leads but accepts no commands now: it has just been elected, or cannot apply.
     LocalNotReady,
-    /// Too many bytes are proposed and not yet committed.
+    /// Too many proposed bytes are not yet committed.
     Full,
     /// The command is larger than an entry may be.
     TooLarge,
@@ -76,7 +76,7 @@ pub enum RefusedProposal {
 pub struct ReadRequest {
     /// The group.
     pub group: GroupId,
-    /// Where the grant goes.
+    /// The receiver of the grant.
     pub grant: oneshot::Sender<ReadGrant>,
 }
 
@@ -85,7 +85,7 @@ pub struct ReadRequest {
 pub enum ReadGrant {
     /// A replica that has applied this index may answer.
     Ready(Index),
-    /// Nothing is promised: no leader, or leadership changed. Ask again.
+    /// No index was confirmed: no leader, or leadership changed. Ask again.
     Dropped,
     /// This node holds no replica of the group.
     NoReplica,

@@ -1,9 +1,9 @@
-//! Comparing what the trees hold with what their headers promise.
+//! Scrubs: comparing the rows of each tree with its header.
 //!
-//! After a stop that may have lost what the kernel held (not clean, and the machine was started
-//! anew since) a replica is scrubbed before it applies, serves reads or sends snapshots; it votes and
-//! appends meanwhile. After a mere kill, and once a day for each replica, the same runs in the
-//! background, paced. A mismatch costs that replica: it serves nothing more, and the others go on.
+//! After a stop that may have lost what the kernel held (not clean, and the machine has rebooted
+//! since) a replica is scrubbed before it applies, serves reads or sends snapshots; it votes and
+//! appends meanwhile. After a mere kill, and once a day for each replica, the same scrub runs in
+//! the background, paced. After a mismatch that replica stops serving, and the others continue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,33 +14,43 @@ use quorate_storage::{NodeRecords, StorageError};
 use tracing::{info, warn};
 
 use crate::clock::boot_id;
-use crate::quarantine::guarded;
+use crate::quarantine::{Panicked, guarded};
 use crate::{Engine, Shard};
 
-/// The node record that says in which boot of the machine the node last ran, and how it ended.
+/// The node record of the last run: in which boot of the machine it was, and how it ended.
 const RECORD: &str = "last-run";
-/// A background scrub reads at most so much per second.
+/// The largest rate at which a background scrub reads.
 const PACE_BYTES_PER_SECOND: u64 = 16 << 20;
 /// The time between two background scrubs of one replica.
 const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-/// How often is looked whether one is due.
+/// How often the task checks whether a scrub is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Why a scrub failed: the replica has to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ScrubError {
+    /// The rows differ from the header, or cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Reading the rows panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+}
 
 /// How the node's last run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastRun {
-    /// There was none, or it ended in order.
+    /// There was none, or it was stopped in order.
     Clean,
-    /// The process was killed; the kernel went on and lost nothing.
+    /// The process was killed; the kernel kept running and lost nothing.
     Killed,
-    /// The machine may have gone down with it.
+    /// The machine may have gone down too, and lost what the kernel held.
     MayHaveLost,
 }
 
-/// Reads how the last run ended, and notes that this one is under way.
+/// Reads how the last run ended, and records that this run has begun.
 ///
 /// # Errors
-///
 /// A failed read or write of the record.
 pub fn begin_run(records: &NodeRecords) -> Result<LastRun, StorageError> {
     let this_boot = boot_id();
@@ -50,10 +60,9 @@ pub fn begin_run(records: &NodeRecords) -> Result<LastRun, StorageError> {
     Ok(last)
 }
 
-/// Notes that this run ended in order. Nothing is written to the storage after this.
+/// Records that this run was stopped in order. Nothing is written to the storage after this.
 ///
 /// # Errors
-///
 /// A failed write.
 pub fn end_run(records: &NodeRecords) -> Result<(), StorageError> {
     records.put(RECORD, b"clean")
@@ -69,32 +78,31 @@ fn judge(before: Option<&[u8]>, this_boot: Option<&str>) -> LastRun {
     }
 }
 
-/// Scrubs replicas that wait for it, one after the other, as fast as the disk reads.
+/// Scrubs replicas that wait for it, one after the other, at the speed of the disk.
 pub fn scrub_before_service(engine: &Engine, shards: &[Arc<Shard>]) {
     for shard in shards {
         let started = Instant::now();
         let outcome = scrub(engine, shard, |_| {});
-        info!(shard = shard.group.0, took = ?started.elapsed(), sound = outcome.is_ok(), "scrub: done");
-        engine.scrubbed(shard.group, outcome);
+        let (took, sound) = (started.elapsed(), outcome.is_ok());
+        info!(shard = shard.group.0, ?took, sound, "scrub: completed");
+        engine.finish_scrub(shard.group, outcome);
     }
 }
 
-fn scrub(engine: &Engine, shard: &Shard, pace: impl FnMut(u64)) -> Result<(), String> {
-    match guarded(|| shard.reader.scrub(pace)) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) if error.is_fatal() => engine.fail(&error),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(panicked) => Err(panicked.to_string()),
+fn scrub(engine: &Engine, shard: &Shard, pace: impl FnMut(u64)) -> Result<(), ScrubError> {
+    match guarded(|| shard.reader.scrub(pace))? {
+        Err(error) if error.is_fatal() => engine.fail(&error),
+        outcome => Ok(outcome?),
     }
 }
 
-/// When each replica is scrubbed next, as the time since the node started.
+/// The time of each replica's next scrub, since the start of the node.
 ///
-/// The first times lie spread over one period, from a phase on that each start draws anew: a node
-/// that is restarted more often than that still comes to all of its replicas in time, and never to
-/// all at once.
+/// The first times are spread over one period, from a phase that each start draws at random: a node
+/// that is restarted more often than that still scrubs all of its replicas in time, and never all
+/// at the same time.
 struct Schedule {
-    /// Where in its period this start begins, in `0.0..1.0`.
+    /// The position in its period at which this start begins, in `0.0..1.0`.
     phase: f64,
     due: BTreeMap<GroupId, Duration>,
 }
@@ -104,8 +112,8 @@ impl Schedule {
         Schedule { phase, due: BTreeMap::new() }
     }
 
-    /// Makes `groups` those that are scrubbed; new ones are due within a period from `now`, or
-    /// at once where `soon`.
+    /// Schedules exactly `groups`; new ones are due within a period from `now`, or immediately if
+    /// `soon`.
     fn follow(&mut self, groups: impl Iterator<Item = GroupId>, now: Duration, soon: bool) {
         let groups: BTreeSet<GroupId> = groups.collect();
         self.due.retain(|group, _| groups.contains(group));
@@ -116,13 +124,13 @@ impl Schedule {
         }
     }
 
-    /// Where in the period a group stands. Multiples of the golden ratio lie evenly however many
-    /// there are.
+    /// The position of a group in the period. Multiples of the golden ratio are evenly distributed
+    /// however many there are.
     fn place(&self, group: GroupId) -> f64 {
         (self.phase + group.0 as f64 * 0.618_033_988_749_895).fract()
     }
 
-    /// The group whose time has come, longest ago first; it is due again where it stands in the
+    /// The group that is due, the longest overdue first; it is due again at its position in the
     /// next period.
     fn take(&mut self, now: Duration) -> Option<GroupId> {
         let (group, due) = self.due.iter().min_by_key(|(_, due)| **due)?;
@@ -140,8 +148,8 @@ impl Schedule {
     }
 }
 
-/// Scrubs the shards in the background, one at a time: all soon after a kill, and each at its time
-/// in every period.
+/// Scrubs the shards in the background, one at a time: all immediately after a kill, then each at
+/// its position in every period.
 pub async fn keep(engine: Arc<Engine>, last: LastRun) {
     let started = Instant::now();
     let mut schedule = Schedule::new(rand::random());
@@ -160,9 +168,9 @@ pub async fn keep(engine: Arc<Engine>, last: LastRun) {
         }
         let engine = engine.clone();
         let scrubbed = tokio::task::spawn_blocking(move || {
-            if let Err(why) = scrub(&engine, &shard, sleep_for) {
-                warn!(shard = shard.group.0, why, "scrub: the tree is not what its header says");
-                shard.set_damaged(&why);
+            if let Err(error) = scrub(&engine, &shard, sleep_for) {
+                warn!(shard = shard.group.0, %error, "scrub: the tree does not match its header");
+                shard.set_damaged(&error.to_string());
             }
         });
         if scrubbed.await.is_err() {
@@ -171,7 +179,7 @@ pub async fn keep(engine: Arc<Engine>, last: LastRun) {
     }
 }
 
-/// Paces a scrub: it is no hurry, and others read from the same disk.
+/// Paces a scrub: it is not urgent, and other threads read from the same disk.
 fn sleep_for(bytes: u64) {
     std::thread::sleep(Duration::from_micros(bytes * 1_000_000 / PACE_BYTES_PER_SECOND));
 }
@@ -181,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_record_says_of_the_last_run() {
+    fn the_record_says_how_the_last_run_ended() {
         assert_eq!(judge(None, Some("a")), LastRun::Clean, "the first start");
         assert_eq!(judge(Some(b"clean"), Some("a")), LastRun::Clean);
         assert_eq!(judge(Some(b"running a"), Some("a")), LastRun::Killed);
@@ -189,12 +197,12 @@ mod tests {
         assert_eq!(
             judge(Some(b"running a"), None),
             LastRun::MayHaveLost,
-            "the system says nothing"
+            "the system reports no boot"
         );
         assert_eq!(judge(Some(b"running "), None), LastRun::MayHaveLost);
     }
 
-    /// Hours at which each group is scrubbed, in a run of so many hours.
+    /// Hours at which each group is scrubbed, in a run of `run` hours.
     fn hours(phase: f64, groups: u64, run: u64) -> BTreeMap<GroupId, Vec<u64>> {
         let mut schedule = Schedule::new(phase);
         let mut scrubbed: BTreeMap<GroupId, Vec<u64>> = BTreeMap::new();
@@ -224,20 +232,20 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_restarted_every_hour_still_comes_to_all_of_its_replicas() {
+    fn a_node_that_is_restarted_every_hour_still_scrubs_all_of_its_replicas() {
         let starts = (0..48).flat_map(|start| hours(f64::from(start) / 48.0, 8, 1).into_keys());
         assert_eq!(starts.collect::<BTreeSet<_>>().len(), 8);
     }
 
     #[test]
-    fn after_a_kill_all_are_due_at_once_and_then_each_at_its_time() {
+    fn after_a_kill_all_are_due_immediately_and_then_each_at_its_time() {
         let mut schedule = Schedule::new(0.5);
         schedule.follow((0..8).map(GroupId), Duration::ZERO, true);
-        let at_once = std::iter::from_fn(|| schedule.take(Duration::ZERO)).count();
-        assert_eq!(at_once, 8);
+        let due_now = std::iter::from_fn(|| schedule.take(Duration::ZERO)).count();
+        assert_eq!(due_now, 8);
         let later = schedule.due.values().collect::<BTreeSet<_>>();
         assert_eq!(later.len(), 8, "they are spread from then on");
         schedule.follow([GroupId(9)].into_iter(), Duration::ZERO, false);
-        assert_eq!(schedule.due.len(), 1, "those that are gone are forgotten");
+        assert_eq!(schedule.due.len(), 1, "removed groups are dropped");
     }
 }

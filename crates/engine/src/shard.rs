@@ -1,4 +1,4 @@
-//! What the rest of the node sees of a replica: one handle for each, shared by all threads.
+//! Shard handles: the rest of the node's view of each replica, shared by all threads.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,30 +14,29 @@ use tracing::error;
 
 use super::gate::Gate;
 
-/// Who leads a group, as far as this replica knows.
+/// The leadership of a group, as this replica knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
     /// The term of this replica.
     pub term: Term,
     /// The node of the leader of that term; `None` while this replica knows of none.
     pub leader: Option<NodeId>,
-    /// True if this replica leads and takes commands: from when the first entry of its term is
-    /// committed, a round trip after its election.
+    /// True if this replica leads and accepts commands: from the commit of its term's first entry
+    /// on, a round trip after its election.
     pub is_leader: bool,
 }
 
-/// Figures that the loops and apply threads leave for others to read; each is exact at some recent
-/// moment, not all at the same one.
+/// Figures that the loops and apply threads publish. Each was exact at some recent time, not all at
+/// the same time.
 #[derive(Debug, Default)]
 pub struct ShardStats {
     /// Bytes of the log in memory.
     pub log_bytes: AtomicU64,
-    /// Of these, what is kept for receivers of snapshots beyond what is kept for any follower, as
-    /// of the last checkpoint.
+    /// Bytes of the log that are kept only for receivers of snapshots, as of the last checkpoint.
     pub receiver_bytes: AtomicU64,
-    /// Bytes of applied state that no checkpoint holds or is being written for.
+    /// Applied bytes that no finished or running checkpoint covers.
     pub delta_bytes: AtomicU64,
-    /// Sessions that are remembered.
+    /// Sessions in the shard's state.
     pub sessions: AtomicU64,
 }
 
@@ -48,29 +47,28 @@ pub struct Shard {
     pub group: GroupId,
     /// The replica, with this node.
     pub replica: Replica,
-    /// What the shard owns, by its own state.
+    /// The range that the shard owns, by its own state.
     pub range: HashRange,
     /// The epoch of that range.
     pub epoch: u64,
     /// Reads of applied state.
     pub reader: ShardReader,
-    /// Where readers wait for an index.
+    /// The gate at which readers wait for an index.
     pub gate: Gate,
     /// Figures for status, metrics and the checkpointer.
     pub stats: ShardStats,
     leadership: watch::Sender<Leadership>,
-    /// Since when no leader is known; `None` while one is.
+    /// The beginning of the leaderless time; `None` while a leader is known.
     leaderless_since: Mutex<Option<Instant>>,
-    /// Why this replica can serve nothing; set once.
+    /// Why this replica cannot serve; set once.
     damaged: OnceLock<String>,
-    /// The state is being compared with its header, and nothing is read from it before that.
+    /// The state is being compared with its header, and is not read until that is done.
     scrubbing: AtomicBool,
 }
 
 impl Shard {
     /// A handle of a replica that has just been opened.
-    #[must_use]
-    pub fn new(
+    pub(super) fn new(
         group: GroupId,
         replica: Replica,
         range: HashRange,
@@ -94,7 +92,7 @@ impl Shard {
         }
     }
 
-    /// Who leads, as far as this replica knows.
+    /// The leadership, as this replica knows it.
     #[must_use]
     pub fn leadership(&self) -> Leadership {
         *self.leadership.borrow()
@@ -112,7 +110,7 @@ impl Shard {
             if changed {
                 let since = now.leader.is_none().then(Instant::now);
                 let mut leaderless = self.leaderless_since.lock();
-                // A new term without a leader goes on with the same silence.
+                // A new term without a leader does not restart the timer.
                 *leaderless = since.map(|since| leaderless.unwrap_or(since));
             }
             *held = now;
@@ -120,20 +118,20 @@ impl Shard {
         });
     }
 
-    /// How long this replica has known of no leader; `None` while it knows one.
+    /// How long this replica has known no leader; `None` while it knows one.
     #[must_use]
     pub fn leaderless_for(&self) -> Option<Duration> {
         self.leaderless_since.lock().map(|since| since.elapsed())
     }
 
-    /// This replica can serve nothing any more. The first reason stays.
+    /// Marks this replica as damaged: it stops serving. The first reason is kept.
     pub fn set_damaged(&self, why: &str) {
         if self.damaged.set(why.to_owned()).is_ok() {
-            error!(shard = self.group.0, why, "replica: damaged, it serves nothing");
+            error!(shard = self.group.0, why, "replica: damaged, stopped serving");
         }
     }
 
-    /// Whether this replica can serve nothing.
+    /// Whether this replica is damaged and cannot serve.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.damaged.get().is_some()
@@ -143,7 +141,7 @@ impl Shard {
         self.scrubbing.store(scrubbing, Ordering::Release);
     }
 
-    /// Whether the state is being checked before anything is read from it.
+    /// Whether the state is being scrubbed before it may be read.
     #[must_use]
     pub fn is_scrubbing(&self) -> bool {
         self.scrubbing.load(Ordering::Acquire)
@@ -155,14 +153,14 @@ impl Shard {
         !self.is_damaged() && !self.is_scrubbing()
     }
 
-    /// Sessions that the shard remembers.
+    /// The number of sessions in the shard's state.
     #[must_use]
     pub fn sessions(&self) -> u64 {
         self.stats.sessions.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the log in memory without those that are kept for receivers of snapshots: what
-    /// checkpoints keep short.
+    /// Bytes of the log in memory, without those kept only for receivers of snapshots: the part
+    /// that checkpoints keep short.
     #[must_use]
     pub fn own_log_bytes(&self) -> u64 {
         self.log_bytes().saturating_sub(self.stats.receiver_bytes.load(Ordering::Relaxed))

@@ -1,4 +1,4 @@
-//! Test support: a node with an engine on a disk of its own, and peers that agree with it.
+//! Test support: a node with an engine on its own disk, and peers that agree with it.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -24,7 +24,7 @@ use super::{Answer, Engine, Outbox, Parts, Proposal, Shard};
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;
 
-/// The group that a test has when it has one.
+/// The group of a test that needs only one.
 pub const GROUP: GroupId = GroupId(1);
 
 /// The engine's share of 128 MiB.
@@ -58,10 +58,10 @@ pub fn store(
     ShardStore::create(sled, init, budget.clone()).unwrap()
 }
 
-/// What a peer answers that agrees with everything, and whose wall clock shows `clock`.
+/// The reply of a peer that agrees with everything, and whose wall clock shows `clock`.
 pub fn agree(envelope: Envelope, clock: u64) -> Option<Envelope> {
     let Envelope { group, from, to, term, message } = envelope;
-    let told = |timing: Timing| Timing { echo_time: timing.probe_time, clock, ..timing };
+    let echo = |timing: Timing| Timing { echo_time: timing.probe_time, clock, ..timing };
     let message = match message {
         Message::PreVote { .. } => {
             Message::PreVoteReply { proposed: Term(term.0 + 1), granted: true }
@@ -70,22 +70,22 @@ pub fn agree(envelope: Envelope, clock: u64) -> Option<Envelope> {
         Message::Append { session, prev, entries, timing, .. } => {
             let last = Index(prev.index.0 + entries.len() as u64);
             let result = AppendResult::Accepted { last };
-            Message::AppendReply { session, result, timing: told(timing) }
+            Message::AppendReply { session, result, timing: echo(timing) }
         }
         Message::Heartbeat { session, timing, .. } => {
-            Message::HeartbeatReply { session, installing: false, last: None, timing: told(timing) }
+            Message::HeartbeatReply { session, installing: false, last: None, timing: echo(timing) }
         }
         _ => return None,
     };
     Some(Envelope { group, from: to, to: from, term, message })
 }
 
-/// Peers that answer at once.
+/// Peers that answer immediately.
 #[derive(Default)]
 pub struct Peers {
     engine: OnceLock<Weak<Engine>>,
     got: Mutex<Vec<Envelope>>,
-    /// A replica whose log ends here, as its answers to heartbeats tell.
+    /// A replica that reports this end of its log in its replies to heartbeats.
     ends: Mutex<Option<(ReplicaId, LogId)>>,
 }
 
@@ -112,12 +112,12 @@ impl Outbox for Peers {
 pub struct Node {
     /// The engine.
     pub engine: Arc<Engine>,
-    /// What all deltas share.
+    /// The memory that all deltas share.
     pub budget: Arc<DeltaBudget>,
     /// The other nodes.
     pub peers: Arc<Peers>,
     pub(crate) sled: Database,
-    /// Last, so that it goes when nothing is open any more.
+    /// The last field, so that it is dropped after the database is closed.
     _dir: tempfile::TempDir,
 }
 
@@ -127,7 +127,7 @@ impl Node {
         Self::with(TEST_LIMITS, 8 << 20)
     }
 
-    /// A node with these limits, and with so much room for deltas.
+    /// A node with these limits, and a delta budget of `delta_bytes`.
     pub fn with(limits: Limits, delta_bytes: u64) -> Node {
         Self::with_options(limits, delta_bytes, DatabaseOptions::default())
     }
@@ -190,12 +190,12 @@ impl Node {
         answered
     }
 
-    /// From now on the answers of a replica tell that its log ends at `last`.
+    /// Makes a replica report from now on that its log ends at `last`.
     pub fn end_log_of(&self, replica: ReplicaId, last: LogId) {
         *self.peers.ends.lock() = Some((replica, last));
     }
 
-    /// Waits until such a message was sent.
+    /// Waits until a matching message was sent.
     pub fn wait_sent(&self, wanted: impl Fn(&Envelope) -> bool) {
         wait("it was sent", || self.peers.got.lock().iter().any(&wanted));
     }
@@ -209,7 +209,7 @@ pub fn small() -> Node {
     Node::with(SMALL, 256 << 10)
 }
 
-/// A command that puts a value of so many bytes.
+/// A command that puts a value of `bytes` bytes.
 pub fn put(group: GroupId, key: &str, bytes: usize) -> bytes::Bytes {
     let operation = CommandOperation {
         key: key.to_owned().into(),
@@ -226,7 +226,7 @@ pub fn checkpoint(node: &Node, shard: &Shard) {
     wait("a checkpoint holds it", || shard.reader.header().applied() >= at);
 }
 
-/// Puts keys that are none of ours between those of a shard's first tree.
+/// Inserts unrecognised keys between those of a shard's first tree.
 pub fn damage(node: &Node, group: GroupId) {
     let tree = node.sled.tree(format!("s{}/1", group.0).as_bytes()).unwrap();
     let keys: Vec<_> = tree.range::<&[u8]>(..).map(|entry| entry.unwrap().0).collect();
@@ -236,7 +236,7 @@ pub fn damage(node: &Node, group: GroupId) {
     }
 }
 
-/// Waits until `done`; `what` says what is missing when it takes too long.
+/// Waits until `done`; after 10 s it panics with `what`.
 pub fn wait(what: &str, done: impl Fn() -> bool) {
     for _ in 0..1_000 {
         if done() {

@@ -1,4 +1,4 @@
-//! What goes on beside the loops when a replica cannot apply, or a snapshot is not wanted.
+//! Tests of the threads behind the loops: replicas that cannot apply, damage, and a full disk.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,16 +16,16 @@ use super::testing::{GROUP, Node, SMALL, checkpoint, damage, put, replica, small
 use super::*;
 
 #[test]
-fn what_a_stopped_replica_had_applied_does_not_stay_in_memory() {
+fn the_applied_state_of_a_stopped_replica_does_not_stay_in_memory() {
     let node = small();
     let shard = node.lead(GROUP, 1);
     let (written, poison) = (200 << 10, Bytes::from_static(b"\xff"));
     let written = node.propose(GROUP, put(GROUP, "key", written));
     let stopped = node.propose(GROUP, poison);
     assert!(matches!(written.blocking_recv(), Ok(Answer::Applied { .. })));
-    assert!(stopped.blocking_recv().is_err(), "nobody can say what became of it");
+    assert!(stopped.blocking_recv().is_err(), "its outcome is unknown");
     wait("it is damaged", || shard.is_damaged());
-    wait("the budget has it back", || node.budget.used() < node.budget.limit() / 2);
+    wait("the budget is free again", || node.budget.used() < node.budget.limit() / 2);
     assert_eq!(shard.reader.header().applied().index, shard.reader.applied());
     node.engine.stop();
 }
@@ -33,7 +33,7 @@ fn what_a_stopped_replica_had_applied_does_not_stay_in_memory() {
 #[test]
 fn a_shard_that_refuses_its_checkpoint_does_not_keep_the_others_from_theirs() {
     let node = small();
-    // It waits for its scrub, and claims all the while to have more to write than any other.
+    // It waits for its scrub, and reports the largest delta the whole time.
     let (refuses, second) = (node.add(GROUP, 1, None, true), node.lead(GroupId(2), 1));
     let checkpointed = || {
         refuses.stats.delta_bytes.store(u64::MAX, Ordering::Relaxed);
@@ -46,12 +46,12 @@ fn a_shard_that_refuses_its_checkpoint_does_not_keep_the_others_from_theirs() {
 }
 
 #[test]
-fn a_checkpoint_that_meets_damage_costs_its_replica_only() {
+fn a_checkpoint_that_finds_damage_stops_only_its_replica() {
     let node = small();
     let (damaged, sound) = (node.lead(GROUP, 1), node.lead(GroupId(2), 1));
     checkpoint(&node, &damaged);
     damage(&node, GROUP);
-    // It applies what touches another row. The checkpoint of that cleans up behind the last one.
+    // It still applies a write of another row, whose checkpoint cleans up after the last one.
     let written = node.propose(GROUP, put(GROUP, "other", 200 << 10));
     assert!(matches!(written.blocking_recv(), Ok(Answer::Applied { .. })));
     wait("it is damaged", || damaged.is_damaged());
@@ -90,16 +90,16 @@ fn the_log_of_a_replica_that_does_not_apply_is_bounded() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     assert!(shard.log_bytes() < limit + (11 << 10), "{}", shard.log_bytes());
 
-    node.engine.scrubbed(GROUP, Ok(()));
+    node.engine.finish_scrub(GROUP, Ok(()));
     wait("the scrub is over", || shard.serves());
     for index in 1..=20 {
         deliver(index, index);
     }
-    wait("it goes on", || shard.reader.applied() >= Index(19));
+    wait("it continues", || shard.reader.applied() >= Index(19));
     node.engine.stop();
 }
 
-/// A follower comes back with an older copy of its disk, and nobody writes.
+/// A follower comes back with an older copy of its disk, and no client writes.
 #[test]
 fn a_follower_whose_disk_went_back_is_sent_what_it_lost_without_a_write() {
     let node = Node::start();
@@ -121,7 +121,7 @@ fn a_follower_whose_disk_went_back_is_sent_what_it_lost_without_a_write() {
     node.engine.stop();
 }
 
-/// Hands the node an append of a leader to its replica of the group, one of three.
+/// Delivers an append of a leader to the node's replica of the group, one of three.
 fn deliver(node: &Node, leader: u64, term: u64, commit: u64, entries: Vec<Entry>) {
     let (session, timing) =
         (ReplicationSession { term: Term(term), counter: 1 }, Timing::default());
@@ -136,8 +136,8 @@ fn noop(index: u64, term: u64) -> Entry {
     Entry { term: Term(term), index: Index(index), kind, stamp: index, payload }
 }
 
-/// What `poison` brings about stops that replica alone, and its node still knows who leads.
-fn stops_alone(node: &Node, shard: &Shard, poison: Vec<Entry>) {
+/// Checks that `poison` stops only that replica, and that its node still knows the leader.
+fn stops_only_its_replica(node: &Node, shard: &Shard, poison: Vec<Entry>) {
     let other = node.lead(GroupId(2), 1);
     deliver(node, 3, 2, 2, poison);
     wait("it is damaged", || shard.is_damaged());
@@ -158,7 +158,7 @@ fn another_history_below_the_commit_index_stops_the_replica() {
     let shard = node.add(GROUP, 3, None, false);
     deliver(&node, 2, 1, 2, vec![noop(1, 1), noop(2, 1)]);
     wait("both are applied", || shard.reader.applied() >= Index(2));
-    stops_alone(&node, &shard, vec![noop(1, 1), noop(2, 2)]);
+    stops_only_its_replica(&node, &shard, vec![noop(1, 1), noop(2, 2)]);
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn a_membership_of_an_unknown_format_stops_the_replica() {
     let shard = node.add(GROUP, 3, None, false);
     let payload = Bytes::from_static(&[2, 0, 0, 0, 0, 0]);
     let unknown = Entry { kind: EntryKind::Membership, payload, ..noop(1, 2) };
-    stops_alone(&node, &shard, vec![unknown]);
+    stops_only_its_replica(&node, &shard, vec![unknown]);
 }
 
 fn delete(group: GroupId, key: &str) -> Bytes {
@@ -179,8 +179,7 @@ fn delete(group: GroupId, key: &str) -> Bytes {
     command::encode(&mut command::write(vec![operation], None), group.0, 1)
 }
 
-/// A disk of 1 GiB that the engine's file has for itself, but for what leaves it `bytes` above the
-/// reserve.
+/// A disk of 1 GiB with only the database's file on it, which has `bytes` free above the reserve.
 fn disk_with(bytes: u64) -> DatabaseOptions {
     let space = move |dir: &std::path::Path| {
         let file = std::fs::metadata(dir.join("db")).map_or(0, |metadata| metadata.len());
@@ -190,7 +189,7 @@ fn disk_with(bytes: u64) -> DatabaseOptions {
 }
 
 #[test]
-fn a_full_disk_is_left_by_deleting() {
+fn deleting_frees_a_full_disk() {
     let node = Node::with_options(SMALL, 256 << 10, disk_with(128 << 20));
     let shard = node.lead(GROUP, 1);
     let disk = node.sled.disk();
@@ -209,7 +208,7 @@ fn a_full_disk_is_left_by_deleting() {
     }
     assert_eq!(shard.reader.status().counts.keys, 0);
     wait("there is room", || disk.level() == DiskLevel::Ok);
-    // Again and again: what is deleted makes room for more, and the reserve is not used up.
+    // Repeatedly: deletes make room for further writes, and the reserve is not used up.
     for round in 1..3 {
         for key in 0..keys / 3 {
             wait("there is room again", || disk.level() == DiskLevel::Ok);

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorate_engine::clock::Clock;
 use quorate_engine::clock_offset::{self, ClockOffsets};
-use quorate_engine::{Engine, Outbox, Shard, SnapshotOrder};
+use quorate_engine::{Engine, InstallError, Outbox, Shard, SnapshotOrder};
 use quorate_proto::v1::{NodePhase, PeerStatus};
 use quorate_raft::{Envelope, GroupId, Message, NodeId, ReplicaId};
 use quorate_service::health::PeerSource;
@@ -183,7 +183,7 @@ impl Inbound for Incoming {
     }
 }
 
-type WaitingInstaller = oneshot::Receiver<Result<Installer, String>>;
+type WaitingInstaller = oneshot::Receiver<Result<Installer, InstallError>>;
 
 /// A snapshot that is arriving: its rows go into a new generation, which nobody sees before the core
 /// agrees.
@@ -197,9 +197,9 @@ struct Receiving {
 impl Receiving {
     fn installer(&mut self) -> Result<&mut Installer, String> {
         if let Some(waiting) = self.waiting.take() {
-            // This runs on a thread for blocking work. The apply thread answers soon, or is gone.
-            let gone = || Err("the replica has stopped".to_owned());
-            self.installer = Some(waiting.blocking_recv().unwrap_or_else(|_| gone())?);
+            // This runs on a thread for blocking work. The apply thread answers soon, or has ended.
+            let begun = waiting.blocking_recv().map_err(|_| "the node is stopping")?;
+            self.installer = Some(begun.map_err(|error| error.to_string())?);
         }
         self.installer.as_mut().ok_or_else(|| "the install has failed already".to_owned())
     }

@@ -1,4 +1,4 @@
-//! What a group proposes, and what it tells others, in virtual time.
+//! Tests of a group in virtual time: what it proposes, and what it publishes.
 
 use bytes::Bytes;
 use quorate_raft::{Config, Envelope, Message, Output};
@@ -21,8 +21,8 @@ fn group(dir: &std::path::Path) -> Group {
     Group::new(raft, Arc::new(Shard::new(GROUP, replica(1), range, epoch, store.reader())))
 }
 
-/// Ends a turn as the loop does; every write is durable at once.
-fn turn(group: &mut Group, now: Ticks) -> Vec<Envelope> {
+/// Ends an iteration as the loop does; every write is durable immediately.
+fn end_iteration(group: &mut Group, now: Ticks) -> Vec<Envelope> {
     let metrics = EngineMetrics::unregistered();
     let mut sent = Vec::new();
     while group.raft.has_output() {
@@ -46,7 +46,7 @@ fn answer(group: &mut Group, now: Ticks, sent: Vec<Envelope>, clock: u64) -> Vec
             group.raft.step(now, reply);
         }
     }
-    turn(group, now)
+    end_iteration(group, now)
 }
 
 fn propose(group: &mut Group, now: Ticks, clock: u64) -> oneshot::Receiver<Answer> {
@@ -69,7 +69,7 @@ fn propose_write(
 /// Makes the group's replica the leader, with a committed entry of its term.
 fn lead(group: &mut Group, now: Ticks) {
     group.raft.election_timeout(now);
-    let mut sent = turn(group, now);
+    let mut sent = end_iteration(group, now);
     while !group.takes_commands() {
         sent = answer(group, now, sent, NOW_MS);
     }
@@ -94,7 +94,7 @@ fn a_write_that_is_tried_again_waits_for_the_one_under_way() {
     propose_write(&mut group, now, NOW_MS, b"x", None);
     assert_eq!(entries(&group), 5, "another write, other content, and writes without a session");
 
-    let sent = turn(&mut group, now);
+    let sent = end_iteration(&mut group, now);
     for envelope in sent.into_iter().filter_map(|envelope| agree(envelope, NOW_MS)) {
         group.raft.step(now, envelope);
     }
@@ -105,23 +105,23 @@ fn a_write_that_is_tried_again_waits_for_the_one_under_way() {
     assert!(group.writes.is_empty());
     drop((first, again));
     propose_write(&mut group, now, NOW_MS, b"x", one);
-    assert_eq!(entries(&group), 6, "it is no longer under way, its row knows it");
+    assert_eq!(entries(&group), 6, "it is no longer in flight; its session row answers a retry");
 }
 
 #[test]
-fn a_new_leader_takes_commands_once_a_majority_has_told_its_clock() {
+fn a_new_leader_takes_commands_once_a_majority_has_reported_its_clock() {
     let dir = tempfile::tempdir().unwrap();
     let mut group = group(dir.path());
     let (now, ahead) = (Ticks(100), NOW_MS + YEAR_MS);
     group.raft.election_timeout(now);
-    let pre_votes = turn(&mut group, now);
+    let pre_votes = end_iteration(&mut group, now);
     let votes = answer(&mut group, now, pre_votes, NOW_MS);
     let appends = answer(&mut group, now, votes, NOW_MS);
     assert!(group.raft.is_leader());
 
     let leadership = group.shard.leadership();
     assert_eq!(leadership.leader, Some(replica(1).node), "it is known to all");
-    assert!(!leadership.is_leader, "and takes no commands: no clock but its own is known");
+    assert!(!leadership.is_leader, "it takes no commands while it knows only its own clock");
     let refused = propose(&mut group, now, ahead).try_recv();
     assert!(matches!(refused, Ok(Answer::Refused(RefusedProposal::LocalNotReady))), "{refused:?}");
 
@@ -138,8 +138,8 @@ fn a_leader_whose_clock_is_slow_stamps_near_the_clocks_of_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let mut group = group(dir.path());
     lead(&mut group, Ticks(100));
-    let (now, beats) = beat(&mut group);
-    answer_of_both(&mut group, now, beats, NOW_MS);
+    let (now, heartbeats) = next_heartbeats(&mut group);
+    answer_of_both(&mut group, now, heartbeats, NOW_MS);
     drop(propose(&mut group, now, NOW_MS - 3_000));
     assert_eq!(stamped_ms(&group), NOW_MS - 500);
 }
@@ -149,33 +149,33 @@ fn a_voters_clock_runs_on_after_its_last_report() {
     let dir = tempfile::tempdir().unwrap();
     let mut group = group(dir.path());
     lead(&mut group, Ticks(100));
-    let (now, beats) = beat(&mut group);
-    answer_of_both(&mut group, now, beats, NOW_MS);
-    // The two others have been silent for 400 ms since, and the leader's clock was set 3 s back.
+    let (now, heartbeats) = next_heartbeats(&mut group);
+    answer_of_both(&mut group, now, heartbeats, NOW_MS);
+    // The other two have sent nothing for 400 ms since, and the leader's clock was set 3 s back.
     drop(propose(&mut group, now.after(Ticks(40)), NOW_MS + 400 - 3_000));
     assert_eq!(stamped_ms(&group), NOW_MS + 400 - 500);
 }
 
 #[test]
-fn an_answer_that_was_held_up_changes_no_clock() {
+fn a_delayed_answer_changes_no_clock() {
     let dir = tempfile::tempdir().unwrap();
     let mut group = group(dir.path());
     lead(&mut group, Ticks(100));
-    let (_, held_up) = beat(&mut group);
-    let (now, beats) = beat(&mut group);
-    answer_of_both(&mut group, now, beats, NOW_MS);
+    let (_, delayed) = next_heartbeats(&mut group);
+    let (now, heartbeats) = next_heartbeats(&mut group);
+    answer_of_both(&mut group, now, heartbeats, NOW_MS);
     let arrival = now.after(Ticks(90));
-    answer_of_both(&mut group, arrival, held_up, NOW_MS - 100);
+    answer_of_both(&mut group, arrival, delayed, NOW_MS - 100);
     drop(propose(&mut group, arrival, NOW_MS + 900 - 3_000));
     assert_eq!(stamped_ms(&group), NOW_MS + 900 - 500);
 }
 
 /// The next heartbeats, and when they are due.
-fn beat(group: &mut Group) -> (Ticks, Vec<Envelope>) {
+fn next_heartbeats(group: &mut Group) -> (Ticks, Vec<Envelope>) {
     loop {
         let now = group.raft.next_deadline();
         group.raft.advance(now);
-        let mut sent = turn(group, now);
+        let mut sent = end_iteration(group, now);
         sent.retain(|envelope| matches!(envelope.message, Message::Heartbeat { .. }));
         if !sent.is_empty() {
             return (now, sent);
@@ -188,7 +188,7 @@ fn answer_of_both(group: &mut Group, now: Ticks, sent: Vec<Envelope>, clock: u64
     for reply in sent.into_iter().filter_map(|envelope| agree(envelope, clock)) {
         group.raft.step(now, reply);
     }
-    turn(group, now);
+    end_iteration(group, now);
 }
 
 /// The newest stamp, in milliseconds.

@@ -1,6 +1,6 @@
-//! A loop: it drains its inbox, steps every touched or due group, and hands on what came of it:
-//! one list of writes to the log writer, one batch of messages to the transport, committed entries
-//! to the apply pool.
+//! The event loop: it drains its inbox, steps every touched or due group, and dispatches the
+//! outputs: one list of writes to the log writer, one batch of messages to the transport, committed
+//! entries to the apply pool.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,52 +24,53 @@ use super::snapshots::SnapshotOrder;
 use crate::clock::{Clock, TICK};
 use crate::metrics::EngineMetrics;
 
-/// Without any input a loop turns at least this often, so that liveness can be told.
+/// Longest wait for input, so that the liveness check sees recent activity.
 const IDLE: Duration = Duration::from_millis(500);
-fn brings_entries(envelope: &Envelope) -> bool {
+
+fn carries_entries(envelope: &Envelope) -> bool {
     matches!(&envelope.message, Message::Append { entries, .. } if !entries.is_empty())
 }
 
-pub(super) struct Loop {
+pub(super) struct EventLoop {
     pub(super) node: NodeId,
     pub(super) inbox: Arc<Inbox<Input>>,
     pub(super) clock: Clock,
     pub(super) log: Arc<Inbox<LogInput>>,
-    /// Bytes of the log of a group that does not apply, from which on it takes no more.
+    /// Log size, in bytes, at which a group that does not apply accepts no more entries.
     pub(super) log_max: u64,
     pub(super) outbox: Arc<dyn Outbox>,
-    pub(super) out: Outlet,
-    /// The last turn, in ticks: liveness reads it.
-    pub(super) last_turn: Arc<AtomicU64>,
+    pub(super) out: Outputs,
+    /// When the last iteration began, in ticks; the liveness check reads it.
+    pub(super) last_iteration: Arc<AtomicU64>,
     pub(super) state: State,
 }
 
-/// An election to be held before its time, because the process of the leader is gone.
+/// An election before the election timeout, because the process of the leader has ended.
 #[derive(Clone, Copy, Debug)]
 struct EarlyElection {
-    gone: NodeId,
+    ended: NodeId,
     attempts_left: u32,
 }
 
-/// The survivors do not notice at once: one that still believes in the leader refuses the first
-/// pre-vote, and one whose log is shorter can only wait for the other. So it is tried again, well
-/// before the election timeout would.
+/// Further attempts at an early election. The survivors do not all notice at the same time: one
+/// that still hears from the leader refuses the first pre-vote, and one with a shorter log can only
+/// wait for the other. A retry comes well before the election timeout.
 const RETRIES: u32 = 2;
-/// The time between two attempts: the spread and a round trip, so that they do not meet.
+/// The time between two attempts: the spread and a round trip, so that attempts do not overlap.
 const RETRY_TICKS: u64 = 15;
 
-/// What a loop owns alone.
+/// The state that only its loop touches.
 #[derive(Default)]
 pub(super) struct State {
     groups: BTreeMap<GroupId, Group>,
     deadlines: BTreeSet<(Ticks, GroupId)>,
-    /// Elections to be started at once, because the leader's process is gone.
+    /// Elections to be started immediately, because the leader's process has ended.
     early_elections: BTreeMap<(Ticks, GroupId), EarlyElection>,
     touched: Vec<GroupId>,
 }
 
-/// Where the output of a loop's groups goes; messages and writes are gathered over a turn.
-pub(super) struct Outlet {
+/// The receivers of the groups' outputs; messages and writes are collected over an iteration.
+pub(super) struct Outputs {
     number: usize,
     apply: Arc<ApplyPool>,
     snapshots: mpsc::Sender<SnapshotOrder>,
@@ -78,7 +79,7 @@ pub(super) struct Outlet {
     writes: Vec<Write>,
 }
 
-impl Outlet {
+impl Outputs {
     pub(super) fn new(
         number: usize,
         apply: Arc<ApplyPool>,
@@ -89,16 +90,16 @@ impl Outlet {
     }
 }
 
-impl Loop {
-    /// Turns until it is stopped.
+impl EventLoop {
+    /// Runs until it is stopped.
     pub(super) fn run(mut self) {
         let mut inputs = Vec::new();
         loop {
             self.inbox.drain(&mut inputs, self.patience());
-            // The reading is taken after the inputs were dequeued: a loop that was stopped for a
-            // while must not believe that they are fresh.
+            // Read the clock after the inputs were dequeued: a loop that was suspended must not
+            // take old inputs for fresh ones.
             let now = self.clock.now();
-            self.last_turn.store(now.0, Ordering::Relaxed);
+            self.last_iteration.store(now.0, Ordering::Relaxed);
             for input in inputs.drain(..) {
                 if matches!(input, Input::Stop) {
                     return;
@@ -157,7 +158,7 @@ impl Loop {
             Input::BulkDropped { group, to } => {
                 self.with(group, |group| group.raft.unreachable(now, to));
             }
-            Input::PeerRefused(node) => self.hasten_elections(now, node),
+            Input::PeerRefused(node) => self.start_early_elections(now, node),
             Input::Compact(group, through) => self.compact(group, through),
             Input::Transfer { group, to, done } => {
                 let result = self.touch(group).map(|group| group.raft.transfer_leader(now, to));
@@ -194,8 +195,8 @@ impl Loop {
         let clock = self.clock.unix_millis();
         let log_max = self.log_max;
         if let Some(group) = self.touch(envelope.group) {
-            if group.is_full(log_max) && brings_entries(&envelope) {
-                // As if it were lost: the leader goes on with the others, and tries again.
+            if group.is_full(log_max) && carries_entries(&envelope) {
+                // As if it were lost: the leader continues with the others, and tries again.
                 return;
             }
             if let Message::InstallSnapshot { session, .. } = &envelope.message {
@@ -204,8 +205,8 @@ impl Loop {
             group.raft.set_clock(clock);
             group.raft.step(now, envelope);
         } else {
-            // A replica that is not here yet: its creation follows the map, and the sender tries
-            // again. Saying that it is gone is for removed replicas alone.
+            // The replica is not here yet: its creation follows the map, and the sender tries
+            // again. ReplicaGone is only for removed replicas.
             debug!(shard = envelope.group.0, message = %envelope, "message: no such group here");
         }
     }
@@ -229,9 +230,9 @@ impl Loop {
         self.touch(id);
     }
 
-    /// The leader's process is gone: its groups ask for an election at once, spread over 100 ms so
-    /// that the survivors do not stand against each other. Safety still rests on votes.
-    fn hasten_elections(&mut self, now: Ticks, node: NodeId) {
+    /// The leader's process has ended: its groups start elections immediately, spread over 100 ms
+    /// so that the survivors do not split the vote. Safety still rests on votes.
+    fn start_early_elections(&mut self, now: Ticks, node: NodeId) {
         const SPREAD_TICKS: u64 = 10;
         let led = self
             .state
@@ -242,12 +243,12 @@ impl Loop {
             .map(|group| {
                 let id = group.shard.group;
                 let mixed = (id.0 ^ (self.node.0 << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                let early = EarlyElection { gone: node, attempts_left: RETRIES };
+                let early = EarlyElection { ended: node, attempts_left: RETRIES };
                 ((Ticks(now.0 + (mixed >> 32) % SPREAD_TICKS), id), early)
             })
             .collect();
         if !elections.is_empty() {
-            warn!(peer = node.0, groups = elections.len(), "peer: its process is gone, electing");
+            warn!(peer = node.0, groups = elections.len(), "peer: process ended, electing leaders");
         }
         self.state.early_elections.extend(elections);
     }
@@ -270,8 +271,8 @@ impl Loop {
             self.state.early_elections.remove(&(due, id));
             let Some(group) = self.touch(id) else { continue };
             let leader = group.raft.leader().map(|leader| leader.node);
-            // Unless another one leads by now.
-            if leader.is_none_or(|node| node == early.gone) {
+            // Not if another node leads by now.
+            if leader.is_none_or(|node| node == early.ended) {
                 group.raft.election_timeout(now);
                 if early.attempts_left > 0 {
                     let next = EarlyElection { attempts_left: early.attempts_left - 1, ..early };
@@ -290,7 +291,7 @@ impl Loop {
         }
     }
 
-    /// Takes the output of all touched groups and hands it on.
+    /// Takes and dispatches the outputs of all touched groups.
     fn collect(&mut self, now: Ticks) {
         let touched = std::mem::take(&mut self.state.touched);
         for id in &touched {
@@ -311,7 +312,7 @@ impl Loop {
         group.begin_reads(now);
         while group.raft.has_output() {
             let output = group.raft.take_output();
-            self.out.hand_on(now, group, output);
+            self.out.dispatch(now, group, output);
         }
         if let Some(session) = group.announced.take() {
             self.out.apply.push(id, ApplyInput::Decided { group: id, session });
@@ -326,8 +327,8 @@ impl Loop {
     }
 }
 
-impl Outlet {
-    fn hand_on(&mut self, now: Ticks, group: &mut Group, output: Output) {
+impl Outputs {
+    fn dispatch(&mut self, now: Ticks, group: &mut Group, output: Output) {
         let Replica { id: replica, .. } = group.shard.replica;
         let id = group.shard.group;
         self.send.extend(output.send.into_iter().map(|envelope| (envelope.to.node, envelope)));
@@ -343,9 +344,9 @@ impl Outlet {
         }
         for order in output.snapshots {
             let (to, session) = (order.to.id, order.session);
-            let owed = SnapshotOrder { group: id, from: group.shard.replica, order };
-            if self.snapshots.try_send(owed).is_err() {
-                // Too many are owed: the core asks for it again later.
+            let order = SnapshotOrder { group: id, from: group.shard.replica, order };
+            if self.snapshots.try_send(order).is_err() {
+                // The queue is full: the core orders it again later.
                 group.raft.snapshot_sent(now, to, session, false);
             }
         }
