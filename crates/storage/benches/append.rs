@@ -1,12 +1,14 @@
-//! How fast entries become durable: the log in the database and in files, alone and with the state
-//! that they are applied to, beside a plain file that gets the same bytes and `fdatasync`.
+//! Bench of appends: how fast entries become durable, with the log in the database and in files,
+//! with and without the state to which they are applied, compared with a plain file that gets the
+//! same bytes and `fdatasync`.
 //!
 //! `cargo bench -p quorate-storage --bench append`
 //!
-//! The values change with every entry (the database skips writing what is there already), entries
-//! are purged and the head moves as in a running node. They take turns of a fraction of a
-//! second, so that they share the disk's good and bad moments; only their ratio means anything,
-//! and it is one of medians, since a busy neighbour shows in the slowest barriers first.
+//! The values change with every entry (the database does not write a value that is stored already),
+//! entries are purged and the head moves as in a running node. The contenders take turns of a
+//! fraction of a second, so that the disk's fast and slow periods affect all of them. Only their
+//! ratio is meaningful, and it is a ratio of medians, because a busy neighbour affects the slowest
+//! barriers first.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot write has nothing to say")]
 
@@ -117,7 +119,7 @@ impl Appender for Log {
     }
 }
 
-/// The log, and the state of every group with its checkpoints: all that a node writes.
+/// The log, and the state of every group with its checkpoints: everything that a node writes.
 struct LogAndState {
     name: &'static str,
     log: Log,
@@ -170,7 +172,7 @@ impl Appender for LogAndState {
         for (group, entries) in self.log.append(values) {
             let store = &mut self.stores[group.0 as usize];
             for entry in entries {
-                // The keys jump about, as those of many clients do.
+                // Keys in a scattered order, as from many clients.
                 let key = self.written.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS;
                 self.written += 1;
                 let mut transaction = store.begin(entry.id(), entry.stamp);
@@ -210,7 +212,7 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Values that never repeat; their making is not measured.
+/// Values that never repeat; their creation is not measured.
 fn values(count: usize, state: &mut u64) -> Vec<Bytes> {
     let mut value = || {
         let mut bytes = Vec::with_capacity(VALUE_BYTES);

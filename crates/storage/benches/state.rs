@@ -1,5 +1,5 @@
-//! What one entry costs the state, on one thread: reads and applies by where the old row is, and
-//! checkpoints.
+//! Bench of the state: the cost of one entry on one thread, for reads and applies by the place of
+//! the old row, and for checkpoints.
 //!
 //! `cargo bench -p quorate-storage --bench state`
 //!
@@ -25,7 +25,7 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Runs `work` over `count` items and prints what one of them took.
+/// Runs `work` over `count` items and prints the time per item.
 fn measure(what: &str, count: u64, work: impl FnOnce()) {
     let (wall, cpu) = (Instant::now(), cpu_time());
     work();
@@ -34,7 +34,7 @@ fn measure(what: &str, count: u64, work: impl FnOnce()) {
     println!("{what:<44} {count:>9} {:>12.3} {:>12.3}", each(wall), each(cpu));
 }
 
-/// Keys in an order that jumps about.
+/// Keys in a scattered order.
 fn key(n: u64) -> RowKey {
     RowKey::new(
         RowKind::User,

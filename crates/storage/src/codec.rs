@@ -1,4 +1,4 @@
-//! The one encoding of everything that storage writes as a record.
+//! Record encoding: the only one that storage uses on disk.
 //!
 //! A record is a *frame* around a *body*:
 //!
@@ -9,7 +9,7 @@
 //! | 4 | length of the body in bytes, little endian |
 //! | … | body: bincode 2 in the configuration [`CONFIG`] |
 //!
-//! The frame is read before anything in it is believed. Decoding never allocates more than
+//! The frame is checked before its body is used. Decoding never allocates more than
 //! [`DECODE_LIMIT`] and never panics on foreign bytes.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
@@ -28,8 +28,8 @@ pub const DECODE_LIMIT: usize = 64 << 20;
 /// The type of [`CONFIG`].
 pub type CodecConfig = Configuration<LittleEndian, Varint, Limit<DECODE_LIMIT>>;
 
-/// The configuration of every bincode body on disk. It can never change: another one would be
-/// another format version.
+/// The configuration of every bincode body on disk. It can never change: a different configuration
+/// would be another format version.
 pub const CONFIG: CodecConfig = bincode::config::standard().with_limit::<DECODE_LIMIT>();
 
 /// A frame whose checksum was right.
@@ -46,13 +46,13 @@ pub struct Frame<'a> {
 /// Why bytes are not a whole frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameError {
-    /// There are fewer bytes than the frame says it has.
+    /// There are fewer bytes than the frame's length says.
     Short,
-    /// There are bytes behind its end.
+    /// There are bytes after its end.
     Trailing,
-    /// The length is over the limit, so it cannot be one of ours.
+    /// The length is over the limit, so storage did not write it.
     Length,
-    /// The checksum does not agree.
+    /// The checksum does not match.
     Checksum,
 }
 
@@ -62,7 +62,7 @@ impl FrameError {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Short => "is cut short",
-            Self::Trailing => "has bytes behind its end",
+            Self::Trailing => "has bytes after its end",
             Self::Length => "has an impossible length",
             Self::Checksum => "fails its checksum",
         }
@@ -87,13 +87,13 @@ fn checksum(format: u8, body: &[u8]) -> u32 {
 /// Appends the bincode body of `value` to `out`, without a frame.
 ///
 /// # Errors
-/// [`StorageError::Invalid`] if the value cannot be encoded (a type of ours never does that).
+/// [`StorageError::Invalid`] if the value cannot be encoded, which no type of this crate causes.
 pub fn encode_body<T: Encode>(out: &mut Vec<u8>, value: &T) -> Result<()> {
     bincode::encode_into_writer(value, VecWriter(out), CONFIG)
         .map_err(|error| StorageError::Invalid { what: format!("cannot encode a record: {error}") })
 }
 
-/// Starts a frame in `out`: room for what [`finish_frame`] fills in. The body follows.
+/// Starts a frame in `out`: room for the head, which [`finish_frame`] fills in. The body follows.
 pub fn begin_frame(out: &mut Vec<u8>) {
     out.clear();
     out.resize(FRAME_BYTES, 0);
@@ -128,8 +128,8 @@ pub fn encode<T: Encode>(format: u8, value: &T) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The number of bytes, frame included, of the record that `bytes` begin, if the head of the
-/// frame is there and its length possible.
+/// The length in bytes, frame included, of the record at the beginning of `bytes`; `None` if the
+/// head of the frame is incomplete or its length impossible.
 #[must_use]
 pub fn frame_len(bytes: &[u8]) -> Option<usize> {
     let len = u32::from_le_bytes(bytes.get(5..FRAME_BYTES)?.try_into().ok()?) as usize;
@@ -139,7 +139,7 @@ pub fn frame_len(bytes: &[u8]) -> Option<usize> {
 /// Checks that `bytes` are exactly one frame.
 ///
 /// # Errors
-/// The first reason why they are not.
+/// The first reason why they are not a frame.
 pub fn open_frame(bytes: &[u8]) -> Result<Frame<'_>, FrameError> {
     let Some(head) = bytes.get(..FRAME_BYTES) else { return Err(FrameError::Short) };
     let total = frame_len(head).ok_or(FrameError::Length)?;
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_called_newer() {
+    fn a_newer_format_is_reported_as_newer() {
         let record = encode(9, &1u64).unwrap();
         let error = decode::<u64>(&record, 1, "the header").unwrap_err();
         assert!(matches!(error, StorageError::NewerFormat { found: 9, known: 1, .. }), "{error}");

@@ -13,8 +13,9 @@
 //!   lock for ever after their first use;
 //! - closes itself at the first error of a write (*poisoned*): what a failed write or fsync has
 //!   left behind cannot be known, so nothing is tried again before the files are opened afresh;
-//! - takes a page that fails its checksum, and a panic of the database over what it read, for damage
-//!   of the tree that was asked for: whoever asked decides what that costs, never the database.
+//! - takes a page that fails its checksum, and a panic of the database over what it read, for
+//!   damage of the tree that was asked for: whoever asked decides what that costs, never the
+//!   database.
 
 use std::cell::Cell;
 use std::fs::{DirBuilder, File, Permissions};
@@ -280,12 +281,13 @@ impl Database {
         &self.0.disk
     }
 
-    /// Has the database move up to `pages` pages out of segments that are mostly dead, so that these
-    /// can be written again; returns how many, which is fewer where there cannot be more to move.
+    /// Has the database move up to `pages` pages out of segments that are mostly dead, so that
+    /// these can be written again; returns how many, which is fewer where there cannot be more to
+    /// move.
     ///
-    /// By itself the database moves one page for each that it writes anew, and many small pages leave
-    /// their pieces in far more segments than that empties: the file grows to ten times what is
-    /// alive in it. Its own thread for that writes as much as it likes between two barriers.
+    /// By itself the database moves one page for each that it writes anew, and many small pages
+    /// leave their pieces in far more segments than that empties: the file grows to ten times what
+    /// is alive in it. Its own thread for that writes as much as it likes between two barriers.
     ///
     /// # Errors
     /// A failure of the database, which closes it.
@@ -310,7 +312,8 @@ impl Database {
         Ok(pages)
     }
 
-    /// Looks how much of the file system is free, as each barrier does; [`Database::disk`] then knows.
+    /// Looks how much of the file system is free, as each barrier does; [`Database::disk`] then
+    /// knows.
     ///
     /// # Errors
     /// If the system does not say.
@@ -323,16 +326,16 @@ impl Database {
         Ok(space)
     }
 
-    /// [`Database::look_at_space`] where the write that made it necessary has succeeded: what was seen
-    /// before goes on to count if the system says nothing now.
+    /// [`Database::look_at_space`] where the write that made it necessary has succeeded: what was
+    /// seen before goes on to count if the system says nothing now.
     pub(crate) fn see_space(&self) {
         if let Err(error) = self.look_at_space() {
             tracing::warn!(%error, "disk: cannot tell how much is free");
         }
     }
 
-    /// Fails if the database has put a page into a blob file, which it never syncs. The caps on keys
-    /// and values rule that out; tests call this after their barriers.
+    /// Fails if the database has put a page into a blob file, which it never syncs. The caps on
+    /// keys and values rule that out; tests call this after their barriers.
     ///
     /// # Errors
     /// [`StorageError::BlobFile`], which closes the database.
@@ -351,9 +354,9 @@ impl Database {
         }
     }
 
-    /// Closes the database because of `error` and gives it back. The first caller's error is the one
-    /// that counts and the one that the hook sees. The other files of a data directory (log, mark)
-    /// report their failed writes here too: one directory fails as one.
+    /// Closes the database because of `error` and gives it back. The first caller's error is the
+    /// one that counts and the one that the hook sees. The other files of a data directory (log,
+    /// mark) report their failed writes here too: one directory fails as one.
     pub fn fail(&self, error: StorageError) -> StorageError {
         let mut first = false;
         self.0.poisoned.get_or_init(|| {
@@ -628,8 +631,8 @@ thread_local! {
     static CAUGHT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// True while this thread is in a call of the database, whose panic is caught and becomes an error. A
-/// panic hook that ends the process must let such a panic pass.
+/// True while this thread is in a call of the database, whose panic is caught and becomes an error.
+/// A panic hook that ends the process must let such a panic pass.
 #[must_use]
 pub fn panic_is_caught() -> bool {
     CAUGHT.get() > 0

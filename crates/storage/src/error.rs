@@ -1,4 +1,4 @@
-//! What can go wrong on the disk, sorted by what the caller must do about it.
+//! Error types of storage, sorted by the action that they ask of the caller.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,27 +7,28 @@ use std::sync::Arc;
 /// The result of a storage operation.
 pub type Result<T, E = StorageError> = std::result::Result<T, E>;
 
-/// An error of the storage layer. Each says in a sentence what happened and to which file or record.
+/// An error of the storage layer. Each says in a sentence what happened, and to which file or
+/// record.
 ///
-/// Cloning is cheap, so that one failure can be handed to everybody who waited for it.
+/// Cloning is cheap, so that every waiter can get the same failure.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// A call to the operating system failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb: "create", "sync".
+        /// The action, as a verb: "create", "sync".
         action: &'static str,
-        /// The file or directory it was tried on.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system answered.
+        /// The error of the system.
         source: Arc<io::Error>,
     },
-    /// The database refused or failed an operation.
+    /// The database rejected or failed an operation.
     #[error("the storage database failed to {action}: {message}")]
     Database {
-        /// What was asked of it, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// Its own words.
+        /// The message of the database.
         message: String,
     },
     /// A write could not be made durable. It is never retried: after a failed fsync the kernel
@@ -38,7 +39,7 @@ pub enum StorageError {
         stage: &'static str,
         /// The file that was being synced.
         path: PathBuf,
-        /// What the database or the system answered.
+        /// The message of the database or the system.
         message: String,
     },
     /// An earlier failure closed the database; nothing is written until the process is restarted.
@@ -58,20 +59,20 @@ pub enum StorageError {
     OpenPanicked {
         /// The directory.
         path: PathBuf,
-        /// The words of the panic.
+        /// The message of the panic.
         message: String,
     },
-    /// The database put a page into a file of its own, which it never syncs. The sizes allowed here
-    /// cannot lead to that; a file found means that the directory cannot be trusted.
-    #[error("unexpected blob file {}: the database keeps no promise for it", path.display())]
+    /// The database put a page into a separate file, which it never syncs. The sizes allowed here
+    /// cannot cause that, so such a file means that the directory cannot be trusted.
+    #[error("unexpected blob file {}: the database never syncs it", path.display())]
     BlobFile {
         /// The file.
         path: PathBuf,
     },
-    /// A format version that this build does not know: it was written by a newer one.
+    /// A format version that this build does not know: it was written by a newer build.
     #[error("{what} has format {found}, but this build knows only formats up to {known}")]
     NewerFormat {
-        /// What was read.
+        /// The record that was read.
         what: String,
         /// The version it carries.
         found: u8,
@@ -100,28 +101,28 @@ pub enum StorageError {
     /// Something is longer than its limit; nothing was written.
     #[error("{what} is {len} bytes long, more than the limit of {limit}")]
     TooLarge {
-        /// What is too long.
+        /// The item that is too long.
         what: &'static str,
         /// Its length in bytes.
         len: usize,
         /// The limit in bytes.
         limit: usize,
     },
-    /// The caller asked for something that makes no sense; nothing was written.
+    /// The request is not valid; nothing was written.
     #[error("invalid storage request: {what}")]
     Invalid {
         /// What is wrong with the request.
         what: String,
     },
-    /// A shard is pinned as often as it may be; one of the pins has to be released first.
+    /// The shard has reached its limit of pins; one of them has to be released first.
     #[error("more than {limit} {what} of one shard at a time")]
     TooManyPins {
-        /// What pins: "scans", "snapshots".
+        /// The kind of pins: "scans", "snapshots".
         what: &'static str,
-        /// How many there may be.
+        /// The limit.
         limit: usize,
     },
-    /// A snapshot that another node sent cannot be used; the state is as it was.
+    /// A snapshot from another node cannot be used; the state is unchanged.
     #[error("the snapshot {what}")]
     BadSnapshot {
         /// What is wrong with it, as the end of a sentence.
@@ -140,9 +141,9 @@ impl StorageError {
         Self::Damaged { what: what.into() }
     }
 
-    /// True if the database as a whole cannot be used any more by this process. The others concern
-    /// one request (too large, invalid) or one record (damaged): whoever meets damage decides whose
-    /// record it was.
+    /// True if the database as a whole cannot be used any more by this process. The other errors
+    /// concern one request (too large, invalid) or one record (damaged): the caller decides to
+    /// which replica the damaged record belongs.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         !matches!(
@@ -156,7 +157,7 @@ impl StorageError {
         )
     }
 
-    /// True if bytes on the disk are not what was written there.
+    /// True if bytes on the disk differ from those that were written there.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::BlobFile { .. } | Self::OpenPanicked { .. })

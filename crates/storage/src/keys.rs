@@ -9,9 +9,10 @@
 //! ```
 //!
 //! Escaping makes the row keys prefix-free, so that no version of one row can sort between the
-//! versions of another: the bytes go in groups of eight, a short last group is filled with zeros,
-//! and after each group stands a byte which says how many of its bytes count: 1 to 8 in the last
-//! group, 9 ("eight, and more follow") in the others. The empty row key is never written.
+//! versions of another: the bytes are split into groups of eight, a short last group is filled with
+//! zeros, and each group is followed by a marker byte, the number of its bytes that count: 1 to 8
+//! in the last group, 9 ("eight, and more follow") in the others. The empty row key is never
+//! written.
 //!
 //! ```text
 //! "abc"        61 62 63 00 00 00 00 00 03
@@ -28,23 +29,23 @@ use bytes::Bytes;
 /// The longest user key, in bytes.
 pub const ROW_KEY_BYTES_MAX: usize = 4096;
 
-/// The bytes that stand before the user key in a [`RowKey`]: kind and keyspace.
+/// The bytes before the user key in a [`RowKey`]: kind and keyspace.
 pub const ROW_PREFIX_BYTES: usize = 5;
 
-/// The bytes of a group, and of the marker behind it.
+/// The bytes of a group, without its marker.
 const GROUP: usize = 8;
 /// The marker of a group that is not the last one.
 const MORE: u8 = 9;
-/// The bytes behind the escaped row key: complement of the checkpoint number, and piece.
+/// The bytes after the escaped row key: complement of the checkpoint number, and piece.
 const SUFFIX: usize = 8 + 2;
 
-/// What a row is for. The numbers are on disk and never change.
+/// The kind of a row. The numbers are on disk and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum RowKind {
     /// A key and value of a client.
     User = 1,
-    /// A row of the session table, which makes writes happen once.
+    /// A row of the session table, which makes writes take effect exactly once.
     Session = 2,
     /// A row of the cluster map, in group 0.
     Meta = 3,
@@ -91,7 +92,7 @@ impl RowKey {
         (bytes.len() >= ROW_PREFIX_BYTES).then_some(RowKey { bytes })
     }
 
-    /// A bound behind all rows of a keyspace. It is not the key of a row itself.
+    /// A bound after all rows of a keyspace. It is not the key of a row itself.
     pub(crate) fn after_keyspace(kind: RowKind, keyspace: u32) -> RowKey {
         match keyspace.checked_add(1) {
             Some(next) => RowKey::new(kind, next, b""),
@@ -99,18 +100,18 @@ impl RowKey {
         }
     }
 
-    /// A bound behind all rows of a kind. It is not the key of a row itself.
+    /// A bound after all rows of a kind. It is not the key of a row itself.
     pub(crate) fn after_kind(kind: RowKind) -> RowKey {
         RowKey { bytes: vec![kind as u8 + 1].into() }
     }
 
-    /// What the row is for.
+    /// The kind of the row.
     #[must_use]
     pub fn kind(&self) -> RowKind {
         match RowKind::from_u8(self.bytes[0]) {
             Some(kind) => kind,
             None => {
-                unreachable!("a row key is only made of a known kind, not of {}", self.bytes[0])
+                unreachable!("a row key always has a known kind, not {}", self.bytes[0])
             }
         }
     }
@@ -159,8 +160,8 @@ pub fn escape_into(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Reads one escaped form at the beginning of `bytes`: what it stands for, and its length there.
-/// `None` if it is none that [`escape_into`] writes.
+/// Decodes the escaped form at the beginning of `bytes`: the plain bytes, and the length of the
+/// escaped form. `None` if [`escape_into`] does not write this form.
 #[must_use]
 pub fn unescape(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let mut plain = Vec::with_capacity(bytes.len());
@@ -180,19 +181,19 @@ pub fn unescape(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     None
 }
 
-/// The place of one piece of one version of a row in its tree.
+/// The tree key of one piece of one version of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionKey {
     /// The row.
     pub row: RowKey,
     /// The checkpoint that wrote this version.
     pub number: u64,
-    /// Which piece of the record, from 0.
+    /// The number of the piece in the record, from 0.
     pub piece: u16,
 }
 
 impl VersionKey {
-    /// Reads a key of a shard's tree; `None` if it is no such key.
+    /// Reads a key of a shard's tree; `None` if it is not one.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<VersionKey> {
         let (row, length) = unescape(bytes)?;
@@ -202,7 +203,7 @@ impl VersionKey {
     }
 }
 
-/// The escaped row key: the prefix of all its versions, and of nothing else.
+/// The escaped row key: the prefix of the tree keys of all its versions, and of no others.
 #[must_use]
 pub fn row_prefix(row: &RowKey) -> Vec<u8> {
     let plain = row.as_bytes();
@@ -234,7 +235,7 @@ pub fn prefix_of(key: &[u8]) -> Option<&[u8]> {
     key.len().checked_sub(SUFFIX).map(|length| &key[..length])
 }
 
-/// The first key behind all versions of the row with this prefix.
+/// The first key after all versions of the row with this prefix.
 #[must_use]
 pub fn after_row(prefix: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(prefix.len() + SUFFIX + 1);
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_tree_key_fits_the_engine() {
+    fn the_longest_tree_key_fits_the_database() {
         let row = RowKey::new(RowKind::User, u32::MAX, &[0xff; ROW_KEY_BYTES_MAX]);
         let key = piece_key(&row_prefix(&row), u64::MAX, u16::MAX);
         assert_eq!(key.len(), 4_627);
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_tree_keys_are_refused() {
+    fn damaged_tree_keys_are_rejected() {
         let row = RowKey::new(RowKind::Session, 7, b"session");
         let good = piece_key(&row_prefix(&row), 3, 0);
         assert!(VersionKey::decode(&good).is_some());
@@ -298,7 +299,7 @@ mod tests {
         unknown_kind[0] = 9;
         assert_eq!(VersionKey::decode(&unknown_kind), None);
         let mut filled = good;
-        filled[17 - 1] = 1; // a byte behind the counted ones of the last group
+        filled[17 - 1] = 1; // a byte after the counted ones of the last group
         assert_eq!(VersionKey::decode(&filled), None);
     }
 
@@ -333,7 +334,7 @@ mod tests {
         }
 
         #[test]
-        fn all_versions_of_a_row_stand_together(
+        fn all_versions_of_a_row_are_adjacent(
             a in row(), b in row(), x in any::<(u64, u16)>(), y in any::<(u64, u16)>(),
         ) {
             let key = |row: &RowKey, (number, piece)| piece_key(&row_prefix(row), number, piece);

@@ -1,4 +1,4 @@
-//! Storage of a Quorate node: what makes sled safe, the record log, and the state of shards.
+//! Storage of a Quorate node: safe use of sled, the record log, and the state of shards.
 //!
 //! # Layers
 //!
@@ -8,7 +8,7 @@
 //! | [`codec`] | the frame of every record on disk: format, CRC32C, length, bincode body |
 //! | [`pieces`] | records over 6,000 bytes as several values |
 //! | `log` | the record log of all groups: entries, hard states, resets |
-//! | `mark` | the file `MARK`: how far the log must reach |
+//! | `mark` | the file `MARK`: the sequence that the log must reach |
 //! | `node_records` | named records of the node itself |
 //! | [`keys`], [`state`], [`state::snapshot`] | one shard's rows, checkpoints, snapshots |
 //! | `space` | free space and the reserve |
@@ -26,14 +26,15 @@
 //!
 //! # What survives
 //!
-//! A *barrier* is the database's `flush` and an `fdatasync` of our own after it. What was written
-//! before a barrier began survives the loss of power once it has completed; what was not may be
-//! there, in part or not at all, and every reader of records copes with that:
+//! A *barrier* is the database's `flush` followed by an `fdatasync` of our own. Once a barrier has
+//! completed, everything written before it began survives the loss of power. A write without a
+//! completed barrier may be there in full, in part or not at all, and every reader of records copes
+//! with that:
 //!
-//! - Nothing is removed or overwritten before what replaces it is behind a completed barrier.
-//! - Every record carries a checksum; those of the log are chained and tell how far the log was
+//! - Nothing is removed or overwritten before its replacement is durable.
+//! - Every record carries a checksum; those of the log are chained and state how far the log was
 //!   durable. Broken bytes are an error that names the record, never a shorter log.
-//! - A failed write or fsync closes the database. Nothing is tried again in the same process.
+//! - A failed write or fsync closes the database. Nothing is retried in the same process.
 //!
 //! # Versions
 //!

@@ -1,7 +1,7 @@
-//! The file `MARK`: how far the log is known to reach, written outside of what keeps the log.
+//! The file `MARK`: the sequence that the log is known to reach, kept outside of the log's store.
 //!
-//! A log that has lost its end looks like one that never had it. So the last durable sequence is
-//! written here at a clean stop and about every second: a log that ends below it is damaged.
+//! A log that has lost its end looks like a shorter log. So the last durable sequence is written
+//! here at a clean stop and about every second: a log that ends below it is damaged.
 //!
 //! Two slots, 4 KiB apart so that they share no sector, are written in turn; each is a record of
 //! [`crate::codec`]. A write torn by a crash leaves the other slot, which is one write older.
@@ -20,17 +20,17 @@ use crate::{codec, crash};
 const FORMAT: u8 = 1;
 const SLOT_BYTES: usize = 4096;
 
-/// How old the mark may become while the log grows.
+/// The largest age of the mark while the log grows.
 pub const MARK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a slot says.
+/// The content of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
 struct Slot {
     /// Counts the writes; the higher one is newer.
     generation: u64,
     /// The last sequence known durable.
     sequence: u64,
-    /// Which back end keeps the log: 1 the database, 2 files.
+    /// The back end of the log: 1 = the database, 2 = files.
     backend: u8,
 }
 
@@ -103,12 +103,12 @@ impl Mark {
         self.newest.sequence
     }
 
-    /// The back end that keeps the log.
+    /// The number of the log's back end.
     pub fn backend(&self) -> u8 {
         self.newest.backend
     }
 
-    /// Writes `sequence` if it is another one than before; durable on return.
+    /// Writes `sequence` if it has changed; durable on return.
     pub fn set(&mut self, sequence: u64) -> Result<()> {
         if sequence == self.newest.sequence {
             return Ok(());
@@ -116,7 +116,7 @@ impl Mark {
         self.write(Slot { generation: self.newest.generation + 1, sequence, ..self.newest })
     }
 
-    /// Writes `sequence` if the mark has become older than [`MARK_INTERVAL`].
+    /// Writes `sequence` if the mark is older than [`MARK_INTERVAL`].
     pub fn refresh(&mut self, sequence: u64) -> Result<()> {
         if sequence == self.newest.sequence || self.written_at.elapsed() < MARK_INTERVAL {
             return Ok(());

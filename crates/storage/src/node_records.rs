@@ -1,7 +1,7 @@
-//! Named records of the node itself, such as the last cluster map it has seen.
+//! Node records: named records of the node itself, such as the newest cluster map that it knows.
 //!
-//! A record is kept in pieces under a *generation*. A new one is written beside the old, made
-//! durable, and then one insert of the pointer row makes it the record:
+//! A record is stored in pieces under a *generation*. A new generation is written beside the old
+//! one and made durable; then one insert of the pointer row makes it the current one:
 //!
 //! | key | value |
 //! |---|---|
@@ -24,7 +24,8 @@ struct Pointer {
     generation: u64,
 }
 
-/// A few named blobs, each replaced as a whole: after a crash the old or the new one is there.
+/// A few named blobs, each replaced atomically: after a crash either the old or the new one is
+/// there.
 #[derive(Debug)]
 pub struct NodeRecords {
     database: Database,
@@ -34,8 +35,7 @@ pub struct NodeRecords {
 }
 
 impl NodeRecords {
-    /// Opens the records kept in `database` and removes what an unfinished [`NodeRecords::put`] has
-    /// left.
+    /// Opens the records in `database` and removes the rows of an unfinished [`NodeRecords::put`].
     ///
     /// # Errors
     /// A failure of the database, or [`StorageError::Damaged`].
@@ -65,12 +65,12 @@ impl NodeRecords {
     /// Replaces the record `name`; the new one is durable when this returns.
     ///
     /// # Errors
-    /// A failure of the database, or [`StorageError::TooLarge`]: nothing was changed then.
+    /// A failure of the database, or [`StorageError::TooLarge`], after which nothing has changed.
     pub fn put(&self, name: &str, record: &[u8]) -> Result<()> {
         check_len("the name of a node record", name.len(), NAME_BYTES_MAX)?;
         check_len("a node record", record.len(), codec::DECODE_LIMIT - 16)?;
         if name.is_empty() || name.contains('\0') {
-            let what = format!("{name:?} cannot name a node record");
+            let what = format!("{name:?} is not a valid name of a node record");
             return Err(StorageError::Invalid { what });
         }
         let _writing = self.writing.lock();
@@ -95,9 +95,9 @@ impl NodeRecords {
     /// The record `name`, if it was ever put.
     ///
     /// # Errors
-    /// [`StorageError::Damaged`] if it is not what was written.
+    /// [`StorageError::Damaged`] if it differs from what was written.
     pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        // A put at the same time removes the generation that the pointer named a moment ago.
+        // A concurrent put would remove the generation that the pointer named when it was read.
         let _writing = self.writing.lock();
         let Some(pointer) = self.pointer(name)? else { return Ok(None) };
         let stem = generation_key(name, pointer.generation);
@@ -130,7 +130,7 @@ fn pointer_key(name: &str) -> Vec<u8> {
     [b"p", name.as_bytes()].concat()
 }
 
-/// What the keys of all pieces of one generation begin with.
+/// The common prefix of the keys of all pieces of one generation.
 fn generation_key(name: &str, generation: u64) -> Vec<u8> {
     [b"d", name.as_bytes(), b"\0", &generation.to_be_bytes()].concat()
 }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_put_is_what_get_gives() {
+    fn get_returns_the_last_put() {
         let dir = tempfile::tempdir().unwrap();
         let records = open(dir.path());
         assert_eq!(records.get("map").unwrap(), None);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_are_refused() {
+    fn bad_names_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let records = open(dir.path());
         for name in ["", "a\0b", &"x".repeat(256)] {

@@ -1,18 +1,18 @@
-//! Records longer than the database takes are split into *pieces*, one value each.
+//! Pieces: a record longer than the database's longest value is split into several values.
 //!
 //! A piece is numbered by a big-endian `u16` at the end of its key, so that the pieces of a record
-//! lie side by side and in order. The record's own frame says how many bytes there are; a record
-//! whose pieces do not make up exactly that is broken.
+//! are adjacent and in order. The record's own frame states its length; a record whose pieces do
+//! not add up to exactly that is broken.
 
 use crate::database::SLED_VALUE_BYTES_MAX;
 
-/// Bytes of a record in one piece: the longest value that the database takes.
+/// Bytes of a record in one piece: the longest value that the database accepts.
 pub const PIECE_BYTES: usize = SLED_VALUE_BYTES_MAX;
 
 /// Bytes of a piece number at the end of a key.
 pub const PIECE_NUMBER_BYTES: usize = 2;
 
-/// The longest record that can be split: one piece for each number.
+/// The longest record that can be split: it uses every piece number.
 pub const SPLIT_BYTES_MAX: usize = PIECE_BYTES * (u16::MAX as usize + 1);
 
 /// The pieces of `record` with their numbers, in order. An empty record has one empty piece, so
@@ -30,7 +30,7 @@ pub fn split_key(key: &[u8]) -> Option<(&[u8], u16)> {
     Some((stem, u16::from_be_bytes(*number)))
 }
 
-/// Puts pieces together again, as they come out of a range in key order.
+/// Joins pieces that are read from a range in key order.
 #[derive(Debug, Default)]
 pub struct Joiner {
     bytes: Vec<u8>,
@@ -39,8 +39,8 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// Adds the piece numbered `number`. Pieces out of order, or a short one that is not the last,
-    /// break the record.
+    /// Adds the piece `number`. Pieces out of order, or a short piece that is not the last, break
+    /// the record.
     pub fn push(&mut self, number: u16, piece: &[u8]) {
         let previous_is_full = self.bytes.len() == self.next as usize * PIECE_BYTES;
         self.broken |= u32::from(number) != self.next || !previous_is_full;
@@ -50,8 +50,8 @@ impl Joiner {
         }
     }
 
-    /// The record, or `None` if a piece was missing in front of another one. A missing last piece
-    /// shows in the record's frame.
+    /// The record, or `None` if a piece before the last one is missing. The record's frame detects
+    /// a missing last piece.
     #[must_use]
     pub fn finish(self) -> Option<Vec<u8>> {
         (!self.broken && self.next > 0).then_some(self.bytes)

@@ -1,14 +1,14 @@
-//! Free space and the reserve that keeps the database from ever meeting a full disk.
+//! Free space, and the reserve that keeps the disk from ever becoming full.
 //!
 //! After one "no space left" every further write of the database fails until the process is
-//! restarted, so the disk must never become full. Below the reserve a node takes no more user data
-//! but goes on with everything that keeps the cluster moving or frees space; below a quarter of it
-//! appends stop too.
+//! restarted, so the disk must never become full. Below the reserve a node rejects user data but
+//! continues everything that keeps the cluster running or frees space; below a quarter of the
+//! reserve it stops appends too.
 //!
-//! The database gives space back to itself and hardly ever to the file system. So what it can use
-//! again counts as room: [`Disk`] knows how many live bytes its file has held, and how many it
-//! holds now. That the disk never becomes full does not rest on this estimate, since the quarter
-//! is measured by what is really free.
+//! The database reuses its own space and hardly ever returns any to the file system. So reusable
+//! space counts as room: [`Disk`] knows how many live bytes its file has held, and how many it
+//! holds now. The guarantee that the disk never becomes full does not rest on this estimate,
+//! because the quarter is measured by the bytes that are really free.
 
 use std::fmt;
 use std::path::Path;
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Result, StorageError};
 
-/// Asks for the size and the free bytes of the file system that holds a path.
+/// Reads the size and the free bytes of the file system that holds a path.
 pub type SpaceProbe = Arc<dyn Fn(&Path) -> Result<Space> + Send + Sync>;
 
 const RESERVE_MIN: u64 = 256 << 20;
@@ -34,22 +34,23 @@ pub struct Space {
     pub free: u64,
 }
 
-/// What may still be written.
+/// The writes that the free space still permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DiskLevel {
-    /// Everything.
+    /// All writes.
     Ok,
-    /// Less than the reserve is free: no user data; deletes, appends, votes, checkpoints go on.
+    /// Less than the reserve is free: user data is rejected; deletes, appends, votes and
+    /// checkpoints continue.
     Low,
     /// Less than a quarter of the reserve is free: appends stop as well.
     Critical,
 }
 
 impl Space {
-    /// Asks the file system that holds `path`.
+    /// Reads the space of the file system that holds `path`.
     ///
     /// # Errors
-    /// If the system does not say.
+    /// The system call failed.
     pub fn of(path: &Path) -> Result<Self> {
         let stat = rustix::fs::statvfs(path)
             .map_err(|error| StorageError::io("read the free space of", path, error))?;
@@ -59,16 +60,16 @@ impl Space {
         })
     }
 
-    /// Bytes kept free: 5 % of the file system, but at least 256 MiB, and at most 4 GiB, since
-    /// what one node can write between two looks at the disk does not grow with the disk.
+    /// Bytes kept free: 5 % of the file system, but at least 256 MiB, and at most 4 GiB, because a
+    /// larger disk does not increase what a node can write between two checks of its free space.
     #[must_use]
     pub fn reserve(self) -> u64 {
         (self.total / 20).clamp(RESERVE_MIN, RESERVE_MAX)
     }
 
-    /// What may still be written when `room` bytes can be written without the files growing.
-    /// Whoever was refused (`before`) is let in again with an eighth of the reserve to spare, so
-    /// that a level does not come and go with each write.
+    /// The level when `room` bytes can be written without growing the files. A level worse than
+    /// [`DiskLevel::Ok`] (`before`) returns to it only with an eighth of the reserve to spare, so
+    /// that it does not change with each write.
     #[must_use]
     pub fn level(self, room: u64, before: DiskLevel) -> DiskLevel {
         let reserve = self.reserve();
@@ -83,32 +84,31 @@ impl Space {
     }
 }
 
-/// What is left of the disk's reserve. It is looked at with every barrier, so between two looks
-/// there is no more than one record of the log or half a mebibyte of the state.
+/// The state of the disk's reserve. It is checked with every barrier, so at most one record of the
+/// log or half a mebibyte of the state is written between two checks.
 #[derive(Default)]
 pub struct Disk {
     level: AtomicU8,
     seen: Mutex<Seen>,
 }
 
-/// What was seen last.
+/// The figures of the last check.
 #[derive(Debug, Default)]
 struct Seen {
     space: Option<Space>,
     /// Length of the database's file in bytes.
     file: u64,
-    /// Bytes that are alive in the database, if that is known.
+    /// Live bytes in the database, if known.
     live: Option<u64>,
-    /// Live bytes that the file has held, and so holds again without growing.
+    /// Live bytes that the file has held, and so can hold again without growing.
     held: u64,
 }
 
-/// A file of the database has held at least this part of its length in live bytes: it reuses a
-/// segment once half of it is dead, and what waits for that and what is being written is as much
-/// again.
+/// The database's file has held at least this part of its length in live bytes: a segment is reused
+/// once half of it is dead, and segments that wait for that or are being written are as much again.
 const HELD_PART: u64 = 4;
 
-/// Live bytes that an empty file is taken to hold where it is judged whether it is sparse.
+/// Live bytes that even an empty file counts as holding, when deciding whether it is sparse.
 const SPARSE_FROM: u64 = 16 << 20;
 
 impl Seen {
@@ -123,7 +123,7 @@ impl Seen {
         } else if file < self.file {
             self.held = self.held.saturating_sub(self.file - file);
         } else if file > self.file {
-            // It grew although there seemed to be room: half of that was not there.
+            // It grew although there seemed to be room: count only half of that room from now on.
             self.held -= self.room() / 2;
         }
         self.file = file;
@@ -131,7 +131,7 @@ impl Seen {
 }
 
 impl Disk {
-    /// What may still be written.
+    /// The current level.
     #[must_use]
     pub fn level(&self) -> DiskLevel {
         match self.level.load(Ordering::Relaxed) {
@@ -141,15 +141,15 @@ impl Disk {
         }
     }
 
-    /// Notes what the file system says and how long the database's file is.
+    /// Updates the level from the file system's space and the length of the database's file.
     pub fn look(&self, space: Space, file: u64) -> DiskLevel {
         let mut seen = self.seen.lock();
         seen.look(space, file);
         self.judge(&seen)
     }
 
-    /// Notes how many bytes are alive in the database; `None` if that is not known, and then nothing
-    /// in its file counts as room.
+    /// Updates the level from the live bytes in the database; `None` if they are not known, and
+    /// then nothing in its file counts as room.
     pub fn set_live(&self, live: Option<u64>) -> DiskLevel {
         let mut seen = self.seen.lock();
         seen.live = live;
@@ -157,21 +157,21 @@ impl Disk {
         self.judge(&seen)
     }
 
-    /// Bytes that can be written without the database's file growing, as far as is known.
+    /// Bytes that can be written without growing the database's file, as an estimate.
     #[must_use]
     pub fn room(&self) -> u64 {
         self.seen.lock().room()
     }
 
-    /// Whether so little of the database's file is alive that it should be collected: less than what
-    /// it is sure to hold, some segments apart.
+    /// Whether so little of the database's file is live that it should be collected: less, by some
+    /// segments, than the file is certain to hold.
     #[must_use]
     pub fn is_sparse(&self) -> bool {
         let seen = self.seen.lock();
         seen.live.is_some_and(|live| seen.file / HELD_PART > live + SPARSE_FROM)
     }
 
-    /// The file system as it was last seen.
+    /// The file system's space as of the last check.
     #[must_use]
     pub fn space(&self) -> Option<Space> {
         self.seen.lock().space
@@ -230,13 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_counts_as_room() {
+    fn removed_bytes_count_as_room() {
         let disk = Disk::default();
         look(&disk, 900, 8);
         disk.set_live(Some(300 * MIB));
         look(&disk, 250, 700);
         assert_eq!((disk.level(), disk.room()), (DiskLevel::Low, 0));
-        // The reserve and an eighth of it must be there before user data is taken again.
+        // The reserve and an eighth of it must be free before user data is accepted again.
         assert_eq!(disk.set_live(Some(263 * MIB)), DiskLevel::Low);
         assert_eq!(disk.set_live(Some(262 * MIB)), DiskLevel::Ok);
         assert_eq!(disk.set_live(Some(290 * MIB)), DiskLevel::Ok);
@@ -256,7 +256,7 @@ mod tests {
         look(&disk, 234, 716);
         assert_eq!((disk.level(), disk.room()), (DiskLevel::Ok, 50 * MIB));
         assert_eq!(look(&disk, 226, 724), DiskLevel::Low);
-        // Given back to the file system, it is there and no longer in the file.
+        // Space returned to the file system is free and no longer in the file.
         look(&disk, 242, 708);
         assert_eq!(disk.room(), 9 * MIB);
         // Whatever room there seems to be, the last quarter is measured.
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_opened_full_of_nothing_has_room() {
+    fn a_file_with_few_live_bytes_has_room() {
         let disk = Disk::default();
         look(&disk, 250, 700);
         assert_eq!((disk.level(), disk.room()), (DiskLevel::Low, 0));

@@ -1,5 +1,5 @@
-//! What every keeper of a log must do, for tests: an obviously correct twin, and a suite that runs
-//! against it and against both back ends alike.
+//! Test support: an obviously correct twin of the log, and a contract suite that runs against the
+//! twin and both back ends alike.
 
 pub mod suite;
 
@@ -62,7 +62,7 @@ impl Log for RecordLog {
     }
 }
 
-/// A place where a log outlives its openings.
+/// A place in which a log outlives its openings.
 pub trait Home {
     /// Opens the log there. The log opened before must have been dropped or closed.
     ///
@@ -71,8 +71,8 @@ pub trait Home {
     fn open(&mut self) -> Result<(Box<dyn Log>, Groups)>;
 }
 
-/// A data directory with a real log. The database stays open between openings of the log if the log
-/// is in files, since it only lends its poison there.
+/// A data directory with a real log. If the log is in files, the database stays open between
+/// openings of the log.
 #[derive(Debug)]
 pub struct DirHome {
     dir: PathBuf,
@@ -110,7 +110,7 @@ impl Home for DirHome {
     }
 }
 
-/// What one replica's log is, by the rules alone.
+/// The log of one replica, by the rules only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct TwinGroup {
     recovered: RecoveredGroup,
@@ -193,14 +193,14 @@ impl Twin {
         self.forgotten.insert(key);
     }
 
-    /// What must be there after an opening.
+    /// The groups that an opening must recover.
     #[must_use]
     pub fn groups(&self) -> Groups {
         self.groups.iter().map(|(key, group)| (*key, group.recovered.clone())).collect()
     }
 
-    /// Says how `recovered` differs from what must be there, apart from what may come back: entries
-    /// and resets that were purged, and replicas that were forgotten.
+    /// Compares `recovered` with the groups that must be there. Purged entries and resets, and
+    /// forgotten replicas, may come back.
     ///
     /// # Errors
     /// The first difference.
@@ -218,20 +218,19 @@ impl Twin {
                 found.purge(group.purged);
             }
             if found != *group {
-                return Err(format!("{key:?} is {found:?} instead of {group:?}"));
+                return Err(format!("{key:?} is {found:?}, expected {group:?}"));
             }
         }
-        // A replica of which nothing is alive need not be found again.
-        let mut alive =
-            self.groups.iter().filter(|(_, g)| g.recovered != RecoveredGroup::default());
-        match alive.find(|(key, _)| !recovered.contains_key(key)) {
+        // A replica without live sections need not be found again.
+        let mut live = self.groups.iter().filter(|(_, g)| g.recovered != RecoveredGroup::default());
+        match live.find(|(key, _)| !recovered.contains_key(key)) {
             Some((key, group)) => Err(format!("{key:?} is lost: {group:?}")),
             None => Ok(()),
         }
     }
 
-    /// Says how the entries that a log counts as live differ from those that are. A log that takes
-    /// live entries for dead loses them when its head moves.
+    /// Compares the entries that a log counts as live with those that are. A log that counts live
+    /// entries as dead loses them when its head moves.
     ///
     /// # Errors
     /// The first difference.
@@ -242,15 +241,14 @@ impl Twin {
             let expected: Vec<_> = run.into_iter().map(|(a, b)| (a.index, b.index)).collect();
             let live = log.live_runs(*key);
             if live != expected {
-                return Err(format!("of {key:?} {live:?} is live instead of {expected:?}"));
+                return Err(format!("{live:?} of {key:?} is live, expected {expected:?}"));
             }
         }
         Ok(())
     }
 
-    /// Tells `log` again what this one knows to be purged and forgotten, as a node does after a
-    /// restart.
-    pub fn remind(&self, log: &mut dyn Log) {
+    /// Repeats this twin's purges and forgotten replicas to `log`, as a node does after a restart.
+    pub fn repeat_purges(&self, log: &mut dyn Log) {
         for (key, group) in &self.groups {
             if group.purged.0 > 0 {
                 log.purge(*key, group.purged);
@@ -260,7 +258,7 @@ impl Twin {
     }
 }
 
-/// Where a twin outlives its openings.
+/// A place in which a twin outlives its openings.
 #[derive(Debug, Default)]
 pub struct TwinHome(Rc<RefCell<Twin>>);
 

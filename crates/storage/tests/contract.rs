@@ -25,13 +25,16 @@ fn run_in_dir(name: &str, backend: LogBackend) {
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {
         mod twin {
-            $(#[test] fn $rule() { super::run(stringify!($rule), &mut super::TwinHome::default()); })*
+            use super::{TwinHome, run};
+            $(#[test] fn $rule() { run(stringify!($rule), &mut TwinHome::default()); })*
         }
         mod sled {
-            $(#[test] fn $rule() { super::run_in_dir(stringify!($rule), super::LogBackend::Sled); })*
+            use super::{LogBackend, run_in_dir};
+            $(#[test] fn $rule() { run_in_dir(stringify!($rule), LogBackend::Sled); })*
         }
         mod file {
-            $(#[test] fn $rule() { super::run_in_dir(stringify!($rule), super::LogBackend::File); })*
+            use super::{LogBackend, run_in_dir};
+            $(#[test] fn $rule() { run_in_dir(stringify!($rule), LogBackend::File); })*
         }
 
         #[test]
@@ -44,9 +47,9 @@ macro_rules! contract {
 
 contract![
     an_empty_log_holds_nothing,
-    what_was_appended_is_recovered,
+    appended_sections_are_recovered,
     the_newest_hard_state_counts,
-    an_append_drops_what_was_at_or_above_it,
+    an_append_drops_entries_at_or_above_it,
     a_reset_drops_everything,
     sections_of_one_record_apply_in_order,
     replicas_do_not_touch_each_other,
@@ -90,8 +93,8 @@ mod random {
         ]
     }
 
-    /// What a group's owner knows: its last index, what is purged, and the term. Nothing committed
-    /// is ever appended again, so appends begin above `purged` and `reset`.
+    /// The state of a group's owner: its last index, the purged and the reset index, and the term.
+    /// Committed entries are never appended again, so appends begin above `purged` and `reset`.
     #[derive(Debug, Clone, Copy, Default)]
     struct Owner {
         last: u64,
@@ -157,7 +160,7 @@ mod random {
                     let (again, groups) = home.open().unwrap();
                     twin.compare(&groups).map_err(TestCaseError::fail)?;
                     log = again;
-                    twin.remind(&mut *log);
+                    twin.repeat_purges(&mut *log);
                 }
             }
             twin.compare_live(log.real().unwrap()).map_err(TestCaseError::fail)?;
@@ -183,7 +186,7 @@ mod random {
         #![proptest_config(config(25))]
 
         #[test]
-        fn the_engine_agrees_with_the_twin(ops in prop::collection::vec(op(), 1..80)) {
+        fn sled_agrees_with_the_twin(ops in prop::collection::vec(op(), 1..80)) {
             run(LogBackend::Sled, ops)?;
         }
     }

@@ -1,6 +1,6 @@
-//! Flipped bits in the database's own file: whatever it makes of them, opening and reading all there
-//! is ends in answers or in errors of what was read, never in a panic and never in an error that
-//! closes the database, for both would cost the whole node at every start.
+//! Flipped bits in the database's own file: opening and reading everything ends in results or in
+//! errors of the records read, never in a panic and never in an error that closes the database,
+//! because either would stop the whole node at every start.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -18,7 +18,7 @@ use quorate_storage::{
     StorageError,
 };
 
-/// Flips tried, spread evenly over the bytes that were ever written.
+/// The number of flips, spread evenly over the bytes that were ever written.
 const FLIPS: usize = 24;
 
 /// A directory with a log, a record of the node, and a shard with a checkpoint.
@@ -40,7 +40,7 @@ fn write_everything(dir: &Path) {
     log.close().unwrap();
 }
 
-/// All that a start reads, and then every row.
+/// Reads everything that a start reads, and then every row.
 fn read_everything(dir: &Path, database: &Database) -> Result<(), StorageError> {
     RecordLog::open(LogBackend::Sled, database, dir)?;
     NodeRecords::open(database)?.get("map")?;
@@ -52,7 +52,7 @@ fn read_everything(dir: &Path, database: &Database) -> Result<(), StorageError> 
 }
 
 #[test]
-fn a_flipped_bit_in_the_engines_file_is_damage_of_what_was_read_and_closes_nothing() {
+fn a_flipped_bit_in_the_databases_file_is_damage_of_a_record_and_closes_nothing() {
     let pristine = tempfile::tempdir().unwrap();
     write_everything(pristine.path());
     let database = open_database(&pristine.path().join("sled"));
@@ -67,7 +67,7 @@ fn a_flipped_bit_in_the_engines_file_is_damage_of_what_was_read_and_closes_nothi
         let mut bytes = bytes.clone();
         bytes[flip * written / FLIPS] ^= 1 << (flip % 8);
         fs::write(dir.path().join("sled/db"), &bytes).unwrap();
-        // An database that does not open at all has said so.
+        // A database that does not open has reported the damage.
         let opened = Database::open(&dir.path().join("sled"), DatabaseOptions::default());
         let Ok(database) = opened else { continue };
         if let Err(error) = read_everything(dir.path(), &database) {
@@ -76,7 +76,7 @@ fn a_flipped_bit_in_the_engines_file_is_damage_of_what_was_read_and_closes_nothi
             met += 1;
         }
     }
-    assert!(met > 0, "no flip was met behind the opening of the database");
+    assert!(met > 0, "no flip was found after the opening of the database");
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -1,8 +1,8 @@
-//! Kills a process at every write of a fixed workload and looks at what the disk then holds: all
-//! that was acknowledged, and at most the one record that was being written.
+//! Kills a process at every write of a fixed workload and checks the disk: it must hold everything
+//! acknowledged, and at most the one record that was being written.
 //!
-//! The process is this test binary, started again with a variable in its environment that tells it
-//! to run the workload and to kill itself with SIGKILL at the n-th crash point.
+//! The process is this test binary, started again with a variable in its environment that makes it
+//! run the workload and kill itself with SIGKILL at the n-th crash point.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -21,7 +21,7 @@ use quorate_storage::{LogBackend, LogTuning, Section, crash};
 
 const VARIABLE: &str = "QUORATE_LOG_CRASH";
 
-/// So small that the head moves and files end every few records.
+/// Small enough that the head moves and files end every few records.
 const TUNING: LogTuning = LogTuning { move_from_bytes: 2_000, move_bytes: 900, file_bytes: 1_500 };
 
 /// A process forked while the database is open holds its lock until it executes the other program.
@@ -82,8 +82,8 @@ fn twin_after(steps: usize) -> Twin {
     twin
 }
 
-/// Runs the workload in `dir`, dies at crash point `fatal`, and notes each step that was done in
-/// the file `acks`. Returns the number of crash points passed.
+/// Runs the workload in `dir`, dies at crash point `fatal`, and records each completed step in the
+/// file `acks`. Returns the number of crash points passed.
 fn run_workload(dir: &Path, backend: LogBackend, fatal: u64) -> u64 {
     crash::arm(fatal);
     let mut acks = Vec::new();
@@ -105,8 +105,8 @@ fn run_recovery(dir: &Path, backend: LogBackend, fatal: u64) -> u64 {
     crash::passed()
 }
 
-/// What the process does that the others start; without the variable it runs the workload to its
-/// end, which must give what the twin says.
+/// The child process that the other tests start; without the variable it runs the workload to its
+/// end, and compares the log with the twin.
 #[test]
 fn child() {
     let Ok(order) = env::var(VARIABLE) else {
@@ -155,7 +155,7 @@ fn open(dir: &Path, backend: LogBackend) -> (Box<dyn Log>, Groups) {
     DirHome::new(dir, backend, TUNING).open().unwrap()
 }
 
-/// Recovers what a child left and compares it with the twin; then goes on with it.
+/// Recovers a child's directory and compares it with the twin; then continues with it.
 fn verify(dir: &Path, backend: LogBackend, when: &str) {
     let _exclusive = NO_FORK_WHILE_OPEN.lock().unwrap();
     let acked = fs::read(dir.join("acks")).map_or(0, |acks| acks.len());
@@ -166,8 +166,8 @@ fn verify(dir: &Path, backend: LogBackend, when: &str) {
         (_, Ok(())) => one_more,
         (Err(a), Err(b)) => panic!("{backend:?}, {when}, {acked} steps done: {a}; or {b}"),
     };
-    // The log must be fit for use, not only for reading.
-    twin.remind(&mut *log);
+    // The log must be usable, not only readable.
+    twin.repeat_purges(&mut *log);
     let next = twin.groups().get(&key(1)).and_then(|g| g.entries.last()).map(|e| e.index.0 + 1);
     for index in next.into_iter().flat_map(|next| next..next + 3) {
         let sections = [append(1, entries(9, index, index)), hard_state(2, 9, index)];

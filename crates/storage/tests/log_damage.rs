@@ -1,4 +1,5 @@
-//! Torn tails, flipped bytes and lost files: what is an unfinished write, and what is damage.
+//! Torn tails, flipped bytes and lost files of the log: which are an unfinished write, and which
+//! are damage.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -95,7 +96,7 @@ fn a_tail_cut_at_every_byte_is_removed() {
         let expected = if len == bytes.len() { 5 } else { 4 };
         let groups = open_with(&dir, &file, &cut).unwrap();
         assert_eq!(last_index(&groups), expected, "cut at {len}");
-        // As if the rest had not been written over the zeros that were there.
+        // As if the rest had not been written over the zeros.
         cut.resize(2_000, 0);
         let groups = open_with(&dir, &file, &cut).unwrap();
         assert_eq!(last_index(&groups), expected, "zeros from {len} on");
@@ -133,7 +134,7 @@ fn a_flipped_byte_is_the_tail_only_in_the_last_record() {
 
 /// Garbage behind the end is what a file system may leave of an unfinished write.
 #[test]
-fn garbage_behind_the_end_is_removed_and_the_log_goes_on() {
+fn garbage_after_the_end_is_removed_and_the_log_continues() {
     for garbage in [vec![1; 5_000], (0..5_000u32).map(|i| ((i * 7919) >> 3) as u8).collect()] {
         let dir = Dir::new();
         drop(dir.fill(LogBackend::File, 3));
@@ -148,7 +149,7 @@ fn garbage_behind_the_end_is_removed_and_the_log_goes_on() {
     }
 }
 
-/// A user may store the bytes of a log as a value. In a torn tail they must not pass for records.
+/// A user may store the bytes of a log as a value. In a torn tail they must not look like records.
 #[test]
 fn a_value_that_looks_like_a_log_is_not_one() {
     let other = Dir::new();
@@ -176,7 +177,7 @@ fn a_missing_file_is_damage_unless_the_head_is_above_it() {
         fs::remove_file(file).unwrap();
         match dir.open(LogBackend::File) {
             Ok((_, groups)) => {
-                // Only the newest file can be missing without a trace: MARK knows no better here.
+                // Only the newest file can be missing unnoticed: MARK is not newer here.
                 assert_eq!(Some(file), files.last());
                 assert!(last_index(&groups) < 40);
             }
@@ -212,7 +213,7 @@ fn a_log_that_ends_below_the_mark_is_damage() {
         fs::copy(long.path().join("MARK"), short.path().join("MARK")).unwrap();
         let error = short.open(backend).unwrap_err().to_string();
         assert!(error.contains("record 4 ") && error.contains("up to 7"), "{error}");
-        // A log that is gone altogether is no new log either.
+        // A missing log is not a new log either.
         let empty = Dir::new();
         fs::copy(long.path().join("MARK"), empty.path().join("MARK")).unwrap();
         assert!(empty.open(backend).unwrap_err().is_damage());
@@ -220,7 +221,7 @@ fn a_log_that_ends_below_the_mark_is_damage() {
 }
 
 #[test]
-fn the_other_back_end_is_refused_with_its_name() {
+fn the_other_back_end_is_rejected_with_its_name() {
     let dir = Dir::new();
     dir.fill(LogBackend::File, 2).close().unwrap();
     let error = dir.open(LogBackend::Sled).unwrap_err();
@@ -262,7 +263,8 @@ fn a_lost_piece_is_the_tail_only_in_the_last_record() {
     assert_eq!(last_index(&dir.open(LogBackend::Sled).unwrap().1), 3);
 }
 
-/// What is below the head leaves the disk too, and only once a durable record says so.
+/// Records below the head are removed from the disk too, and only once a durable record carries
+/// that head.
 #[test]
 fn dead_records_leave_the_disk() {
     for backend in [LogBackend::Sled, LogBackend::File] {
@@ -288,9 +290,9 @@ fn dead_records_leave_the_disk() {
     }
 }
 
-/// A record of a later format is told from damage.
+/// A record of a later format is not reported as damage.
 #[test]
-fn a_newer_format_is_called_newer() {
+fn a_newer_format_is_reported_as_newer() {
     let dir = Dir::new();
     drop(dir.fill(LogBackend::Sled, 1));
     let tree = dir.database.tree(b"log").unwrap();

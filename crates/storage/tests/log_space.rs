@@ -1,4 +1,4 @@
-//! What the log takes on disk follows what is alive in it, however much a record adds.
+//! Disk space of the log: it follows the live bytes, however large a record is.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -33,7 +33,7 @@ impl Place {
         Self { dir, database, log, backend }
     }
 
-    /// Bytes that the records take where the back end keeps them.
+    /// Bytes of the records in the back end.
     fn stored(&self) -> u64 {
         match self.backend {
             LogBackend::Sled => {
@@ -90,7 +90,8 @@ fn removal_keeps_up_with_large_records_in_files() {
     removal_keeps_up(LogBackend::File);
 }
 
-/// One group keeps what it has, in many small records at the head, while another appends and purges.
+/// One group keeps its entries, in many small records at the head, while another appends and
+/// purges.
 fn moving_keeps_up(backend: LogBackend) {
     let tuning = LogTuning { move_from_bytes: 64 << 10, move_bytes: 16 << 10, file_bytes: 1 << 16 };
     let mut place = Place::new(backend, tuning);
@@ -118,9 +119,9 @@ fn moving_the_head_keeps_up_with_large_records_in_files() {
     moving_keeps_up(LogBackend::File);
 }
 
-/// A second is time for 140 MB, which is half of the reserve: no record goes by unseen.
+/// In a second 140 MB can be written, which is half of the reserve: every record must be checked.
 #[test]
-fn the_free_space_is_looked_at_with_every_record() {
+fn the_free_space_is_checked_with_every_record() {
     for backend in [LogBackend::Sled, LogBackend::File] {
         let free = Arc::new(AtomicU64::new(1 << 30));
         let seen = Arc::clone(&free);

@@ -31,9 +31,9 @@ enum Step {
     Unpin(usize),
     CheckPin(usize, Box<ScanRange>, bool),
     Reopen,
-    /// Sends the last checkpoint to the other replica, while this one goes on.
+    /// Sends the last checkpoint to the other replica, while this one continues.
     Snapshot,
-    /// Applies what is missing to the other replica and compares.
+    /// Applies the missing entries to the other replica and compares.
     CatchUp,
     Scrub,
 }
@@ -46,7 +46,7 @@ fn keyspace() -> impl Strategy<Value = u32> {
     prop_oneof![4 => Just(0u32), 1 => Just(1), 1 => Just(u32::MAX)]
 }
 
-/// Few keys, so that rows are written again and again; some are prefixes of others.
+/// Few keys, so that rows are written repeatedly; some are prefixes of others.
 fn user_key() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![Just(0u8), Just(1), Just(0xff)];
     prop_oneof![
@@ -147,7 +147,7 @@ impl Node {
         let Node { dir, database, budget, store } = self;
         drop(store);
         drop(database);
-        assert_eq!(budget.used(), 0, "what the deltas took is given back");
+        assert_eq!(budget.used(), 0, "the bytes of the deltas are returned");
         let database = open_database(dir.path());
         let store = open(&database, &budget);
         Node { dir, database, budget, store }
@@ -333,7 +333,7 @@ impl Run {
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 40,
-        // A case opens databases; shrinking without end would look like a test that hangs.
+        // A case opens databases; unbounded shrinking would look like a test that hangs.
         max_shrink_iters: 300,
         failure_persistence: None,
         ..ProptestConfig::default()
@@ -349,7 +349,7 @@ proptest! {
     }
 }
 
-/// What two replicas can be compared at although each is asked at another moment.
+/// Two replicas can be compared although they are asked at different times.
 #[test]
 fn replicas_remember_their_digests_at_the_same_indexes() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,11 +1,11 @@
-//! Kills the process at every write and every barrier of a fixed workload, and opens what is left.
+//! Kills the process at every write and every barrier of a fixed workload, and opens the directory.
 //!
 //! The test starts itself once for each crash point. The child runs the workload over one shard
-//! (creation, checkpoints, cleaning, an install, an install that is given up) and dies of SIGKILL
-//! at that point; before that it notes on the side what it was told to be durable. The parent
-//! opens the directory and compares it with the model: the state is exactly the one at the
-//! header's index, nothing that was acknowledged is missing, and the entries behind it, applied
-//! again, have the outcomes they had before.
+//! (creation, checkpoints, cleaning, an install, an abandoned install) and dies of SIGKILL at that
+//! point; before that it records in a file what was reported to it as durable. The parent opens the
+//! directory and compares it with the model: the state is exactly the one at the header's index,
+//! nothing acknowledged is missing, and later entries, applied again, have the same outcomes as
+//! before.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -25,11 +25,11 @@ use model::*;
 use quorate_raft::SnapshotMeta;
 use quorate_storage::{Database, DeltaBudget, RowKey, RowKind, ShardStore, crash};
 
-/// Says to a child in which directory it works, and at which point it dies.
+/// The variable that gives a child its directory and its crash point.
 const CHILD: &str = "QUORATE_STATE_CRASH_CHILD";
 /// The index at which the snapshot is installed.
 const INSTALLED: u64 = 14;
-/// The last entry there is.
+/// The index of the last entry.
 const LAST: u64 = 20;
 
 /// Entries with puts, deletes and comparisons over few rows, one of them long.
@@ -72,7 +72,7 @@ fn snapshot(dir: &Path, model: &Model) -> (SnapshotMeta, Vec<Bytes>) {
     (source.meta(), chunks)
 }
 
-/// Runs in the child. `note` is called with what is durable from then on.
+/// Runs in the child. `note` is called with the index that is durable from then on.
 fn run(
     database: &Database,
     model: &Model,
@@ -89,7 +89,7 @@ fn run(
         note(through);
     }
     store.clean().unwrap().run().unwrap();
-    // Given up half way.
+    // Abandoned half way.
     let mut installer = store.begin_install(meta.clone()).unwrap();
     installer.write(&chunks[0]).unwrap();
     installer.write(&chunks[1]).unwrap();
@@ -116,7 +116,7 @@ fn run(
     assert_state(&store, 19, model.at(19));
 }
 
-/// Runs in the child: prepares, arms the crash point, and goes.
+/// Runs in the child: prepares, arms the crash point and runs the workload.
 fn child(dir: &Path, fatal: u64) {
     let model = workload();
     let (meta, chunks) = snapshot(&dir.join("donor"), &model);
@@ -143,13 +143,13 @@ fn start(dir: &Path, fatal: u64) -> bool {
     killed
 }
 
-/// What the child was last told to be durable; none before the creation.
+/// The last index reported to the child as durable; `None` before the creation.
 fn noted(dir: &Path) -> Option<u64> {
     let notes = fs::read_to_string(dir.join("notes")).unwrap();
     notes.lines().last().map(|line| line.parse().unwrap())
 }
 
-/// Opens what a child has left, and compares it with the model.
+/// Opens a child's directory and compares it with the model.
 fn inspect(dir: &Path, model: &Model) -> Option<u64> {
     let noted = noted(dir);
     let database = open_database(&dir.join("shard"));
@@ -172,7 +172,7 @@ fn inspect(dir: &Path, model: &Model) -> Option<u64> {
     assert_eq!(database.tree_names().len(), 2, "{:?}", database.tree_names());
     let versions = versions_in(&database, header.generation);
     assert!(versions.iter().all(|(_, number)| *number <= header.number), "{versions:?}");
-    // Entries applied again meet the rows they met before; so do those after another opening.
+    // Entries applied again find the same rows as before; so do those after another opening.
     let half = applied + (LAST - applied) / 2;
     replay(&mut store, model, half);
     checkpoint(&mut store);
@@ -226,7 +226,7 @@ fn a_kill_at_any_write_leaves_one_of_the_states() {
             });
         }
     });
-    // Every state that can be left was left by some kill.
+    // Every possible state was left by some kill.
     let expected = [None, Some(0), Some(3), Some(6), Some(8), Some(9), Some(11)];
     let expected = expected.into_iter().chain([INSTALLED, 17, 19].map(Some)).collect();
     assert_eq!(seen.into_inner().unwrap(), expected);

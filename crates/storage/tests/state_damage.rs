@@ -1,5 +1,5 @@
-//! Damaged rows and headers, and snapshots that did not arrive as they were sent: an error with a
-//! sentence for the one shard, and nothing lost beside it.
+//! Damaged rows and headers, and snapshots changed in transit: an error for that shard, with a
+//! sentence, and nothing else is lost.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -35,7 +35,7 @@ struct Fixture {
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(dir.path());
-    // Without a cache every read is one of the tree.
+    // Without a cache every read goes to the tree.
     let budget = Arc::new(DeltaBudget::with_cache(1 << 20, 0));
     let mut model = Model::default();
     written(&mut model, &mut create(&database, 1, &budget));
@@ -68,8 +68,8 @@ fn is_damaged<T>(result: Result<T, StorageError>) -> bool {
     }
 }
 
-/// That the state is damaged is seen by everybody who reads all of it.
-fn assert_seen_by_all(store: &ShardStore) {
+/// Checks that every reader of the whole state detects the damage.
+fn assert_detected_by_all(store: &ShardStore) {
     assert!(is_damaged(store.reader().scrub(|_| {})), "scrub");
     let mut source = store.pin_snapshot().unwrap();
     let mut sent = std::iter::from_fn(|| source.next_chunk().transpose());
@@ -98,35 +98,35 @@ fn a_flipped_bit_in_a_row_is_an_error_of_that_row() {
             assert!(is_damaged(scan.find(Result::is_err).unwrap()), "scan over {row:?}");
             assert!(scan.next().is_none(), "a scan ends with its error");
         }
-        assert_seen_by_all(&store);
+        assert_detected_by_all(&store);
         fixture.tree().insert(&key, &value).unwrap();
     }
     fixture.open().reader().scrub(|_| {}).unwrap();
 }
 
 #[test]
-fn a_lost_piece_or_row_is_noticed() {
+fn a_lost_piece_or_row_is_detected() {
     let fixture = fixture();
     for (key, value) in fixture.entries() {
         fixture.tree().remove(&key).unwrap();
-        assert_seen_by_all(&fixture.open());
+        assert_detected_by_all(&fixture.open());
         fixture.tree().insert(&key, &value).unwrap();
     }
 }
 
 #[test]
-fn a_row_in_the_place_of_another_is_noticed() {
+fn a_row_in_place_of_another_is_detected() {
     let fixture = fixture();
     let entries = fixture.entries();
     let (here, there) = (&entries[0], &entries[1]);
     fixture.tree().insert(&there.0, &here.1).unwrap();
     let store = fixture.open();
     assert!(is_damaged(store.reader().get(&user([b'k', 1]))));
-    assert_seen_by_all(&store);
+    assert_detected_by_all(&store);
 }
 
 #[test]
-fn a_damaged_header_costs_that_shard_only() {
+fn a_damaged_header_affects_only_its_shard() {
     let fixture = fixture();
     let init = ShardInit {
         group: GroupId(8),
@@ -151,7 +151,7 @@ fn a_damaged_header_costs_that_shard_only() {
     let mut shards = ShardStore::open_all(&fixture.database, &fixture.budget).unwrap();
     let error = shards.remove(&GROUP).unwrap().unwrap_err();
     assert_eq!(error.to_string(), "damaged: the header of g7 is cut short");
-    // Nothing of a damaged shard was removed: with its header it is whole again.
+    // Nothing of a damaged shard was removed: with its header it is intact again.
     headers.insert(&key, &header).unwrap();
     let mut shards = ShardStore::open_all(&fixture.database, &fixture.budget).unwrap();
     let store = shards.remove(&GROUP).unwrap().unwrap();
@@ -159,7 +159,7 @@ fn a_damaged_header_costs_that_shard_only() {
 }
 
 #[test]
-fn a_shard_is_created_once_and_never_on_what_was_left() {
+fn a_shard_is_created_once_and_never_on_a_leftover_tree() {
     let fixture = fixture();
     let init = ShardInit {
         group: GROUP,
@@ -170,20 +170,20 @@ fn a_shard_is_created_once_and_never_on_what_was_left() {
     };
     let again = ShardStore::create(&fixture.database, init.clone(), Arc::clone(&fixture.budget));
     let error = again.unwrap_err();
-    assert_eq!(error.to_string(), "invalid storage request: shard g7 is there already");
+    assert_eq!(error.to_string(), "invalid storage request: shard g7 exists already");
     fixture.database.tree(b"shards").unwrap().remove(&GROUP.0.to_be_bytes()).unwrap();
     let store = ShardStore::create(&fixture.database, init, Arc::clone(&fixture.budget)).unwrap();
     assert_state(&store, 0, &State::new());
     drop(store);
     let store = fixture.open();
     assert_state(&store, 0, &State::new());
-    assert_eq!(fixture.database.tree_names().len(), 2, "the tree without a header is gone");
+    assert_eq!(fixture.database.tree_names().len(), 2, "the tree without a header is removed");
     store.destroy().unwrap();
     assert_eq!(fixture.database.tree_names(), [b"shards"]);
     assert!(ShardStore::open_all(&fixture.database, &fixture.budget).unwrap().is_empty());
 }
 
-/// A snapshot of three chunks of rows, and the replica it is for, which has rows of its own.
+/// A snapshot of three chunks of rows, and its receiving replica, which has rows of its own.
 struct Transfer {
     from: Fixture,
     meta: SnapshotMeta,
@@ -222,7 +222,7 @@ impl Transfer {
         Ok(())
     }
 
-    fn assert_refused(&mut self, chunks: &[Bytes], what: &str) {
+    fn assert_rejected(&mut self, chunks: &[Bytes], what: &str) {
         let error = self.install(chunks).expect_err(what);
         assert!(matches!(error, StorageError::BadSnapshot { .. }), "{what}: {error}");
         assert_state(&self.store, self.to.model.applied(), self.to.model.newest());
@@ -232,30 +232,30 @@ impl Transfer {
 }
 
 #[test]
-fn a_snapshot_that_arrives_otherwise_than_sent_is_refused() {
+fn a_snapshot_changed_in_transit_is_rejected() {
     let mut transfer = transfer();
     let whole = transfer.chunks.clone();
     for at in 0..whole.len() {
         let mut lost = whole.clone();
         lost.remove(at);
-        transfer.assert_refused(&lost, &format!("chunk {at} lost"));
+        transfer.assert_rejected(&lost, &format!("chunk {at} lost"));
         let mut twice = whole.clone();
         twice.insert(at, whole[at].clone());
-        transfer.assert_refused(&twice, &format!("chunk {at} twice"));
+        transfer.assert_rejected(&twice, &format!("chunk {at} twice"));
         let mut swapped = whole.clone();
         swapped.swap(at, (at + 1) % whole.len());
-        transfer.assert_refused(&swapped, &format!("chunk {at} swapped"));
+        transfer.assert_rejected(&swapped, &format!("chunk {at} swapped"));
         let mut flipped = whole[at].to_vec();
         let middle = flipped.len() / 2;
         flipped[middle] ^= 16;
         let mut chunks = whole.clone();
         chunks[at] = flipped.into();
-        transfer.assert_refused(&chunks, &format!("a bit of chunk {at} flipped"));
+        transfer.assert_rejected(&chunks, &format!("a bit of chunk {at} flipped"));
         let mut cut = whole.clone();
         cut[at] = cut[at].slice(..cut[at].len() - 1);
-        transfer.assert_refused(&cut, &format!("chunk {at} cut short"));
+        transfer.assert_rejected(&cut, &format!("chunk {at} cut short"));
     }
-    // After all that, the real one.
+    // Then the unchanged one.
     transfer.install(&whole).unwrap();
     let Transfer { from, to, store, .. } = transfer;
     assert_state(&store, from.model.applied(), from.model.newest());
@@ -266,7 +266,7 @@ fn a_snapshot_that_arrives_otherwise_than_sent_is_refused() {
 }
 
 #[test]
-fn a_snapshot_other_than_the_announced_one_is_refused() {
+fn a_snapshot_other_than_the_announced_one_is_rejected() {
     let mut transfer = transfer();
     let (meta, chunks) = (transfer.meta.clone(), transfer.chunks.clone());
     for (what, other) in [
@@ -275,10 +275,10 @@ fn a_snapshot_other_than_the_announced_one_is_refused() {
         ("membership", SnapshotMeta { membership: Default::default(), ..meta.clone() }),
     ] {
         transfer.meta = other;
-        transfer.assert_refused(&chunks, what);
+        transfer.assert_rejected(&chunks, what);
     }
     transfer.meta = meta.clone();
-    // Behind the state: refused before a byte is written.
+    // Behind the state: rejected before a byte is written.
     let past = SnapshotMeta { last: log_id(transfer.to.model.applied() - 1), ..meta.clone() };
     let error = transfer.store.begin_install(past).unwrap_err();
     assert!(matches!(error, StorageError::Invalid { .. }), "{error}");
@@ -304,7 +304,7 @@ fn an_install_left_by_a_crash_is_removed() {
 }
 
 #[test]
-fn a_checkpoint_that_comes_after_an_install_changes_nothing() {
+fn a_checkpoint_that_ends_after_an_install_changes_nothing() {
     let mut transfer = transfer();
     let index = transfer.to.model.applied() + 1;
     transfer.to.model.apply(vec![Write::Delete(user([b'k', 0]))]);
@@ -314,7 +314,7 @@ fn a_checkpoint_that_comes_after_an_install_changes_nothing() {
     transfer.chunks.iter().for_each(|chunk| installer.write(chunk).unwrap());
     let installed = installer.finish().unwrap();
     let finished = job.run().unwrap();
-    // What is durable is the snapshot, with or without the process going on.
+    // The snapshot is the durable state, whether or not the process continues.
     let Transfer { from, to, mut store, .. } = transfer;
     let last = from.model.applied();
     store.adopt(installed);

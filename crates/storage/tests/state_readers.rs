@@ -1,4 +1,4 @@
-//! Readers beside apply, checkpoints and cleaning; pins, budgets and limits.
+//! Readers concurrent with apply, checkpoints and cleaning; pins, budgets and limits.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -49,7 +49,7 @@ fn all() -> ScanRange {
     ScanRange { kind: RowKind::User, keyspace: 0, start: Bytes::new(), end: None }
 }
 
-/// The rows are exactly those that entry `index` has left.
+/// Checks that the rows are exactly those after entry `index`.
 fn assert_one_entry(rows: &[(RowKey, Bytes)], index: u64) {
     let expected = if index == 0 { 0 } else { ROWS + index % 2 + index.min(TURNS) };
     assert_eq!(rows.len() as u64, expected, "rows at {index}");
@@ -61,13 +61,13 @@ fn assert_one_entry(rows: &[(RowKey, Bytes)], index: u64) {
     }
 }
 
-/// Pins and scans, until told to stop; returns how many different indexes it saw.
+/// Pins and scans until `stop`; returns the number of different indexes that it saw.
 fn scan_until(reader: &ShardReader, stop: &AtomicBool, reverse: bool) -> usize {
     let mut seen = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {
         let applied = reader.applied();
         let pin = reader.pin().unwrap();
-        assert!(pin.index() >= applied, "a pin sees what was applied before it");
+        assert!(pin.index() >= applied, "a pin sees the entries applied before it");
         for _ in 0..3 {
             let rows: Vec<_> = pin.scan(&all(), reverse).map(|row| row.unwrap()).collect();
             assert_one_entry(&rows, pin.index().0);
@@ -78,7 +78,7 @@ fn scan_until(reader: &ShardReader, stop: &AtomicBool, reverse: bool) -> usize {
     seen.len()
 }
 
-/// Reads rows one after the other: all writes of an entry come at once, and none goes away.
+/// Reads rows one after the other: the writes of an entry become visible atomically, and stay.
 /// Returns the last number read.
 fn get_until(reader: &ShardReader, stop: &AtomicBool) -> u64 {
     let mut last = 0;
@@ -110,7 +110,7 @@ fn get_until(reader: &ShardReader, stop: &AtomicBool) -> u64 {
     last
 }
 
-/// Sends snapshots, until told to stop; each is the state of one index.
+/// Sends snapshots until the queue is closed; each is the state of one index.
 fn send_until(reader: &ShardReader, snapshots: &mpsc::Receiver<quorate_storage::SnapshotSource>) {
     for mut source in snapshots {
         let header = source.header().clone();
@@ -118,21 +118,21 @@ fn send_until(reader: &ShardReader, snapshots: &mpsc::Receiver<quorate_storage::
         while let Some(chunk) = source.next_chunk().unwrap() {
             bytes += chunk.len();
         }
-        // The source compared count and digest with the header; here is that it was not empty.
+        // The source compared count and digest with the header; here it must not be empty.
         assert!(bytes as u64 > header.frontier.counts.bytes);
         reader.scrub(|_| {}).unwrap();
     }
 }
 
 #[test]
-fn readers_see_one_state_each_while_entries_and_checkpoints_go_on() {
-    // Room for some of the rows, so that they come and go.
+fn readers_see_one_state_each_during_entries_and_checkpoints() {
+    // Room for some of the rows, so that rows are evicted.
     run_beside_readers(128 << 10);
 }
 
 #[test]
 fn readers_see_one_state_each_without_a_cache() {
-    // The tree is read under the cleaning's hands.
+    // The tree is read while it is cleaned.
     run_beside_readers(0);
 }
 
@@ -178,7 +178,7 @@ fn run_beside_readers(cache_bytes: u64) {
         }
         stop.store(true, Ordering::Relaxed);
         for scanner in scanners {
-            assert!(scanner.join().unwrap() > 1, "a scanner met one state only");
+            assert!(scanner.join().unwrap() > 1, "a scanner saw only one state");
         }
         assert!(getters.map(|getter| getter.join().unwrap()).iter().all(|last| *last > 0));
     });
@@ -230,7 +230,7 @@ fn versions_wait_for_their_pins() {
     drop(second);
     clean(&store);
     assert_eq!(versions(), 1);
-    // A tombstone goes with what it hid.
+    // A tombstone is removed with the rows that it hid.
     apply_to_store(&mut store, 5, &[Write::Delete(user("row"))]);
     checkpoint(&mut store);
     assert_eq!(versions(), 2);
@@ -261,7 +261,7 @@ fn the_delta_keeps_versions_for_pins_only() {
     drop(pins);
     overwritten(&mut store, 201..=201);
     assert_eq!(budget.used(), one);
-    // A pin holds the layer it reads after its checkpoint, and the budget says so.
+    // A pin holds its layer beyond the checkpoint, and the budget counts it.
     let pin = store.reader().pin().unwrap();
     checkpoint(&mut store);
     assert_eq!(budget.used(), one);
@@ -270,7 +270,7 @@ fn the_delta_keeps_versions_for_pins_only() {
 }
 
 #[test]
-fn pins_are_limited_and_come_back() {
+fn pins_are_limited_and_can_be_released() {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(dir.path());
     let store = create(&database, 1, &Arc::new(DeltaBudget::default()));
@@ -288,7 +288,7 @@ fn pins_are_limited_and_come_back() {
 }
 
 #[test]
-fn the_budget_counts_what_is_held() {
+fn the_budget_counts_held_layers() {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(dir.path());
     let budget = Arc::new(DeltaBudget::new(1 << 20));
@@ -333,7 +333,7 @@ fn the_largest_rows_go_through_tree_and_snapshot() {
     other.adopt(installed);
     assert_state(&other, 3, model.at(3));
     engines.iter().for_each(|database| database.check_blobs().unwrap());
-    // What is over the limits changes nothing.
+    // Writes over the limits change nothing.
     let mut transaction = store.begin(log_id(4), stamp(4));
     let long = RowKey::new(RowKind::User, 0, &[1; ROW_KEY_BYTES_MAX + 1]);
     assert!(matches!(transaction.put(&long, b""), Err(StorageError::TooLarge { .. })));
@@ -368,7 +368,7 @@ fn entries_without_effect_and_memberships_are_state_too() {
 
 #[test]
 #[should_panic(expected = "g7: entry 3@1 applied after 1@1")]
-fn an_entry_cannot_be_left_out() {
+fn an_entry_cannot_be_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(dir.path());
     let mut store = create(&database, 1, &Arc::new(DeltaBudget::default()));

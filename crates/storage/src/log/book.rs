@@ -1,9 +1,9 @@
-//! Which bytes of which record still matter.
+//! The book: which bytes of which record are live.
 //!
-//! The book is kept in memory and built again from the records at each open. For every record it
-//! knows the bytes that are *live*: the newest hard state of a replica, its newest reset while it
-//! is not purged, and the entries that no later append, reset or purge has dropped. A record at the
-//! head without live bytes can go; one with some can go once those were written again.
+//! The book is kept in memory and rebuilt from the records at each open. For every record it knows
+//! the bytes that are *live*: the newest hard state of a replica, its newest reset while it is not
+//! purged, and the entries that no later append, reset or purge has dropped. A record at the head
+//! can be removed once it has no live bytes, or once these were written again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,14 +20,14 @@ struct Record {
     sections: u32,
 }
 
-/// Names a section: the record's sequence, and its place among the sections there, from 0.
+/// The identity of a section: the record's sequence, and the section's number in it, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SectionId {
     pub sequence: u64,
     pub number: u32,
 }
 
-/// Where the live copy of something is, and how long it is there.
+/// The section that holds the live copy of something, and its length there in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     section: SectionId,
@@ -46,9 +46,9 @@ struct Span {
 #[derive(Debug, Default)]
 struct Replica {
     hard_state: Option<Place>,
-    /// The index it reset to, and where that stands.
+    /// The index of the newest reset, and its place.
     reset: Option<(u64, Place)>,
-    /// Everything at or below is dead.
+    /// Entries at or below this index are dead.
     purged: u64,
     /// By index, without overlaps.
     spans: VecDeque<Span>,
@@ -66,11 +66,11 @@ pub(super) struct Book {
     live: u64,
 }
 
-/// Live bytes that went away: the record that held them, and how many.
+/// Live bytes that became dead: the record that holds them, and their number.
 type Freed = Place;
 
 impl Replica {
-    /// Drops the entries `first..=last` and returns where in `spans` a span with them belongs.
+    /// Drops the entries `first..=last` and returns the position in `spans` for a new span of them.
     fn drop_entries(&mut self, first: u64, last: u64, freed: &mut Vec<Freed>) -> usize {
         let start = self.spans.partition_point(|span| span.last < first);
         let end = self.spans.partition_point(|span| span.first <= last);
@@ -80,28 +80,28 @@ impl Replica {
         let dropped: Vec<Span> = self.spans.drain(start..end).collect();
         let mut at = start;
         for span in dropped {
-            let mut gone = span.place.bytes;
+            let mut dead = span.place.bytes;
             if span.first < first {
                 let below = span.part(span.first, first - 1);
-                gone -= below.place.bytes;
+                dead -= below.place.bytes;
                 self.spans.insert(at, below);
                 at += 1;
             }
             if span.last > last {
                 let above = span.part(last + 1, span.last);
-                gone -= above.place.bytes;
+                dead -= above.place.bytes;
                 self.spans.insert(at, above);
             }
-            freed.push(Place { bytes: gone, ..span.place });
+            freed.push(Place { bytes: dead, ..span.place });
         }
         at
     }
 }
 
 impl Span {
-    /// A part of the span. Entries of one section are taken to be equally long, which is exact
-    /// enough for deciding when to move the head. Rounding goes up, so that no part that is live
-    /// ever counts as nothing: an entry has four bytes at least, so parts never exceed the whole.
+    /// A part of the span. Entries of one section count as equally long, which is exact enough for
+    /// deciding when to move the head. Sizes are rounded up, so that no live part ever counts as
+    /// empty; an entry has at least four bytes, so parts never exceed the whole.
     fn part(&self, first: u64, last: u64) -> Span {
         let count = u128::from(self.last - self.first + 1);
         let bytes = u128::from(self.place.bytes) * u128::from(last - first + 1);
@@ -116,7 +116,7 @@ impl Book {
         Self { head, records: VecDeque::new(), replicas: BTreeMap::new(), bytes: 0, live: 0 }
     }
 
-    /// The first sequence that still matters.
+    /// The first sequence that may hold live bytes.
     pub fn head(&self) -> u64 {
         self.head
     }
@@ -178,7 +178,7 @@ impl Book {
                 let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
                 let span = Span { first: first.index.0, last: last.index.0, place };
                 let through = if *moved { span.last } else { u64::MAX };
-                // A gap below an append stays open: while a log is read back, the entries in it may
+                // A gap below an append is kept: while a log is read back, the missing entries may
                 // follow in a record that moved them.
                 let at = replica.drop_entries(span.first, through, &mut freed);
                 replica.spans.insert(at, span);
@@ -189,7 +189,7 @@ impl Book {
         self.free(key, &freed);
     }
 
-    /// Everything at or below `through` is dead.
+    /// Marks everything at or below `through` as dead.
     pub fn purge(&mut self, key: ReplicaKey, through: Index) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
         let mut freed = Vec::new();
@@ -204,7 +204,7 @@ impl Book {
         self.free(key, &freed);
     }
 
-    /// Drops the entries below `first`, which recovery has found to be dead.
+    /// Drops the entries below `first`, which recovery found to be dead.
     pub fn drop_below(&mut self, key: ReplicaKey, first: Index) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
         let mut freed = Vec::new();
@@ -212,7 +212,7 @@ impl Book {
         self.free(key, &freed);
     }
 
-    /// Everything of this replica is dead.
+    /// Marks everything of this replica as dead.
     pub fn forget(&mut self, key: ReplicaKey) {
         let Some(replica) = self.replicas.get_mut(&key) else { return };
         let mut freed: Vec<Freed> = replica.spans.drain(..).map(|span| span.place).collect();
@@ -231,7 +231,7 @@ impl Book {
         last.max(reset).max(purged).map(|index| Index(index + 1))
     }
 
-    /// Which of the entries of a section are live there, run by run.
+    /// The entries of a section that are live there, as consecutive runs.
     pub fn live_entries(
         &self,
         key: ReplicaKey,
@@ -274,7 +274,7 @@ impl Book {
         replica.and_then(|r| r.hard_state).is_some_and(|place| place.section == section)
     }
 
-    /// True if the section is the replica's newest reset and still matters.
+    /// True if the section is the replica's newest reset and not purged.
     pub fn is_reset(&self, key: ReplicaKey, section: SectionId) -> bool {
         let replica = self.replicas.get(&key);
         replica.and_then(|r| r.reset).is_some_and(|(_, place)| place.section == section)
@@ -294,7 +294,7 @@ impl Book {
     fn free(&mut self, key: ReplicaKey, freed: &[Freed]) {
         let mut sum = 0;
         for place in freed {
-            // Records below the head have no live bytes, so this one is not below it.
+            // Records below the head have no live bytes, so this record is not below it.
             let at = place
                 .section
                 .sequence
@@ -339,9 +339,9 @@ mod tests {
         book.live_runs(KEY).iter().map(|(first, last)| (first.0, last.0)).collect()
     }
 
-    /// Read back from a head above their first copies, entries come in any order.
+    /// Entries read back from a head above their first copies arrive in any order.
     #[test]
-    fn a_gap_below_an_append_may_be_filled_by_what_was_moved() {
+    fn a_gap_below_an_append_may_be_filled_by_moved_entries() {
         let mut book = Book::new(15);
         note(&mut book, true, 6, 15);
         note(&mut book, false, 18, 18);
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(book.live_bytes(), book.replica_bytes(KEY));
     }
 
-    /// However often a section is cut, what is left of it keeps its record at the head.
+    /// However often a section is cut, the rest of it keeps its record at the head.
     #[test]
     fn a_live_entry_always_counts() {
         let mut book = Book::new(1);

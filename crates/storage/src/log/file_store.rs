@@ -1,4 +1,5 @@
-//! Records in append-only files, `log/<first sequence>.log`, each made durable by `fdatasync`.
+//! File back end of the log: records in append-only files, `log/<first sequence>.log`, each made
+//! durable by `fdatasync`.
 //!
 //! A file begins with a header of 32 bytes:
 //!
@@ -6,23 +7,23 @@
 //! |---|---|
 //! | 8 | `QRTELOG` and the format version of the file |
 //! | 8 | first sequence, little endian |
-//! | 8 | salt: random, so that no user data can pass for a record (see below) |
+//! | 8 | salt: random, so that no user data can look like a record (see below) |
 //! | 4 | CRC32C of the above |
 //! | 4 | zero |
 //!
-//! and holds records one after another, each behind an envelope of 16 bytes: length (4), sequence
+//! and holds records one after another, each after an envelope of 16 bytes: length (4), sequence
 //! (8), CRC32C over salt, length and sequence (4). The header is durable before the first record
-//! is written, so a broken header in front of anything is damage.
+//! is written, so a broken header in a file with content is damage.
 //!
-//! When an envelope is broken, the next one is searched for byte by byte: whether a record behind
-//! it survives is what tells damage from an unfinished tail. The salt keeps a value that a user
-//! stored from being taken for such a record.
+//! When an envelope is broken, the next one is searched for byte by byte: a record that survives
+//! after it distinguishes damage from an unfinished tail. The salt prevents a value that a user
+//! stored from looking like such a record.
 //!
-//! Behind the last record the file holds zeros, written ahead of the records: a write that does
-//! not make the file longer needs no change of the file system's own books, which makes its
-//! `fdatasync` several times cheaper. Zeros up to the end of a file are the end of its records.
+//! After the last record the file holds zeros, written ahead of the records: a write that does not
+//! extend the file changes no metadata of the file system, which makes its `fdatasync` several
+//! times cheaper. Zeros up to the end of a file are the end of its records.
 //!
-//! Space comes back by removing whole files.
+//! Space is freed by removing whole files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -41,7 +42,7 @@ const FORMAT: u8 = 1;
 const FILE_HEADER_BYTES: usize = 32;
 const ENVELOPE_BYTES: usize = 16;
 
-/// Zeros written ahead of the records, at most.
+/// The most zeros written ahead of the records.
 const AHEAD_BYTES: u64 = 1 << 20;
 
 /// One file of the log.
@@ -49,13 +50,14 @@ struct Segment {
     path: PathBuf,
     file: File,
     salt: u64,
-    /// Where the next record goes.
+    /// The offset of the next record.
     end: u64,
     /// Length of the file; zeros from `end` on.
     len: u64,
 }
 
-/// Where a record is: file (by its first sequence), offset of its envelope, length of the record.
+/// The place of a record: file (by its first sequence), offset of its envelope, length of the
+/// record.
 #[derive(Clone, Copy)]
 struct Place {
     segment: u64,
@@ -64,14 +66,14 @@ struct Place {
 }
 
 pub(super) struct FileStore {
-    /// Its failures close the whole storage: one data directory fails as one.
+    /// A failure here closes it too: one data directory fails as a whole.
     database: Database,
     dir: PathBuf,
     /// By first sequence. Records are written to the last.
     segments: BTreeMap<u64, Segment>,
     places: BTreeMap<u64, Place>,
     buffer: Vec<u8>,
-    /// A new file is begun when the last one has reached this size.
+    /// The size at which a file is followed by a new one.
     file_bytes: u64,
 }
 
@@ -123,7 +125,7 @@ impl FileStore {
                     let end = FILE_HEADER_BYTES as u64;
                     self.segments.insert(first, Segment { path, file, salt, end, len });
                 }
-                // The process died while it created the file; nothing was in it yet.
+                // The process died while it created the file; the file was still empty.
                 None if Some(first) == last && len <= FILE_HEADER_BYTES as u64 => {
                     fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
                     sync_path(&self.dir)?;
@@ -216,7 +218,7 @@ fn envelope(salt: u64, len: usize, sequence: u64) -> [u8; ENVELOPE_BYTES] {
     bytes
 }
 
-/// Sequence and length that the envelope at the beginning of `bytes` gives, if it is one.
+/// Sequence and length from the envelope at the beginning of `bytes`; `None` if it is not one.
 fn open_envelope(bytes: &[u8], salt: u64) -> Option<(u64, usize)> {
     let head = bytes.first_chunk::<ENVELOPE_BYTES>()?;
     let len = u32::from_le_bytes(std::array::from_fn(|i| head[i])) as usize;
@@ -224,8 +226,8 @@ fn open_envelope(bytes: &[u8], salt: u64) -> Option<(u64, usize)> {
     (envelope(salt, len, sequence) == *head).then_some((sequence, len))
 }
 
-/// Finds the records of one file: `visit(offset, sequence, found)`. A broken place where no
-/// envelope says otherwise is taken for the record after the last one seen.
+/// Finds the records of one file: `visit(offset, sequence, found)`. A place without a valid
+/// envelope counts as a broken record with the sequence after the last one found.
 fn scan_file(
     bytes: &[u8],
     salt: u64,
@@ -353,7 +355,7 @@ impl LogStore for FileStore {
         while self.places.first_key_value().is_some_and(|(first, _)| *first < sequence) {
             self.places.pop_first();
         }
-        // A file can go when the one after it begins at or below the first record to keep.
+        // A file can be removed if the next one begins at or below the first record to keep.
         while let Some(second) = self.segments.keys().nth(1)
             && *second <= sequence
             && let Some((_, segment)) = self.segments.pop_first()

@@ -1,31 +1,30 @@
-//! The record log: what all groups of a node must not forget, in one sequence of records.
+//! The record log: the persistent Raft state of all groups of a node, in one sequence of records.
 //!
 //! One [`RecordLog::append`] writes one record with the changes of any number of groups and makes
-//! it durable with one barrier; a chunk per group would cost a barrier's worth of work each.
+//! it durable with one barrier; a record per group would cost a barrier each.
 //!
 //! A record carries its sequence, the checksum of the record before it, the last sequence known
-//! durable when it was written, the *head* (the first sequence that still matters) and sections.
-//! What a section means:
+//! durable when it was written, the *head* (the first sequence that is still needed) and sections:
 //!
 //! | kind | meaning when records are read in sequence |
 //! |---|---|
 //! | HARD_STATE | the group's term, vote and commit index; the newest counts |
 //! | APPEND | entries from index f on; drops what the group held at ≥ f |
 //! | RESET | drops every entry of the group: the log begins after (index, term) |
-//! | APPEND_MOVED | entries written again from a record that leaves; drops nothing |
+//! | APPEND_MOVED | entries written again from a record to be removed; drops nothing |
 //! | RESET_MOVED | a reset written again; drops what the group held at or below it |
 //!
-//! **Space** comes back at the head only. [`RecordLog::maintain`] writes the sections of the first
-//! records that still matter again at the tail; once those are durable the head moves in memory,
-//! the next record says so, and once *that* one is durable the records below are removed. So
-//! whatever is removed has been replaced behind a completed barrier, and a reader that finds a
-//! record also knows which ones it may miss.
+//! **Space** is freed only at the head. [`RecordLog::maintain`] writes the live sections of the
+//! first records again at the tail. Once those are durable, the head moves in memory and the next
+//! record carries it; once *that* record is durable, the records below the head are removed. So
+//! every removed record has a durable replacement, and a reader that finds a record also knows
+//! which records may be missing.
 //!
 //! **Recovery** accepts exactly two states of the disk: everything from the head to the last
-//! durable record, or that and one record more, which was being written when the process died. A
+//! durable record, or that and one more record, which was being written when the process died. A
 //! record that is missing or broken at or below a sequence that any surviving record (or the file
-//! `MARK`) knows to be durable is damage; a broken one above all of them is the unfinished tail and
-//! is removed, with a barrier, before anything new is written.
+//! `MARK`) knows to be durable is damage. A broken record above all of these is the unfinished
+//! tail; it is removed, with a barrier, before the next write.
 
 mod book;
 mod file_store;
@@ -51,7 +50,7 @@ use crate::database::Database;
 use crate::error::{Result, StorageError};
 use crate::mark::Mark;
 
-/// Where the records are kept. Both back ends hold the same bytes.
+/// The back end of the log. Both hold the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LogBackend {
     /// A tree of the database.
@@ -70,7 +69,7 @@ impl LogBackend {
         }
     }
 
-    /// The number in `MARK`; it never changes its meaning.
+    /// The number in `MARK`; its meaning never changes.
     fn number(self) -> u8 {
         match self {
             Self::Sled => 1,
@@ -98,7 +97,7 @@ pub struct Section {
     pub kind: SectionKind,
 }
 
-/// What a [`Section`] changes.
+/// The change of a [`Section`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SectionKind {
     /// Replaces term, vote and commit index.
@@ -110,33 +109,33 @@ pub enum SectionKind {
     Reset(LogId),
 }
 
-/// What the log holds of one replica after a restart.
+/// The part of one replica in the log after a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveredGroup {
     /// The newest hard state; the default if none was ever written.
     pub hard_state: HardState,
     /// The last reset, unless the log has since been purged through it.
     pub reset: Option<LogId>,
-    /// Entries with consecutive indexes. Entries that had been purged may be among them (the log
-    /// forgets a purge when the process ends); none that a later append or reset dropped is.
+    /// Entries with consecutive indexes. They may include purged entries, because the log forgets a
+    /// purge when the process ends, but none that a later append or reset dropped.
     pub entries: Vec<Entry>,
 }
 
-/// Names one replica's part of the log.
+/// The key of one replica's part of the log.
 pub type ReplicaKey = (GroupId, ReplicaId);
 
-/// Live sections of several records are written again as one record of so many bytes at most.
+/// The largest record, in bytes, into which live sections of several records are moved.
 const MOVED_RECORD_BYTES: u64 = 4 << 20;
 
-/// When the log does its own housekeeping. Tests make the numbers small, to see it often.
+/// The thresholds of the log's maintenance. Tests make them small, so that it happens often.
 #[derive(Debug, Clone, Copy)]
 pub struct LogTuning {
-    /// Below this size in bytes the head stays where it is: moving it would save nothing.
+    /// Below this size of the log in bytes the head is not moved: that would save nothing.
     pub move_from_bytes: u64,
-    /// Bytes of live sections that one call of [`RecordLog::maintain`] writes again, about, or as
-    /// many as were appended since the last call, if those are more.
+    /// About the bytes of live sections that one call of [`RecordLog::maintain`] writes again, or
+    /// as many as were appended since the last call, if those are more.
     pub move_bytes: u64,
-    /// A new file is begun when the last one has reached this size in bytes.
+    /// The size in bytes at which a file is followed by a new one.
     pub file_bytes: u64,
 }
 
@@ -157,9 +156,9 @@ pub struct RecordLog {
     builder: RecordBuilder,
     /// Checksum of the last record.
     last_crc: u32,
-    /// The head that the last durable record carries: what is below it may be removed.
+    /// The head that the last durable record carries: records below it may be removed.
     durable_head: u64,
-    /// Everything below has been removed.
+    /// All records below this sequence have been removed.
     removed_below: u64,
     /// Bytes of the records appended since the last maintenance.
     appended: u64,
@@ -177,8 +176,8 @@ impl fmt::Debug for RecordLog {
 }
 
 impl RecordLog {
-    /// Opens the log of the data directory `dir`, and returns what it holds of each replica. All of
-    /// that is durable when this returns.
+    /// Opens the log of the data directory `dir`, and returns each replica's part of it. All of it
+    /// is durable when this returns.
     ///
     /// After a restart the caller purges each replica through its checkpoint before it appends.
     ///
@@ -193,7 +192,7 @@ impl RecordLog {
         Self::open_tuned(backend, LogTuning::default(), database, dir)
     }
 
-    /// As [`RecordLog::open`], with other numbers than usual.
+    /// As [`RecordLog::open`], with explicit thresholds.
     ///
     /// # Errors
     /// As [`RecordLog::open`].
@@ -251,8 +250,8 @@ impl RecordLog {
     /// written.
     ///
     /// # Errors
-    /// [`StorageError::Invalid`] for entries that do not follow each other or leave a gap behind
-    /// the last one, [`StorageError::TooLarge`] for a record over
+    /// [`StorageError::Invalid`] for entries that are not consecutive or leave a gap after the last
+    /// one, [`StorageError::TooLarge`] for a record over
     /// [`DECODE_LIMIT`](crate::codec::DECODE_LIMIT): nothing was written. After any other error
     /// the storage is closed.
     pub fn append(&mut self, sections: &[Section]) -> Result<()> {
@@ -287,10 +286,10 @@ impl RecordLog {
         self.book.forget((group, replica));
     }
 
-    /// Moves the head and frees space: a little, and in proportion to what was appended since the
-    /// last call, so that neither dead records nor the work pile up. Cheap when there is nothing to
-    /// do. Call it after appends, and at least every second while idle, since it also keeps `MARK`
-    /// fresh; at once again while [`RecordLog::is_behind`].
+    /// Moves the head and frees space: a little, in proportion to what was appended since the last
+    /// call, so that neither dead records nor the work accumulate. Cheap when there is nothing to
+    /// do. Call it after appends, and at least every second while idle, since it also refreshes
+    /// `MARK`; again immediately while [`RecordLog::is_behind`].
     ///
     /// # Errors
     /// As [`RecordLog::append`].
@@ -302,9 +301,9 @@ impl RecordLog {
             }
         }
         self.book.advance_head();
-        // At least half of the bytes are dead, so each byte moved frees one: the cost of moving is
-        // paid by the appends that made the others dead, and moving as much as was appended keeps
-        // the dead half from growing.
+        // At least half of the bytes are dead, so each moved byte frees one: moving costs no more
+        // than the appends that made the others dead, and moving as much as was appended keeps the
+        // dead half from growing.
         let mut owed = self.tuning.move_bytes.max(std::mem::take(&mut self.appended));
         while owed > 0
             && self.book.bytes() > self.tuning.move_from_bytes
@@ -323,34 +322,34 @@ impl RecordLog {
         self.book.bytes()
     }
 
-    /// Whether dead records wait to be removed that could be removed now.
+    /// Whether dead records remain that could be removed now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.removed_below < self.durable_head
     }
 
-    /// Bytes that the log takes where its back end keeps it: all records that are there, those that
-    /// are dead and not yet removed included. In the database these are keys and values; what the
-    /// database's file adds to them is its own affair ([`Database::disk_bytes`]).
+    /// Bytes that the log takes in its back end: all records, including dead ones that are not yet
+    /// removed. In the database these are keys and values, without the overhead of the database's
+    /// file ([`Database::disk_bytes`]).
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.store.stored_bytes()
     }
 
-    /// Bytes of [`RecordLog::stored_bytes`] that lie in the database: all, or none if the records are
-    /// in files of their own.
+    /// Bytes of [`RecordLog::stored_bytes`] that are in the database: all, or none with the file
+    /// back end.
     #[must_use]
     pub fn engine_bytes(&self) -> u64 {
         if self.in_engine { self.store.stored_bytes() } else { 0 }
     }
 
-    /// The database whose failures are the log's.
+    /// The database, which a failure of the log closes too.
     #[must_use]
     pub fn database(&self) -> &Database {
         &self.database
     }
 
-    /// Bytes of all live sections: what [`RecordLog::bytes`] could come down to.
+    /// Bytes of all live sections: the least that [`RecordLog::bytes`] can become.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.book.live_bytes()
@@ -375,23 +374,23 @@ impl RecordLog {
         self.book.next() - 1
     }
 
-    /// The sequence of the first record that still matters.
+    /// The sequence of the first record that is still needed.
     #[must_use]
     pub fn head(&self) -> u64 {
         self.book.head()
     }
 
-    /// Ends cleanly: `MARK` then holds the last sequence.
+    /// Closes the log in order: `MARK` then holds the last sequence.
     ///
     /// # Errors
-    /// If the mark cannot be written.
+    /// The mark cannot be written.
     pub fn close(mut self) -> Result<()> {
         let last = self.last_sequence();
         self.mark.set(last).map_err(|error| self.database.fail(error))
     }
 
     fn check(&self, sections: &[Section]) -> Result<()> {
-        // What this record itself has said of a replica so far.
+        // The next index of each replica that an earlier section of this record has changed.
         let mut next: BTreeMap<ReplicaKey, Index> = BTreeMap::new();
         for Section { group, replica, kind } in sections {
             let key = (*group, *replica);
@@ -419,8 +418,8 @@ impl RecordLog {
         Ok(())
     }
 
-    /// Writes what is in the builder as the next record and enters it into the book, without its
-    /// sections. Returns its length in bytes.
+    /// Writes the content of the builder as the next record and enters it into the book, without
+    /// its sections. Returns its length in bytes.
     fn write_record(&mut self) -> Result<u64> {
         let sequence = self.book.next();
         let header = Header {
@@ -440,9 +439,8 @@ impl RecordLog {
     }
 
     /// Writes the live sections of the first records again as one record at the tail, about
-    /// `at_least` bytes of them if there are so many. They are durable when the head moves, and the next record carries the
-    /// new head.
-    /// Returns the length of the record in bytes.
+    /// `at_least` bytes of them if there are that many. They are durable when the head moves, and
+    /// the next record carries the new head. Returns the length of the record in bytes.
     fn move_head(&mut self, at_least: u64) -> Result<u64> {
         self.builder.clear();
         let end = self.book.next();
@@ -450,7 +448,7 @@ impl RecordLog {
         let mut moved: Vec<(ReplicaKey, SectionKind)> = Vec::new();
         while sequence < end && self.builder.body_bytes() < at_least {
             let live = self.book.live_in(sequence);
-            // A record that is long by itself is moved alone: no record becomes too long to read.
+            // A long record is moved by itself, so that no record becomes too long to read.
             if !moved.is_empty() && self.builder.body_bytes() + live > MOVED_RECORD_BYTES {
                 break;
             }

@@ -1,8 +1,8 @@
-//! The bytes of one record of the log, shared by all back ends.
+//! Encoding of the log's records, shared by all back ends.
 //!
 //! A record is a frame of [`crate::codec`] whose body is [`Header`], the number of sections, and
-//! each section: group, replica, kind, and what the kind needs. Entries carry no index of their
-//! own: they follow the first one.
+//! each section: group, replica, kind, and the fields of that kind. Only the first entry of a
+//! section carries its index: the others are consecutive.
 
 use bincode::{BorrowDecode, Encode};
 use bytes::Bytes;
@@ -15,23 +15,23 @@ use crate::error::{Result, StorageError};
 /// The format version of records.
 const FORMAT: u8 = 1;
 
-// Kinds on disk. They never change their meaning.
+// Kinds on disk. Their meaning never changes.
 const HARD_STATE: u8 = 1;
 const APPEND: u8 = 2;
 const RESET: u8 = 3;
 const APPEND_MOVED: u8 = 4;
 const RESET_MOVED: u8 = 5;
 
-/// What a record says about the log around it.
+/// The header of a record: its place in the log, and the state of the log when it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
 pub(super) struct Header {
-    /// Its place in the log; the first record of a log is 1.
+    /// The number of the record; the first record of a log is 1.
     pub sequence: u64,
     /// The checksum of the record before it (0 for the first).
     pub previous: u32,
-    /// Every record up to this one was behind a completed barrier when this was written.
+    /// Every record up to this sequence was durable when this record was written.
     pub durable_upto: u64,
-    /// The first sequence that still mattered when this was written.
+    /// The first sequence that was still needed when this record was written.
     pub head: u64,
 }
 
@@ -69,16 +69,16 @@ struct ResetBody {
     term: u64,
 }
 
-/// A section as it stands in a record.
+/// The change that a section of a record makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Change<'a> {
     HardState(HardState),
-    /// `moved`: written again from an older record; drops nothing above or below.
+    /// `moved`: written again from an older record; drops no other entries.
     Entries {
         moved: bool,
         entries: &'a [Entry],
     },
-    /// `moved`: written again from an older record; drops nothing above it.
+    /// `moved`: written again from an older record; drops no entries above it.
     Reset {
         moved: bool,
         to: LogId,
@@ -212,7 +212,7 @@ fn encode_entries(out: &mut Vec<u8>, entries: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// Reads the values of a body one after another.
+/// Reads the values of a body in order.
 struct Cursor<'a> {
     rest: &'a [u8],
     sequence: u64,
@@ -264,7 +264,7 @@ impl<'a> Cursor<'a> {
         if head.count == 0 || head.first.checked_add(head.count).is_none() {
             return Err(self.damaged("has a section with impossible indexes"));
         }
-        // No capacity ahead: the count has not been proved by bytes.
+        // Reserve nothing: the count is not verified by bytes yet.
         let mut entries = Vec::new();
         for index in head.first..head.first + head.count {
             let body: EntryBody<'_> = self.take()?;
@@ -276,7 +276,7 @@ impl<'a> Cursor<'a> {
                 index: Index(index),
                 kind,
                 stamp: body.stamp,
-                // A copy: a slice would pin the record as long as one of its entries lives.
+                // A copy: a slice would keep the record in memory as long as any of its entries.
                 payload: Bytes::copy_from_slice(body.payload),
             });
         }
@@ -295,13 +295,13 @@ fn check_format(frame: Frame<'_>, sequence: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reads the header of a frame whose checksum was right. `sequence` is where it was found.
+/// Reads the header of a frame with a valid checksum. `sequence` is where it was found.
 pub(super) fn decode_header(frame: Frame<'_>, sequence: u64) -> Result<Header> {
     check_format(frame, sequence)?;
     Cursor { rest: frame.body, sequence }.take()
 }
 
-/// Reads all sections of a frame whose checksum was right.
+/// Reads all sections of a frame with a valid checksum.
 pub(super) fn decode_sections(frame: Frame<'_>, sequence: u64) -> Result<Vec<DecodedSection>> {
     check_format(frame, sequence)?;
     let mut cursor = Cursor { rest: frame.body, sequence };
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(decoded, sample());
     }
 
-    /// A checksum can be right and the content still not ours: an error, never a panic.
+    /// Content that storage did not write, with a valid checksum, is an error and never a panic.
     #[test]
     fn resealed_garbage_is_an_error() {
         let record = build();

@@ -1,4 +1,4 @@
-//! Reads a log back: which of the records found are the log, and what they say together.
+//! Recovery of the log: decides which of the records found are the log, and replays them.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ enum Seen {
     Broken(&'static str),
 }
 
-/// The records that are the log: `head..=last`, each found whole; everything above is to go.
+/// The records that are the log: `head..=last`, each found whole. Everything above is removed.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     head: u64,
@@ -40,7 +40,7 @@ pub(super) fn recover(store: &mut dyn LogStore, marked: u64) -> Result<Recovered
     let seen = survey(store)?;
     let verdict = judge(&seen, marked)?;
     if verdict.has_tail {
-        tracing::info!(from = verdict.last + 1, "removing the unfinished tail of the log");
+        tracing::info!(from = verdict.last + 1, "log: removing the unfinished tail");
         store.remove_from(verdict.last + 1)?;
     }
     store.settle()?;
@@ -84,7 +84,7 @@ fn survey(store: &mut dyn LogStore) -> Result<Vec<(u64, Seen)>> {
     Ok(seen)
 }
 
-/// Decides what the log is, or that it is damaged.
+/// Decides which records are the log, or that it is damaged.
 fn judge(seen: &[(u64, Seen)], marked: u64) -> Result<Verdict> {
     let headers = || {
         seen.iter().filter_map(|(_, item)| match item {
@@ -92,7 +92,7 @@ fn judge(seen: &[(u64, Seen)], marked: u64) -> Result<Verdict> {
             Seen::Broken(_) => None,
         })
     };
-    // The highest head of any record: it was written after all that it replaces was durable.
+    // The highest head of any record: the replacements of the records below it are durable.
     let head = headers().map(|header| header.head).max().unwrap_or(1);
     let durable = headers().map(|header| header.durable_upto).max().unwrap_or(0).max(marked);
 
@@ -158,20 +158,20 @@ impl Replay {
         }
     }
 
-    /// What is alive of each group, and tells the book what is not.
+    /// The live part of each group. Drops the dead entries from the book.
     fn finish(self, book: &mut Book) -> BTreeMap<ReplicaKey, RecoveredGroup> {
         let recovered = self.groups.into_iter().map(|(key, mut group)| {
-            // What is alive is one run of indexes. A gap is what remains of purged entries, so
+            // The live entries are one run of indexes. A gap is left by purged entries, so
             // everything below it is dead as well.
             let mut first = group.entries.last_key_value().map_or(0, |(last, _)| *last);
             while first > 0 && group.entries.contains_key(&(first - 1)) {
                 first -= 1;
             }
-            let alive = group.entries.split_off(&first);
-            if !alive.is_empty() {
+            let live = group.entries.split_off(&first);
+            if !live.is_empty() {
                 book.drop_below(key, quorate_raft::Index(first));
             }
-            let entries = alive.into_values().collect();
+            let entries = live.into_values().collect();
             (key, RecoveredGroup { hard_state: group.hard_state, reset: group.reset, entries })
         });
         recovered.collect()
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_log_is_taken_whole() {
+    fn a_whole_log_is_accepted_whole() {
         assert_eq!(judge(&[], 0).unwrap(), ok(1, 0, false));
         assert_eq!(judge(&log(1, 9), 9).unwrap(), ok(1, 9, false));
         assert_eq!(judge(&log(5, 9), 0).unwrap(), ok(5, 9, false));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_survivor_knows_durable_is_tail() {
+    fn records_that_no_survivor_knows_durable_are_the_tail() {
         // Record 9 was written without knowing that 8 is durable: both may be unfinished.
         let mut seen = log(1, 7);
         seen.extend([broken(8), whole(9, 7, 1)]);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_chain_is_seen() {
+    fn a_broken_chain_is_detected() {
         let mut seen = log(1, 9);
         if let Seen::Whole { header, .. } = &mut seen[4].1 {
             header.previous = 77;

@@ -1,4 +1,5 @@
-//! Records in a tree of the database: key = sequence ‖ piece, both big endian.
+//! Tree back end of the log: records in a tree of the database, with the key sequence ‖ piece, both
+//! big endian.
 
 use super::store::{Found, LogStore};
 use crate::database::{Database, Tree};
@@ -7,9 +8,9 @@ use crate::{crash, pieces};
 
 const TREE: &[u8] = b"log";
 
-/// Keys that one call of `remove_below` removes at the least, if they are there. It removes two
-/// more for each one written since the last call: what was left behind gets less all the time, and
-/// how long a call takes is in proportion to the appends before it.
+/// The fewest keys that one call of `remove_below` removes, if there are that many. It removes two
+/// more for each key written since the last call: so the backlog shrinks, and the duration of a
+/// call is proportional to the appends before it.
 const REMOVE_MIN: usize = 256;
 
 pub(super) struct TreeStore {

@@ -1,4 +1,5 @@
-//! The memory that all shards of a node share: the deltas, and the cache of tree rows.
+//! The delta budget: the memory that all shards of a node share for deltas and for the cache of
+//! tree rows.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,7 @@ use super::cache::ValueCache;
 pub enum DeltaLevel {
     /// Below the limit.
     Ok,
-    /// At the limit: checkpoints are due, and new proposals are refused.
+    /// At the limit: checkpoints are due, and new proposals are rejected.
     Full,
     /// At twice the limit: apply pauses, and committed entries wait in the log.
     Double,
@@ -17,8 +18,8 @@ pub enum DeltaLevel {
 
 /// The node-wide budget of the deltas, and the node-wide cache beside it.
 ///
-/// Every layer of every shard counts its bytes here, with what the structures around them take,
-/// and gives them back when its last reader has let go of it.
+/// Every layer of every shard counts its bytes here, including the overhead of its structures, and
+/// returns them when its last reader has dropped it.
 #[derive(Debug)]
 pub struct DeltaBudget {
     limit: u64,
@@ -27,7 +28,7 @@ pub struct DeltaBudget {
 }
 
 impl DeltaBudget {
-    /// The limit of the deltas where nothing else was chosen, in bytes.
+    /// The default limit of the deltas, in bytes.
     pub const DEFAULT_LIMIT: u64 = 64 << 20;
 
     /// A budget of `limit` bytes for deltas, and half as much for the cache of tree rows.
@@ -48,7 +49,7 @@ impl DeltaBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The bytes that deltas may hold before proposals are refused.
+    /// The bytes that deltas may hold before proposals are rejected.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.limit
@@ -80,7 +81,7 @@ impl DeltaBudget {
 
     pub(crate) fn give_back(&self, bytes: u64) {
         let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
-        assert!(before >= bytes, "{bytes} bytes given back of {before} taken");
+        assert!(before >= bytes, "{bytes} bytes returned of {before} taken");
     }
 }
 
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_begin_at_the_limit_and_at_twice_of_it() {
+    fn levels_begin_at_the_limit_and_at_twice_the_limit() {
         let budget = DeltaBudget::new(100);
         budget.take(99);
         assert_eq!(budget.level(), DeltaLevel::Ok);

@@ -1,7 +1,8 @@
-//! A bounded cache of rows that were read from, or just written to, the trees of a node.
+//! The value cache: a bounded cache of rows that were read from, or just written to, the trees of a
+//! node.
 //!
-//! It answers for rows which are in no delta layer. What keeps it true is said in
-//! [`view`](super::view), where it is filled.
+//! It answers for rows that are in no delta layer. The module [`view`](super::view), which fills
+//! it, explains why it is never stale.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault};
@@ -14,22 +15,22 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::keys::RowKey;
 
-/// Stripes, each with a lock of its own, so that readers seldom wait for each other.
+/// Stripes, each with its own lock, so that readers rarely wait for each other.
 const STRIPES: usize = 16;
-/// What an entry costs beside its bytes: table slot and the headers of two buffers.
+/// The overhead of an entry in bytes: table slot and the headers of two buffers.
 const ENTRY_OVERHEAD: u64 = 160;
-/// Longer records are not kept: one of them would push out thousands of others.
+/// Longer records are not cached: one of them would evict thousands of others.
 const CACHED_RECORD_BYTES_MAX: usize = 64 << 10;
 
-/// Which state a cached row belongs to: one tree of one shard, in one run of the process.
+/// The state to which a cached row belongs: one tree of one shard, in one run of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CacheId(u64);
 
 type Hasher = BuildHasherDefault<Xxh3Default>;
 type Rows = HashMap<(CacheId, RowKey), Option<Bytes>, Hasher>;
 
-/// Two generations of rows: what is used moves to the young one; when that holds its half of the
-/// bytes, the old one is dropped whole and the young one takes its place.
+/// Two generations of rows. A row that is used moves to the young one; when that holds its half of
+/// the bytes, the old one is dropped and the young one replaces it.
 #[derive(Debug, Default)]
 struct Stripe {
     young: Rows,
@@ -86,8 +87,8 @@ impl ValueCache {
         Some(record)
     }
 
-    /// Keeps the record of a row, if `still_true` says so once the row can no longer change
-    /// in the cache.
+    /// Caches the record of a row if `still_true` holds, which is checked under the row's cache
+    /// lock.
     pub(crate) fn put(
         &self,
         id: CacheId,
@@ -151,14 +152,14 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_at_most_its_bytes_and_keeps_what_is_used() {
+    fn it_holds_at_most_its_bytes_and_keeps_used_rows() {
         let cache = ValueCache::new(256 << 10);
         let id = cache.new_id();
         let record = Bytes::from(vec![7; 100]);
         for n in 0..10_000 {
             cache.put(id, &key(n), Some(&record), || true);
             assert_eq!(cache.get(id, &key(0)), Some(Some(record.clone())), "row 0 after {n}");
-            // A generation may pass its half by the row that fills it.
+            // A generation may exceed its half by the last row.
             assert!(cache.used() <= (256 << 10) + 16 * 300, "{} bytes", cache.used());
         }
         assert_eq!(cache.get(id, &key(1)), None);
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_put_replaces_and_an_untrue_one_does_nothing() {
+    fn a_put_replaces_and_a_stale_put_does_nothing() {
         let cache = ValueCache::new(1 << 20);
         let id = cache.new_id();
         cache.put(id, &key(1), Some(&Bytes::from_static(b"a")), || true);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_too_long_to_keep_still_drops_the_one_before_it() {
+    fn a_record_too_long_to_cache_still_drops_the_cached_one() {
         let cache = ValueCache::new(64 << 20);
         let id = cache.new_id();
         cache.put(id, &key(1), Some(&Bytes::from_static(b"short")), || true);

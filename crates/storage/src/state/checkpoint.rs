@@ -22,7 +22,7 @@ pub struct CheckpointJob {
     pub(crate) shared: Arc<Shared>,
     pub(crate) generation: Arc<Generation>,
     pub(crate) layer: Arc<Layer>,
-    /// The header as it will be.
+    /// The header of the new checkpoint.
     pub(crate) header: ShardHeader,
 }
 
@@ -30,7 +30,7 @@ pub struct CheckpointJob {
 #[derive(Debug)]
 #[must_use = "a checkpoint counts once the store has finished it"]
 pub struct Finished {
-    /// The header as it is now; none if an install has replaced the tree meanwhile.
+    /// The durable header; `None` if an install has replaced the tree meanwhile.
     pub(crate) header: Option<ShardHeader>,
     /// The rows of which versions were written.
     pub(crate) garbage: Garbage,
@@ -55,15 +55,15 @@ impl CheckpointJob {
         self.layer.read().len()
     }
 
-    /// Writes the checkpoint; it is durable when this returns. Cleans up behind the one before it
-    /// first, so that superseded versions never are more than two checkpoints' worth.
+    /// Writes the checkpoint; it is durable when this returns. Cleans up after the previous one
+    /// first, so that superseded versions never exceed two checkpoints' worth.
     ///
     /// # Errors
     /// A failed write: the database is closed, and the process ends.
     pub fn run(self) -> Result<Finished> {
         clean::clean(&self.shared)?;
         let garbage = self.write_versions()?;
-        // An install that came first has made this checkpoint's tree a thing of the past.
+        // An install that finished first has replaced this checkpoint's tree.
         let generations = self.shared.generations.lock();
         if generations.durable != self.header.generation {
             return Ok(Finished { header: None, garbage: Garbage::default() });
@@ -82,7 +82,7 @@ impl CheckpointJob {
             return Ok(garbage);
         }
         let (tree, number) = (&self.generation.tree, self.header.number);
-        self.shared.begin_attempt(&self.header)?;
+        self.shared.write_intent(&self.header)?;
         self.shared.database.barrier()?;
         let cache = self.shared.budget.cache();
         for (key, record) in rows.all() {
@@ -96,7 +96,7 @@ impl CheckpointJob {
             // on this is the row of the tree (see the module `view`).
             cache.put(self.generation.cache_id, key, record, || true);
         }
-        // The header may only speak of versions that are durable.
+        // The header may only reference durable versions.
         self.shared.database.barrier()?;
         Ok(garbage)
     }

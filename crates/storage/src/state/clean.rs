@@ -1,5 +1,5 @@
-//! Removes what no reader of a shard can see any more: superseded versions, tombstones that hide
-//! nothing, and trees that an install has replaced.
+//! Cleaning: removes the rows of a shard that no reader can see any more: superseded versions,
+//! tombstones that hide nothing, and trees that an install has replaced.
 
 use std::mem;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::view::{Shared, View};
 use crate::error::{Result, StorageError};
 use crate::keys::{self, RowKey};
 
-/// Cleans one shard, on any thread, beside apply, readers and checkpoints.
+/// A job that cleans one shard, on any thread, concurrently with apply, readers and checkpoints.
 #[derive(Debug)]
 #[must_use = "a job does nothing until it is run"]
 pub struct CleanJob {
@@ -19,8 +19,8 @@ pub struct CleanJob {
 }
 
 impl CleanJob {
-    /// Removes what can be removed now; the rest waits for the next cleaning, which each
-    /// checkpoint begins with.
+    /// Removes everything that can be removed now; the rest waits for the next cleaning. Each
+    /// checkpoint begins with one.
     ///
     /// # Errors
     /// A failed write, after which the process ends; or damage.
@@ -31,11 +31,11 @@ impl CleanJob {
 
 /// See [`CleanJob::run`].
 pub(crate) fn clean(shared: &Arc<Shared>) -> Result<()> {
-    // The view is taken after the garbage: a row is noted once its version is published.
+    // Load the view after taking the garbage: a row is noted once its version is published.
     let mut garbage = mem::take(&mut *shared.garbage.lock());
     let mut left = Garbage::default();
     for generation in mem::take(&mut garbage.retired) {
-        // Views are the only other holders, and no new one can be made of a replaced tree.
+        // Apart from this list only views hold it, and no new view of a replaced tree can be made.
         if Arc::strong_count(&generation) == 1 {
             let name = Generation::tree_name(shared.group, generation.number);
             shared.database.drop_tree(&name)?;
@@ -56,7 +56,7 @@ pub(crate) fn clean(shared: &Arc<Shared>) -> Result<()> {
     shared.garbage.lock().merge(left);
     if done {
         shared.occupied.set(view.header.frontier.counts.bytes);
-        shared.attempt_cleaned(&view.header)?;
+        shared.write_cleaned(&view.header)?;
     }
     Ok(())
 }
@@ -65,15 +65,15 @@ pub(crate) fn clean(shared: &Arc<Shared>) -> Result<()> {
 struct Cleaning<'a> {
     shared: &'a Shared,
     view: &'a View,
-    /// The checkpoints that must stay readable, besides the published one.
+    /// The checkpoints that must stay readable, in addition to the published one.
     pinned: Vec<u64>,
-    /// Keys of tombstones that hide nothing since this pass.
+    /// Keys of tombstones that hide nothing after this pass.
     bare: Vec<Vec<u8>>,
 }
 
 impl<'a> Cleaning<'a> {
     fn new(shared: &'a Shared, view: &'a View) -> Cleaning<'a> {
-        // Whoever pins from now on pins this checkpoint or a later one.
+        // A reader that pins from now on pins this checkpoint or a later one.
         let pinned = shared.pins.lock().numbers(view.header.generation);
         Cleaning { shared, view, pinned, bare: Vec::new() }
     }
@@ -82,18 +82,19 @@ impl<'a> Cleaning<'a> {
         let tree = &self.view.generation.tree;
         let published = self.view.header.number;
         let mut pieces = versions::row_pieces(tree, prefix)?;
-        // A checkpoint may be under way; what it writes is none of ours yet.
+        // A checkpoint may be in progress; its versions are not published yet.
         pieces.retain(|piece| piece.number <= published);
         let Some(newest) = pieces.first() else { return Ok(()) };
         let (newest, bare) = (newest.number, newest.tombstone.then(|| newest.key.clone()));
         let kept = self.kept(&pieces);
-        // From the oldest on: what stays is at all times the newest there is.
+        // Oldest first, so that at any time the remaining versions include the newest.
         for piece in pieces.iter().rev().filter(|piece| !kept.contains(&piece.number)) {
             tree.remove(&piece.key)?;
         }
         if kept.iter().any(|number| *number != newest) {
-            let (plain, _) = keys::unescape(prefix)
-                .ok_or_else(|| StorageError::damaged("a row of the state has a foreign key"))?;
+            let (plain, _) = keys::unescape(prefix).ok_or_else(|| {
+                StorageError::damaged("a row of the state has an unrecognised key")
+            })?;
             left.rows.extend(RowKey::from_bytes(plain.into()));
         } else {
             self.bare.extend(bare);
@@ -109,7 +110,8 @@ impl<'a> Cleaning<'a> {
         wanted.filter_map(newest_at).collect()
     }
 
-    /// Removes the tombstones that hide nothing any more: what they hid is gone behind a barrier.
+    /// Removes the tombstones that hide nothing any more: the rows that they hid are durably
+    /// removed.
     fn tombstones(self) -> Result<()> {
         if !self.bare.is_empty() {
             self.shared.database.barrier()?;

@@ -1,4 +1,4 @@
-//! One layer of a shard's delta: the writes since a checkpoint, in memory.
+//! Delta layers: the writes to a shard since a checkpoint, in memory.
 //!
 //! A layer is *active* while entries are applied to it, then *frozen* while a checkpoint writes it
 //! to the tree. A frozen layer never changes; readers that still need it hold it by its `Arc`.
@@ -16,13 +16,13 @@ use super::header::Frontier;
 use super::versions::{PAGE_BYTES, PAGE_ROWS, Page, Span};
 use crate::keys::RowKey;
 
-/// What the first version of a row costs beside its bytes: its slot in the map (at a usual fill),
-/// the chain, and the headers of two buffers.
+/// The overhead in bytes of the first version of a row: its slot in the map (at a usual fill), the
+/// chain, and the headers of two buffers.
 const ROW_OVERHEAD: u64 = 240;
-/// What each further version of a row costs beside its bytes.
+/// The overhead in bytes of each further version of a row.
 const VERSION_OVERHEAD: u64 = 112;
 
-/// Rows that one page visits while it holds the layer's lock, at most.
+/// The most rows that one page visits while it holds the layer's lock.
 const VISITED_MAX: usize = 512;
 
 /// A row's record as an entry left it; `None` is a deletion.
@@ -42,7 +42,7 @@ impl Version {
 #[derive(Debug)]
 struct Chain {
     newest: Version,
-    /// Versions that a pinned reader still needs, oldest first. Empty but while there are pins.
+    /// Versions that a pinned reader still needs, oldest first. Empty unless there are pins.
     older: Vec<Version>,
 }
 
@@ -55,8 +55,8 @@ impl Chain {
         self.older.iter().rev().find(|version| version.index <= index)
     }
 
-    /// Puts a version on top and drops those that no pin needs. A pin needs the newest version at
-    /// or before its index. Returns by how many bytes the chain grew.
+    /// Adds a version and drops those that no pin needs. A pin needs the newest version at or
+    /// before its index. Returns the growth of the chain in bytes.
     fn push(&mut self, next: Version, pins: &[u64]) -> i64 {
         let before = self.bytes();
         let top = next.index;
@@ -72,7 +72,7 @@ impl Chain {
             if pins.iter().any(|pin| (from..until).contains(pin)) {
                 until = from;
             } else {
-                // No pin stands between the dropped version and `until`, so `until` serves the
+                // There is no pin between the dropped version and `until`, so `until` bounds the
                 // version below it as well.
                 self.older.remove(at);
             }
@@ -89,12 +89,12 @@ impl Chain {
     }
 }
 
-/// The rows of a layer, and how far the shard's state has come with them.
+/// The rows of a layer, and the frontier of the shard's state with them.
 #[derive(Debug)]
 pub(crate) struct Rows {
     map: BTreeMap<RowKey, Chain>,
-    /// The state after the last entry that was applied to this layer (or, before the first one,
-    /// the state this layer began at).
+    /// The frontier after the last entry applied to this layer or, before the first one, the
+    /// frontier at which the layer began.
     frontier: Frontier,
     bytes: u64,
 }
@@ -104,8 +104,8 @@ impl Rows {
         &self.frontier
     }
 
-    /// The newest record of a row: `None` if this layer does not know the row, `Some(None)` if it
-    /// was deleted here.
+    /// The newest record of a row: `None` if the row is not in this layer, `Some(None)` if it was
+    /// deleted here.
     pub(crate) fn newest(&self, key: &RowKey) -> Option<&Option<Bytes>> {
         self.map.get(key).map(|chain| &chain.newest.record)
     }
@@ -132,7 +132,7 @@ impl Rows {
                 page.rows.push((key.clone(), version.record.clone()));
             }
             if page.rows.len() >= PAGE_ROWS || bytes >= PAGE_BYTES || visited >= VISITED_MAX {
-                page.rest = span.behind(key.clone(), reverse);
+                page.rest = span.after(key.clone(), reverse);
                 break;
             }
         }
@@ -152,8 +152,8 @@ impl Rows {
         self.map.contains_key(key)
     }
 
-    /// Applies the writes of one entry. `pins` are the indexes that readers have pinned; a layer
-    /// whose lock is held for writing is pinned by nobody meanwhile.
+    /// Applies the writes of one entry. `pins` are the indexes that readers have pinned; no reader
+    /// can pin this layer while its lock is held for writing.
     fn apply(
         &mut self,
         writes: impl Iterator<Item = (RowKey, Option<Bytes>)>,
@@ -182,7 +182,7 @@ impl Rows {
     }
 }
 
-/// A layer that counts its bytes against the node's budget for as long as anybody holds it.
+/// A layer that counts its bytes against the node's budget until its last holder drops it.
 #[derive(Debug)]
 pub(crate) struct Layer {
     rows: RwLock<Rows>,
@@ -199,13 +199,13 @@ impl Layer {
         self.rows.read()
     }
 
-    /// The bytes this layer counts for.
+    /// The bytes that this layer counts against the budget.
     pub(crate) fn bytes(&self) -> u64 {
         self.rows.read().bytes
     }
 
-    /// Applies the writes of one entry, all visible at once. `pins` is asked for the pinned
-    /// indexes while nobody can pin this layer.
+    /// Applies the writes of one entry, which become visible atomically. `pins` is called for the
+    /// pinned indexes while no reader can pin this layer.
     pub(crate) fn apply(
         &self,
         writes: impl Iterator<Item = (RowKey, Option<Bytes>)>,

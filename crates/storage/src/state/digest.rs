@@ -2,8 +2,8 @@
 //!
 //! It is the sum, modulo 2^128, of one hash per live row, session and map rows included:
 //! `xxh3_128(length of the row key, u32 little-endian ‖ row key ‖ record)`. A sum does not depend
-//! on the order of the rows, so each write changes it by two hashes. It finds damage and bugs; it
-//! is no defence against someone who chooses rows to collide.
+//! on the order of the rows, so each write changes it by two hashes. It finds damage and bugs, but
+//! does not protect against rows that are chosen to collide.
 
 use std::collections::VecDeque;
 
@@ -20,22 +20,22 @@ pub(crate) struct Digest {
 }
 
 impl Digest {
-    /// A digest that goes on from `sum`; 0 is the digest of no rows.
+    /// A digest that continues from `sum`; 0 is the digest of no rows.
     pub(crate) fn from_sum(sum: u128) -> Digest {
         Digest { sum, scratch: Vec::new() }
     }
 
-    /// Counts a row in.
+    /// Adds a row.
     pub(crate) fn add(&mut self, key: &RowKey, record: &[u8]) {
         self.sum = self.sum.wrapping_add(self.row(key, record));
     }
 
-    /// Takes a row out that was counted in.
+    /// Subtracts a row that was added.
     pub(crate) fn subtract(&mut self, key: &RowKey, record: &[u8]) {
         self.sum = self.sum.wrapping_sub(self.row(key, record));
     }
 
-    /// The digest of the rows counted in.
+    /// The digest of the rows added.
     pub(crate) fn sum(&self) -> u128 {
         self.sum
     }
@@ -50,23 +50,23 @@ impl Digest {
     }
 }
 
-/// A digest is remembered at every index that is a multiple of this.
+/// A digest is recorded at every index that is a multiple of this.
 pub(crate) const MARK_INTERVAL: u64 = 1_024;
-/// So many are remembered, the newest ones.
+/// The number of recorded digests that are kept, the newest ones.
 pub(crate) const MARKS_MAX: usize = 16;
 
-/// The digests at the last marked indexes, oldest first. Replicas that apply are asked one after the
-/// other, so what they can be compared at is an index that both have passed.
+/// The digests at the last marked indexes, oldest first. Running replicas are asked one after the
+/// other, so they can only be compared at an index that both have passed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Marks(VecDeque<(Index, u128)>);
 
 impl Marks {
-    /// Whether the digest after the entry at `index` is to be noted.
+    /// Whether the digest after the entry at `index` is to be recorded.
     pub(crate) fn is_due(index: Index) -> bool {
         index.0.is_multiple_of(MARK_INTERVAL)
     }
 
-    /// Notes the digest after the entry at `index`.
+    /// Records the digest after the entry at `index`.
     pub(crate) fn note(&mut self, index: Index, digest: u128) {
         if self.0.len() == MARKS_MAX {
             self.0.pop_front();
@@ -74,7 +74,7 @@ impl Marks {
         self.0.push_back((index, digest));
     }
 
-    /// Forgets all of them: the state was replaced by another one.
+    /// Drops all of them, because another state has replaced this one.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_forever() {
+    fn its_values_never_change() {
         assert_eq!(digest(&[]), 0);
         assert_eq!(digest(&[(b"key", b"record")]), 0xbb7a_1a38_7170_dec8_211c_0b5e_98ba_6bf9);
         assert_eq!(digest(&[(b"key", b"record")]), xxh3_128(b"\x08\0\0\0\x01\0\0\0\0keyrecord"));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_in_can_be_taken_out() {
+    fn an_added_row_can_be_subtracted() {
         let key = RowKey::new(RowKind::Session, 1, b"s");
         let mut digest = Digest::from_sum(17);
         digest.add(&key, b"one");

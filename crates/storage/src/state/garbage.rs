@@ -1,4 +1,4 @@
-//! Garbage: what may be there to remove, remembered until the next cleaning.
+//! Garbage: the rows and trees that the next cleaning may have to remove.
 
 use std::mem;
 use std::sync::Arc;
@@ -6,23 +6,23 @@ use std::sync::Arc;
 use super::generation::Generation;
 use crate::keys::RowKey;
 
-/// Rows to look at are remembered up to this many bytes; beyond, the whole tree is gone through.
+/// Rows to be cleaned are listed up to this many bytes; beyond that the whole tree is swept.
 const REMEMBERED_BYTES_MAX: usize = 4 << 20;
 
-/// What may be there to remove.
+/// The work of the next cleaning.
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
     /// Rows that have, or had, more than one version.
     pub(super) rows: Vec<RowKey>,
     bytes: usize,
-    /// Any row may have: the whole tree is to be gone through.
+    /// Any row may have more than one version: the whole tree must be swept.
     pub(super) sweep: bool,
-    /// Trees that an install has replaced; their last readers may still be there.
+    /// Trees that an install has replaced; they may still have readers.
     pub(super) retired: Vec<Arc<Generation>>,
 }
 
 impl Garbage {
-    /// Remembers a row of which a new version was written.
+    /// Adds a row of which a new version was written.
     pub(crate) fn note(&mut self, key: RowKey) {
         self.bytes += key.as_bytes().len() + mem::size_of::<RowKey>();
         if self.sweep || self.bytes > REMEMBERED_BYTES_MAX {
@@ -32,7 +32,7 @@ impl Garbage {
         }
     }
 
-    /// Makes the next cleaning go through the whole tree.
+    /// Makes the next cleaning sweep the whole tree.
     pub(crate) fn sweep_all(&mut self) {
         self.sweep = true;
         self.rows = Vec::new();
@@ -51,7 +51,7 @@ impl Garbage {
         self.retired.extend(other.retired);
     }
 
-    /// Forgets the rows, which belong to a tree that is no longer in use.
+    /// Drops the rows, which belong to a tree that is no longer in use.
     pub(crate) fn forget_rows(&mut self) {
         self.rows = Vec::new();
         self.bytes = 0;

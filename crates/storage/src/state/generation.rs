@@ -1,4 +1,4 @@
-//! The trees of a shard: a new one for each snapshot that is installed.
+//! Generations: the trees of a shard, a new one for each installed snapshot.
 
 use quorate_raft::GroupId;
 
@@ -19,7 +19,8 @@ impl Generation {
         format!("s{}/{number}", group.0).into_bytes()
     }
 
-    /// The shard and the generation of a tree's name, if it is one of ours.
+    /// The shard and the generation in a tree's name; `None` if it is not the name of a shard's
+    /// tree.
     pub(crate) fn parse_name(name: &[u8]) -> Option<(GroupId, u64)> {
         let (group, number) = std::str::from_utf8(name).ok()?.strip_prefix('s')?.split_once('/')?;
         let (group, number) = (GroupId(group.parse().ok()?), number.parse().ok()?);

@@ -1,8 +1,8 @@
 //! The shard header: the one row that says which checkpoint of which tree is a shard's state.
 //!
-//! A header is written in one insert after everything it speaks of is behind a barrier. So it is
-//! the moment of a checkpoint, of an install and of a creation; what it does not speak of never
-//! happened.
+//! A header is written in one insert after everything that it references is durable. That insert is
+//! the commit point of a checkpoint, of an install and of a creation; recovery ignores anything
+//! that the header does not reference.
 
 use bincode::{BorrowDecode, Encode};
 use quorate_raft::{GroupId, Index, LogId, Membership, ReplicaId, Term};
@@ -34,7 +34,7 @@ impl HashRange {
     }
 }
 
-/// How much a state holds.
+/// The size of a state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
 pub struct Counts {
     /// Live rows of all kinds.
@@ -46,7 +46,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Counts a live row in.
+    /// Adds a live row.
     pub(crate) fn add(&mut self, key: &RowKey, record: &[u8]) {
         self.rows = self.rows.wrapping_add(1);
         if key.kind() == RowKind::User {
@@ -55,8 +55,8 @@ impl Counts {
         }
     }
 
-    /// Takes a row out that was counted in. It wraps as the digest does: counts that do not fit
-    /// their rows are damage, which a scrub reports, and no reason to stop the process.
+    /// Subtracts a row that was added. It wraps as the digest does: counts that do not match the
+    /// rows are damage, which a scrub reports and which must not stop the process.
     pub(crate) fn subtract(&mut self, key: &RowKey, record: &[u8]) {
         self.rows = self.rows.wrapping_sub(1);
         if key.kind() == RowKind::User {
@@ -66,32 +66,33 @@ impl Counts {
     }
 }
 
-/// How far a state has come. Equal on all replicas at equal `applied`.
+/// The position of a state in the log, with its size and digest. Equal on all replicas at equal
+/// `applied`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frontier {
     /// The last entry applied.
     pub applied: LogId,
     /// The log time of that entry; it never goes back.
     pub log_time: u64,
-    /// What the state holds.
+    /// The size of the state.
     pub counts: Counts,
     /// The digest of all live rows: the sum, modulo 2^128, of
     /// `xxh3_128(length of the row key, u32 little-endian ‖ row key ‖ record)`.
     pub digest: u128,
 }
 
-/// What is durable of a shard's state: see the module.
+/// The durable description of a shard's state; see the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardHeader {
     /// The shard, which is also the group that replicates it.
     pub group: GroupId,
     /// The replica this state belongs to.
     pub replica: ReplicaId,
-    /// Which of the shard's trees holds the state; each install begins a new one.
+    /// The number of the tree that holds the state; each install begins a new one.
     pub generation: u64,
     /// The checkpoint: versions of rows with a higher number do not exist.
     pub number: u64,
-    /// How far the checkpoint has come.
+    /// The frontier of the checkpoint.
     pub frontier: Frontier,
     /// The membership as of the last entry applied.
     pub membership: Membership,
@@ -99,12 +100,11 @@ pub struct ShardHeader {
     pub range: HashRange,
     /// The epoch of that ownership.
     pub shard_epoch: u64,
-    /// Log entries before this index are void: they were there before an install replaced the
-    /// state they belonged to.
+    /// Log entries before this index are void: they belong to a state that an install has replaced.
     pub log_valid_from: Index,
 }
 
-/// The header as it is written. Fields are only ever added, with a new format.
+/// The header as it is written. Fields are only added, with a new format.
 #[derive(Encode, BorrowDecode)]
 struct Record {
     group: u64,
@@ -154,7 +154,7 @@ impl ShardHeader {
         let record: Record = codec::decode(bytes, FORMAT, &format!("the header of {group}"))?;
         if record.group != group.0 {
             return Err(StorageError::damaged(format!(
-                "the header of shard {} stands where that of shard {} should be",
+                "found the header of shard {} in place of shard {}'s",
                 record.group, group.0
             )));
         }

@@ -1,4 +1,4 @@
-//! The attempt record: which checkpoint was begun last in a tree, durable before any of its versions.
+//! The intent record: the last checkpoint begun in a tree, durable before any of its versions.
 
 use bincode::{BorrowDecode, Encode};
 use quorate_raft::GroupId;
@@ -13,43 +13,42 @@ pub(crate) fn header_key(group: GroupId) -> [u8; 8] {
     group.0.to_be_bytes()
 }
 
-/// The key of a shard's attempt record, beside its header.
-pub(crate) fn attempt_key(group: GroupId) -> [u8; 9] {
+/// The key of a shard's intent record, beside its header.
+pub(crate) fn intent_key(group: GroupId) -> [u8; 9] {
     let mut key = [b'a'; 9];
     key[..8].copy_from_slice(&header_key(group));
     key
 }
 
-/// The last checkpoint that was begun in a tree, and the last one that was cleaned up behind.
+/// The last checkpoint that was begun in a tree, and the last one after which it was cleaned.
 ///
-/// It is durable before the first version of a checkpoint is written. So a shard whose header is
-/// older than its attempt has to be searched for versions above the header when it is opened, and
-/// no other has.
+/// It is durable before the first version of a checkpoint is written. So only a shard whose header
+/// is older than its intent has to be searched for versions above the header when it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub(crate) struct CheckpointIntent {
     pub(crate) generation: u64,
     /// The checkpoint whose versions may be in the tree.
     pub(crate) begun: u64,
-    /// The checkpoint at which no superseded version was left in the tree; 0 is none.
+    /// The checkpoint at which no superseded version was left in the tree; 0 = none.
     pub(crate) cleaned: u64,
 }
 
 impl CheckpointIntent {
     const FORMAT: u8 = 1;
 
-    /// The record of a tree in which nothing was begun that is not in its header.
+    /// The record of a tree in which no checkpoint after its header's was begun.
     pub(crate) fn none(header: &ShardHeader) -> CheckpointIntent {
         let number = header.number;
         CheckpointIntent { generation: header.generation, begun: number, cleaned: number }
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<CheckpointIntent> {
-        codec::decode(bytes, CheckpointIntent::FORMAT, "the attempt record of a shard")
+        codec::decode(bytes, CheckpointIntent::FORMAT, "the intent record of a shard")
     }
 
-    /// Writes the record of a shard; it is durable behind the next barrier.
+    /// Writes the record of a shard; it is durable after the next barrier.
     pub(crate) fn write(&self, headers: &Tree, group: GroupId) -> Result<()> {
         let bytes = codec::encode(CheckpointIntent::FORMAT, self)?;
-        headers.insert(&attempt_key(group), &bytes)
+        headers.insert(&intent_key(group), &bytes)
     }
 }

@@ -1,25 +1,25 @@
 //! The state of a shard: checkpoints by version.
 //!
-//! A shard's applied state is a tree at its last *checkpoint* and an in-memory *delta* of what was
-//! applied since. Applying an entry touches memory only; the log makes it durable.
+//! A shard's applied state is a tree at its last *checkpoint* and an in-memory *delta* of the
+//! writes applied since. Applying an entry touches memory only; the log makes it durable.
 //!
 //! | where | what |
 //! |---|---|
 //! | tree `s<shard>/<generation>` | versions of rows by checkpoint number ([`keys`](crate::keys), `versions`) |
-//! | tree `shards` | one header for each shard ([`ShardHeader`]), and the attempt record beside it |
+//! | tree `shards` | one header for each shard ([`ShardHeader`]), and the intent record beside it |
 //! | memory | one active and at most one frozen delta layer (`delta`), a cache of tree rows (`cache`) |
 //!
-//! **A checkpoint** freezes the active layer, notes its attempt, writes the newest record of each
+//! **A checkpoint** freezes the active layer, records its intent, writes the newest record of each
 //! row as a new version (a deletion as a tombstone), waits for a barrier, writes the header in one
 //! insert, and waits for a barrier. The versions below it are untouched until the header is
 //! durable, and versions above the header's number do not exist: they are ignored, and removed
-//! when the shard is opened. So a crash at any point leaves the state of one checkpoint or of the
-//! other, and entries applied again from the log meet the rows they met before.
+//! when the shard is opened. So a crash at any point leaves the state of either checkpoint, and
+//! entries applied again from the log find the same rows as before.
 //!
-//! **Readers** take what they need from an atomically replaced view and never wait for more than
-//! one entry's writes ([`ShardReader`]). A pin keeps the state of one index readable ([`ScanPin`]).
+//! **Readers** use an atomically replaced view and never wait for more than one entry's writes
+//! ([`ShardReader`]). A pin keeps the state of one index readable ([`ScanPin`]).
 //!
-//! **An install** writes a new tree and flips to it by the header (see [`snapshot`]).
+//! **An install** writes a new tree and switches to it by the header (see [`snapshot`]).
 
 mod budget;
 mod cache;

@@ -1,4 +1,4 @@
-//! Who still needs an older state of a shard.
+//! Pins: the readers that still need an older state of a shard.
 //!
 //! A pin names a tree (by generation), the checkpoint in it whose versions must stay, and, for
 //! scans, the index whose versions must stay in the delta. While a pin is held, superseded
@@ -12,19 +12,19 @@ use std::collections::BTreeMap;
 
 use crate::error::{Result, StorageError};
 
-/// Scans of one shard that may be pinned at once.
+/// Scans of one shard that may be pinned at the same time.
 pub const SCAN_PINS_MAX: usize = 64;
-/// Snapshots of one shard that may be pinned at once.
+/// Snapshots of one shard that may be pinned at the same time.
 pub const SNAPSHOT_PINS_MAX: usize = 2;
 
-/// What a pin is for.
+/// The purpose of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PinKind {
-    /// Reads the state at an index, for a client.
+    /// A read of the state at an index, for a client.
     Scan,
-    /// Reads a checkpoint, for a follower or a backup.
+    /// A read of a checkpoint, for a follower or a backup.
     Snapshot,
-    /// Reads a checkpoint to compare its digest.
+    /// A read of a checkpoint, to compare its digest.
     Scrub,
 }
 
@@ -33,7 +33,7 @@ struct Pin {
     kind: PinKind,
     generation: u64,
     number: u64,
-    /// The index pinned in the delta; none where only the checkpoint is read.
+    /// The index pinned in the delta; `None` if only the checkpoint is read.
     index: Option<u64>,
 }
 

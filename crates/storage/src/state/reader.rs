@@ -1,4 +1,4 @@
-//! Reading a shard from any thread.
+//! Shard readers: reading a shard from any thread.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,14 +16,14 @@ use super::view::{Lookup, Shared};
 use crate::error::{Result, StorageError};
 use crate::keys::RowKey;
 
-/// A handle to read a shard; cheap to clone and to send to other threads. It never waits for
-/// apply or for a checkpoint longer than the writes of one entry take.
+/// A handle to read a shard; cheap to clone and to send to other threads. It never waits for apply
+/// or for a checkpoint longer than the writes of one entry take.
 #[derive(Clone, Debug)]
 pub struct ShardReader {
     shared: Arc<Shared>,
 }
 
-/// What there is to say of a shard's state at one index.
+/// The status of a shard's state at one index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardStatus {
     /// The last entry applied.
@@ -32,7 +32,7 @@ pub struct ShardStatus {
     pub log_time: u64,
     /// The last entry in the checkpoint.
     pub checkpoint: LogId,
-    /// What the state holds.
+    /// The size of the state.
     pub counts: Counts,
     /// The digest of all live rows.
     pub digest: u128,
@@ -57,21 +57,21 @@ impl ShardReader {
         self.shared.view.load().header.replica
     }
 
-    /// Bytes that the shard takes in the database: its live rows, and what a cleaning would remove.
-    /// `None` while there may be versions that nobody has counted, until the first cleaning.
+    /// Bytes that the shard takes in the database: its live rows, and those that a cleaning would
+    /// remove. `None` until the first cleaning, while there may be uncounted versions.
     #[must_use]
     pub fn occupied(&self) -> Option<u64> {
         self.shared.occupied.get()
     }
 
     /// A job that removes superseded versions and replaced trees, if there may be any. Each
-    /// checkpoint begins with that too, so it need only be run where none follows soon.
+    /// checkpoint begins with the same, so it is only needed if no checkpoint follows soon.
     pub fn clean(&self) -> Option<CleanJob> {
         let nothing = self.shared.garbage.lock().is_empty();
         (!nothing).then(|| CleanJob { shared: Arc::clone(&self.shared) })
     }
 
-    /// The last entry whose effects a read that begins now will see, all of them.
+    /// The last applied entry: a read that begins now sees all effects up to it.
     #[must_use]
     pub fn applied(&self) -> Index {
         Index(self.shared.applied.load(Ordering::Acquire))
@@ -101,7 +101,7 @@ impl ShardReader {
         Ok(ScanPin::new(view, index, guard))
     }
 
-    /// What there is to say of the state, all at one index.
+    /// The status of the state, all figures at one index.
     #[must_use]
     pub fn status(&self) -> ShardStatus {
         let view = self.shared.view.load();
@@ -131,11 +131,11 @@ impl ShardReader {
     }
 
     /// Reads the whole checkpoint from the tree and compares it with the counts and the digest in
-    /// its header. `pace` is told the bytes of each page read, and may sleep. One scrub of a shard
-    /// runs at a time.
+    /// its header. `pace` is called with the bytes of each page read, and may sleep. One scrub of a
+    /// shard runs at a time.
     ///
     /// # Errors
-    /// [`StorageError::Damaged`] if the state is not what was written.
+    /// [`StorageError::Damaged`] if the state differs from what was written.
     pub fn scrub(&self, mut pace: impl FnMut(u64)) -> Result<()> {
         let (view, guard) = self.shared.pin_checkpoint(PinKind::Scrub)?;
         let header = &view.header;

@@ -14,13 +14,13 @@ use crate::keys::{RowKey, RowKind};
 /// The rows of one kind and keyspace whose user keys are in `[start, end)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScanRange {
-    /// What the rows are for.
+    /// The kind of the rows.
     pub kind: RowKind,
     /// Their keyspace.
     pub keyspace: u32,
-    /// The first user key; empty begins at the first one there is.
+    /// The first user key; empty = from the first key of the keyspace.
     pub start: Bytes,
-    /// The first user key that is not part of the range; none goes on to the last one there is.
+    /// The first user key after the range; `None` = through the last key of the keyspace.
     pub end: Option<Bytes>,
 }
 
@@ -35,7 +35,7 @@ impl ScanRange {
     }
 }
 
-/// The sources of a scan, in the order in which they overrule each other.
+/// The sources of a scan, in the order of precedence.
 #[derive(Clone, Copy, Debug)]
 enum Origin {
     Active,
@@ -43,17 +43,17 @@ enum Origin {
     Tree,
 }
 
-/// One source, read a page at a time, so that a scan holds little and locks briefly.
+/// One source, read a page at a time, so that a scan uses little memory and locks briefly.
 #[derive(Debug)]
 struct Source {
     origin: Origin,
     buffer: VecDeque<(RowKey, Option<Bytes>)>,
-    /// What has not been read yet.
+    /// The part of the range that has not been read yet.
     rest: Option<Span>,
 }
 
 impl Source {
-    /// Reads on until there is a row in the buffer or the range has ended.
+    /// Reads pages until there is a row in the buffer or the range has ended.
     fn fill(&mut self, pin: &ScanPin, reverse: bool) -> Result<()> {
         while self.buffer.is_empty() {
             let Some(span) = self.rest.take() else { return Ok(()) };
@@ -115,7 +115,7 @@ impl Scan {
             let keys = heads.map(|(key, _)| key);
             let next = if self.reverse { keys.max() } else { keys.min() };
             let Some(next) = next.cloned() else { return Ok(None) };
-            // The first source that has the row says what it is; the others are passed over.
+            // The first source that has the row decides its record; the others are skipped.
             let mut record = None;
             for source in &mut self.sources {
                 if source.buffer.front().is_some_and(|(key, _)| *key == next) {

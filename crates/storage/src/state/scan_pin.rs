@@ -1,4 +1,4 @@
-//! The pinned state of a shard at one index, which scans and reads of many rows share.
+//! Scan pins: the pinned state of a shard at one index, shared by scans and reads of many rows.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl ScanPin {
         ScanPin { pinned: Arc::new(Pinned { view, index, _guard: guard }) }
     }
 
-    /// The index that is pinned.
+    /// The pinned index.
     #[must_use]
     pub fn index(&self) -> Index {
         Index(self.pinned.index)

@@ -5,13 +5,13 @@
 //!
 //! | part | payload |
 //! |---|---|
-//! | head (1), once, first | what the checkpoint's header says of the state |
+//! | head (1), once, first | the checkpoint's header, without the fields of the replica |
 //! | rows (2) | a slice of the stream of rows, cut anywhere |
 //! | tail (3), once, last | the number of rows, and their digest |
 //!
 //! A row is `length of the row key u32 ‖ length of the record u32 ‖ row key ‖ record`, numbers
-//! little-endian; rows come in strictly ascending order. The receiver checks the order of chunks
-//! and rows, every checksum, the count and the digest, before its header speaks of the new tree.
+//! little-endian; rows are in strictly ascending order. The receiver checks the order of chunks
+//! and rows, every checksum, the count and the digest, before its header references the new tree.
 
 mod install;
 
@@ -37,14 +37,14 @@ pub use install::{Installed, Installer};
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// The format of chunks.
 const FORMAT: u8 = 1;
-/// Part and sequence, in front of the payload.
+/// Part and sequence, before the payload.
 const PART_BYTES: usize = 1 + 4;
 /// The longest payload of a chunk.
 const PAYLOAD_BYTES: usize = CHUNK_BYTES - codec::FRAME_BYTES - PART_BYTES;
-/// The lengths in front of a row.
+/// The lengths before a row.
 const ROW_HEAD_BYTES: usize = 4 + 4;
 
-/// What a chunk holds.
+/// The part of a snapshot to which a chunk belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Part {
@@ -59,7 +59,7 @@ impl Part {
     }
 }
 
-/// What the head says of the state; generation, number and replica are the receiver's own.
+/// The state's header as it is sent; generation, number and replica are the receiver's own.
 #[derive(Debug, PartialEq, Eq, Encode, BorrowDecode)]
 struct Head {
     group: u64,
@@ -89,7 +89,7 @@ impl Head {
     }
 }
 
-/// What the tail says of the rows that came before it.
+/// The number and the digest of all rows sent, to check them against.
 #[derive(Debug, PartialEq, Eq, Encode, BorrowDecode)]
 struct Tail {
     rows: u64,
@@ -106,13 +106,13 @@ fn chunk(part: Part, sequence: u32, payload: &[u8]) -> Result<Bytes> {
     Ok(out.into())
 }
 
-/// Reads a pinned checkpoint as chunks. Dropping it releases the pin.
+/// The source of a snapshot: a pinned checkpoint, read as chunks. Dropping it releases the pin.
 pub struct SnapshotSource {
     view: Arc<View>,
     _guard: PinGuard,
     stage: Stage,
     sequence: u32,
-    /// Rows that are encoded, and not sent.
+    /// Rows that are encoded and not yet sent.
     stream: BytesMut,
     page: VecDeque<(RowKey, Option<Bytes>)>,
     rest: Option<Span>,
@@ -152,7 +152,7 @@ impl SnapshotSource {
         }
     }
 
-    /// What the receiver's core is told of the snapshot.
+    /// The metadata of the snapshot for the receiver's core.
     #[must_use]
     pub fn meta(&self) -> SnapshotMeta {
         let header = &self.view.header;
@@ -163,17 +163,17 @@ impl SnapshotSource {
         }
     }
 
-    /// The header of the checkpoint that is sent.
+    /// The header of the pinned checkpoint.
     #[must_use]
     pub fn header(&self) -> &ShardHeader {
         &self.view.header
     }
 
-    /// The next chunk, at most [`CHUNK_BYTES`]; none after the last one. It reads from the disk.
+    /// The next chunk, at most [`CHUNK_BYTES`]; `None` after the last one. It reads from the disk.
     ///
     /// # Errors
-    /// A failed read, or [`StorageError::Damaged`] if the rows are not those of the header: then
-    /// the chunks that were sent are of no use to anybody.
+    /// A failed read, or [`StorageError::Damaged`] if the rows do not match the header: then the
+    /// chunks that were sent cannot be used.
     pub fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         let (part, payload) = match self.stage {
             Stage::Done => return Ok(None),
@@ -243,7 +243,7 @@ impl SnapshotSource {
     }
 }
 
-/// Takes one whole row off the front of the stream, if it is there.
+/// Removes one row from the front of the stream; `None` if it is not complete.
 fn take_row(stream: &mut BytesMut) -> Result<Option<(RowKey, Bytes)>> {
     let Some((head, _)) = stream.split_first_chunk::<ROW_HEAD_BYTES>() else { return Ok(None) };
     let mut head = &head[..];
@@ -262,7 +262,7 @@ fn take_row(stream: &mut BytesMut) -> Result<Option<(RowKey, Bytes)>> {
     Ok(Some((key, row.slice(ROW_HEAD_BYTES + key_len..))))
 }
 
-/// A snapshot that is not what its sender must have meant.
+/// The error of a snapshot that cannot be used.
 fn bad(what: impl Into<String>) -> StorageError {
     StorageError::BadSnapshot { what: what.into() }
 }

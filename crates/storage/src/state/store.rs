@@ -1,4 +1,5 @@
-//! The state of one replica: a single writer, and handles for its readers and jobs.
+//! The shard store: the state of one replica, with a single writer, and handles for its readers and
+//! jobs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::digest::{Digest, Marks};
 use super::garbage::Garbage;
 use super::generation::Generation;
 use super::header::{Frontier, HashRange, ShardHeader};
-use super::intent::{CheckpointIntent, attempt_key, header_key};
+use super::intent::{CheckpointIntent, header_key, intent_key};
 use super::pins::{PinKind, Pins};
 use super::reader::ShardReader;
 use super::scan::Scan;
@@ -32,7 +33,7 @@ use crate::keys::{RowKey, RowKind};
 /// The tree of all shard headers of a node. Its name cannot be that of a shard's tree.
 const HEADERS: &[u8] = b"shards";
 
-/// A shard as it begins: without rows, at index 0.
+/// The initial state of a shard: without rows, at index 0.
 #[derive(Clone, Debug)]
 pub struct ShardInit {
     /// The shard, which is also the group that replicates it.
@@ -49,16 +50,16 @@ pub struct ShardInit {
 
 /// The applied state of one replica: its tree at a checkpoint, and the delta since.
 ///
-/// One thread applies entries to it; [`reader`](ShardStore::reader) gives handles to any others.
-/// Nothing is written to the disk per entry: what is applied after the last checkpoint is applied
-/// again from the log when the shard is opened.
+/// One thread applies entries to it; [`reader`](ShardStore::reader) gives handles to other threads.
+/// Nothing is written to the disk per entry: entries after the last checkpoint are applied again
+/// from the log when the shard is opened.
 #[derive(Debug)]
 pub struct ShardStore {
     shared: Arc<Shared>,
     /// The published view; only this store replaces it.
     view: Arc<View>,
     pub(super) frontier: Frontier,
-    /// The digest of `frontier`, running; it keeps its buffer from entry to entry.
+    /// The running digest of `frontier`; it keeps its buffer from entry to entry.
     digest: Digest,
     membership: Membership,
 }
@@ -67,7 +68,7 @@ impl ShardStore {
     /// Creates a shard; its header is durable when this returns.
     ///
     /// # Errors
-    /// [`StorageError::Invalid`] if the shard is there already, or a failed write.
+    /// [`StorageError::Invalid`] if the shard exists already, or a failed write.
     pub fn create(
         database: &Database,
         init: ShardInit,
@@ -77,10 +78,10 @@ impl ShardStore {
         let key = header_key(init.group);
         if headers.get(&key)?.is_some() {
             return Err(StorageError::Invalid {
-                what: format!("shard {} is there already", init.group),
+                what: format!("shard {} exists already", init.group),
             });
         }
-        // A tree without a header is what a crash has left; it is never built on.
+        // A tree without a header is left over from a crash; it is never reused.
         let names = database.tree_names();
         let used = names.iter().filter_map(|name| Generation::parse_name(name));
         let last = used.filter(|(group, _)| *group == init.group).map(|(_, number)| number).max();
@@ -99,12 +100,12 @@ impl ShardStore {
         database.barrier()?;
         headers.insert(&key, &header.encode()?)?;
         database.barrier()?;
-        let attempt = CheckpointIntent::none(&header);
-        Ok(ShardStore::assemble(database, headers, tree, header, attempt, budget))
+        let intent = CheckpointIntent::none(&header);
+        Ok(ShardStore::assemble(database, headers, tree, header, intent, budget))
     }
 
-    /// Opens every shard that has a header, and removes what unfinished checkpoints, installs and
-    /// creations have left. A shard that is damaged is an error of its own, and nothing of it is
+    /// Opens every shard that has a header, and removes the remains of unfinished checkpoints,
+    /// installs and creations. A damaged shard is an error in the result, and nothing of it is
     /// removed.
     ///
     /// # Errors
@@ -130,7 +131,11 @@ impl ShardStore {
                 Some(Err(_)) => false,
             };
             if leftover {
-                tracing::info!(shard = group.0, generation = number, "removing an unused tree");
+                tracing::info!(
+                    shard = group.0,
+                    generation = number,
+                    "tree: removing an unused one"
+                );
                 database.drop_tree(&name)?;
             }
         }
@@ -152,17 +157,17 @@ impl ShardStore {
         budget: Arc<DeltaBudget>,
     ) -> Result<ShardStore> {
         let tree = database.tree(&Generation::tree_name(header.group, header.generation))?;
-        let attempt = headers.get(&attempt_key(header.group))?;
-        let attempt = attempt.map(|bytes| CheckpointIntent::decode(&bytes)).transpose()?;
-        let attempt = attempt.filter(|attempt| attempt.generation == header.generation);
-        let attempt = attempt.unwrap_or_else(|| CheckpointIntent::none(&header));
-        if attempt.begun > header.number {
+        let intent = headers.get(&intent_key(header.group))?;
+        let intent = intent.map(|bytes| CheckpointIntent::decode(&bytes)).transpose()?;
+        let intent = intent.filter(|intent| intent.generation == header.generation);
+        let intent = intent.unwrap_or_else(|| CheckpointIntent::none(&header));
+        if intent.begun > header.number {
             let removed = versions::remove_above(&tree, header.number)?;
             database.barrier()?;
             let shard = header.group.0;
-            tracing::info!(shard, removed, "removed the versions of an unfinished checkpoint");
+            tracing::info!(shard, removed, "checkpoint: removed the versions of an unfinished one");
         }
-        Ok(ShardStore::assemble(database, headers.clone(), tree, header, attempt, budget))
+        Ok(ShardStore::assemble(database, headers.clone(), tree, header, intent, budget))
     }
 
     fn assemble(
@@ -170,11 +175,11 @@ impl ShardStore {
         headers: Tree,
         tree: Tree,
         header: ShardHeader,
-        attempt: CheckpointIntent,
+        intent: CheckpointIntent,
         budget: Arc<DeltaBudget>,
     ) -> ShardStore {
         let mut garbage = Garbage::default();
-        if attempt.cleaned != header.number {
+        if intent.cleaned != header.number {
             garbage.sweep_all();
         }
         let (frontier, membership) = (header.frontier, header.membership.clone());
@@ -196,7 +201,7 @@ impl ShardStore {
             marks: Mutex::default(),
             pins: Mutex::new(Pins::default()),
             garbage: Mutex::new(garbage),
-            attempt: Mutex::new(attempt),
+            intent: Mutex::new(intent),
             generations: Mutex::new(Generations {
                 durable: number,
                 next: number + 1,
@@ -232,7 +237,7 @@ impl ShardStore {
         self.frontier.digest
     }
 
-    /// How far the state has come.
+    /// The frontier of the state.
     #[must_use]
     pub fn frontier(&self) -> Frontier {
         self.frontier
@@ -244,7 +249,7 @@ impl ShardStore {
         &self.membership
     }
 
-    /// Bytes of the delta that is not yet being written by a checkpoint.
+    /// Bytes of the delta that no running checkpoint is writing.
     #[must_use]
     pub fn active_bytes(&self) -> u64 {
         self.view.active.bytes()
@@ -262,8 +267,8 @@ impl ShardStore {
         ShardReader::new(Arc::clone(&self.shared))
     }
 
-    /// All rows of a kind, of all keyspaces, in order: to load what is kept in memory beside the
-    /// store. It holds a pin while it lasts.
+    /// All rows of a kind, of all keyspaces, in order, for loading them into memory. The scan holds
+    /// a pin.
     ///
     /// # Errors
     /// [`StorageError::TooManyPins`].
@@ -281,7 +286,7 @@ impl ShardStore {
         self.shared.get(key)
     }
 
-    /// The running digest, to be led on to the next frontier.
+    /// The running digest, to be updated to the next frontier.
     pub(super) fn digest_mut(&mut self) -> &mut Digest {
         &mut self.digest
     }
@@ -300,13 +305,13 @@ impl ShardStore {
         if let Some(membership) = membership {
             self.membership = membership;
         }
-        // Only now: whoever sees the index sees all writes up to it.
+        // Last, so that a reader that sees the index sees all writes up to it.
         self.shared.applied.store(frontier.applied.index.0, Ordering::Release);
     }
 
-    /// Freezes the delta so that a checkpoint of it can be written; entries go on being applied to
-    /// a new one. None if nothing was applied since the last checkpoint, or if the last one is not
-    /// finished.
+    /// Freezes the delta so that a checkpoint of it can be written; further entries are applied to
+    /// a new one. `None` if nothing was applied since the last checkpoint, or if the last one is
+    /// not finished.
     pub fn freeze(&mut self) -> Option<CheckpointJob> {
         if self.is_frozen() || self.frontier.applied == self.header().applied() {
             return None;
@@ -325,8 +330,8 @@ impl ShardStore {
         Some(CheckpointJob { shared: Arc::clone(&self.shared), generation, layer, header })
     }
 
-    /// Lets go of the frozen layer, whose checkpoint is durable. Returns the last entry in the
-    /// last checkpoint: the log may be purged through it.
+    /// Drops the frozen layer, whose checkpoint is durable. Returns the last entry in the last
+    /// checkpoint: the log may be purged through it.
     pub fn finish(&mut self, finished: Finished) -> LogId {
         let Finished { header, garbage } = finished;
         // An install may have been adopted since the job ran.
@@ -346,14 +351,14 @@ impl ShardStore {
     }
 
     /// A job that removes superseded versions and replaced trees, if there may be any. Each
-    /// checkpoint begins with that too, so it need only be run where none follows soon.
+    /// checkpoint begins with the same, so it is only needed if no checkpoint follows soon.
     pub fn clean(&self) -> Option<CleanJob> {
         let nothing = self.shared.garbage.lock().is_empty();
         (!nothing).then(|| CleanJob { shared: Arc::clone(&self.shared) })
     }
 
-    /// Pins the last checkpoint to send it as a snapshot; at most two at a time. Dropping the
-    /// source releases it.
+    /// Pins the last checkpoint to send it as a snapshot; at most two at the same time. Dropping
+    /// the source releases the pin.
     ///
     /// # Errors
     /// [`StorageError::TooManyPins`].
@@ -362,21 +367,21 @@ impl ShardStore {
         Ok(SnapshotSource::new(view, guard))
     }
 
-    /// Begins to install a snapshot into a new tree. The shard stays as it is until the result of
+    /// Begins to install a snapshot into a new tree. The shard keeps its state until the result of
     /// [`Installer::finish`] is [adopted](ShardStore::adopt).
     ///
     /// # Errors
-    /// [`StorageError::Invalid`] while another install is under way, or for a snapshot that is
+    /// [`StorageError::Invalid`] while another install is in progress, or for a snapshot that is
     /// behind the state; or a failed write.
     pub fn begin_install(&self, meta: SnapshotMeta) -> Result<Installer> {
         Installer::new(Arc::clone(&self.shared), meta)
     }
 
-    /// Takes a finished install as the state; readers see it from now on. Between
-    /// [`Installer::finish`] and this no entry may be applied.
+    /// Makes a finished install the state; readers see it from now on. No entry may be applied
+    /// between [`Installer::finish`] and this.
     ///
     /// # Panics
-    /// If entries behind the snapshot were applied meanwhile.
+    /// If entries after the snapshot were applied meanwhile.
     pub fn adopt(&mut self, installed: Installed) {
         let Installed { generation, header } = installed;
         let frontier = header.frontier;
@@ -402,15 +407,15 @@ impl ShardStore {
         garbage.retire(replaced);
     }
 
-    /// Removes the shard from the disk: its replica is gone from the group for ever.
+    /// Removes the shard from the disk, after its replica was removed from the group forever.
     ///
     /// # Errors
     /// A failed write.
     pub fn destroy(self) -> Result<()> {
         let Shared { group, database, headers, .. } = &*self.shared;
         headers.remove(&header_key(*group))?;
-        headers.remove(&attempt_key(*group))?;
-        // A tree without a header is removed at the next open, a header without a tree is not.
+        headers.remove(&intent_key(*group))?;
+        // A tree without a header is removed at the next open; a header without a tree is not.
         database.barrier()?;
         database.drop_tree(&Generation::tree_name(*group, self.header().generation))
     }

@@ -1,20 +1,20 @@
-//! The end of a range of a tree, without reading the whole range.
+//! Reading the end of a range of a tree without reading the whole range.
 //!
-//! The database's own reverse iterator is not used: to step from one of its nodes to the one before
-//! it guesses a key just below the node, and panics after a million turns if a key of the range
-//! lies between its guess and the node. Keys that users choose can do that: with the last node
-//! beginning at `02`, it guesses `01 ff ff ff ff`, and `01 ff ff ff ff 31` is a key of ours.
+//! The database's own reverse iterator is not used: to step from one of its nodes to the previous
+//! one, it guesses a key just below the node, and panics after a million iterations if a key of the
+//! range is between its guess and the node. Keys chosen by users can cause that: with the last node
+//! beginning at `02`, it guesses `01 ff ff ff ff`, and `01 ff ff ff ff 31` is a valid key here.
 //!
-//! So the end is searched from the front: a range that is too long to read is entered in its
-//! middle, and where nothing follows, further ahead. Halving byte strings halves the keys between
-//! them as long as these are spread evenly; where they are not, it falls back to reading on.
+//! So the end is searched from the front: a range that is too long to read is entered in its middle
+//! and, if no key follows, before that. Halving byte strings halves the keys between them if these
+//! are evenly distributed; otherwise the search falls back to reading page by page.
 
 use crate::database::Tree;
 use crate::error::Result;
 
-/// Keys that are read at a time.
+/// Keys read in one step.
 const KEYS: usize = 256;
-/// Reads without a key after which the search goes on from the last key that it knows.
+/// The number of reads without a key after which the search continues from the last known key.
 const MISSES: u32 = 16;
 
 /// The last keys of a range, in order.
@@ -25,9 +25,9 @@ pub(crate) struct Tail {
     pub(crate) whole: bool,
 }
 
-/// The last keys in `[low, high)`; none only if there are none.
+/// The last keys in `[low, high)`; empty only if the range is empty.
 pub(crate) fn read(tree: &Tree, low: &[u8], high: &[u8]) -> Result<Tail> {
-    // There are too many keys from `below` on, and none from `above` on.
+    // There are too many keys from `below` on, and no keys from `above` on.
     let (mut below, mut above) = (low.to_vec(), high.to_vec());
     let mut from = low.to_vec();
     let mut misses = 0;
@@ -42,7 +42,7 @@ pub(crate) fn read(tree: &Tree, low: &[u8], high: &[u8]) -> Result<Tail> {
             Some(last) if keys.len() + 1 == KEYS => {
                 below = last;
                 misses = 0;
-                // A checkpoint may have written keys where there were none a moment ago, ...
+                // A checkpoint may have written keys where there were none before, ...
                 if below >= above {
                     above = high.to_vec();
                 }
@@ -63,15 +63,15 @@ pub(crate) fn read(tree: &Tree, low: &[u8], high: &[u8]) -> Result<Tail> {
                 misses += 1;
             }
         }
-        // With nothing between them, `below` is the last key there is. After some misses the keys
-        // are likely to lie close behind `below`.
+        // With nothing between them, `below` is the last key. After some misses the keys are likely
+        // to be close after `below`.
         let middle = if misses % MISSES == MISSES - 1 { None } else { between(&below, &above) };
         from = middle.unwrap_or_else(|| below.clone());
     }
 }
 
-/// A byte string strictly between two, about half way as long as they differ within the length of
-/// `below`, else the next one after it; none if that is `above`.
+/// A byte string strictly between the two: about half way if they differ within the length of
+/// `below`, otherwise the next string after it; `None` if that is `above`.
 fn between(below: &[u8], above: &[u8]) -> Option<Vec<u8>> {
     debug_assert!(below < above);
     let mut at = below.iter().zip(above).take_while(|(b, a)| b == a).count();
@@ -84,7 +84,7 @@ fn between(below: &[u8], above: &[u8]) -> Option<Vec<u8>> {
         let middle = low + (high - low) / 2;
         return Some([&below[..at], &middle.to_be_bytes()].concat());
     }
-    // Everything that goes on as `below` does here is less than `above`.
+    // Every string that begins like `below` up to here is less than `above`.
     loop {
         at += 8;
         if at >= below.len() {
@@ -98,7 +98,7 @@ fn between(below: &[u8], above: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Eight bytes from `at` on as a number; what is not there counts as zero.
+/// Eight bytes from `at` on as a number; missing bytes count as zero.
 fn window(bytes: &[u8], at: usize) -> u64 {
     let mut window = [0; 8];
     let rest = bytes.get(at..).unwrap_or_default();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_found_from_behind() {
+    fn every_key_is_found_from_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
         let tree = database.tree(b"tail").unwrap();
@@ -158,7 +158,7 @@ mod tests {
             (0..600u16).map(|n| [&[1, 255, 255, 255, 255, 49], &n.to_be_bytes()[..]].concat()),
         );
         keys.extend((0..40).map(|n| vec![2, n]));
-        // ... keys that only differ far behind, and keys that lie ever closer to each other.
+        // ... keys that differ only near their ends, and keys that are ever closer to each other.
         keys.extend((0..400u16).map(|n| [&[7; 300], &n.to_be_bytes()[..]].concat()));
         keys.extend((1..400).map(|n| vec![9; n]));
         keys.extend((1..400).map(|n| [&vec![10; n][..], &[11]].concat()));

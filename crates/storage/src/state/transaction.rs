@@ -1,4 +1,4 @@
-//! The writes of one log entry.
+//! Transactions: the writes of one log entry.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map;
@@ -12,15 +12,16 @@ use super::versions::RECORD_BYTES_MAX;
 use crate::error::{Result, StorageError};
 use crate::keys::{ROW_KEY_BYTES_MAX, RowKey};
 
-/// A row that the transaction has read, and what it wrote to it.
+/// A row that the transaction has read, and its new record if it was written.
 #[derive(Debug)]
 struct Slot {
     old: Option<Bytes>,
     new: Option<Option<Bytes>>,
 }
 
-/// Applies one log entry: reads see its own writes, and [`commit`](Transaction::commit) makes all
-/// of them visible at once, together with the new applied index. Dropping it changes nothing.
+/// The application of one log entry: reads see its own writes, and [`commit`](Transaction::commit)
+/// makes all of them visible atomically, together with the new applied index. Dropping it changes
+/// nothing.
 ///
 /// An entry without effect is applied by committing an empty transaction.
 #[derive(Debug)]
@@ -33,12 +34,12 @@ pub struct Transaction<'a> {
 }
 
 impl ShardStore {
-    /// Begins to apply the entry `at`, which must be the one after the last applied: an entry
-    /// without effect is applied too, by an empty transaction. A log time that goes back counts
-    /// as no progress.
+    /// Begins to apply the entry `at`, which must follow the last applied entry: an entry without
+    /// effect is applied too, by an empty transaction. A log time that goes back is replaced by the
+    /// current one.
     ///
     /// # Panics
-    /// If an entry is left out or applied twice: the replica would no longer be one.
+    /// If an entry is skipped or applied twice: the replica would differ from the others.
     pub fn begin(&mut self, at: LogId, log_time: u64) -> Transaction<'_> {
         let applied = self.frontier.applied;
         assert!(
@@ -68,7 +69,7 @@ impl<'a> Transaction<'a> {
         self.log_time
     }
 
-    /// The row as this transaction has left it.
+    /// The row, including the writes of this transaction.
     ///
     /// # Errors
     /// A failed read, or [`StorageError::Damaged`].
@@ -87,9 +88,9 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Writes a row of which the caller knows that it does not exist, and spares the search for its
-    /// old record. Were it wrong, counts and digest would no longer be those of the rows, so debug
-    /// builds search all the same.
+    /// Writes a row that the caller knows does not exist, which saves the search for its old
+    /// record. If it did exist, counts and digest would no longer match the rows, so debug builds
+    /// search anyway.
     ///
     /// # Errors
     /// [`StorageError::TooLarge`].
@@ -120,7 +121,7 @@ impl<'a> Transaction<'a> {
         self.membership = Some(membership);
     }
 
-    /// Makes the writes visible to readers, all at once, and the entry applied.
+    /// Makes the writes visible to readers atomically, and the entry applied.
     pub fn commit(self) {
         let Transaction { store, at, log_time, slots, membership } = self;
         let mut counts = store.frontier().counts;
@@ -137,7 +138,7 @@ impl<'a> Transaction<'a> {
             }
         }
         let frontier = Frontier { applied: at, log_time, counts, digest: digest.sum() };
-        // Deleting what is not there leaves no trace.
+        // Deleting a row that does not exist writes nothing.
         let writes = slots.into_iter().filter_map(|(key, slot)| {
             let new = slot.new?;
             (new.is_some() || slot.old.is_some()).then_some((key, new))

@@ -1,8 +1,8 @@
-//! Rows in a shard's tree: versions by checkpoint number, split into pieces.
+//! Versions of rows in a shard's tree, by checkpoint number, split into pieces.
 //!
 //! A version is one frame (see [`codec`]) whose body is `tag u8 ‖ CRC32C of the version's tree key
-//! without the piece, u32 little-endian ‖ record`. The tag tells a record from a tombstone; the
-//! checksum of the key finds a version that stands in another one's place.
+//! without the piece, u32 little-endian ‖ record`. The tag distinguishes a record from a tombstone;
+//! the checksum of the key detects a version that is stored in place of another one.
 
 use std::ops::Bound;
 
@@ -15,21 +15,21 @@ use crate::error::{Result, StorageError};
 use crate::keys::{self, RowKey};
 use crate::pieces::{self, Joiner};
 
-/// The longest record, in bytes: a value of the largest size with room for what stands around it.
+/// The longest record, in bytes: a value of the largest size, with room for its metadata.
 pub const RECORD_BYTES_MAX: usize = 4 << 20;
 
 /// The format of a version's frame.
 const FORMAT: u8 = 1;
 const TOMBSTONE: u8 = 0;
 const RECORD: u8 = 1;
-/// Frame, tag and key checksum: what stands before the record.
+/// The bytes before the record: frame, tag and key checksum.
 const HEAD: usize = codec::FRAME_BYTES + 1 + 4;
 
-/// Rows in one page of a scan, at most.
+/// The most rows in one page of a scan.
 pub(crate) const PAGE_ROWS: usize = 64;
-/// Bytes in one page of a scan before its last row, at most.
+/// The most bytes in one page of a scan before its last row.
 pub(crate) const PAGE_BYTES: usize = 128 << 10;
-/// Tree entries that one page visits (pieces and versions that it skips count too), at most.
+/// The most tree entries that one page visits, including pieces and versions that it skips.
 const PAGE_ENTRIES: usize = 1024;
 
 /// Writes a version: the record, or a tombstone. Waits for barriers as the database demands; the
@@ -79,25 +79,25 @@ fn key_checksum(prefix: &[u8], number: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(prefix), &(!number).to_be_bytes())
 }
 
-/// A damaged row. Rows are not named: keys are the users' own.
+/// The error of a damaged row. It does not name the row, because keys are user data.
 fn damaged(what: &str) -> StorageError {
     StorageError::damaged(format!("a row of the state {what}"))
 }
 
-/// A version as its pieces are read, in order.
+/// A version that is being read, piece by piece in order.
 #[derive(Debug)]
 struct Assembly {
     number: u64,
     joiner: Joiner,
-    /// Bytes read, and bytes that the frame says there are.
+    /// Bytes read, and the length according to the frame.
     have: usize,
     total: usize,
 }
 
 impl Assembly {
     fn begin(prefix: &[u8], (key, value): &(Value, Value)) -> Result<Assembly> {
-        let (number, piece) = keys::version_of(prefix, key)
-            .ok_or_else(|| damaged("has a key that is none of ours"))?;
+        let (number, piece) =
+            keys::version_of(prefix, key).ok_or_else(|| damaged("has an unrecognised key"))?;
         let total = codec::frame_len(value).ok_or_else(|| damaged("has no whole frame"))?;
         let mut joiner = Joiner::default();
         joiner.push(piece, value);
@@ -110,8 +110,8 @@ impl Assembly {
 
     /// Adds an entry; false if it does not belong to this version.
     fn push(&mut self, prefix: &[u8], (key, value): &(Value, Value)) -> Result<bool> {
-        let (number, piece) = keys::version_of(prefix, key)
-            .ok_or_else(|| damaged("has a key that is none of ours"))?;
+        let (number, piece) =
+            keys::version_of(prefix, key).ok_or_else(|| damaged("has an unrecognised key"))?;
         if number != self.number {
             return Ok(false);
         }
@@ -137,7 +137,7 @@ impl Assembly {
         let (tag, rest) = body.split_first().ok_or_else(|| damaged("is empty"))?;
         let (checksum, record) = rest.split_first_chunk().ok_or_else(|| damaged("is too short"))?;
         if u32::from_le_bytes(*checksum) != key_checksum(prefix, number) {
-            return Err(damaged("stands in the place of another one"));
+            return Err(damaged("is stored in place of another one"));
         }
         match *tag {
             TOMBSTONE => Ok(None),
@@ -150,12 +150,12 @@ impl Assembly {
     }
 }
 
-/// Rows of a scan, and where the next page begins.
+/// A page of a scan: rows, and the range of the next page.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     /// Rows in scan order; `None` is a row that is deleted here.
     pub(crate) rows: Vec<(RowKey, Option<Bytes>)>,
-    /// What is left of the range, if anything.
+    /// The rest of the range, if any.
     pub(crate) rest: Option<Span>,
 }
 
@@ -163,7 +163,7 @@ pub(crate) struct Page {
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
     pub(crate) low: Bound<RowKey>,
-    /// Rows below this one; none is no bound.
+    /// The first row after the range; `None` = unbounded.
     pub(crate) high: Option<RowKey>,
 }
 
@@ -186,8 +186,8 @@ impl Span {
         }
     }
 
-    /// What is left of it behind a row, in scan order.
-    pub(crate) fn behind(&self, last: RowKey, reverse: bool) -> Option<Span> {
+    /// The rest of the range after a row, in scan order.
+    pub(crate) fn after(&self, last: RowKey, reverse: bool) -> Option<Span> {
         let rest = if reverse {
             Span { low: self.low.clone(), high: Some(last) }
         } else {
@@ -220,7 +220,7 @@ pub(crate) fn page(tree: &Tree, span: &Span, number: u64, reverse: bool) -> Resu
         rows.push((row_of(&prefix)?, record));
     }
     let rest = match raw.last {
-        Some(prefix) => span.behind(row_of(&prefix)?, reverse),
+        Some(prefix) => span.after(row_of(&prefix)?, reverse),
         None => None,
     };
     Ok(Page { rows, rest })
@@ -230,7 +230,7 @@ fn row_of(prefix: &[u8]) -> Result<RowKey> {
     keys::unescape(prefix)
         .filter(|(_, length)| *length == prefix.len())
         .and_then(|(plain, _)| RowKey::from_bytes(plain.into()))
-        .ok_or_else(|| damaged("has a key that is none of ours"))
+        .ok_or_else(|| damaged("has an unrecognised key"))
 }
 
 /// Rows by their escaped keys. `last` is the last row visited, if the page ended before its range.
@@ -243,7 +243,7 @@ fn raw_page(tree: &Tree, low: Vec<u8>, high: Option<Vec<u8>>, number: u64) -> Re
     let high = high.map_or(Bound::Unbounded, Bound::Excluded);
     let mut rows: Vec<(Vec<u8>, Option<Bytes>)> = Vec::new();
     let (mut bytes, mut visited) = (0, 0);
-    // The row being visited, and its version while pieces are still to come.
+    // The row being visited, and its version while pieces of it are missing.
     let mut prefix: Vec<u8> = Vec::new();
     let mut found = false;
     let mut open: Option<Assembly> = None;
@@ -269,7 +269,7 @@ fn raw_page(tree: &Tree, low: Vec<u8>, high: Option<Vec<u8>>, number: u64) -> Re
             push_row(&mut rows, &mut bytes, &prefix, version)?;
         }
         let (at, _) = keys::version_of(&prefix, &entry.0)
-            .ok_or_else(|| damaged("has a key that is none of ours"))?;
+            .ok_or_else(|| damaged("has an unrecognised key"))?;
         if !found && at <= number {
             found = true;
             open = Some(Assembly::begin(&prefix, &entry)?);
@@ -293,8 +293,8 @@ fn push_row(
     Ok(())
 }
 
-/// Reads from the end of a range. Some entries from before its end tell which rows there are; each
-/// row is then read on its own, for its oldest version comes first from behind.
+/// Reads from the end of a range. The last entries before its end show which rows there are; each
+/// row is then read by itself, because its oldest version is the first from the end.
 fn raw_page_reverse(tree: &Tree, low: &[u8], high: &[u8], number: u64) -> Result<RawPage> {
     let mut rows = Vec::new();
     let mut bytes = 0;
@@ -319,7 +319,7 @@ fn raw_page_reverse(tree: &Tree, low: &[u8], high: &[u8], number: u64) -> Result
     Ok(RawPage { rows, last })
 }
 
-/// One piece of a version, as it stands in the tree.
+/// One piece of a version in the tree.
 #[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) key: Vec<u8>,
@@ -332,18 +332,18 @@ pub(crate) fn row_pieces(tree: &Tree, prefix: &[u8]) -> Result<Vec<Piece>> {
     tree.range(prefix.to_vec()..keys::after_row(prefix))
         .map(|entry| {
             let (key, value) = entry?;
-            let (number, piece) = keys::version_of(prefix, &key)
-                .ok_or_else(|| damaged("has a key that is none of ours"))?;
+            let (number, piece) =
+                keys::version_of(prefix, &key).ok_or_else(|| damaged("has an unrecognised key"))?;
             let tombstone = piece == 0 && value.get(codec::FRAME_BYTES) == Some(&TOMBSTONE);
             Ok(Piece { key: key.to_vec(), number, tombstone })
         })
         .collect()
 }
 
-/// Some keys of a tree, and where the next ones begin.
+/// Some keys of a tree, and the start of the next page.
 pub(crate) type KeyPage = (Vec<Vec<u8>>, Option<Vec<u8>>);
 
-/// Some keys of the tree, from `from` on, and where to go on.
+/// The next keys of the tree, from `from` on.
 pub(crate) fn key_page(tree: &Tree, from: &[u8]) -> Result<KeyPage> {
     let range = tree.range(from.to_vec()..).take(PAGE_ENTRIES);
     let keys: Vec<Vec<u8>> = range.map(|entry| Ok(entry?.0.to_vec())).collect::<Result<_>>()?;
@@ -355,7 +355,7 @@ pub(crate) fn key_page(tree: &Tree, from: &[u8]) -> Result<KeyPage> {
     Ok((keys, next))
 }
 
-/// Removes all versions above a checkpoint: what a checkpoint left that never came to its header.
+/// Removes all versions above a checkpoint: those of a checkpoint that ended before its header.
 pub(crate) fn remove_above(tree: &Tree, number: u64) -> Result<u64> {
     let mut removed = 0;
     let mut from = Some(Vec::new());
@@ -363,8 +363,8 @@ pub(crate) fn remove_above(tree: &Tree, number: u64) -> Result<u64> {
         let (page, next) = key_page(tree, &at)?;
         for key in page {
             let prefix = keys::prefix_of(&key).ok_or_else(|| damaged("has a key too short"))?;
-            let (this, _) = keys::version_of(prefix, &key)
-                .ok_or_else(|| damaged("has a key that is none of ours"))?;
+            let (this, _) =
+                keys::version_of(prefix, &key).ok_or_else(|| damaged("has an unrecognised key"))?;
             if this > number {
                 tree.remove(&key)?;
                 removed += 1;

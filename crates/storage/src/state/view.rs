@@ -1,20 +1,21 @@
-//! What readers of a shard see: a tree at a checkpoint, and the delta on top of it.
+//! Views: the state of a shard that its readers see, a tree at a checkpoint and the delta on top of
+//! it.
 //!
-//! A [`View`] is immutable but for its active layer, to which entries are applied under that
-//! layer's lock. Freezing, finishing a checkpoint and adopting an install put another view in its
-//! place. A row is looked up in the active layer, the frozen one, the value cache and the tree.
+//! A [`View`] is immutable except for its active layer, to which entries are applied under that
+//! layer's lock. Freezing, finishing a checkpoint and adopting an install replace the view. A row
+//! is looked up in the active layer, the frozen one, the value cache and the tree.
 //!
 //! **The cache** holds, for a row that is in neither layer, the row of the tree at the view's
-//! checkpoint. It stays true because
+//! checkpoint. It is never stale, because
 //! - a checkpoint puts every row of the frozen layer into the cache, after freezing and before the
-//!   view in which the layer is gone; until then the layer itself answers for these rows;
-//! - a reader puts in what it read from the tree only if, under the row's cache lock, the view
-//!   still has that checkpoint and its frozen layer does not have the row. (Had the checkpoint
-//!   already put a newer record, the layer would be frozen, or the checkpoint another one.)
+//!   view without that layer; until then the layer itself answers for these rows;
+//! - a reader caches a row that it read from the tree only if, under the row's cache lock, the view
+//!   still has that checkpoint and its frozen layer does not have the row. (If the checkpoint had
+//!   already put a newer record, the layer would be frozen, or the checkpoint would be another.)
 //!
-//! **Versions** in the tree are removed only when a newer version at or below the published
-//! checkpoint stands beside them and no pin sees them. An unpinned read may run while the
-//! checkpoint changes; it looks at the view again after it read and starts anew if it did.
+//! **Versions** in the tree are removed only when there is a newer version at or below the
+//! published checkpoint and no pin needs them. An unpinned read may run while the checkpoint
+//! changes: it checks the view again after reading, and starts over if it has changed.
 
 use std::cmp;
 use std::sync::Arc;
@@ -38,14 +39,14 @@ use crate::database::{Database, Tree};
 use crate::error::Result;
 use crate::keys::RowKey;
 
-/// What a reader can say of a row without touching the tree.
+/// The result of looking up a row without touching the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// The row's record.
     Found(Bytes),
     /// The row does not exist.
     Absent,
-    /// Only the tree knows: a read that may wait for the disk.
+    /// The row has to be read from the tree, which may wait for the disk.
     Tree,
 }
 
@@ -71,7 +72,7 @@ impl View {
     }
 }
 
-/// What the writer, the readers and the jobs of a shard share.
+/// The state shared by the writer, the readers and the jobs of a shard.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) group: GroupId,
@@ -86,24 +87,24 @@ pub(crate) struct Shared {
     pub(crate) marks: Mutex<Marks>,
     pub(crate) pins: Mutex<Pins>,
     pub(crate) garbage: Mutex<Garbage>,
-    /// The attempt record as it was last written.
-    pub(crate) attempt: Mutex<CheckpointIntent>,
-    /// The generation that the durable header names, and the next one to use. Whoever inserts a
-    /// header holds this lock, so that a checkpoint of a replaced tree cannot undo an install.
+    /// The intent record as it was last written.
+    pub(crate) intent: Mutex<CheckpointIntent>,
+    /// The generation that the durable header names, and the next one to use. This lock is held
+    /// while a header is inserted, so that a checkpoint of a replaced tree cannot undo an install.
     pub(crate) generations: Mutex<Generations>,
-    /// What the shard's trees hold; see [`Occupied`].
+    /// The bytes in the shard's trees; see [`Occupied`].
     pub(crate) occupied: Occupied,
 }
 
-/// Bytes that a shard takes in the database: its live rows, and while superseded versions may be
-/// there what was written since the last cleaning as well.
+/// Bytes that a shard takes in the database: its live rows and, while there may be superseded
+/// versions, also everything written since the last cleaning.
 #[derive(Debug)]
 pub(crate) struct Occupied(AtomicU64);
 
 impl Occupied {
     const UNKNOWN: u64 = u64::MAX;
 
-    /// `None` if versions may be there that nobody has counted.
+    /// `None` if there may be uncounted versions.
     pub(crate) fn new(bytes: Option<u64>) -> Occupied {
         Occupied(AtomicU64::new(bytes.unwrap_or(Self::UNKNOWN)))
     }
@@ -132,7 +133,7 @@ pub(crate) struct Generations {
     pub(crate) installing: bool,
 }
 
-/// Holds a pin; dropping it releases the pin.
+/// A held pin; dropping it releases the pin.
 #[derive(Debug)]
 pub(crate) struct PinGuard {
     shared: Arc<Shared>,
@@ -152,26 +153,26 @@ impl Drop for PinGuard {
 }
 
 impl Shared {
-    /// Notes that the versions of a checkpoint are about to be written; it must be behind a
-    /// barrier before they are.
-    pub(crate) fn begin_attempt(&self, header: &ShardHeader) -> Result<()> {
-        let mut attempt = self.attempt.lock();
-        if attempt.generation != header.generation {
-            *attempt = CheckpointIntent { generation: header.generation, begun: 0, cleaned: 0 };
+    /// Records that the versions of a checkpoint are about to be written; a barrier must follow
+    /// before they are.
+    pub(crate) fn write_intent(&self, header: &ShardHeader) -> Result<()> {
+        let mut intent = self.intent.lock();
+        if intent.generation != header.generation {
+            *intent = CheckpointIntent { generation: header.generation, begun: 0, cleaned: 0 };
         }
-        attempt.begun = header.number;
-        attempt.write(&self.headers, self.group)
+        intent.begun = header.number;
+        intent.write(&self.headers, self.group)
     }
 
-    /// Notes that nothing is left to clean up behind a checkpoint.
-    pub(crate) fn attempt_cleaned(&self, header: &ShardHeader) -> Result<()> {
-        let mut attempt = self.attempt.lock();
-        match attempt.generation.cmp(&header.generation) {
-            cmp::Ordering::Less => *attempt = CheckpointIntent::none(header),
-            cmp::Ordering::Equal => attempt.cleaned = header.number,
+    /// Records that nothing is left to clean up after a checkpoint.
+    pub(crate) fn write_cleaned(&self, header: &ShardHeader) -> Result<()> {
+        let mut intent = self.intent.lock();
+        match intent.generation.cmp(&header.generation) {
+            cmp::Ordering::Less => *intent = CheckpointIntent::none(header),
+            cmp::Ordering::Equal => intent.cleaned = header.number,
             cmp::Ordering::Greater => return Ok(()),
         }
-        attempt.write(&self.headers, self.group)
+        intent.write(&self.headers, self.group)
     }
 
     /// Looks a row up without touching the tree.
@@ -203,9 +204,9 @@ impl Shared {
         }
     }
 
-    /// Reads a row that is in none of a view's layers from its tree, and keeps it in the cache.
-    /// None if the view's checkpoint is no longer the published one: what was read may have been
-    /// removed under our hands.
+    /// Reads a row that is in none of a view's layers from its tree, and caches it. `None` if the
+    /// view's checkpoint is no longer the published one: the row may have been removed during the
+    /// read.
     fn read_tree(&self, view: &View, key: &RowKey) -> Result<Option<Option<Bytes>>> {
         let read = versions::read(&view.generation.tree, key, view.header.number);
         if !view.same_checkpoint(&self.view.load()) {
@@ -227,8 +228,8 @@ impl Shared {
             let rows = view.active.read();
             let index = rows.frontier().applied.index.0;
             let mut pins = self.pins.lock();
-            // Views are replaced under the pins' lock: this one is current, or it is not yet
-            // known to be pinned and its versions may be on their way out.
+            // Views are replaced under the pins' lock: if this view is not current, it was not
+            // pinned in time, and its versions may be being removed.
             if !Arc::ptr_eq(&view, &self.view.load()) {
                 continue;
             }
@@ -249,7 +250,7 @@ impl Shared {
         Ok((view, PinGuard::new(Arc::clone(self), id)))
     }
 
-    /// Puts another view in place.
+    /// Replaces the view.
     pub(crate) fn publish(&self, view: Arc<View>) {
         let _pins = self.pins.lock();
         self.view.store(view);
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_starts_anew_when_its_checkpoint_has_gone() {
+    fn a_read_starts_over_when_its_checkpoint_was_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, view, key) = stored(dir.path());
         assert_eq!(store.shared().read_tree(&view, &key).unwrap(), Some(Some("old".into())));
@@ -309,12 +310,12 @@ mod tests {
     }
 
     #[test]
-    fn a_late_read_does_not_put_the_past_into_the_cache() {
+    fn a_late_read_does_not_cache_an_old_record() {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, view, key) = stored(dir.path());
         put(&mut store, &key, b"new");
         let finished = store.freeze().unwrap().run().unwrap();
-        // The checkpoint has put the new record into the cache, and is not finished.
+        // The checkpoint has put the new record into the cache and is not finished.
         let late = store.shared().read_tree(&view, &key).unwrap();
         assert_eq!(late, Some(Some("old".into())), "as of the view that it began with");
         store.finish(finished);

@@ -1,5 +1,5 @@
-//! The contract of a log, one rule per function. Each gets an empty [`Home`] and panics where the
-//! rule is broken.
+//! The contract of a log, one rule per function. Each gets an empty [`Home`] and panics if the rule
+//! is broken.
 
 #![allow(clippy::unwrap_used, reason = "a broken rule ends the test")]
 
@@ -16,9 +16,9 @@ pub type Rule = fn(&mut dyn Home);
 /// All rules by name.
 pub const RULES: &[(&str, Rule)] = &[
     ("an_empty_log_holds_nothing", an_empty_log_holds_nothing),
-    ("what_was_appended_is_recovered", what_was_appended_is_recovered),
+    ("appended_sections_are_recovered", appended_sections_are_recovered),
     ("the_newest_hard_state_counts", the_newest_hard_state_counts),
-    ("an_append_drops_what_was_at_or_above_it", an_append_drops_what_was_at_or_above_it),
+    ("an_append_drops_entries_at_or_above_it", an_append_drops_entries_at_or_above_it),
     ("a_reset_drops_everything", a_reset_drops_everything),
     ("sections_of_one_record_apply_in_order", sections_of_one_record_apply_in_order),
     ("replicas_do_not_touch_each_other", replicas_do_not_touch_each_other),
@@ -39,12 +39,12 @@ fn reopen(home: &mut dyn Home, log: Box<dyn Log>) -> (Box<dyn Log>, Groups) {
     home.open().unwrap()
 }
 
-/// Closes cleanly and checks what is there against `twin`.
+/// Closes the log in order, opens it again and compares it with `twin`.
 fn check(home: &mut dyn Home, log: Box<dyn Log>, twin: &Twin) -> Box<dyn Log> {
     log.close().unwrap();
     let (mut log, groups) = home.open().unwrap();
     twin.compare(&groups).unwrap();
-    twin.remind(&mut *log);
+    twin.repeat_purges(&mut *log);
     if let Some(real) = log.real() {
         twin.compare_live(real).unwrap();
     }
@@ -65,7 +65,7 @@ fn an_empty_log_holds_nothing(home: &mut dyn Home) {
     assert!(home.open().unwrap().1.is_empty());
 }
 
-fn what_was_appended_is_recovered(home: &mut dyn Home) {
+fn appended_sections_are_recovered(home: &mut dyn Home) {
     let (mut log, _) = home.open().unwrap();
     log.append(&[append(1, entries(1, 1, 3))]).unwrap();
     log.append(&[append(1, entries(1, 4, 5))]).unwrap();
@@ -90,7 +90,7 @@ fn the_newest_hard_state_counts(home: &mut dyn Home) {
     assert!(groups[&key(1)].entries.is_empty());
 }
 
-fn an_append_drops_what_was_at_or_above_it(home: &mut dyn Home) {
+fn an_append_drops_entries_at_or_above_it(home: &mut dyn Home) {
     let (mut log, _) = home.open().unwrap();
     log.append(&[append(1, entries(1, 1, 9))]).unwrap();
     log.append(&[append(1, entries(2, 5, 6))]).unwrap();
@@ -188,7 +188,7 @@ fn an_empty_append_writes_nothing(home: &mut dyn Home) {
     assert_eq!(groups[&key(1)].entries, entries(1, 1, 3));
 }
 
-/// Appends `count` records of 64 KiB to group 1, purging all but the last few on the way.
+/// Appends `count` records of 64 KiB to group 1, purging all but the last few meanwhile.
 fn churn(log: &mut dyn Log, twin: &mut Twin, first: u64, count: u64) {
     for index in first..first + count {
         write(log, twin, &[append(1, vec![entry(1, index, 64 << 10)])]);

@@ -20,7 +20,7 @@ pub const GROUP: GroupId = GroupId(7);
 /// One state: rows by their key.
 pub type State = BTreeMap<RowKey, Bytes>;
 
-/// What an entry does to one row.
+/// The effect of an entry on one row.
 #[derive(Clone, Debug)]
 pub enum Write {
     Put(RowKey, Bytes),
@@ -90,8 +90,8 @@ fn apply_to_map(state: &mut State, write: &Write) -> bool {
     }
 }
 
-/// Applies an entry to the store; returns for each write whether it took effect. A row that does not
-/// exist yet is put in the way of who knows that.
+/// Applies an entry to the store; returns for each write whether it took effect. A row that does
+/// not exist yet is inserted with `insert_new`.
 pub fn apply_to_store(store: &mut ShardStore, index: u64, writes: &[Write]) -> Vec<bool> {
     let reader = store.reader();
     let is_new = |at: usize, key: &RowKey| {
@@ -128,7 +128,7 @@ pub fn apply_to_store(store: &mut ShardStore, index: u64, writes: &[Write]) -> V
     outcomes
 }
 
-/// Applies the model's entries that the store has not seen, and compares their outcomes.
+/// Applies the model's entries that the store has not applied, and compares their outcomes.
 pub fn replay(store: &mut ShardStore, model: &Model, through: u64) {
     let mut twin = Model::default();
     for (at, writes) in model.entries[..through as usize].iter().enumerate() {
@@ -149,7 +149,7 @@ pub fn stamp(index: u64) -> u64 {
     if index == 0 { 0 } else { index * 1000 + 7 }
 }
 
-/// The documented digest, written down once more.
+/// The documented digest, implemented independently.
 pub fn digest(state: &State) -> u128 {
     state.iter().fold(0u128, |sum, (key, record)| {
         let mut framed = (key.as_bytes().len() as u32).to_le_bytes().to_vec();
@@ -163,14 +163,14 @@ pub fn user(key: impl AsRef<[u8]>) -> RowKey {
     RowKey::new(RowKind::User, 0, key.as_ref())
 }
 
-/// Opens an database. One of this process that was just dropped may hold the directory's lock until
-/// the last of its own threads has seen that; it is waited for.
+/// Opens a database. A database that this process has just dropped may hold the directory's lock
+/// until its last thread has ended, so this waits for it.
 pub fn open_database(dir: &Path) -> Database {
     let options = DatabaseOptions { cache_bytes: 8 << 20, ..DatabaseOptions::default() };
-    let patience = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match Database::open(dir, options.clone()) {
-            Err(StorageError::InUse { .. }) if Instant::now() < patience => {
+            Err(StorageError::InUse { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             opened => return opened.unwrap(),
@@ -193,7 +193,7 @@ pub fn create(database: &Database, replica: u64, budget: &Arc<DeltaBudget>) -> S
     ShardStore::create(database, init, Arc::clone(budget)).unwrap()
 }
 
-/// Opens the one shard there is.
+/// Opens the only shard.
 pub fn open(database: &Database, budget: &Arc<DeltaBudget>) -> ShardStore {
     let mut shards = ShardStore::open_all(database, budget).unwrap();
     assert_eq!(shards.keys().collect::<Vec<_>>(), [&GROUP]);
@@ -205,7 +205,7 @@ pub fn checkpoint(store: &mut ShardStore) -> Option<LogId> {
     Some(store.finish(finished))
 }
 
-/// All rows of every kind and keyspace used here, as a pin shows them.
+/// All rows of every kind and keyspace used here, read through a pin.
 pub fn rows_of(pin: &ScanPin, reverse: bool) -> Vec<(RowKey, Bytes)> {
     let mut rows = Vec::new();
     for kind in [RowKind::User, RowKind::Session, RowKind::Meta] {
@@ -222,7 +222,7 @@ pub fn rows_of(pin: &ScanPin, reverse: bool) -> Vec<(RowKey, Bytes)> {
     rows
 }
 
-/// Compares everything that can be asked of a store with a state of the model.
+/// Compares everything readable in a store with a state of the model.
 pub fn assert_state(store: &ShardStore, index: u64, state: &State) {
     assert_eq!(store.applied().index.0, index);
     assert_eq!((store.applied(), store.log_time()), (applied_id(index), stamp(index)));
@@ -245,7 +245,7 @@ pub fn applied_id(index: u64) -> LogId {
     if index == 0 { LogId::ZERO } else { log_id(index) }
 }
 
-/// Every version that stands in a shard's tree, with the record's length in pieces.
+/// Every version in a shard's tree: its row and its checkpoint number.
 pub fn versions_in(database: &Database, generation: u64) -> Vec<(RowKey, u64)> {
     let tree = database.tree(format!("s{}/{generation}", GROUP.0).as_bytes()).unwrap();
     let mut versions = Vec::new();

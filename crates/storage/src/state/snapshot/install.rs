@@ -1,4 +1,4 @@
-//! Installing a snapshot: a new tree beside the one in use, and one insert that makes it the
+//! Installation of a snapshot: a new tree beside the one in use, and one insert that makes it the
 //! state.
 
 use std::fmt;
@@ -22,16 +22,16 @@ use crate::state::{Counts, Frontier, ShardHeader};
 /// The checkpoint number that the rows of a snapshot get in their new tree.
 const NUMBER: u64 = 1;
 
-/// Writes the chunks of a snapshot, on any thread, while the shard goes on as it is. Dropping it
-/// before it has finished leaves nothing.
+/// An install in progress: writes the chunks of a snapshot, on any thread, while the shard keeps
+/// its state. Dropping it before it has finished leaves nothing.
 pub struct Installer {
     shared: Arc<Shared>,
     meta: SnapshotMeta,
     generation: Arc<Generation>,
     stage: Stage,
-    /// The chunk that must come next.
+    /// The sequence of the next chunk.
     sequence: u32,
-    /// Bytes of a row that has not come in whole.
+    /// The received bytes of an incomplete row.
     stream: BytesMut,
     last_key: Option<RowKey>,
     counts: Counts,
@@ -42,9 +42,9 @@ enum Stage {
     Head,
     Rows(Box<ShardHeader>),
     Ended(Box<ShardHeader>),
-    /// Something was wrong: the installer takes no more.
+    /// An error has occurred: the installer rejects further chunks.
     Failed,
-    /// The header speaks of the new tree.
+    /// The header references the new tree.
     Flipped,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Debug for Installer {
 
 impl Installer {
     pub(crate) fn new(shared: Arc<Shared>, meta: SnapshotMeta) -> Result<Installer> {
-        refuse_older(&shared, &meta)?;
+        reject_older(&shared, &meta)?;
         let mut generations = shared.generations.lock();
         if generations.installing {
             return Err(StorageError::Invalid {
@@ -103,18 +103,18 @@ impl Installer {
         })
     }
 
-    /// What is being installed.
+    /// The metadata of the snapshot.
     #[must_use]
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
     }
 
-    /// Takes the next chunk. It writes to the disk, and waits for barriers as the database demands.
+    /// Writes the next chunk to the disk, and waits for barriers as the database demands.
     ///
     /// # Errors
-    /// [`StorageError::BadSnapshot`] for a chunk that is not whole or not the next one, or for
-    /// another snapshot than the one announced; or a failed write. After any of them the installer
-    /// is of no more use.
+    /// [`StorageError::BadSnapshot`] for a chunk that is incomplete or out of order, or for another
+    /// snapshot than the one announced; or a failed write. After any of them the installer cannot
+    /// be used.
     pub fn write(&mut self, chunk: &[u8]) -> Result<()> {
         let stage = std::mem::replace(&mut self.stage, Stage::Failed);
         self.stage = self.next(stage, chunk)?;
@@ -135,7 +135,7 @@ impl Installer {
             frame.body.split_at_checked(PART_BYTES).ok_or_else(|| bad("has an empty chunk"))?;
         let sequence = u32::from_le_bytes([part[1], part[2], part[3], part[4]]);
         if sequence != self.sequence {
-            return Err(bad(format!("has chunk {sequence} where {} belongs", self.sequence)));
+            return Err(bad(format!("has chunk {sequence}, expected {}", self.sequence)));
         }
         match (stage, Part::from_u8(part[0])) {
             (Stage::Head, Some(Part::Head)) => Ok(Stage::Rows(Box::new(self.head(payload)?))),
@@ -151,7 +151,7 @@ impl Installer {
         }
     }
 
-    /// Checks that the snapshot is the announced one, and makes the header it will have here.
+    /// Checks that the snapshot is the announced one, and builds its header on this replica.
     fn head(&self, payload: &[u8]) -> Result<ShardHeader> {
         let head: Head = codec::decode_body(payload, "the head of a snapshot")
             .map_err(|error| bad(format!("has a head that cannot be read: {error}")))?;
@@ -162,8 +162,8 @@ impl Installer {
         let theirs = (head.group, applied, head.log_time, &membership);
         if theirs != (self.shared.group.0, *last, *stamp, announced) {
             return Err(bad(format!(
-                "is of shard {} at {applied}, and not the one that was announced: \
-                 {} at {last}, its log time and its membership",
+                "is of shard {} at {applied}, expected the announced one: \
+                 {} at {last}, with its log time and membership",
                 head.group, self.shared.group
             )));
         }
@@ -209,7 +209,7 @@ impl Installer {
         let frontier = &header.frontier;
         if tail != here || frontier.counts != self.counts || frontier.digest != here.digest {
             return Err(bad(format!(
-                "brought {} rows with digest {:032x} instead of {} with {:032x}",
+                "has {} rows with digest {:032x}, expected {} with {:032x}",
                 here.rows, here.digest, frontier.counts.rows, frontier.digest
             )));
         }
@@ -220,20 +220,20 @@ impl Installer {
     /// the store adopts the new one.
     ///
     /// # Errors
-    /// [`StorageError::BadSnapshot`] if the last chunk has not come,
+    /// [`StorageError::BadSnapshot`] if the last chunk has not been written,
     /// [`StorageError::Invalid`] if the state has passed the snapshot meanwhile, or a failed write.
     pub fn finish(mut self) -> Result<Installed> {
         let Stage::Ended(header) = std::mem::replace(&mut self.stage, Stage::Failed) else {
             return Err(bad("ended before its last chunk"));
         };
         let header = Arc::new(*header);
-        // The header may only speak of rows that are durable.
+        // The header may only reference durable rows.
         self.shared.database.barrier()?;
         let mut generations = self.shared.generations.lock();
-        refuse_older(&self.shared, &self.meta)?;
+        reject_older(&self.shared, &self.meta)?;
         let key = header_key(self.shared.group);
         self.shared.headers.insert(&key, &header.encode()?)?;
-        // From the insert on, the tree must not be dropped whatever else happens.
+        // From the insert on, the tree must not be dropped, even after a failure.
         self.stage = Stage::Flipped;
         self.shared.database.barrier()?;
         generations.durable = header.generation;
@@ -242,8 +242,8 @@ impl Installer {
     }
 }
 
-/// A snapshot behind the applied state would take acknowledged entries back.
-fn refuse_older(shared: &Shared, meta: &SnapshotMeta) -> Result<()> {
+/// Rejects a snapshot behind the applied state: it would undo acknowledged entries.
+fn reject_older(shared: &Shared, meta: &SnapshotMeta) -> Result<()> {
     let applied = shared.applied.load(Ordering::Acquire);
     if meta.last.index.0 < applied {
         return Err(StorageError::Invalid {
@@ -261,9 +261,10 @@ impl Drop for Installer {
         self.shared.generations.lock().installing = false;
         if !matches!(self.stage, Stage::Flipped) {
             let name = Generation::tree_name(self.shared.group, self.generation.number);
-            // A failure closes the database by itself; and what is left is removed at the next open.
+            // A failure closes the database by itself, and the next open removes the tree.
             if let Err(error) = self.shared.database.drop_tree(&name) {
-                tracing::warn!(%error, "an unfinished install could not be removed");
+                let shard = self.shared.group.0;
+                tracing::warn!(shard, %error, "snapshot: the unfinished install was not removed");
             }
         }
     }
