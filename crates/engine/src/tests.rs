@@ -11,6 +11,7 @@ use quorate_raft::{
     Term, Timing,
 };
 use quorate_storage::{DatabaseOptions, DiskLevel, Space};
+use tokio::sync::oneshot;
 
 use super::testing::{GROUP, Node, SMALL, checkpoint, damage, put, replica, small, wait};
 use super::*;
@@ -28,6 +29,19 @@ fn the_applied_state_of_a_stopped_replica_does_not_stay_in_memory() {
     wait("the budget is free again", || node.budget.used() < node.budget.limit() / 2);
     assert_eq!(shard.reader.header().applied().index, shard.reader.applied());
     node.engine.stop();
+}
+
+#[test]
+fn a_stopped_engine_refuses_proposals_and_reads() {
+    let node = Node::start();
+    node.lead(GROUP, 1);
+    node.engine.stop();
+    let (answer, _) = oneshot::channel();
+    let payload = put(GROUP, "key", 1);
+    let refused = node.engine.propose(Proposal { group: GROUP, payload, write: None, answer });
+    assert!(refused.is_err(), "its answer would never come");
+    let (grant, _) = oneshot::channel();
+    assert!(!node.engine.read(ReadRequest { group: GROUP, grant }));
 }
 
 #[test]
