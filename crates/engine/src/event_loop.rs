@@ -102,6 +102,7 @@ impl EventLoop {
             self.last_iteration.store(now.0, Ordering::Relaxed);
             for input in inputs.drain(..) {
                 if matches!(input, Input::Stop) {
+                    self.inbox.close();
                     return;
                 }
                 self.handle(now, input);
