@@ -1,4 +1,4 @@
-//! What an applied entry answers to whoever proposed it.
+//! Answers of applied entries to their proposers.
 
 use std::fmt;
 
@@ -10,18 +10,19 @@ use super::stamp::LogTime;
 /// The answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteAnswer {
-    /// The write was decided: all of it was carried out, or a condition was false and nothing was.
+    /// The write was decided: either all of it was carried out, or a condition was false and
+    /// nothing was.
     Done(Done),
     /// The sequence that a Cancel named was not applied and never will be.
     Barred,
-    /// The command changed nothing; the sentence and reason are in the refusal.
+    /// The command changed nothing; the refusal has the reason and a sentence.
     Refused(Refusal),
-    /// The cluster map has this epoch now.
+    /// The cluster map was changed and has this epoch now.
     MapChanged {
         /// The new map's epoch.
         epoch: u64,
     },
-    /// The cluster map was not changed: its epoch is not the one that the proposer had seen.
+    /// The cluster map was not changed: its epoch is not the one that the proposer expected.
     MapConflict {
         /// The current map's epoch; 0 = there is no map yet.
         epoch: u64,
@@ -35,7 +36,7 @@ pub struct Done {
     pub applied: bool,
     /// Whether this is the remembered answer of an earlier attempt.
     pub replayed: bool,
-    /// The index of the entry that decided it: if applied, the revision of all that it wrote.
+    /// The index of the entry that decided it: if applied, the revision of all keys that it wrote.
     pub index: u64,
     /// The log time of that entry.
     pub log_time: LogTime,
@@ -43,41 +44,33 @@ pub struct Done {
     pub results: Vec<OperationResult>,
 }
 
-impl Done {
-    /// The first operation whose condition was false.
-    #[must_use]
-    pub fn failing_operation(&self) -> Option<usize> {
-        self.results.iter().position(|result| !result.condition_held)
-    }
-}
-
 /// The result of one operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperationResult {
-    /// Whether the operation's own condition held; true where it has none.
+    /// Whether the operation's own condition held; true if it has none.
     pub condition_held: bool,
-    /// Whether the key was present right before.
+    /// Whether the key was present before the write.
     pub found: bool,
     /// The key's revision: the entry's index if this operation wrote it; 0 = the key is absent and
-    /// this operation did not remove it. A delete that removed something has the entry's index, a
-    /// delete of an absent key 0: nothing happened at any index.
+    /// this operation did not remove it. A delete that removed a key has the entry's index; a
+    /// delete of an absent key has 0, because it changed nothing.
     pub revision: u64,
-    /// The index at which the key that is there now was created; 0 = it is absent.
+    /// The index at which the present key was created; 0 = it is absent.
     pub create_revision: u64,
     /// The log time of the entry at `revision`; 0 = none.
     pub log_time: LogTime,
-    /// What the key held right before; `None` = not asked for, or absent.
+    /// The key's value before the write; `None` = not requested, or absent.
     pub previous: Option<Previous>,
     /// The sum, of an increment that was carried out.
     pub number: Option<i64>,
-    /// What a get read.
+    /// The value that a get read.
     pub read: ReadValue,
 }
 
-/// What a key held right before a write.
+/// The value of a key before a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Previous {
-    /// The value; `None` = left out, because it did not fit the answer or was too long to be
+    /// The value; `None` = omitted, because it did not fit the answer or was too long to be
     /// remembered.
     pub value: Option<Bytes>,
     /// The revision of that value.
@@ -96,7 +89,7 @@ pub enum ReadValue {
     None,
     /// The value.
     Value(Bytes),
-    /// The key is present and its value is left out: no room, a remembered answer, or a Batch that
+    /// The key is present and its value is omitted: no room, a remembered answer, or a Batch that
     /// was not carried out.
     Omitted,
 }
@@ -106,17 +99,16 @@ pub enum ReadValue {
 pub struct NotANumber {
     /// The operation's position.
     pub operation: usize,
-    /// Whether the sum is outside of the signed 64-bit range; otherwise the value is no number.
+    /// Whether the sum is outside the signed 64-bit range; otherwise the value is not a number.
     pub overflow: bool,
 }
 
-/// Why a command was refused. Nothing was changed, and of all but [`Refusal::NotANumber`] nothing is
-/// remembered.
+/// Why a command was rejected. Nothing was changed, and only [`Refusal::NotANumber`] is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The group does not own the shard, its epoch or a key any more.
     WrongShard {
-        /// What the group owns, for the sentence.
+        /// The mismatch, and what the group owns.
         detail: String,
     },
     /// The session is older than its time to live.
@@ -129,19 +121,19 @@ pub enum Refusal {
         /// The shard's log time.
         log_time: LogTime,
     },
-    /// The sequence lies below what the client said was answered.
+    /// The sequence is below those that the client reported as answered.
     SequencePast {
-        /// The sequence asked for.
+        /// The sequence of the command.
         sequence: u64,
         /// The lowest sequence that can still be used.
         answered_below: u64,
     },
-    /// The session ended with an earlier write, which said that it was the last.
+    /// The session ended with an earlier write, which was marked as the last.
     SessionEnded {
-        /// The sequence asked for.
+        /// The sequence of the command.
         sequence: u64,
     },
-    /// The sequence was barred by a Cancel before the write came.
+    /// The sequence was barred by a Cancel before the write arrived.
     SequenceBarred {
         /// The sequence.
         sequence: u64,
@@ -153,14 +145,14 @@ pub enum Refusal {
     },
     /// The session, or the session table of the shard, is full.
     SessionsFull {
-        /// Whether it is the session that is full: too many sequences that the client did not say
-        /// are answered. Otherwise the shard's table is.
+        /// Whether the session is full, with too many sequences that the client has not reported as
+        /// answered. Otherwise the shard's table is full.
         session: bool,
     },
-    /// An increment met a value that is not a number, or would overflow. It was decided so: with a
-    /// session it stays refused, whatever the value is when another attempt comes.
+    /// An increment found a value that is not a number, or would overflow. This is a decision: in a
+    /// session it stays rejected, whatever the value is at a later attempt.
     NotANumber(NotANumber),
-    /// The command is not one that this program proposes.
+    /// The command is one that this program never proposes.
     Malformed {
         /// What is wrong.
         detail: String,
@@ -190,8 +182,8 @@ impl Refusal {
         }
     }
 
-    /// What the refusal says about the write. Where it says "this attempt", an earlier attempt with
-    /// the same sequence may have been applied and forgotten.
+    /// The outcome of the write. If it is only that of this attempt, an earlier attempt with the
+    /// same sequence may have been applied and forgotten.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
@@ -203,7 +195,7 @@ impl Refusal {
         }
     }
 
-    /// The shard's log time, where the client needs it to get a session that the shard takes.
+    /// The shard's log time, if the client needs it to open a session that the shard accepts.
     #[must_use]
     pub fn log_time(&self) -> Option<LogTime> {
         match self {
@@ -227,13 +219,13 @@ impl fmt::Display for Refusal {
             Refusal::SessionFromFuture { log_time } => write!(
                 f,
                 "the session was born more than a second ahead of the shard's log time, \
-                 {log_time}; the clocks that the node which opened it knows are fast, open \
-                 another one that is not born after that, or at another node"
+                 {log_time}; the clocks known to the node that opened it are fast: open another \
+                 session that is not born after that time, or at another node"
             ),
             Refusal::SequencePast { sequence, answered_below } => write!(
                 f,
-                "sequence {sequence} is not remembered: the client said that all below \
-                 {answered_below} are answered"
+                "sequence {sequence} is not remembered: the client reported all below \
+                 {answered_below} as answered"
             ),
             Refusal::SessionEnded { sequence } => {
                 write!(f, "sequence {sequence} is past: the session has ended with another write")
@@ -245,7 +237,8 @@ impl fmt::Display for Refusal {
                 write!(f, "sequence {sequence} was used before for other operations")
             }
             Refusal::SessionsFull { session: true } => f.write_str(
-                "the session has 1024 sequences that the client did not say are answered, the limit",
+                "the session has 1024 sequences that the client has not reported as answered, \
+                 the limit",
             ),
             Refusal::SessionsFull { session: false } => {
                 f.write_str("the shard's session table is full; sessions leave it when they expire")
@@ -254,7 +247,7 @@ impl fmt::Display for Refusal {
                 f.write_str("the value is not a decimal signed 64-bit number")
             }
             Refusal::NotANumber(NotANumber { overflow: true, .. }) => {
-                f.write_str("the sum is beyond a signed 64-bit number")
+                f.write_str("the sum does not fit a signed 64-bit number")
             }
             Refusal::Malformed { detail } => write!(f, "the command is malformed: {detail}"),
             Refusal::BadMap { detail } => write!(f, "the cluster map breaks a rule: {detail}"),

@@ -1,7 +1,7 @@
-//! The stored form of an answer: one row of the session table.
+//! Answer rows: the stored form of an answer, one row of the session table.
 //!
 //! The key of the row is the session id (24 bytes) and the sequence (8 bytes, big-endian), so that
-//! rows lie in the order of birth, session and sequence. Format 1, forever (fixed-width integers
+//! rows are in the order of birth, session and sequence. Format 1, forever (fixed-width integers
 //! little-endian, *var* = LEB128):
 //!
 //! | bytes | field |
@@ -11,12 +11,12 @@
 //! | 8 | content hash; 0 when barred |
 //! | 8 | answered-below: every sequence below it is answered |
 //!
-//! and if refused, which only an increment that cannot be carried out is:
+//! and if refused, which is only an increment that cannot be carried out:
 //!
 //! | bytes | field |
 //! |---|---|
 //! | var | position of the operation |
-//! | 1 | 0 its key holds no number · 1 the sum is beyond 64 bits |
+//! | 1 | 0 the value of its key is not a number · 1 the sum does not fit 64 bits |
 //!
 //! and unless barred or refused:
 //!
@@ -34,8 +34,8 @@
 //! | var, n | with flag 16: its length and bytes |
 //! | 8 | with flag 32: the number |
 //!
-//! The values of gets are not stored, and the previous values of one answer only as far as they are
-//! together at most 1 KiB long.
+//! The values of gets are not stored, and the previous values of one answer only up to 1 KiB
+//! together.
 
 use bytes::Bytes;
 use quorate_proto::limits::SESSION_ID_BYTES;
@@ -80,16 +80,16 @@ pub struct AnswerRow {
     pub content_hash: u64,
     /// Every sequence of the session below this one was answered.
     pub answered_below: u64,
-    /// What is remembered.
+    /// The remembered decision.
     pub stored: Stored,
 }
 
-/// What is remembered of a sequence.
+/// The remembered decision of a sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// It was not applied and never will be.
     Barred,
-    /// It was refused and changed nothing.
+    /// It was rejected and changed nothing.
     NotANumber(NotANumber),
     /// Its answer.
     Done(Done),
@@ -241,7 +241,7 @@ fn decode_done(reader: &mut Reader, applied: bool) -> Result<Done, Damaged> {
     let index = reader.varint()?;
     let log_time = LogTime(reader.u64()?);
     let count = reader.varint()?;
-    // No capacity from a number that may be damaged: the vector grows with what is really there.
+    // Reserve nothing for a number that may be damaged: the vector grows with the decoded results.
     let mut results = Vec::new();
     for _ in 0..count {
         results.push(decode_result(reader, index, log_time)?);

@@ -1,7 +1,7 @@
-//! Commands: what a log entry asks the state machine to do, their versions and how they are encoded.
+//! Commands: the requests of log entries to the state machine, their versions and their encoding.
 //!
-//! The bytes are the same on the wire, in the log and at apply; the core and the storage never look into
-//! them.
+//! The bytes are the same on the wire, in the log and at apply; the core and the storage never
+//! decode them.
 
 use bytes::Bytes;
 use prost::Message;
@@ -20,18 +20,21 @@ pub const COMMAND_VERSION: u32 = 1;
 pub const FEATURE_LEVEL: u32 = 1;
 
 /// A write, all or nothing, not yet bound to a shard; [`encode`] binds it.
+#[must_use]
 pub fn write(operations: Vec<CommandOperation>, session: Option<CommandSession>) -> Command {
     let content_hash = content_hash(&operations);
     of(Action::Write(Write { operations, content_hash }), session)
 }
 
 /// A Cancel of the write that `session` names, not yet bound to a shard.
+#[must_use]
 pub fn cancel(session: CommandSession) -> Command {
     of(Action::Cancel(CancelWrite {}), Some(session))
 }
 
 /// The bytes of a command that replaces the cluster map if its epoch is `expected_epoch` (0 = there
 /// is none yet). Check it first with [`crate::map_rules::check_change`].
+#[must_use]
 pub fn encode_change_map(expected_epoch: u64, map: ClusterMap) -> Bytes {
     of(Action::ChangeMap(ChangeMap { expected_epoch, map: Some(map) }), None).encode_to_vec().into()
 }

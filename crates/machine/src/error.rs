@@ -1,4 +1,4 @@
-//! What stops a replica while it applies.
+//! Error types of apply: failures that stop a replica.
 
 use quorate_storage::StorageError;
 use thiserror::Error;
@@ -12,25 +12,25 @@ pub struct Damaged {
 }
 
 impl Damaged {
-    /// `what` names the thing, `detail` says what is wrong with it.
-    pub fn new(what: &'static str, detail: impl Into<String>) -> Self {
-        Self { what, detail: detail.into() }
+    /// `what` names the stored item, `detail` says what is wrong with it.
+    #[must_use]
+    pub fn new(what: &'static str, detail: impl Into<String>) -> Damaged {
+        Damaged { what, detail: detail.into() }
     }
 }
 
-/// Why a replica cannot apply an entry. It stops there: it must not skip the entry, and nothing
-/// that the entry did may be committed.
+/// Why a replica cannot apply an entry. It stops there: it must not skip the entry, and no effect
+/// of the entry may be committed.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// The entry was written by a version that knows more than this one. Nothing is wrong with the
-    /// data: a newer program applies it.
+    /// The entry was written by a newer version. The data is intact: a newer program applies it.
     #[error(
         "this version cannot apply the entry at index {index}: {detail}; a newer version is needed"
     )]
     UnknownFeature {
         /// The entry's index.
         index: u64,
-        /// What is not known.
+        /// The unknown feature.
         detail: String,
     },
     /// The entry or a row that it needs does not decode.
@@ -42,9 +42,9 @@ pub enum ApplyError {
 }
 
 impl From<StorageError> for ApplyError {
-    /// Damage that the storage found in this replica's own records costs the replica alone, and is
-    /// told apart here from a storage that failed.
-    fn from(error: StorageError) -> Self {
+    /// Damage that the storage found in this replica's own records stops only the replica, so it is
+    /// distinguished here from a failure of the storage.
+    fn from(error: StorageError) -> ApplyError {
         if error.is_damage() && !error.is_fatal() {
             Damaged::new("the state of the replica", error.to_string()).into()
         } else {

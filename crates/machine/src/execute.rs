@@ -1,4 +1,5 @@
-//! The operations of one write: conditions against the state before it, and then all or nothing.
+//! Execution of one write: its conditions are checked against the state before it, and then all of
+//! its operations are carried out, or none.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +15,7 @@ use super::{
     answer::{Done, NotANumber, OperationResult, Previous, ReadValue, Refusal},
     error::ApplyError,
     record::Record,
-    rows::Rows,
+    rows::RowTransaction,
     stamp::LogTime,
 };
 
@@ -27,12 +28,14 @@ pub struct EntryPlace {
     pub log_time: LogTime,
 }
 
-/// Checks what the program that proposed the write must have checked, as far as apply relies on it.
-/// What a newer version may have added is an error: this version cannot know what it leaves out.
+/// Checks the properties of a write that apply relies on, and that the proposer must have checked.
+///
+/// # Errors
+/// [`ApplyError::UnknownFeature`] for a feature of a newer version, which this one must not skip.
 pub fn check(write: &Write, index: u64) -> Result<Result<(), Refusal>, ApplyError> {
     let unknown = |what: &str, at: usize| ApplyError::UnknownFeature {
         index,
-        detail: format!("operation {at} of the write has a {what} that it does not know"),
+        detail: format!("operation {at} of the write has an unknown {what}"),
     };
     let malformed = |detail: String| Ok(Err(Refusal::Malformed { detail }));
     if write.operations.is_empty() {
@@ -56,18 +59,18 @@ pub fn check(write: &Write, index: u64) -> Result<Result<(), Refusal>, ApplyErro
         let mut keys = BTreeSet::new();
         for (at, operation) in write.operations.iter().enumerate() {
             if !keys.insert((operation.keyspace, &operation.key)) {
-                return malformed(format!("operation {at} names a key for the second time"));
+                return malformed(format!("operation {at} repeats the key of another operation"));
             }
         }
     }
     Ok(Ok(()))
 }
 
-/// Carries out a write that [`check`] has passed. With [`NotANumber`] it has changed nothing.
+/// Carries out a write that has passed [`check`]. With [`NotANumber`] it has changed nothing.
 pub fn execute(
     write: &Write,
     place: EntryPlace,
-    rows: &mut impl Rows,
+    rows: &mut impl RowTransaction,
 ) -> Result<Result<Done, NotANumber>, ApplyError> {
     let mut steps = Vec::with_capacity(write.operations.len());
     for operation in &write.operations {
@@ -100,7 +103,10 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    fn read(operation: &'a CommandOperation, rows: &mut impl Rows) -> Result<Self, ApplyError> {
+    fn read(
+        operation: &'a CommandOperation,
+        rows: &mut impl RowTransaction,
+    ) -> Result<Step<'a>, ApplyError> {
         let row_key = RowKey::new(RowKind::User, operation.keyspace, &operation.key);
         let current = rows.get(&row_key)?.map(Record::decode).transpose()?;
         let expect = operation.condition.as_ref().and_then(|condition| condition.expect.as_ref());
@@ -108,7 +114,7 @@ impl<'a> Step<'a> {
         Ok(Self { operation, row_key, current, condition_held, number: None })
     }
 
-    /// The result as far as it is the same whether the write is carried out or not.
+    /// The part of the result that does not depend on whether the write is carried out.
     fn answer_before(&self, room: &mut usize) -> OperationResult {
         let mut result =
             OperationResult { condition_held: self.condition_held, ..OperationResult::default() };
@@ -137,7 +143,7 @@ impl<'a> Step<'a> {
         place: EntryPlace,
         result: &mut OperationResult,
         room: &mut usize,
-        rows: &mut impl Rows,
+        rows: &mut impl RowTransaction,
     ) -> Result<(), ApplyError> {
         let value = match &self.operation.kind {
             Some(Kind::Put(value)) => value.clone(),
@@ -206,8 +212,8 @@ fn add_numbers(steps: &mut [Step<'_>]) -> Result<(), NotANumber> {
     Ok(())
 }
 
-/// Reads the one decimal form that an increment writes: no sign but a minus, no leading zeros, no
-/// spaces. So a number has one text, and comparing values compares numbers.
+/// Reads the decimal form that an increment writes: no plus sign, no leading zeros, no spaces. So a
+/// number has exactly one text, and comparing values compares numbers.
 pub fn parse_number(value: &[u8]) -> Option<i64> {
     let digits = value.strip_prefix(b"-").unwrap_or(value);
     let canonical = match digits {
@@ -261,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_is_what_would_be_written(number: i64, bytes: Vec<u8>) {
+        fn a_parsed_number_is_written_as_the_same_text(number: i64, bytes: Vec<u8>) {
             prop_assert_eq!(parse_number(number.to_string().as_bytes()), Some(number));
             if let Some(number) = parse_number(&bytes) {
                 let text = number.to_string();

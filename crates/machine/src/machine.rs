@@ -1,4 +1,4 @@
-//! One committed entry → changed rows and an answer.
+//! The state machine of a group: one committed entry → changed rows and an answer.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use super::{
     error::{ApplyError, Damaged},
     execute::{self, EntryPlace},
     meta::MapState,
-    rows::Rows,
+    rows::RowTransaction,
     sessions::{Admission, SessionLimits, SessionTable, SessionUse},
     stamp::LogTime,
 };
 use crate::session_id::SessionId;
 
-/// What a shard's group owns, by its own state: the truth about ownership.
+/// The part of the hash space that a shard's group owns, by its own state, which is authoritative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ownership {
     /// The shard, which is also the group.
@@ -50,7 +50,7 @@ impl Ownership {
     }
 }
 
-/// What applying an entry came to.
+/// The result of applying an entry.
 #[derive(Debug)]
 pub enum Applied {
     /// An empty entry of a new leader.
@@ -61,8 +61,8 @@ pub enum Applied {
     Command(WriteAnswer),
 }
 
-/// The in-memory part of a group's state machine. The rows are the truth: after any entry the
-/// machine is what loading the rows would give.
+/// The in-memory part of a group's state machine. The rows are authoritative: after any entry the
+/// machine equals one that is loaded from the rows.
 ///
 /// After an [`ApplyError`] the machine and the transaction must be dropped: they may hold a part of
 /// the entry.
@@ -80,7 +80,10 @@ enum Owned {
 }
 
 impl StateMachine {
-    /// The machine of a shard; `session_rows` are all its rows of kind Session.
+    /// Loads the machine of a shard; `session_rows` are all its rows of kind Session.
+    ///
+    /// # Errors
+    /// A failed read, or a row that does not decode.
     pub fn load_shard(
         ownership: Ownership,
         limits: SessionLimits,
@@ -90,7 +93,10 @@ impl StateMachine {
         Ok(Self { owned: Owned::Keys { ownership, sessions } })
     }
 
-    /// The machine of group 0; `meta_rows` are all its rows of kind Meta.
+    /// Loads the machine of group 0; `meta_rows` are all its rows of kind Meta.
+    ///
+    /// # Errors
+    /// A failed read, or rows that are not a valid map.
     pub fn load_meta(
         meta_rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
     ) -> Result<Self, ApplyError> {
@@ -115,7 +121,7 @@ impl StateMachine {
         }
     }
 
-    /// What a shard owns; `None` for group 0.
+    /// The ownership of a shard; `None` for group 0.
     #[must_use]
     pub fn ownership(&self) -> Option<&Ownership> {
         match &self.owned {
@@ -124,12 +130,15 @@ impl StateMachine {
         }
     }
 
-    /// Applies a committed entry. Entries must come in order, each once, `rows` being the state
-    /// right after the entry before.
+    /// Applies a committed entry. Entries must be applied in order, each once; `rows` is the state
+    /// after the previous entry.
+    ///
+    /// # Errors
+    /// A failure that stops the replica.
     pub fn apply_entry(
         &mut self,
         entry: &Entry,
-        rows: &mut impl Rows,
+        rows: &mut impl RowTransaction,
     ) -> Result<Applied, ApplyError> {
         let place = EntryPlace { index: entry.index.0, log_time: LogTime(entry.stamp) };
         if let Owned::Keys { sessions, .. } = &mut self.owned {
@@ -153,11 +162,11 @@ impl StateMachine {
         &mut self,
         command: Command,
         place: EntryPlace,
-        rows: &mut impl Rows,
+        rows: &mut impl RowTransaction,
     ) -> Result<WriteAnswer, ApplyError> {
         let Command { shard, shard_epoch, session, action, .. } = command;
         let Some(action) = action else {
-            return Err(unknown(place.index, "its action is not one that this version knows"));
+            return Err(unknown(place.index, "its action is unknown"));
         };
         match (&mut self.owned, action) {
             (Owned::Map(state), Action::ChangeMap(change)) => state.change(change, rows),
@@ -174,12 +183,12 @@ impl StateMachine {
                 ))
             }
             (Owned::Keys { ownership, sessions }, Action::Write(write)) => {
-                let turn = ShardTurn { ownership, sessions, shard_epoch, place, rows };
-                turn.write(&write, session.as_ref())
+                let command = ShardCommand { ownership, sessions, shard_epoch, place, rows };
+                command.write(&write, session.as_ref())
             }
             (Owned::Keys { ownership, sessions }, Action::Cancel(_)) => {
-                let turn = ShardTurn { ownership, sessions, shard_epoch, place, rows };
-                turn.cancel(session.as_ref())
+                let command = ShardCommand { ownership, sessions, shard_epoch, place, rows };
+                command.cancel(session.as_ref())
             }
         }
     }
@@ -196,21 +205,21 @@ fn decode_command(index: u64, payload: Bytes) -> Result<Command, ApplyError> {
     if command.version != COMMAND_VERSION {
         return Err(unknown(
             index,
-            format!("its format is {}, and this version knows {COMMAND_VERSION}", command.version),
+            format!("its format is {}, expected {COMMAND_VERSION}", command.version),
         ));
     }
     if command.feature_level == 0 || command.feature_level > FEATURE_LEVEL {
         let level = command.feature_level;
         return Err(unknown(
             index,
-            format!("its feature level is {level}, and this version knows 1 to {FEATURE_LEVEL}"),
+            format!("its feature level is {level}, expected 1 to {FEATURE_LEVEL}"),
         ));
     }
     Ok(command)
 }
 
 /// One command on a shard's keys.
-struct ShardTurn<'a, R> {
+struct ShardCommand<'a, R> {
     ownership: &'a Ownership,
     sessions: &'a mut SessionTable,
     shard_epoch: u64,
@@ -218,7 +227,7 @@ struct ShardTurn<'a, R> {
     rows: &'a mut R,
 }
 
-impl<R: Rows> ShardTurn<'_, R> {
+impl<R: RowTransaction> ShardCommand<'_, R> {
     fn write(
         self,
         write: &Write,
@@ -239,10 +248,10 @@ impl<R: Rows> ShardTurn<'_, R> {
                 Ok(()) => Ok(answer_of(execute::execute(write, self.place, self.rows)?.into())),
             };
         };
-        // What was decided before is answered as it was, also when the shard has changed since: an
-        // answer "not applied" to a retry would be untrue for the write.
+        // A decided write gets its remembered answer, even if the shard has changed since:
+        // answering "not applied" to a retry would be false for the write.
         let admission = self.sessions.admit(&session, self.place.log_time);
-        if admission == Admission::Remembered {
+        if admission == Admission::Duplicate {
             return Ok(answer_of(self.sessions.replay(&session, self.rows)?));
         }
         if let Err(refusal) = self.owned(write) {
@@ -266,7 +275,7 @@ impl<R: Rows> ShardTurn<'_, R> {
             }
         };
         let admission = self.sessions.admit(&session, self.place.log_time);
-        if admission == Admission::Remembered {
+        if admission == Admission::Duplicate {
             return Ok(answer_of(self.sessions.replay(&session, self.rows)?));
         }
         if let Err(refusal) = self.epoch_owned() {

@@ -1,20 +1,20 @@
 //! The cluster map as its readers use it: which shard owns a hash, which node holds which replica.
 //!
-//! The map is a routing hint. Group 0 decides what shall be; a group's own state is the truth about what
-//! it owns, and apply checks it again.
+//! The map is a routing hint. Group 0 decides the target; a group's own state is authoritative for
+//! its ownership, and apply checks it again.
 
 use quorate_proto::hash::owner;
 use quorate_proto::v1::{ClusterMap, MapNode, MapReplica, MapShard};
 use quorate_raft::{GroupId, NodeId, Replica, ReplicaId};
 
-/// A cluster map with what a lookup needs beside it.
+/// A cluster map with its lookups.
 #[derive(Debug, PartialEq)]
 pub struct Map {
     proto: ClusterMap,
 }
 
 impl Map {
-    /// Wraps a map whose rules hold ([`crate::map_rules`]): shards in order of their ranges, which
+    /// Wraps a valid map ([`crate::map_rules`]): its shards are in order of their ranges, which
     /// cover the hash space.
     #[must_use]
     pub fn new(proto: ClusterMap) -> Self {
@@ -36,8 +36,7 @@ impl Map {
     /// The shard whose range holds `hash`.
     ///
     /// # Panics
-    ///
-    /// Panics if the ranges do not cover the hash space, which the rules of a map exclude.
+    /// If the ranges do not cover the hash space, which the rules of a map exclude.
     #[must_use]
     pub fn shard_of(&self, hash: u64) -> &MapShard {
         match owner(&self.proto.shards, hash) {
@@ -65,7 +64,7 @@ impl Map {
     }
 }
 
-/// The replicas that the map names, as a group's configuration has them.
+/// The replicas of the map in the form of a group's configuration.
 #[must_use]
 pub fn replicas_of(replicas: &[MapReplica]) -> Vec<Replica> {
     let replica =

@@ -1,7 +1,7 @@
-//! What a cluster map must be, and how one may follow another.
+//! The rules of a cluster map, and of a change from one map to the next.
 //!
-//! Checked before a change is proposed, so that the proposer learns what is wrong, and again at
-//! apply, so that no map that breaks a rule can ever be committed, whoever proposed it.
+//! They are checked before a change is proposed, so that the proposer gets the error, and again at
+//! apply, so that no map that breaks a rule can ever take effect, whichever node proposed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,10 @@ macro_rules! rule {
     };
 }
 
-/// Whether this map can be one by itself.
+/// Checks a map by itself.
+///
+/// # Errors
+/// The first broken rule.
 pub fn check(map: &ClusterMap) -> Result<(), BrokenRule> {
     rule!(map.epoch > 0, "its epoch is 0");
     rule!(
@@ -45,7 +48,10 @@ pub fn check(map: &ClusterMap) -> Result<(), BrokenRule> {
     check_lineage(map)
 }
 
-/// Whether `new` may follow `old`; `None` = there is no map yet.
+/// Checks that `new` may follow `old`; `None` = there is no map yet.
+///
+/// # Errors
+/// The first broken rule.
 pub fn check_change(old: Option<&ClusterMap>, new: &ClusterMap) -> Result<(), BrokenRule> {
     check(new)?;
     let Some(old) = old else {
@@ -76,7 +82,7 @@ fn check_nodes(nodes: &[MapNode]) -> Result<(), BrokenRule> {
     let mut before = 0;
     for node in nodes {
         let id = node.id;
-        rule!(id > before, "node {id} stands after node {before}; ids must grow from 1");
+        rule!(id > before, "node {id} is listed after node {before}; ids must grow from 1");
         before = id;
         rule!(!node.peer_address.is_empty(), "node {id} has no peer address");
         rule!(!node.client_address.is_empty(), "node {id} has no client address");
@@ -102,17 +108,17 @@ fn check_ranges(map: &ClusterMap) -> Result<(), BrokenRule> {
     let mut ids = BTreeSet::new();
     let mut next = Some(0u64);
     for MapShard { id, first, last, epoch, .. } in &map.shards {
-        rule!(*id > 0 && *id < map.next_shard_id, "shard id {id} was never given");
-        rule!(ids.insert(*id), "shard {id} stands in it twice");
+        rule!(*id > 0 && *id < map.next_shard_id, "shard id {id} was never assigned");
+        rule!(ids.insert(*id), "shard {id} is listed twice");
         rule!(*epoch > 0, "shard {id} has epoch 0");
         rule!(
             next == Some(*first),
-            "shard {id} begins at {first:#018x}, where the shard before does not end"
+            "shard {id} begins at {first:#018x}, which is not where the previous shard ends"
         );
         rule!(first <= last, "shard {id} ends before it begins");
         next = last.checked_add(1);
     }
-    rule!(next.is_none(), "the last shard does not end where the hash space does");
+    rule!(next.is_none(), "the last shard does not end where the hash space ends");
     Ok(())
 }
 
@@ -135,9 +141,9 @@ fn check_replicas(map: &ClusterMap) -> Result<(), BrokenRule> {
         for MapReplica { replica_id: id, node_id: node } in replicas {
             rule!(
                 *id > 0 && *id < map.next_replica_id,
-                "replica id {id} of group {group} was never given"
+                "replica id {id} of group {group} was never assigned"
             );
-            rule!(ids.insert(*id), "replica {id} stands in it twice");
+            rule!(ids.insert(*id), "replica {id} is listed twice");
             rule!(nodes.contains(node), "replica {id} is on node {node}, which is not in the map");
             rule!(hosts.insert(*node), "group {group} has two replicas on node {node}");
         }
@@ -149,9 +155,10 @@ fn check_lineage(map: &ClusterMap) -> Result<(), BrokenRule> {
     let mut before = 0;
     for line in &map.lineage {
         let (child, parent) = (line.child, line.parent);
-        rule!(child > before, "the lineage of shard {child} stands after that of shard {before}");
+        rule!(child > before, "the lineage of shard {child} is listed after shard {before}'s");
         before = child;
-        rule!(child < map.next_shard_id, "the lineage names shard {child}, which was never given");
+        let assigned = child < map.next_shard_id;
+        rule!(assigned, "the lineage names shard {child}, which was never assigned");
         rule!(parent > 0 && parent < child, "shard {child} cannot come from shard {parent}");
         rule!(
             line.map_epoch <= map.epoch,

@@ -9,7 +9,7 @@
 //! | `s` ‖ shard id, u64 big-endian | a `MapShard` |
 //!
 //! A change writes only the rows that differ. The order of nodes (by id) and shards (by range) is a
-//! rule of the map, so that it need not be stored.
+//! rule of the map, so it is not stored.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -25,7 +25,7 @@ use super::{
     answer::{Refusal, WriteAnswer},
     error::{ApplyError, Damaged},
     map_rules,
-    rows::Rows,
+    rows::RowTransaction,
 };
 
 const FORMAT: u8 = 1;
@@ -33,14 +33,14 @@ const HEADER: &[u8] = b"h";
 const NODE: u8 = b'n';
 const SHARD: u8 = b's';
 
-/// The map as group 0's state has it.
+/// The map in group 0's state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MapState {
     map: Option<Arc<ClusterMap>>,
 }
 
 impl MapState {
-    /// The map of these rows.
+    /// Loads the map from these rows.
     pub fn load(
         rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
     ) -> Result<Self, ApplyError> {
@@ -51,7 +51,7 @@ impl MapState {
                 HEADER => header = Some(decode::<ClusterMap>(&row)?),
                 [NODE, ..] => nodes.push(decode::<MapNode>(&row)?),
                 [SHARD, ..] => shards.push(decode::<MapShard>(&row)?),
-                _ => return Err(damaged(format!("its row {key:?} is of no known kind")).into()),
+                _ => return Err(damaged(format!("its row {key:?} is of an unknown kind")).into()),
             }
         }
         let Some(mut map) = header else {
@@ -76,12 +76,12 @@ impl MapState {
         self.map.as_ref().map_or(0, |map| map.epoch)
     }
 
-    /// Replaces the map if its epoch is the one that the proposer saw and the rules allow the
+    /// Replaces the map if its epoch is the one that the proposer expected and the rules permit the
     /// change.
     pub fn change(
         &mut self,
         change: ChangeMap,
-        rows: &mut impl Rows,
+        rows: &mut impl RowTransaction,
     ) -> Result<WriteAnswer, ApplyError> {
         if change.expected_epoch != self.epoch() {
             return Ok(WriteAnswer::MapConflict { epoch: self.epoch() });
@@ -99,7 +99,7 @@ impl MapState {
         Ok(WriteAnswer::MapChanged { epoch })
     }
 
-    fn write(&mut self, map: ClusterMap, rows: &mut impl Rows) -> Result<(), ApplyError> {
+    fn write(&mut self, map: ClusterMap, rows: &mut impl RowTransaction) -> Result<(), ApplyError> {
         let mut before = self.map.as_deref().map(rows_of).unwrap_or_default();
         for (key, row) in rows_of(&map) {
             if before.remove(&key).as_ref() != Some(&row) {
@@ -120,7 +120,7 @@ fn rows_of(map: &ClusterMap) -> BTreeMap<RowKey, Bytes> {
         key[1..].copy_from_slice(&id.to_be_bytes());
         RowKey::new(RowKind::Meta, 0, &key)
     };
-    // Named field by field, so that a field added to the map cannot be forgotten here.
+    // Destructured field by field, so that a field added to the map cannot be forgotten here.
     let ClusterMap {
         cluster_id,
         cluster_name,

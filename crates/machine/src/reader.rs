@@ -1,8 +1,7 @@
-//! Reading the hand-laid binary rows of the state machine.
+//! Row reader: decoding of the state machine's binary rows.
 //!
-//! Everything that apply stores is little: fixed-width integers are little-endian, counts and
-//! revisions are LEB128 variable-length integers, and byte strings are a length in that form and
-//! then the bytes.
+//! Rows are small: fixed-width integers are little-endian, counts and revisions are LEB128
+//! variable-length integers, and byte strings are a length in that form, followed by the bytes.
 
 use bytes::Bytes;
 
@@ -23,16 +22,16 @@ pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// A cursor over a stored row; every read says what it was reading when the row ends too early.
+/// A cursor over a stored row; if the row ends too early, the error names the row.
 pub(super) struct Reader {
     rest: Bytes,
     what: &'static str,
 }
 
 impl Reader {
-    /// Begins to read a row that is called `what` in errors.
-    pub(super) fn new(row: Bytes, what: &'static str) -> Self {
-        Self { rest: row, what }
+    /// Begins to read a row, which errors call `what`.
+    pub(super) fn new(row: Bytes, what: &'static str) -> Reader {
+        Reader { rest: row, what }
     }
 
     /// The error "this row is damaged", with the detail.
@@ -87,12 +86,12 @@ impl Reader {
         self.take(len)
     }
 
-    /// All that is left.
+    /// The remaining bytes.
     pub(super) fn rest(self) -> Bytes {
         self.rest
     }
 
-    /// Succeeds when nothing is left.
+    /// Succeeds if no bytes remain.
     pub(super) fn end(self) -> Result<(), Damaged> {
         if self.rest.is_empty() {
             Ok(())

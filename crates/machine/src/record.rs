@@ -1,4 +1,4 @@
-//! The record that stands as the value of a user row.
+//! Value records: the stored form of a user row's value.
 //!
 //! Format 1, forever (integers little-endian):
 //!
@@ -12,8 +12,8 @@
 //! | 8 | expiry, only with flag bit 0 |
 //! | rest | the value |
 //!
-//! The checksum of the row is storage's; what this decoder refuses is called damaged all the same,
-//! because a row that does not decode must not be answered.
+//! Storage checks the row's checksum; a row that this decoder rejects is damaged nevertheless,
+//! because it must not be answered.
 
 use bytes::Bytes;
 
@@ -23,10 +23,10 @@ const FORMAT: u8 = 1;
 const FLAG_EXPIRY: u8 = 1;
 const HEADER_BYTES: usize = 26;
 
-/// A key's current value and where it came from.
+/// A key's current value and its revisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The Raft index at which the key came into being (again, after a delete); never 0.
+    /// The Raft index at which the key was created, or created again after a delete; never 0.
     pub create_revision: u64,
     /// The Raft index of the last write; never below `create_revision`.
     pub revision: u64,
@@ -41,6 +41,7 @@ pub struct Record {
 
 impl Record {
     /// The row's bytes.
+    #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let expiry_bytes = if self.expiry.is_some() { 8 } else { 0 };
         let mut out = Vec::with_capacity(HEADER_BYTES + expiry_bytes + self.value.len());
@@ -56,8 +57,11 @@ impl Record {
         out
     }
 
-    /// Reads a row; the value is a slice of it. Any byte string is a record or [`Damaged`].
-    pub fn decode(row: Bytes) -> Result<Self, Damaged> {
+    /// Reads a row; the value is a slice of it.
+    ///
+    /// # Errors
+    /// The bytes are not a record.
+    pub fn decode(row: Bytes) -> Result<Record, Damaged> {
         let mut reader = Reader::new(row, "a value record");
         if reader.u8()? != FORMAT {
             return Err(reader.damaged("its format is not 1"));

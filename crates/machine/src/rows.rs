@@ -1,25 +1,37 @@
-//! What apply needs of the storage, and an in-memory stand-in with the same meaning.
+//! Rows of a group during the application of an entry: the interface to the storage, and an
+//! in-memory implementation for tests.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use quorate_storage::{RowKey, RowKind, StorageError, Transaction};
 
-/// The rows of one group, as the entry that is being applied sees and changes them. Its own changes
-/// are visible to it at once; others see all of them or none, when the storage commits the
-/// transaction.
-pub trait Rows {
+/// The rows of one group, as the entry being applied reads and changes them. The entry sees its own
+/// changes immediately; readers see all of them or none, when the storage commits the transaction.
+pub trait RowTransaction {
     /// The row's bytes; `None` = there is no such row.
+    ///
+    /// # Errors
+    /// A failed read.
     fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError>;
-    /// Stores a row, over what it held.
+    /// Stores a row, replacing an existing one.
+    ///
+    /// # Errors
+    /// A failed read of the existing row.
     fn put(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError>;
-    /// Stores a row that does not exist yet, which spares the search for what it held.
+    /// Stores a row that does not exist yet, which saves the search for an existing one.
+    ///
+    /// # Errors
+    /// The row is too large.
     fn insert_new(&mut self, key: &RowKey, row: &[u8]) -> Result<(), StorageError>;
-    /// Removes a row; a missing one is fine.
+    /// Removes a row, if it exists.
+    ///
+    /// # Errors
+    /// A failed read of the existing row.
     fn delete(&mut self, key: &RowKey) -> Result<(), StorageError>;
 }
 
-impl Rows for Transaction<'_> {
+impl RowTransaction for Transaction<'_> {
     fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError> {
         Transaction::get(self, key)
     }
@@ -42,7 +54,7 @@ impl Rows for Transaction<'_> {
 pub struct MemoryRows(BTreeMap<RowKey, Bytes>);
 
 impl MemoryRows {
-    /// The rows of a kind, in key order, in the form in which the storage gives them at open.
+    /// The rows of a kind, in key order, in the form in which the storage returns them.
     pub fn of_kind(
         &self,
         kind: RowKind,
@@ -54,7 +66,7 @@ impl MemoryRows {
     }
 }
 
-impl Rows for MemoryRows {
+impl RowTransaction for MemoryRows {
     fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError> {
         Ok(self.0.get(key).cloned())
     }

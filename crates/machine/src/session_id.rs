@@ -1,4 +1,4 @@
-//! The id of an exactly-once session, and how a node mints one without asking anybody.
+//! Session ids: the identity of an exactly-once session, minted by a node without coordination.
 //!
 //! id = birth by log time 8 ‖ node 4 ‖ counter 4 ‖ random 8 bytes, all big-endian, so that ids are
 //! ordered by birth. Clients treat it as opaque. Two ids are equal only when the same node minted
@@ -13,7 +13,7 @@ use quorate_proto::limits::SESSION_ID_BYTES;
 
 use crate::stamp::LogTime;
 
-/// Names a write of a session; see [`SessionId::write_key`].
+/// The key of a session's write; see [`SessionId::write_key`].
 pub type WriteKey = [u8; SESSION_ID_BYTES + 8];
 
 /// The identity of a client's exactly-once session.
@@ -23,7 +23,7 @@ pub struct SessionId([u8; SESSION_ID_BYTES]);
 impl SessionId {
     /// Builds an id from its parts.
     #[must_use]
-    pub fn from_parts(birth: LogTime, node: u32, counter: u32, random: u64) -> Self {
+    pub fn from_parts(birth: LogTime, node: u32, counter: u32, random: u64) -> SessionId {
         let mut id = [0; SESSION_ID_BYTES];
         id[..8].copy_from_slice(&birth.0.to_be_bytes());
         id[8..12].copy_from_slice(&node.to_be_bytes());
@@ -32,19 +32,19 @@ impl SessionId {
         Self(id)
     }
 
-    /// Reads an id; `None` when it is not 24 bytes long.
+    /// Reads an id; `None` if it is not 24 bytes long.
     #[must_use]
-    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
-        Some(Self(bytes.try_into().ok()?))
+    pub fn from_slice(bytes: &[u8]) -> Option<SessionId> {
+        Some(SessionId(bytes.try_into().ok()?))
     }
 
-    /// The bytes as they travel.
+    /// The bytes, as on the wire.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; SESSION_ID_BYTES] {
         &self.0
     }
 
-    /// What names the write of this sequence: the id, and the sequence in big-endian order.
+    /// The key of the write with this sequence: the id, and the sequence in big-endian order.
     #[must_use]
     pub fn write_key(&self, sequence: u64) -> WriteKey {
         let mut key = [0; SESSION_ID_BYTES + 8];
@@ -82,15 +82,15 @@ pub struct SessionMint {
 }
 
 impl SessionMint {
-    /// A mint for a node; node ids above 32 bits keep their low half, which costs no safety, as the
-    /// random part keeps the ids apart.
+    /// A mint for a node; node ids above 32 bits keep their low half, which is safe, because the
+    /// random part keeps the ids distinct.
     #[must_use]
-    pub fn new(node: u64) -> Self {
-        Self { node: node as u32, counter: AtomicU32::new(0) }
+    pub fn new(node: u64) -> SessionMint {
+        SessionMint { node: node as u32, counter: AtomicU32::new(0) }
     }
 
-    /// A new id, born at `clock`, the node's idea of the log time, unless the client wishes
-    /// otherwise.
+    /// A new id, born at `clock`, the node's estimate of the log time, within the client's wish.
+    #[must_use]
     pub fn mint(&self, clock: LogTime, wish: BirthWish, random: u64) -> SessionId {
         let latest = if wish.not_after == LogTime(0) { clock } else { clock.min(wish.not_after) };
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
@@ -98,11 +98,12 @@ impl SessionMint {
     }
 }
 
-/// What a client passes on from the refusal of its last session, the log time of the shard that
-/// refused it, so that a node with wrong clocks cannot mint useless sessions forever; 0 = no wish.
+/// The bounds of a birth that a client takes from the rejection of its last session: the log time
+/// of the shard that rejected it. So a node with wrong clocks cannot mint useless sessions forever;
+/// 0 = no wish.
 ///
-/// No wish gains anything but that: shards refuse a birth more than a second ahead of their log
-/// time, and one that is a time to live behind it.
+/// A wish has no other effect: shards reject a birth more than a second ahead of their log time,
+/// and one that is a time to live behind it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BirthWish {
     /// From SESSION_EXPIRED: the session is born no earlier. It wins over `not_after`.
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_differ_by_the_counter_even_when_all_else_is_equal() {
+    fn ids_differ_by_the_counter_even_if_all_else_is_equal() {
         let mint = SessionMint::new(3);
         let clock = LogTime::from_millis(1_000);
         assert_ne!(

@@ -1,22 +1,21 @@
-//! The exactly-once table of a shard: which (session, sequence) was decided, and how.
+//! The session table of a shard, for exactly-once writes: which (session, sequence) was decided,
+//! and how.
 //!
-//! The rows are the truth and this table is their index: one row for each remembered sequence and
-//! no other, so that a write with a session costs one row more, and one removed for each row that
-//! is no longer needed. The answers themselves stay in the rows; in memory is what the next command
-//! must be checked against. [`SessionTable::load`] of the rows always gives the same table.
+//! The rows are authoritative and this table is their index: one row for each remembered sequence
+//! and no other. So a write with a session writes one row more, and removes each row that is no
+//! longer needed. The answers stay in the rows; memory holds only what the next command is checked
+//! against. [`SessionTable::load`] of the rows always gives the same table.
 //!
-//! - *Which ids are taken.* A session lives for [`SessionLimits::ttl_ms`] from its birth, by the
-//!   shard's own log time. An unknown id within it is new; an older one is refused whether it is
-//!   remembered or not. So forgetting what has expired is always safe.
-//! - *What is remembered.* The answers of sequences from `answered_below` on. A write carries that
-//!   number; its row keeps it, and the greatest of the remaining rows is the session's: a row is
-//!   only dropped when another row says that its sequence is answered, so the greatest is never
-//!   lost.
-//! - *The end.* A write that says it is the last leaves its own row alone, the tombstone; every
-//!   other sequence is then past.
-//! - *Full.* At most [`SessionLimits::unanswered_max`] sequences a session and
-//!   [`SessionLimits::bytes_max`] for all: then new sequences are refused, and nothing that lives
-//!   is evicted.
+//! - *Accepted ids.* A session lives for [`SessionLimits::ttl_ms`] from its birth, by the shard's
+//!   own log time. An unknown id within it is new; an older one is rejected whether it is
+//!   remembered or not. So forgetting expired sessions is always safe.
+//! - *Remembered answers.* Those of sequences from `answered_below` on. A write carries that number
+//!   and its row keeps it; the session's is the greatest of the remaining rows. A row is dropped
+//!   only when another row says that its sequence is answered, so the greatest is never lost.
+//! - *The end.* A write marked `last` removes all other rows of its session; its own stays as a
+//!   tombstone. Every other sequence is then past.
+//! - *Full.* With [`SessionLimits::unanswered_max`] sequences in a session, or
+//!   [`SessionLimits::bytes_max`] in the table, new sequences are rejected; no live row is evicted.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -28,17 +27,17 @@ use super::{
     answer::Refusal,
     answer_row::{AnswerRow, Stored, answer_row_key, encode_row, read_answer_row_key},
     error::{ApplyError, Damaged},
-    rows::Rows,
+    rows::RowTransaction,
     stamp::LogTime,
 };
 use crate::session_id::SessionId;
 
-/// What a row costs beside its key and value, in [`SessionTable::bytes`]: its place in memory and
-/// on disk.
+/// The overhead of a row in bytes, in addition to its key and value, in [`SessionTable::bytes`]:
+/// its structures in memory and on disk.
 const ROW_OVERHEAD_BYTES: u64 = 64;
 
-/// The bounds of a session table. All replicas of all versions must use the same ones, because they
-/// decide what is refused: they belong to the feature level and are no configuration.
+/// The limits of a session table. All replicas of all versions must use the same limits, because
+/// they decide what is rejected: they belong to the feature level and are not configurable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
     /// How long a session is valid from its birth, in milliseconds of log time.
@@ -48,15 +47,15 @@ pub struct SessionLimits {
     /// The most remembered sequences of a session.
     pub unanswered_max: usize,
     /// Once the rows of the table together reach this many bytes (key, value and 64 each), new
-    /// sequences are refused. The last row accepted may exceed it by its own length.
+    /// sequences are rejected. The last row accepted may exceed it by its own length.
     pub bytes_max: u64,
-    /// Forgetting stops once this many rows were removed for one entry. A session is forgotten
-    /// whole, so that at most `unanswered_max` more are.
+    /// Expiry stops once this many rows were removed for one entry. A session is removed as a
+    /// whole, so it may exceed this by `unanswered_max`.
     pub expired_rows_per_entry: usize,
 }
 
 impl SessionLimits {
-    /// The bounds of feature level 1.
+    /// The limits of feature level 1.
     pub const LEVEL_1: SessionLimits = SessionLimits {
         ttl_ms: limits::SESSION_TTL.as_millis() as u64,
         future_ms: limits::SESSION_FUTURE_MAX.as_millis() as u64,
@@ -73,8 +72,7 @@ pub struct SessionUse {
     pub id: SessionId,
     /// The write's number in the session.
     pub sequence: u64,
-    /// All sequences below this one are answered. What a client says beyond `sequence` counts as
-    /// `sequence`.
+    /// All sequences below this one are answered. A value above `sequence` counts as `sequence`.
     pub answered_below: u64,
     /// The session ends with this write.
     pub last: bool,
@@ -88,14 +86,14 @@ impl SessionUse {
     }
 }
 
-/// What the table says to a command.
+/// The decision of the table about a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Its sequence is remembered: [`SessionTable::replay`] gives the answer.
-    Remembered,
+    Duplicate,
     /// It is new: decide it, and then [`SessionTable::record`] the answer.
     New,
-    /// It is refused.
+    /// It is rejected.
     Refused(Refusal),
 }
 
@@ -103,7 +101,7 @@ pub enum Admission {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionTable {
     limits: SessionLimits,
-    /// In the order of ids, which is that of births.
+    /// In the order of ids, which is the order of births.
     sessions: BTreeMap<SessionId, Session>,
     bytes: u64,
 }
@@ -118,7 +116,7 @@ struct Session {
     rows: VecDeque<RowStub>,
 }
 
-/// What the next command must be checked against, of one row.
+/// The part of a row that the next command is checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RowStub {
     sequence: u64,
@@ -131,7 +129,7 @@ struct RowStub {
 impl Session {
     fn position(&self, sequence: u64) -> Result<usize, usize> {
         match self.rows.back() {
-            // Sequences mostly come in order.
+            // Sequences usually arrive in order.
             Some(newest) if newest.sequence < sequence => Err(self.rows.len()),
             _ => self.rows.binary_search_by_key(&sequence, |row| row.sequence),
         }
@@ -149,11 +147,15 @@ impl Session {
 
 impl SessionTable {
     /// An empty table.
-    pub fn new(limits: SessionLimits) -> Self {
-        Self { limits, sessions: BTreeMap::new(), bytes: 0 }
+    #[must_use]
+    pub fn new(limits: SessionLimits) -> SessionTable {
+        SessionTable { limits, sessions: BTreeMap::new(), bytes: 0 }
     }
 
-    /// The table of these rows, which may come in any order.
+    /// Loads the table from these rows, in any order.
+    ///
+    /// # Errors
+    /// A failed read, or a row that does not decode.
     pub fn load(
         limits: SessionLimits,
         rows: impl IntoIterator<Item = Result<(RowKey, Bytes), StorageError>>,
@@ -176,29 +178,40 @@ impl SessionTable {
         Ok(table)
     }
 
-    /// How many sessions are remembered.
+    /// The number of remembered sessions.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.sessions.len()
     }
 
     /// Whether no session is remembered.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
     }
 
-    /// What the rows cost, in bytes, with an allowance for each.
+    /// The size of the rows in bytes, with the overhead of each.
+    #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The bounds.
+    /// The limits.
+    #[must_use]
     pub fn limits(&self) -> SessionLimits {
         self.limits
     }
 
-    /// Forgets sessions past their time to live, oldest first and only some of them, so that one
-    /// entry never pays for many. What remains is refused all the same.
-    pub fn expire(&mut self, now: LogTime, rows: &mut impl Rows) -> Result<(), ApplyError> {
+    /// Removes sessions past their time to live, oldest first and only some of them, so that one
+    /// entry never removes many. The remaining ones are rejected too.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn expire(
+        &mut self,
+        now: LogTime,
+        rows: &mut impl RowTransaction,
+    ) -> Result<(), ApplyError> {
         let mut removed = 0;
         while removed < self.limits.expired_rows_per_entry {
             let Some(oldest) = self.sessions.first_entry() else { break };
@@ -215,7 +228,8 @@ impl SessionTable {
         Ok(())
     }
 
-    /// What is to be done with a command, at this log time. Changes nothing.
+    /// Decides about a command at this log time. Changes nothing.
+    #[must_use]
     pub fn admit(&self, command: &SessionUse, now: LogTime) -> Admission {
         let SessionUse { id, sequence, .. } = *command;
         let born_ahead = LogTime(now.0.saturating_add(self.limits.future_ms << 16)) < id.birth();
@@ -233,7 +247,7 @@ impl SessionTable {
         }
         if let Some(session) = self.sessions.get(&id) {
             if let Ok(at) = session.position(sequence) {
-                return remembered(&session.rows[at], command);
+                return duplicate(&session.rows[at], command);
             }
             if session.ended {
                 return Admission::Refused(Refusal::SessionEnded { sequence });
@@ -245,8 +259,8 @@ impl SessionTable {
         self.room(command)
     }
 
-    /// Whether there is room for one more row, after those that the command says are answered have
-    /// gone.
+    /// Whether there is room for one more row, once those that the command reports as answered are
+    /// removed.
     fn room(&self, command: &SessionUse) -> Admission {
         let (mut kept, mut freed) = (0, 0);
         if let Some(session) = self.sessions.get(&command.id) {
@@ -263,13 +277,16 @@ impl SessionTable {
         }
     }
 
-    /// Remembers how a command was decided that was [`Admission::New`], and forgets what the command
-    /// says is answered.
+    /// Records the decision of a command that was [`Admission::New`], and removes the rows that the
+    /// command reports as answered.
+    ///
+    /// # Errors
+    /// A failed read or write.
     pub fn record(
         &mut self,
         command: &SessionUse,
         stored: &Stored,
-        rows: &mut impl Rows,
+        rows: &mut impl RowTransaction,
     ) -> Result<(), ApplyError> {
         let barred = matches!(stored, Stored::Barred);
         let content_hash = if barred { 0 } else { command.content_hash.unwrap_or_default() };
@@ -278,14 +295,14 @@ impl SessionTable {
         let value = encode_row(command.last, content_hash, floor, stored);
         let bytes = row_cost(&key, &value);
         let stub = RowStub { sequence: command.sequence, content_hash, bytes, barred };
-        // The table has no stub of it, and there is one for each row.
+        // The row does not exist: the table has a stub of each row, and none of this one.
         rows.insert_new(&key, &value)?;
 
         let session = self.sessions.entry(command.id).or_default();
         self.bytes += u64::from(stub.bytes);
         session.add(stub, floor, command.last);
         if command.last {
-            // Rows above the tombstone go too: the client said that it will not ask again.
+            // Rows above the tombstone are removed too: the client will not ask for them again.
             while session.rows.back().is_some_and(|row| row.sequence > command.sequence) {
                 self.bytes -= drop_row(session.rows.pop_back(), &command.id, rows)?;
             }
@@ -294,12 +311,15 @@ impl SessionTable {
         Ok(())
     }
 
-    /// The remembered answer of a command that was [`Admission::Remembered`]. Nothing changes but
-    /// that the session forgets what the command says is answered since.
+    /// The remembered answer of a command that was [`Admission::Duplicate`]. The only change is
+    /// that rows that the command reports as answered are removed.
+    ///
+    /// # Errors
+    /// The row is missing or does not decode, or a failed read or write.
     pub fn replay(
         &mut self,
         command: &SessionUse,
-        rows: &mut impl Rows,
+        rows: &mut impl RowTransaction,
     ) -> Result<Stored, ApplyError> {
         let key = answer_row_key(&command.id, command.sequence);
         let missing = || Damaged::new("the session table", format!("the row {key:?} is missing"));
@@ -307,8 +327,8 @@ impl SessionTable {
         let session = self.sessions.get_mut(&command.id).ok_or_else(missing)?;
         if command.floor() > session.floor {
             session.floor = command.floor();
-            // The row that carried the old number may be among those that go, so this one carries
-            // the new.
+            // The row with the old number may be among those removed, so this row carries the new
+            // one.
             row.answered_below = session.floor;
             rows.put(&key, &row.encode())?;
             self.bytes -= trim(session, &command.id, rows)?;
@@ -321,21 +341,25 @@ fn expired(id: &SessionId, now: LogTime, ttl_ms: u64) -> bool {
     id.birth().0.saturating_add(ttl_ms << 16) <= now.0
 }
 
-fn remembered(row: &RowStub, command: &SessionUse) -> Admission {
+fn duplicate(row: &RowStub, command: &SessionUse) -> Admission {
     let sequence = command.sequence;
     match command.content_hash {
-        // A Cancel asks for what is there, whatever it is.
-        None => Admission::Remembered,
+        // A Cancel asks for the answer, whatever it is.
+        None => Admission::Duplicate,
         Some(_) if row.barred => Admission::Refused(Refusal::SequenceBarred { sequence }),
         Some(hash) if hash != row.content_hash => {
             Admission::Refused(Refusal::SequenceReused { sequence })
         }
-        Some(_) => Admission::Remembered,
+        Some(_) => Admission::Duplicate,
     }
 }
 
-/// Drops the rows below the session's floor; returns what they cost.
-fn trim(session: &mut Session, id: &SessionId, rows: &mut impl Rows) -> Result<u64, ApplyError> {
+/// Drops the rows below the session's floor; returns their size in bytes.
+fn trim(
+    session: &mut Session,
+    id: &SessionId,
+    rows: &mut impl RowTransaction,
+) -> Result<u64, ApplyError> {
     let mut freed = 0;
     while session.rows.front().is_some_and(|row| row.sequence < session.floor) {
         freed += drop_row(session.rows.pop_front(), id, rows)?;
@@ -343,7 +367,11 @@ fn trim(session: &mut Session, id: &SessionId, rows: &mut impl Rows) -> Result<u
     Ok(freed)
 }
 
-fn drop_row(row: Option<RowStub>, id: &SessionId, rows: &mut impl Rows) -> Result<u64, ApplyError> {
+fn drop_row(
+    row: Option<RowStub>,
+    id: &SessionId,
+    rows: &mut impl RowTransaction,
+) -> Result<u64, ApplyError> {
     let Some(row) = row else { return Ok(0) };
     rows.delete(&answer_row_key(id, row.sequence))?;
     Ok(u64::from(row.bytes))

@@ -1,13 +1,13 @@
 //! Log time: the hybrid clock that the leader stamps into each entry, and the only time apply sees.
 //!
-//! No safety rests on it: it ages sessions and dates values. What it promises is that it never goes
-//! back, and that one wrong clock among three voters cannot carry it more than half a second away
-//! from the right ones, neither ahead nor behind. Where it is ahead already it waits for them.
+//! No safety rests on it: it ages sessions and dates values. It never goes back, and one wrong
+//! clock among three voters cannot move it more than half a second away from the right ones,
+//! neither ahead nor behind. If it is ahead already, it waits for them.
 
 use std::fmt;
 
-/// How far a stamp may stand from the median of the voters' clocks, in milliseconds. A clock that is
-/// further away from the median than this is off, and named so.
+/// The largest distance of a stamp from the median of the voters' clocks, in milliseconds. A clock
+/// that is further from the median than this is reported as wrong.
 pub const FROM_MEDIAN_MAX_MS: u64 = 500;
 
 /// Unix milliseconds << 16 | a logical counter, which carries into the milliseconds.
@@ -15,11 +15,10 @@ pub const FROM_MEDIAN_MAX_MS: u64 = 500;
 pub struct LogTime(pub u64);
 
 impl LogTime {
-    /// The first log time of a millisecond; milliseconds beyond 48 bits (the year 10889) stay at
-    /// the last.
+    /// The first log time of a millisecond; milliseconds beyond 48 bits (the year 10889) saturate.
     #[must_use]
-    pub fn from_millis(unix_ms: u64) -> Self {
-        Self(unix_ms.min((1 << 48) - 1) << 16)
+    pub fn from_millis(unix_ms: u64) -> LogTime {
+        LogTime(unix_ms.min((1 << 48) - 1) << 16)
     }
 
     /// Unix milliseconds.
@@ -34,10 +33,10 @@ impl LogTime {
         self.0 as u16
     }
 
-    /// The next log time; after the last logical count of a millisecond comes the next millisecond.
+    /// The next log time; the counter carries into the milliseconds.
     #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
+    pub fn next(self) -> LogTime {
+        LogTime(self.0.saturating_add(1))
     }
 }
 
@@ -50,9 +49,10 @@ impl fmt::Display for LogTime {
 /// The stamp of the next entry: max(last + 1 logical, own clock held within M ± 500 ms).
 ///
 /// `last` is the stamp of the newest entry of the leader's log, `own_ms` the leader's clock (Unix
-/// milliseconds), and `voter_clocks_ms` what the clock of each voter shows that has reported one,
-/// the leader's own among them; its order does not matter. M is their [`median`]. Never going back
-/// wins over the bound. Without any report only the own clock counts.
+/// milliseconds), and `voter_clocks_ms` the clocks of all voters that have reported one, including
+/// the leader's own, in any order. M is their [`median`]. Never going back takes precedence over
+/// the bound. Without any report only the own clock counts.
+#[must_use]
 pub fn next_stamp(last: LogTime, own_ms: u64, voter_clocks_ms: &mut [u64]) -> LogTime {
     let now_ms = match median(voter_clocks_ms) {
         Some(median) => own_ms.clamp(
@@ -64,8 +64,9 @@ pub fn next_stamp(last: LogTime, own_ms: u64, voter_clocks_ms: &mut [u64]) -> Lo
     last.next().max(LogTime::from_millis(now_ms))
 }
 
-/// The median of these clocks, of an even number the smaller of the middle two; `None` = there are
-/// none.
+/// The median of these clocks, for an even number the smaller of the middle two; `None` if there
+/// are none.
+#[must_use]
 pub fn median<T: Copy + Ord>(clocks: &mut [T]) -> Option<T> {
     let middle = clocks.len().checked_sub(1)? / 2;
     Some(*clocks.select_nth_unstable(middle).1)
@@ -111,7 +112,7 @@ mod tests {
             stamp(LogTime::default(), ahead, &[ahead, NOW_MS, NOW_MS - 50]).millis(),
             NOW_MS + 500
         );
-        // Among five voters two wrong clocks do not carry it away either.
+        // Among five voters two wrong clocks do not move it either.
         assert_eq!(
             stamp(LogTime::default(), ahead, &[ahead, NOW_MS, ahead, NOW_MS - 50, NOW_MS]).millis(),
             NOW_MS + 500
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn never_going_back_wins_over_the_bound() {
+    fn never_going_back_takes_precedence_over_the_bound() {
         let behind = NOW_MS - YEAR_MS;
         let last = LogTime::from_millis(NOW_MS + 600_000);
         let next = stamp(last, behind, &[behind, NOW_MS, NOW_MS]);
@@ -156,14 +157,14 @@ mod tests {
         let ahead = NOW_MS + YEAR_MS;
         let mut last = stamp(LogTime::default(), ahead, &[ahead, ahead, ahead]);
         assert_eq!(last.millis(), ahead);
-        // The clocks are right again: writes go on, and only the logical part counts.
+        // The clocks are right again: writes continue, and only the logical part counts.
         for i in 1..=100_000u64 {
             let next = stamp(last, NOW_MS + i, &[NOW_MS + i; 3]);
             assert_eq!(next, last.next());
             last = next;
         }
-        assert_eq!(last.millis(), ahead + 1, "100,000 writes carry one millisecond on");
-        // A year later the clocks lead again.
+        assert_eq!(last.millis(), ahead + 1, "100,000 writes add one millisecond");
+        // A year later the clocks determine the stamp again.
         assert_eq!(stamp(last, ahead + 5_000, &[ahead + 5_000; 3]).millis(), ahead + 5_000);
     }
 

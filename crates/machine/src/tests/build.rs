@@ -1,4 +1,4 @@
-//! Short ways to say commands, and random ones.
+//! Builders of commands for tests, and random commands.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ use crate::{
 /// The log time at which tests begin, in milliseconds.
 pub const START_MS: u64 = 1_000_000;
 
-/// Bounds that random tests reach.
+/// Limits that random tests reach.
 pub const SMALL: SessionLimits = SessionLimits {
     ttl_ms: 10_000,
     future_ms: 1_000,
@@ -94,7 +94,7 @@ pub fn command(action: Action) -> Command {
     }
 }
 
-/// A session born so many milliseconds after the start.
+/// A session born `born_after_ms` milliseconds after the start.
 pub fn session(born_after_ms: u64) -> SessionId {
     SessionId::from_parts(LogTime::from_millis(START_MS + born_after_ms), 1, 2, 3)
 }
@@ -164,7 +164,7 @@ impl Shard {
 pub struct Step {
     /// `None` = an empty entry.
     pub command: Option<Command>,
-    /// How long after the entry before.
+    /// The time since the previous entry.
     pub after_ms: u64,
 }
 
@@ -183,7 +183,8 @@ impl Step {
     }
 }
 
-/// Logs in which keys, sessions, sequences and values meet often, and time passes the time to live.
+/// Logs in which keys, sessions, sequences and values often coincide, and time passes the time to
+/// live.
 pub fn log(steps: usize) -> impl Strategy<Value = Vec<Step>> {
     let after_ms = prop_oneof![4 => 0..200u64, 1 => 0..4_000u64, 1 => Just(0)];
     let step = (prop_oneof![1 => Just(None), 20 => random_command().prop_map(Some)], after_ms)

@@ -1,5 +1,5 @@
-//! The same log gives the same rows and answers, however it is cut and wherever the replica
-//! restarts.
+//! Determinism: the same log gives the same rows and answers, however it is batched and wherever
+//! the replica restarts.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use quorate_storage::{RowKey, RowKind, StorageError};
 
 use super::build::{OWNERSHIP, SMALL, START_MS, Step, log};
-use crate::{Applied, MemoryRows, Rows, StateMachine, WriteAnswer};
+use crate::{Applied, MemoryRows, RowTransaction, StateMachine, WriteAnswer};
 
 /// Rows whose changes reach the base only when a batch of entries is done.
 struct Batched {
@@ -27,7 +27,7 @@ impl Batched {
     }
 }
 
-impl Rows for Batched {
+impl RowTransaction for Batched {
     fn get(&mut self, key: &RowKey) -> Result<Option<Bytes>, StorageError> {
         match self.pending.get(key) {
             Some(row) => Ok(row.clone()),
@@ -55,8 +55,8 @@ fn load(rows: &MemoryRows) -> StateMachine {
     StateMachine::load_shard(OWNERSHIP, SMALL, rows.of_kind(RowKind::Session)).unwrap()
 }
 
-/// Applies the log in batches of these lengths, over and over; after a batch with `true` the
-/// replica restarts from its rows.
+/// Applies the log in batches of these lengths, cyclically; after a batch with `true` the replica
+/// restarts from its rows.
 fn replay(steps: &[Step], batches: &[(usize, bool)]) -> (MemoryRows, Vec<Option<WriteAnswer>>) {
     let mut rows = Batched { base: MemoryRows::default(), pending: BTreeMap::new() };
     let mut machine = load(&rows.base);

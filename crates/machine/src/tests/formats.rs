@@ -1,4 +1,4 @@
-//! The bytes of session rows are for ever.
+//! Golden bytes of session rows: their format is fixed forever.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -70,7 +70,7 @@ fn the_bytes_of_a_row_are_fixed() {
 }
 
 #[test]
-fn rows_lie_in_the_order_of_birth_session_and_sequence() {
+fn rows_are_in_the_order_of_birth_session_and_sequence() {
     let keys = [(0, 1), (0, 2), (0, 256), (1, 1), (300, 0)];
     let keys = keys.map(|(born, sequence)| answer_row_key(&session(born), sequence));
     assert!(keys.is_sorted());

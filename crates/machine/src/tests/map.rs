@@ -109,7 +109,7 @@ fn a_map_is_replaced_only_at_the_expected_epoch() {
     assert_eq!(meta.change(1, &first), WriteAnswer::MapConflict { epoch: 0 });
     assert_eq!(meta.change(0, &first), WriteAnswer::MapChanged { epoch: 1 });
     assert_eq!(meta.machine.map().unwrap().as_ref(), &first);
-    // The proposal of a second leader that saw no map either.
+    // The proposal of a second leader that also saw no map.
     assert_eq!(meta.change(0, &first), WriteAnswer::MapConflict { epoch: 1 });
     let second = split_map(&first);
     assert_eq!(meta.change(1, &second), WriteAnswer::MapChanged { epoch: 2 });
@@ -131,7 +131,7 @@ fn a_change_writes_only_the_rows_that_differ() {
     let changed = after.iter().filter(|row| !before.contains(row)).count();
     assert_eq!(changed, 3, "the header, the parent and the child");
 
-    // Shards merged away leave no row behind.
+    // Merged shards leave no rows.
     let mut merged = next_map(meta.machine.map().unwrap());
     let gone = merged.shards.remove(2);
     merged.shards[1].last = gone.last;
@@ -158,7 +158,7 @@ fn the_meta_group_owns_no_keys() {
 
 #[test]
 fn damaged_rows_are_not_a_map() {
-    use crate::Rows;
+    use crate::RowTransaction;
 
     let mut meta = Meta::new();
     meta.change(0, &first_map());
@@ -184,7 +184,7 @@ fn every_rule_of_a_map_has_its_sentence() {
         ("2 replicas are wanted", |map| map.replicas_wanted = 2),
         ("9 replicas are wanted", |map| map.replicas_wanted = 9),
         ("it has no nodes", |map| map.nodes.clear()),
-        ("node 1 stands after node 2", |map| map.nodes.swap(0, 1)),
+        ("node 1 is listed after node 2", |map| map.nodes.swap(0, 1)),
         ("node 1 has no peer address", |map| map.nodes[0].peer_address.clear()),
         ("node 1 has no client address", |map| map.nodes[0].client_address.clear()),
         ("incarnation of node 1", |map| map.nodes[0].incarnation = Bytes::new()),
@@ -192,23 +192,23 @@ fn every_rule_of_a_map_has_its_sentence() {
             map.nodes[1].incarnation = map.nodes[0].incarnation.clone();
         }),
         ("it has no shards", |map| map.shards.clear()),
-        ("shard id 5 was never given", |map| map.shards[0].id = 5),
-        ("shard id 0 was never given", |map| map.shards[0].id = 0),
-        ("shard 1 stands in it twice", |map| map.shards[1].id = 1),
+        ("shard id 5 was never assigned", |map| map.shards[0].id = 5),
+        ("shard id 0 was never assigned", |map| map.shards[0].id = 0),
+        ("shard 1 is listed twice", |map| map.shards[1].id = 1),
         ("shard 3 has epoch 0", |map| map.shards[2].epoch = 0),
         ("shard 1 begins at", |map| map.shards[0].first = 1),
         ("shard 2 begins at", |map| map.shards[1].first -= 1),
         ("shard 3 begins at", |map| map.shards.swap(1, 2)),
         ("ends before it begins", |map| map.shards[3].last = map.shards[3].first - 1),
-        ("does not end where", |map| map.shards[3].last -= 1),
+        ("does not end where the hash space ends", |map| map.shards[3].last -= 1),
         ("group 0 has 0 replicas", |map| map.meta_replicas.clear()),
         ("group 2 has 0 replicas", |map| map.shards[1].replicas.clear()),
         ("replica id 16 of group 1", |map| map.shards[0].replicas[0].replica_id = 16),
         ("replica id 0 of group 1", |map| map.shards[0].replicas[0].replica_id = 0),
-        ("replica 1 stands in it twice", |map| map.shards[0].replicas[0].replica_id = 1),
+        ("replica 1 is listed twice", |map| map.shards[0].replicas[0].replica_id = 1),
         ("node 9, which is not in the map", |map| map.shards[0].replicas[0].node_id = 9),
         ("two replicas on node 2", |map| map.shards[0].replicas[0].node_id = 2),
-        ("shard 9, which was never given", |map| {
+        ("shard 9, which was never assigned", |map| {
             map.lineage.push(ShardLineage { child: 9, parent: 1, parent_index: 1, map_epoch: 1 });
         }),
         ("cannot come from shard 4", |map| {
@@ -217,7 +217,7 @@ fn every_rule_of_a_map_has_its_sentence() {
         ("from a later epoch", |map| {
             map.lineage.push(ShardLineage { child: 4, parent: 1, parent_index: 1, map_epoch: 2 });
         }),
-        ("the lineage of shard 4 stands after", |map| {
+        ("the lineage of shard 4 is listed after", |map| {
             let line = ShardLineage { child: 4, parent: 1, parent_index: 1, map_epoch: 1 };
             map.lineage = vec![line; 2];
         }),
@@ -279,7 +279,8 @@ fn every_rule_of_a_change_has_its_sentence() {
 #[test]
 fn ids_are_never_used_again() {
     let old = split_map(&first_map());
-    // Replica 18 and shard 5 go; neither id may come back, whatever else is in the map.
+    // Replica 18 and shard 5 are removed; neither id may be used again, whatever else is in the
+    // map.
     let mut without = next_map(&old);
     without.shards[2].replicas.retain(|replica| replica.replica_id != 18);
     map_rules::check_change(Some(&old), &without).unwrap();

@@ -1,4 +1,4 @@
-//! A naive twin of the state machine: it remembers everything for ever and looks rules up in plain
+//! A naive twin of the state machine: it remembers everything forever and looks rules up in plain
 //! lists.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ struct Said {
     sequence: u64,
     hash: u64,
     answer: WriteAnswer,
-    /// Forgotten because the client said that it has the answer.
+    /// Forgotten because the client reported it as answered.
     gone: bool,
 }
 
@@ -80,7 +80,7 @@ impl Model {
             _ => None,
         };
         match self.lookup(id, session.sequence, hash) {
-            // Decided so, and remembered like any other answer.
+            // A decision, remembered like any other answer.
             Some(answer @ WriteAnswer::Refused(Refusal::NotANumber(_))) => {
                 self.forget(id, floor);
                 answer
@@ -123,7 +123,7 @@ impl Model {
         }
     }
 
-    /// What is said to a session's sequence without deciding anything new.
+    /// The answer to a session's sequence that needs no new decision.
     fn lookup(&self, id: SessionId, sequence: u64, hash: Option<u64>) -> Option<WriteAnswer> {
         let log_time = LogTime::from_millis(self.now_ms);
         let born_ms = id.birth().millis();
@@ -254,7 +254,7 @@ impl Model {
     }
 }
 
-/// The form in which an answer comes back.
+/// The remembered form of an answer.
 fn remembered(answer: WriteAnswer) -> WriteAnswer {
     let WriteAnswer::Done(mut done) = answer else { return answer };
     done.replayed = true;

@@ -33,7 +33,7 @@ fn sessions(shard: &Shard) -> usize {
 }
 
 #[test]
-fn a_write_sent_again_is_answered_and_not_applied_again() {
+fn a_retried_write_is_answered_and_not_applied_again() {
     let mut shard = Shard::new(LIMITS);
     let command = add_in(1, 0);
     let first = done(shard.apply(&command));
@@ -79,7 +79,7 @@ fn previous_values_are_remembered_up_to_1_kib() {
 }
 
 #[test]
-fn other_operations_under_a_used_sequence_are_told() {
+fn other_operations_under_a_used_sequence_are_rejected() {
     let mut shard = Shard::new(LIMITS);
     shard.apply(&add_in(1, 0));
     let other = within(write(vec![add("n", 2)]), session(0), 1, 0);
@@ -88,7 +88,7 @@ fn other_operations_under_a_used_sequence_are_told() {
 }
 
 #[test]
-fn what_was_answered_is_forgotten_and_past() {
+fn answered_sequences_are_forgotten_and_past() {
     let mut shard = Shard::new(LIMITS);
     for sequence in 1..=3 {
         shard.apply(&add_in(sequence, 0));
@@ -105,7 +105,7 @@ fn what_was_answered_is_forgotten_and_past() {
 }
 
 #[test]
-fn a_replay_forgets_what_it_says_is_answered_and_the_rows_know_it() {
+fn a_replay_removes_answered_sequences_and_the_rows_record_it() {
     let mut shard = Shard::new(LIMITS);
     for sequence in 1..=3 {
         shard.apply(&add_in(sequence, 0));
@@ -118,7 +118,7 @@ fn a_replay_forgets_what_it_says_is_answered_and_the_rows_know_it() {
 }
 
 #[test]
-fn a_session_lives_for_its_time_and_not_longer_remembered_or_not() {
+fn a_session_lives_exactly_for_its_time_to_live_remembered_or_not() {
     let mut shard = Shard::new(LIMITS);
     shard.apply(&add_in(1, 0));
     shard.now_ms = START_MS + TTL_MS - 1;
@@ -135,7 +135,7 @@ fn a_session_lives_for_its_time_and_not_longer_remembered_or_not() {
 }
 
 #[test]
-fn a_birth_more_than_a_second_ahead_is_refused() {
+fn a_birth_more_than_a_second_ahead_is_rejected() {
     let mut shard = Shard::new(LIMITS);
     let born_in = |ms| within(write(vec![add("n", 1)]), session(ms), 1, 0);
     let log_time = LogTime::from_millis(START_MS);
@@ -180,12 +180,12 @@ fn a_session_holds_1024_unanswered_sequences() {
     assert_eq!(refusal(shard.apply(&add_in(1_025, 0))), full);
     assert_eq!(refusal(shard.apply(&add_in(1_025, 1))), full, "nothing below 1 was remembered");
     assert_eq!(shard.rows, rows);
-    assert!(done(shard.apply(&add_in(1, 0))).replayed, "nothing that lives was evicted");
+    assert!(done(shard.apply(&add_in(1, 0))).replayed, "no live row was evicted");
     assert_eq!(number(shard.apply(&add_in(1_025, 2))), 1_025);
 }
 
 #[test]
-fn a_full_table_refuses_new_sequences_and_evicts_nothing() {
+fn a_full_table_rejects_new_sequences_and_evicts_nothing() {
     let mut shard = Shard::new(SessionLimits { bytes_max: 1_000, ..LIMITS });
     let in_session =
         |born, sequence, below| within(write(vec![add("n", 1)]), session(born), sequence, below);
@@ -201,7 +201,8 @@ fn a_full_table_refuses_new_sequences_and_evicts_nothing() {
         assert!(done(shard.apply(&in_session(born, 1, 0))).replayed);
     }
     done(shard.apply(&write(vec![add("n", 1)])));
-    // A session that says what it knows makes its own room, and time makes room for all.
+    // A session that reports its answered sequences frees its own room, and time frees room for
+    // all.
     done(shard.apply(&in_session(0, 2, 2)));
     shard.now_ms += TTL_MS + 2;
     done(shard.apply(&in_session(TTL_MS, 1, 0)));
@@ -241,12 +242,12 @@ fn cancel_gives_the_answer_or_bars_the_sequence() {
 }
 
 #[test]
-fn an_increment_that_was_refused_stays_refused() {
+fn a_rejected_increment_stays_rejected() {
     let mut shard = Shard::new(LIMITS);
     shard.apply(&write(vec![put("n", "text")]));
     let refused = shard.apply(&add_in(1, 0));
     assert!(matches!(refusal(refused.clone()), Refusal::NotANumber(_)));
-    // "Not applied" was said: a late attempt finds a number and must not make it untrue.
+    // The answer was "not applied": a late attempt finds a number and must not contradict it.
     shard.apply(&write(vec![put("n", "1")]));
     assert_eq!(shard.apply(&add_in(1, 0)), refused);
     assert_eq!(shard.apply(&within(cancel(), session(0), 1, 0)), refused);

@@ -1,5 +1,5 @@
-//! The machine on the real storage: checkpoints, and restarts that lose what no checkpoint holds
-//! and apply it again from the log.
+//! The machine on the real storage: checkpoints, and restarts that lose the entries after the last
+//! checkpoint and apply them again from the log.
 
 use std::{path::Path, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{Applied, MemoryRows, StateMachine, WriteAnswer};
 const GROUP: GroupId = GroupId(OWNERSHIP.shard);
 
 struct Replicated {
-    /// Before the database, which it uses.
+    /// Declared before the database, so that it is dropped first.
     store: ShardStore,
     machine: StateMachine,
     database: Database,

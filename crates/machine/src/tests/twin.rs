@@ -1,4 +1,4 @@
-//! Random logs: the machine against the naive model.
+//! Random logs: the machine compared with the naive model.
 
 use proptest::prelude::*;
 use quorate_storage::RowKind;

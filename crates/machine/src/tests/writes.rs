@@ -1,4 +1,4 @@
-//! What single writes and batches answer.
+//! Answers of single writes and batches.
 
 use bytes::Bytes;
 use prost::Message;
@@ -79,7 +79,7 @@ fn an_empty_value_is_not_absence() {
 }
 
 #[test]
-fn a_false_condition_shows_what_is_there_and_changes_nothing() {
+fn a_false_condition_returns_the_value_and_changes_nothing() {
     let mut shard = shard();
     shard.apply(&write(vec![put("k", "old")]));
     let before = shard.rows.clone();
@@ -113,7 +113,7 @@ fn a_batch_is_all_or_nothing_and_judges_the_state_before_it() {
     let operations = vec![put("x", "9"), when(delete("b"), value("3")), add("c", 1), get("a")];
     let failed = done(shard.apply(&write(operations)));
     assert!(!failed.applied);
-    assert_eq!(failed.failing_operation(), Some(1));
+    assert_eq!(failed.results.iter().position(|result| !result.condition_held), Some(1));
     assert_eq!(
         failed.results[3].read,
         ReadValue::Omitted,
@@ -139,7 +139,7 @@ fn a_batch_is_all_or_nothing_and_judges_the_state_before_it() {
 }
 
 #[test]
-fn an_increment_speaks_decimal_text() {
+fn an_increment_reads_and_writes_decimal_text() {
     let mut shard = shard();
     assert_eq!(one(shard.apply(&write(vec![add("n", -3)]))).1.number, Some(-3));
     assert_eq!(read(&mut shard, "n").unwrap(), "-3");
@@ -162,13 +162,13 @@ fn an_increment_that_cannot_be_changes_nothing_of_its_batch() {
     let overflow = shard.apply(&write(vec![add("big", 1), put("a", "1")]));
     assert_eq!(refusal(overflow), Refusal::NotANumber(NotANumber { operation: 0, overflow: true }));
     assert_eq!(shard.rows, before);
-    // A false condition decides before the numbers are looked at.
+    // A false condition decides before the numbers are read.
     let command = write(vec![add("text", 1), check("a", value("1"))]);
     assert!(!done(shard.apply(&command)).applied);
 }
 
 #[test]
-fn values_beyond_3_mib_are_left_out_of_the_answer() {
+fn values_beyond_3_mib_are_omitted_from_the_answer() {
     let mut shard = shard();
     let keys = ["a", "b", "c", "d"];
     for key in keys {
@@ -181,7 +181,7 @@ fn values_beyond_3_mib_are_left_out_of_the_answer() {
     let omitted: Vec<_> =
         batch.results.iter().map(|result| result.read == ReadValue::Omitted).collect();
     assert_eq!(omitted, [false, false, false, true, false]);
-    assert_eq!(batch.results[3].revision, 4, "the revision stands");
+    assert_eq!(batch.results[3].revision, 4, "the revision is there");
 
     // Previous values share the room.
     let operations = keys.iter().map(|key| and_previous(delete(key))).collect();
@@ -195,7 +195,7 @@ fn values_beyond_3_mib_are_left_out_of_the_answer() {
 }
 
 #[test]
-fn another_shard_epoch_or_range_is_refused_at_apply() {
+fn another_shard_epoch_or_range_is_rejected_at_apply() {
     let mut shard = shard();
     let put_k = || write(vec![put("k", "v")]);
     for wrong in [Command { shard: 6, ..put_k() }, Command { shard_epoch: 3, ..put_k() }] {
@@ -215,7 +215,7 @@ fn another_shard_epoch_or_range_is_refused_at_apply() {
 }
 
 #[test]
-fn what_a_newer_version_may_mean_stops_the_replica() {
+fn a_feature_of_a_newer_version_stops_the_replica() {
     let mut unknown_kind = put("k", "v");
     unknown_kind.kind = None;
     let mut unknown_condition = put("k", "v");
@@ -238,7 +238,7 @@ fn what_a_newer_version_may_mean_stops_the_replica() {
 }
 
 #[test]
-fn a_malformed_command_is_refused_and_a_broken_payload_stops_the_replica() {
+fn a_malformed_command_is_rejected_and_a_broken_payload_stops_the_replica() {
     let mut bad_session = within(write(vec![put("k", "v")]), session(0), 1, 0);
     bad_session.session.as_mut().unwrap().id = Bytes::from_static(b"short");
     for command in [
@@ -264,7 +264,7 @@ fn a_malformed_command_is_refused_and_a_broken_payload_stops_the_replica() {
 fn a_damaged_row_stops_the_replica() {
     use quorate_storage::{RowKey, RowKind};
 
-    use crate::Rows;
+    use crate::RowTransaction;
 
     let mut shard = shard();
     shard.rows.put(&RowKey::new(RowKind::User, 0, b"k"), b"\x07").unwrap();
@@ -273,7 +273,7 @@ fn a_damaged_row_stops_the_replica() {
 }
 
 #[test]
-fn membership_and_empty_entries_go_to_the_caller() {
+fn membership_and_empty_entries_are_returned_to_the_caller() {
     let mut shard = shard();
     let membership = Membership::of_voters([Replica { id: ReplicaId(4), node: NodeId(1) }]);
     let mut entry = Entry {
