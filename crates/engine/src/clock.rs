@@ -40,9 +40,7 @@ impl Clock {
         Ticks(self.boot_nanos() / NANOS_PER_TICK)
     }
 
-    /// The same reading in nanoseconds, for measuring latencies.
-    #[must_use]
-    pub fn boot_nanos(self) -> u64 {
+    fn boot_nanos(self) -> u64 {
         let time = clock_gettime(ClockId::Boottime);
         // The kernel never reports a negative time since boot, so neither part is.
         u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
@@ -73,8 +71,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The identity of the machine's current boot; `None` where the system does not report one. Then
 /// any stop may have lost what the kernel held.
-#[must_use]
-pub fn boot_id() -> Option<String> {
+pub(crate) fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string(BOOT_ID).ok()?;
     let id = id.trim();
     (!id.is_empty()).then(|| id.to_owned())

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 /// The size of an input in its queue.
-pub trait Weigh {
+pub(crate) trait Weigh {
     /// The size in bytes, including a fixed part for the input itself.
     fn weight(&self) -> usize;
 }
@@ -22,7 +22,7 @@ pub trait Weigh {
 /// - *Completions* (a disk write that is done, entries that are applied) are never refused: the
 ///   outstanding tokens bound their number, so a ring of full queues cannot deadlock.
 #[derive(Debug)]
-pub struct Inbox<T> {
+pub(crate) struct Inbox<T> {
     bound: usize,
     queue: Mutex<Queue<T>>,
     filled: Condvar,
@@ -40,7 +40,7 @@ struct Queue<T> {
 
 /// Why an offer was refused. The caller gets the input back.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Refused<T> {
+pub(crate) enum Refused<T> {
     /// The queue has reached its bound.
     Full(T),
     /// The receiver is ending.

@@ -47,16 +47,15 @@ pub use create::{create_replicas, replica_init};
 pub use fatal::FatalHook;
 pub use gate::Gate;
 pub use handle::{Engine, Parts};
-pub use inbox::{Inbox, Refused};
+
 pub use limits::Limits;
 pub use log_writer::LogProgress;
 pub use map_cell::MapCell;
 pub use metrics::EngineMetrics;
-pub use replica::{OpenReplicaError, restore, settle_log};
+pub use replica::{OpenReplicaError, settle_log};
 pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 pub use shard::{Leadership, Shard, ShardStats, Shards};
 pub use snapshots::{InstallError, SnapshotOrder, Staged};
-pub use watchdog::BARRIER_MAX;
 
 /// The transport as the engine sees it: where messages leave the node.
 pub trait Outbox: Send + Sync {

@@ -72,7 +72,7 @@ pub fn settle_log<'a>(
 ///
 /// # Errors
 /// A gap between checkpoint and log, or an entry at the checkpoint's index with another term.
-pub fn restore(
+pub(crate) fn restore(
     header: &ShardHeader,
     recovered: Option<RecoveredGroup>,
 ) -> Result<Restored, OpenReplicaError> {

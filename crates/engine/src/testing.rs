@@ -32,11 +32,13 @@ pub const TEST_LIMITS: Limits =
     Limits { log_node: 32 << 20, log_group: 16 << 20, request_queue: 8 << 20 };
 
 /// The replica of a group on a node: both have the same number.
+#[must_use]
 pub fn replica(number: u64) -> Replica {
     Replica { id: ReplicaId(number), node: NodeId(number) }
 }
 
 /// The database of a node in this directory.
+#[must_use]
 pub fn sled(dir: &Path) -> Database {
     Database::open(&dir.join("sled"), DatabaseOptions::default()).unwrap()
 }
@@ -59,6 +61,7 @@ pub fn store(
 }
 
 /// The reply of a peer that agrees with everything, and whose wall clock shows `clock`.
+#[must_use]
 pub fn agree(envelope: Envelope, clock: u64) -> Option<Envelope> {
     let Envelope { group, from, to, term, message } = envelope;
     let echo = |timing: Timing| Timing { echo_time: timing.probe_time, clock, ..timing };
@@ -123,16 +126,19 @@ pub struct Node {
 
 impl Node {
     /// A node with [`TEST_LIMITS`].
+    #[must_use]
     pub fn start() -> Node {
         Self::with(TEST_LIMITS, 8 << 20)
     }
 
     /// A node with these limits, and a delta budget of `delta_bytes`.
+    #[must_use]
     pub fn with(limits: Limits, delta_bytes: u64) -> Node {
         Self::with_options(limits, delta_bytes, DatabaseOptions::default())
     }
 
     /// The same over a database with these options.
+    #[must_use]
     pub fn with_options(limits: Limits, delta_bytes: u64, options: DatabaseOptions) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let sled = Database::open(&dir.path().join("sled"), options).unwrap();
@@ -205,11 +211,13 @@ impl Node {
 pub const SMALL: Limits = Limits { log_group: 64 << 10, ..TEST_LIMITS };
 
 /// A node on which a write of 200 KiB is worth a checkpoint.
+#[must_use]
 pub fn small() -> Node {
     Node::with(SMALL, 256 << 10)
 }
 
 /// A command that puts a value of `bytes` bytes.
+#[must_use]
 pub fn put(group: GroupId, key: &str, bytes: usize) -> bytes::Bytes {
     let operation = CommandOperation {
         key: key.to_owned().into(),

@@ -5,12 +5,12 @@
 //! | module | what it is |
 //! |---|---|
 //! | `database` | the only file that names sled: open, barrier, caps, poison |
-//! | [`codec`] | the frame of every record on disk: format, CRC32C, length, bincode body |
-//! | [`pieces`] | records over 6,000 bytes as several values |
+//! | `codec` | the frame of every record on disk: format, CRC32C, length, bincode body |
+//! | `pieces` | records over 6,000 bytes as several values |
 //! | `log` | the record log of all groups: entries, hard states, resets |
 //! | `mark` | the file `MARK`: the sequence that the log must reach |
 //! | `node_records` | named records of the node itself |
-//! | [`keys`], [`state`], [`state::snapshot`] | one shard's rows, checkpoints, snapshots |
+//! | [`keys`], `state`, `state::snapshot` | one shard's rows, checkpoints, snapshots |
 //! | `space` | free space and the reserve |
 //! | [`crash`], `testing` | crash points, the log's twin and its contract (feature `testing`) |
 //!
@@ -21,7 +21,7 @@
 //! | `sled/`, tree `log` | records of the log: sequence (8) ‖ piece (2), big endian |
 //! | `log/<first sequence>.log` | the same records, with `--log-store file` |
 //! | `sled/`, tree `node` | records of the node: see [`NodeRecords`] |
-//! | `sled/`, other trees | rows and headers of shards: see [`state`] |
+//! | `sled/`, other trees | rows and headers of shards: see `state` |
 //! | `MARK` | two slots with the last durable sequence of the log |
 //!
 //! # What survives
@@ -42,7 +42,7 @@
 //! a higher one newer ([`StorageError::NewerFormat`]), which is not damage. The bincode
 //! configuration is part of the format and cannot change.
 
-pub mod codec;
+mod codec;
 pub mod crash;
 mod database;
 mod error;
@@ -50,9 +50,9 @@ pub mod keys;
 mod log;
 mod mark;
 mod node_records;
-pub mod pieces;
+mod pieces;
 mod space;
-pub mod state;
+mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -68,6 +68,6 @@ pub use space::{Disk, DiskLevel, Space, SpaceProbe};
 pub use state::snapshot::{Installed, Installer, SnapshotSource};
 pub use state::{
     CheckpointJob, CleanJob, Counts, DeltaBudget, DeltaLevel, Finished, Frontier, HashRange,
-    Lookup, Scan, ScanPin, ScanRange, ShardHeader, ShardInit, ShardReader, ShardStatus, ShardStore,
-    Transaction,
+    Lookup, RECORD_BYTES_MAX, SCAN_PINS_MAX, SNAPSHOT_PINS_MAX, Scan, ScanPin, ScanRange,
+    ShardHeader, ShardInit, ShardReader, ShardStatus, ShardStore, Transaction,
 };

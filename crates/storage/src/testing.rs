@@ -11,6 +11,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use quorate_raft::{Entry, EntryKind, GroupId, HardState, Index, LogId, ReplicaId, Term};
 
+pub use crate::codec::encode as encode_record;
 use crate::database::{Database, DatabaseOptions};
 use crate::error::{Result, StorageError};
 use crate::log::{
@@ -23,14 +24,23 @@ pub type Groups = BTreeMap<ReplicaKey, RecoveredGroup>;
 /// A log under test: [`RecordLog`] or the twin.
 pub trait Log {
     /// See [`RecordLog::append`].
+    ///
+    /// # Errors
+    /// As [`RecordLog::append`].
     fn append(&mut self, sections: &[Section]) -> Result<()>;
     /// See [`RecordLog::purge`].
     fn purge(&mut self, key: ReplicaKey, through: Index);
     /// See [`RecordLog::forget`].
     fn forget(&mut self, key: ReplicaKey);
     /// See [`RecordLog::maintain`].
+    ///
+    /// # Errors
+    /// As [`RecordLog::maintain`].
     fn maintain(&mut self) -> Result<()>;
     /// See [`RecordLog::close`].
+    ///
+    /// # Errors
+    /// As [`RecordLog::close`].
     fn close(self: Box<Self>) -> Result<()>;
     /// The log itself, if it is a real one: the twin has no head and no bytes.
     fn real(&self) -> Option<&RecordLog>;

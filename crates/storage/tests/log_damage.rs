@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use quorate_raft::Index;
-use quorate_storage::testing::{Groups, append, entries, entry, hard_state, key};
+use quorate_storage::testing::{Groups, append, encode_record, entries, entry, hard_state, key};
 use quorate_storage::{Database, DatabaseOptions, LogBackend, LogTuning, RecordLog, StorageError};
 
 /// A data directory whose database stays open, for logs in files.
@@ -296,7 +296,7 @@ fn a_newer_format_is_reported_as_newer() {
     let dir = Dir::new();
     drop(dir.fill(LogBackend::Sled, 1));
     let tree = dir.database.tree(b"log").unwrap();
-    let newer = quorate_storage::codec::encode(2, &(1u64, 0u32)).unwrap();
+    let newer = encode_record(2, &(1u64, 0u32)).unwrap();
     tree.insert(&piece(1, 0), &newer).unwrap();
     let error = dir.open(LogBackend::Sled).unwrap_err();
     assert!(matches!(error, StorageError::NewerFormat { found: 2, .. }), "{error}");

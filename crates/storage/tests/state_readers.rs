@@ -14,8 +14,8 @@ use bytes::Bytes;
 use model::*;
 use quorate_raft::{Membership, NodeId, Replica, ReplicaId};
 use quorate_storage::{
-    CheckpointJob, DeltaBudget, DeltaLevel, Finished, Lookup, ROW_KEY_BYTES_MAX, RowKey, RowKind,
-    ScanRange, ShardReader, ShardStore, StorageError, state,
+    CheckpointJob, DeltaBudget, DeltaLevel, Finished, Lookup, RECORD_BYTES_MAX, ROW_KEY_BYTES_MAX,
+    RowKey, RowKind, SCAN_PINS_MAX, ScanRange, ShardReader, ShardStore, StorageError,
 };
 
 const ENTRIES: u64 = 3_000;
@@ -275,7 +275,7 @@ fn pins_are_limited_and_can_be_released() {
     let database = open_database(dir.path());
     let store = create(&database, 1, &Arc::new(DeltaBudget::default()));
     let reader = store.reader();
-    let mut pins: Vec<_> = (0..state::SCAN_PINS_MAX).map(|_| reader.pin().unwrap()).collect();
+    let mut pins: Vec<_> = (0..SCAN_PINS_MAX).map(|_| reader.pin().unwrap()).collect();
     let error = reader.pin().unwrap_err();
     assert_eq!(error.to_string(), "more than 64 scans of one shard at a time");
     assert!(!error.is_fatal());
@@ -337,7 +337,7 @@ fn the_largest_rows_go_through_tree_and_snapshot() {
     let mut transaction = store.begin(log_id(4), stamp(4));
     let long = RowKey::new(RowKind::User, 0, &[1; ROW_KEY_BYTES_MAX + 1]);
     assert!(matches!(transaction.put(&long, b""), Err(StorageError::TooLarge { .. })));
-    let record = vec![0; state::RECORD_BYTES_MAX + 1];
+    let record = vec![0; RECORD_BYTES_MAX + 1];
     assert!(matches!(transaction.put(&user("k"), &record), Err(StorageError::TooLarge { .. })));
     transaction.commit();
     assert_state(&store, 4, model.at(3));

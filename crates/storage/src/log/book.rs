@@ -137,6 +137,7 @@ impl Book {
     }
 
     /// Bytes of one replica's live sections.
+    #[cfg(feature = "testing")]
     pub fn replica_bytes(&self, key: ReplicaKey) -> u64 {
         self.replicas.get(&key).map_or(0, |replica| replica.bytes)
     }

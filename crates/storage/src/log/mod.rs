@@ -317,6 +317,7 @@ impl RecordLog {
     }
 
     /// Bytes of all records from the head on.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.book.bytes()
@@ -350,12 +351,14 @@ impl RecordLog {
     }
 
     /// Bytes of all live sections: the least that [`RecordLog::bytes`] can become.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.book.live_bytes()
     }
 
     /// Bytes of one replica's live sections.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn group_bytes(&self, group: GroupId, replica: ReplicaId) -> u64 {
         self.book.replica_bytes((group, replica))
@@ -375,6 +378,7 @@ impl RecordLog {
     }
 
     /// The sequence of the first record that is still needed.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn head(&self) -> u64 {
         self.book.head()

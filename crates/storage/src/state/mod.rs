@@ -35,7 +35,7 @@ mod pins;
 mod reader;
 mod scan;
 mod scan_pin;
-pub mod snapshot;
+pub(crate) mod snapshot;
 mod store;
 mod tail;
 mod transaction;

@@ -66,6 +66,7 @@ impl ShardReader {
 
     /// A job that removes superseded versions and replaced trees, if there may be any. Each
     /// checkpoint begins with the same, so it is only needed if no checkpoint follows soon.
+    #[must_use]
     pub fn clean(&self) -> Option<CleanJob> {
         let nothing = self.shared.garbage.lock().is_empty();
         (!nothing).then(|| CleanJob { shared: Arc::clone(&self.shared) })

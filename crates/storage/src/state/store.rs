@@ -352,6 +352,7 @@ impl ShardStore {
 
     /// A job that removes superseded versions and replaced trees, if there may be any. Each
     /// checkpoint begins with the same, so it is only needed if no checkpoint follows soon.
+    #[must_use]
     pub fn clean(&self) -> Option<CleanJob> {
         let nothing = self.shared.garbage.lock().is_empty();
         (!nothing).then(|| CleanJob { shared: Arc::clone(&self.shared) })
@@ -405,19 +406,6 @@ impl ShardStore {
         let mut garbage = self.shared.garbage.lock();
         garbage.forget_rows();
         garbage.retire(replaced);
-    }
-
-    /// Removes the shard from the disk, after its replica was removed from the group forever.
-    ///
-    /// # Errors
-    /// A failed write.
-    pub fn destroy(self) -> Result<()> {
-        let Shared { group, database, headers, .. } = &*self.shared;
-        headers.remove(&header_key(*group))?;
-        headers.remove(&intent_key(*group))?;
-        // A tree without a header is removed at the next open; a header without a tree is not.
-        database.barrier()?;
-        database.drop_tree(&Generation::tree_name(*group, self.header().generation))
     }
 
     fn replace(&mut self, view: View) {
