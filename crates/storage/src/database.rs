@@ -1,21 +1,20 @@
-//! The only file that names sled: opening it safely, the barrier, and the limits under which it
-//! keeps what it was given.
+//! The only file that names sled: opening it safely, the barrier, and the limits under which its
+//! writes are durable.
 //!
-//! sled 0.34.7 alone does not survive a power cut: its `flush` ends in `sync_file_range`, pages
-//! over a quarter of a segment go to blob files that are never synced, and segments are reused on
+//! sled 0.34.7 by itself does not survive a power cut: its `flush` ends in `sync_file_range`, pages
+//! over a quarter of a segment go to blob files that are never synced, and segments are reused in
 //! the belief that everything flushed is durable. So this file
 //!
 //! - fixes segments of 8 MiB and caps keys and values, so that no page can become a blob;
 //! - defines a *barrier* as `flush` and then `fdatasync` on a handle of our own. Nothing counts as
 //!   written before a barrier that began after it has completed;
 //! - lets at most [`BARRIER_BYTES`] be inserted between two barriers, in the whole process;
-//! - offers plain reads, inserts and removes only: batches and transactions take a process-wide
-//!   lock for ever after their first use;
-//! - closes itself at the first error of a write (*poisoned*): what a failed write or fsync has
-//!   left behind cannot be known, so nothing is tried again before the files are opened afresh;
-//! - takes a page that fails its checksum, and a panic of the database over what it read, for
-//!   damage of the tree that was asked for: whoever asked decides what that costs, never the
-//!   database.
+//! - offers only plain reads, inserts and removes: batches and transactions take a process-wide
+//!   lock forever after their first use;
+//! - closes itself at the first error of a write (*poisoned*): the result of a failed write or
+//!   fsync is unknown, so nothing is retried before the files are opened again;
+//! - reports a page that fails its checksum, and a panic of the database during a read, as damage
+//!   of the tree that was read: the caller decides the consequence, never the database.
 
 use std::cell::Cell;
 use std::fs::{DirBuilder, File, Permissions};
@@ -36,26 +35,26 @@ use crate::space::{Disk, Space, SpaceProbe};
 
 /// Size of a segment of the database's file; fixed when the directory is created.
 pub const SEGMENT_BYTES: usize = 8 << 20;
-/// The longest key that [`Tree::insert`] takes.
+/// The longest key that [`Tree::insert`] accepts.
 pub const SLED_KEY_BYTES_MAX: usize = 4_700;
-/// The longest value that [`Tree::insert`] takes; longer records are split (see [`crate::pieces`]).
+/// The longest value that [`Tree::insert`] accepts; longer records are split into pieces.
 pub const SLED_VALUE_BYTES_MAX: usize = 6_000;
-/// Keys and values inserted between two barriers by the whole process, at most: 512 KiB. Removes
-/// count as well.
+/// The most bytes of keys and values that the whole process inserts between two barriers: 512 KiB.
+/// Removes count as well.
 pub const BARRIER_BYTES: u64 = 512 << 10;
 
 /// Called once, with the failure that closed the database. A node ends its process here.
 pub type FatalHook = Arc<dyn Fn(&StorageError) + Send + Sync>;
 
-/// How to open an [`Database`].
+/// The options of opening a [`Database`].
 #[derive(Clone)]
 pub struct DatabaseOptions {
     /// Memory for the page cache, in bytes.
     pub cache_bytes: u64,
-    /// Called at the first fatal failure, on the thread that met it. By default nothing: the
-    /// failure is returned, and so is [`StorageError::Poisoned`] by every later write.
+    /// Called at the first fatal failure, on the thread of the failed call. Does nothing by
+    /// default: the failure is returned, and every later write returns [`StorageError::Poisoned`].
     pub on_fatal: FatalHook,
-    /// What tells how much of the file system is free: the system, but in tests.
+    /// Reads the free space of the file system; replaced in tests.
     pub space: SpaceProbe,
 }
 
@@ -71,16 +70,17 @@ impl fmt::Debug for DatabaseOptions {
     }
 }
 
-/// What a remove counts towards [`BARRIER_BYTES`], besides its key: it writes its leaf again as an
-/// insert does, whatever it removes. So at most 512 removes fall between two barriers.
+/// Bytes of a remove, in addition to its key, that count towards [`BARRIER_BYTES`]: it writes its
+/// leaf again as an insert does, whatever it removes. So there are at most 512 removes between two
+/// barriers.
 const REMOVE_BYTES: u64 = 1 << 10;
 
 /// The tree whose only value [`Database::collect`] replaces.
 const COLLECT_TREE: &[u8] = b"collect";
-/// After so many writes to a page the database writes it anew, and then moves one other page out of
-/// a segment that is mostly dead.
+/// The number of writes to a page after which the database rewrites it, and then moves one other
+/// page out of a mostly dead segment.
 const WRITES_PER_PAGE: u64 = 10;
-/// What such a move counts towards [`BARRIER_BYTES`].
+/// Bytes of such a move that count towards [`BARRIER_BYTES`].
 const MOVED_PAGE_BYTES: u64 = 8 << 10;
 
 /// One open directory of the database. Clones share it.
@@ -90,8 +90,8 @@ pub struct Database(Arc<Inner>);
 struct Inner {
     db: sled::Db,
     dir: PathBuf,
-    /// Our own handle of the database's file `db`, kept open so that an error of writeback that the
-    /// kernel reports once per handle cannot be missed between two opens.
+    /// Our own handle of the database's file `db`, kept open because the kernel reports a writeback
+    /// error once per handle: it must not be missed between two opens.
     file: File,
     file_path: PathBuf,
     on_fatal: FatalHook,
@@ -104,9 +104,9 @@ struct Inner {
     inserted: AtomicU64,
     /// Value of `inserted` when the last completed barrier began.
     durable: AtomicU64,
-    /// Writes, ever: each may leave one more piece of a page in some segment.
+    /// Writes, ever: each may leave one more fragment of a page in some segment.
     writes: AtomicU64,
-    /// Pages that [`Database::collect`] has had moved, ever.
+    /// Pages that [`Database::collect`] has moved, ever.
     collected: AtomicU64,
     barriers: Mutex<Barriers>,
     barrier_done: Condvar,
@@ -117,8 +117,7 @@ struct Inner {
 struct Barriers {
     begun: u64,
     completed: u64,
-    /// When the running one began.
-    running: Option<Instant>,
+    running: bool,
 }
 
 impl fmt::Debug for Database {
@@ -128,14 +127,14 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    /// Opens the directory `dir`, creating it (0700) if it is not there. There is no time limit:
-    /// a large file takes long to read. Everything found in it is durable when this returns.
+    /// Opens the directory `dir`, creating it (0700) if it does not exist. There is no time limit:
+    /// a large file takes long to read. Its whole content is durable when this returns.
     ///
     /// # Errors
     /// Any [`StorageError`]; a panic inside the database becomes [`StorageError::OpenPanicked`].
     pub fn open(dir: &Path, options: DatabaseOptions) -> Result<Self> {
         let created = prepare_dir(dir)?;
-        // Before the database is asked as well: it removes a blob that no page names any more.
+        // Also before the database opens, because it removes a blob that no page references.
         find_blob(dir)?;
         let db = open_waiting(dir, options.cache_bytes)?;
         let file_path = dir.join("db");
@@ -167,7 +166,8 @@ impl Database {
             barrier_done: Condvar::new(),
         }));
         database.check_blobs()?;
-        // What the database has just read may be in the page cache alone, left by a killed process.
+        // The bytes that the database has just read may be only in the page cache, left by a killed
+        // process.
         database.barrier()?;
         Ok(database)
     }
@@ -178,8 +178,8 @@ impl Database {
         &self.0.dir
     }
 
-    /// Opens the tree `name`, creating it if it is not there. A new tree is durable after the next
-    /// barrier.
+    /// Opens the tree `name`, creating it if it does not exist. A new tree is durable after the
+    /// next barrier.
     ///
     /// # Errors
     /// A failure of the database, which closes it.
@@ -190,9 +190,9 @@ impl Database {
         Ok(Tree { database: self.clone(), tree })
     }
 
-    /// Removes the tree `name` with all it holds; nothing happens if there is none. Whatever
-    /// replaces it must be behind a completed barrier already. A barrier follows at once, since
-    /// the pages of a large tree are many small writes that no limit counts.
+    /// Removes the tree `name` with its content, if it exists. Its replacement must be durable
+    /// already. A barrier follows immediately, because the pages of a large tree are many small
+    /// writes that no limit counts.
     ///
     /// # Errors
     /// A failure of the database, which closes it.
@@ -216,33 +216,33 @@ impl Database {
         names
     }
 
-    /// Makes everything durable whose insert or remove returned before this call. Callers at the
-    /// same time share one flush: whoever comes while none is running begins one, and all that
-    /// come while one is running wait for the next.
+    /// Makes every insert and remove durable that returned before this call. Concurrent callers
+    /// share one flush: a caller begins one if none is running, and callers that arrive while one
+    /// is running wait for the next.
     ///
     /// # Errors
     /// [`StorageError::Barrier`] to the caller that ran it, [`StorageError::Poisoned`] to the
-    /// others. The database is closed then; nothing is tried again.
+    /// others. The database is closed then; nothing is retried.
     pub fn barrier(&self) -> Result<()> {
         let inner = &*self.0;
         let mut state = inner.barriers.lock();
-        // A running barrier may have passed over what this caller wrote: the next one counts.
+        // A running barrier may have missed this caller's writes: the next one counts.
         let mine = state.begun + 1;
         loop {
             self.check_poisoned()?;
             if state.completed >= mine {
                 return Ok(());
             }
-            if state.running.is_some() {
+            if state.running {
                 inner.barrier_done.wait(&mut state);
                 continue;
             }
             state.begun += 1;
-            state.running = Some(Instant::now());
+            state.running = true;
             drop(state);
             let result = self.flush_and_sync();
             state = inner.barriers.lock();
-            state.running = None;
+            state.running = false;
             if result.is_ok() {
                 state.completed = state.begun;
             }
@@ -251,43 +251,30 @@ impl Database {
         }
     }
 
-    /// For how long the running barrier has been running. A watchdog ends the process when a disk
-    /// hangs: an database that failed a write can leave its flush asleep for ever.
-    #[must_use]
-    pub fn barrier_age(&self) -> Option<Duration> {
-        self.0.barriers.lock().running.map(|since| since.elapsed())
-    }
-
-    /// Barriers completed since the database was opened.
-    #[must_use]
-    pub fn barriers_completed(&self) -> u64 {
-        self.0.barriers.lock().completed
-    }
-
     /// Size of the database's files in bytes.
     ///
     /// # Errors
-    /// If the size cannot be read.
+    /// The size cannot be read.
     pub fn disk_bytes(&self) -> Result<u64> {
         self.0.db.size_on_disk().map_err(|error| StorageError::Database {
-            action: "say how large it is",
+            action: "report its size",
             message: error.to_string(),
         })
     }
 
-    /// What is left of the disk's reserve, as of the last barrier.
+    /// The state of the disk's reserve, as of the last barrier.
     #[must_use]
     pub fn disk(&self) -> &Arc<Disk> {
         &self.0.disk
     }
 
-    /// Has the database move up to `pages` pages out of segments that are mostly dead, so that
-    /// these can be written again; returns how many, which is fewer where there cannot be more to
-    /// move.
+    /// Makes the database move up to `pages` pages out of mostly dead segments, so that these can
+    /// be reused. Returns the number of pages, which is smaller if there cannot be more to move.
     ///
-    /// By itself the database moves one page for each that it writes anew, and many small pages
-    /// leave their pieces in far more segments than that empties: the file grows to ten times what
-    /// is alive in it. Its own thread for that writes as much as it likes between two barriers.
+    /// By itself the database moves one page for each page that it rewrites, but many small pages
+    /// leave their fragments in far more segments than that empties: the file grows to ten times
+    /// its live bytes. Its own thread for this is not used, because its writes between two barriers
+    /// have no limit.
     ///
     /// # Errors
     /// A failure of the database, which closes it.
@@ -295,7 +282,7 @@ impl Database {
         let tree = self.tree(COLLECT_TREE)?;
         for page in 0..pages {
             let number = self.0.collected.load(Ordering::Relaxed);
-            // There are no more pieces than there were writes.
+            // There are at most as many fragments as writes.
             if number >= self.0.writes.load(Ordering::Relaxed) {
                 return Ok(page);
             }
@@ -312,11 +299,11 @@ impl Database {
         Ok(pages)
     }
 
-    /// Looks how much of the file system is free, as each barrier does; [`Database::disk`] then
-    /// knows.
+    /// Reads the free space of the file system, as each barrier does, and updates
+    /// [`Database::disk`].
     ///
     /// # Errors
-    /// If the system does not say.
+    /// The system call failed.
     pub fn look_at_space(&self) -> Result<Space> {
         let inner = &*self.0;
         let space = (inner.space)(&inner.dir)?;
@@ -326,16 +313,16 @@ impl Database {
         Ok(space)
     }
 
-    /// [`Database::look_at_space`] where the write that made it necessary has succeeded: what was
-    /// seen before goes on to count if the system says nothing now.
+    /// [`Database::look_at_space`] after a successful write: the previous figures stay valid if the
+    /// system call fails now.
     pub(crate) fn see_space(&self) {
         if let Err(error) = self.look_at_space() {
-            tracing::warn!(%error, "disk: cannot tell how much is free");
+            tracing::warn!(%error, "disk: free space unknown");
         }
     }
 
     /// Fails if the database has put a page into a blob file, which it never syncs. The caps on
-    /// keys and values rule that out; tests call this after their barriers.
+    /// keys and values prevent that; tests call this after their barriers.
     ///
     /// # Errors
     /// [`StorageError::BlobFile`], which closes the database.
@@ -354,9 +341,9 @@ impl Database {
         }
     }
 
-    /// Closes the database because of `error` and gives it back. The first caller's error is the
-    /// one that counts and the one that the hook sees. The other files of a data directory (log,
-    /// mark) report their failed writes here too: one directory fails as one.
+    /// Closes the database because of `error`, and returns the error. The first caller's error is
+    /// recorded and passed to the hook. The other files of a data directory (log, mark) report
+    /// their failed writes here too: one directory fails as a whole.
     pub fn fail(&self, error: StorageError) -> StorageError {
         let mut first = false;
         self.0.poisoned.get_or_init(|| {
@@ -364,7 +351,7 @@ impl Database {
             error.to_string().into()
         });
         if first {
-            tracing::error!(%error, dir = %self.0.dir.display(), "storage is closed");
+            tracing::error!(%error, dir = %self.0.dir.display(), "storage: closed");
             (self.0.on_fatal)(&error);
         }
         error
@@ -395,8 +382,7 @@ impl Database {
         Ok(())
     }
 
-    /// Announces `bytes` about to be inserted; runs or awaits barriers while they do not fit under
-    /// [`BARRIER_BYTES`].
+    /// Announces an insert of `bytes`; runs or awaits barriers while they exceed [`BARRIER_BYTES`].
     fn reserve(&self, bytes: u64) -> Result<()> {
         debug_assert!(bytes <= BARRIER_BYTES);
         self.check_poisoned()?;
@@ -418,8 +404,8 @@ impl Database {
     }
 
     /// Runs a write. A failure closes the database, unless the tree was dropped meanwhile or a page
-    /// of it cannot be read: nothing was changed then. A panic closes it, for what it left half
-    /// done inside the database cannot be known.
+    /// of it cannot be read, because then nothing was changed. A panic closes it, because the state
+    /// inside the database is then unknown.
     fn write<T>(
         &self,
         action: &'static str,
@@ -440,7 +426,7 @@ impl Database {
     }
 }
 
-/// Runs a read, after whose panic nothing of the database has changed.
+/// Runs a read, which changes nothing in the database even if it panics.
 fn read<T>(action: &'static str, tree: &[u8], f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
     match caught(f) {
         Ok(result) => result.map_err(|error| failure(action, tree, error)),
@@ -448,14 +434,14 @@ fn read<T>(action: &'static str, tree: &[u8], f: impl FnOnce() -> sled::Result<T
     }
 }
 
-/// What a failure of the database means, before anything is closed because of it.
+/// Classifies a failure of the database, before anything is closed because of it.
 fn failure(action: &'static str, tree: &[u8], error: sled::Error) -> StorageError {
     match error {
         sled::Error::CollectionNotFound(_) => {
             StorageError::Invalid { what: format!("cannot {action} a tree that was dropped") }
         }
         error @ sled::Error::Corruption { .. } => damaged(action, tree, &error.to_string()),
-        // The file ends in front of a page that was in it.
+        // The file ends before a page that was in it.
         sled::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             damaged(action, tree, &error.to_string())
         }
@@ -468,7 +454,7 @@ fn damaged(action: &'static str, tree: &[u8], message: &str) -> StorageError {
     StorageError::damaged(format!("the storage database cannot {action} tree {tree}: {message}"))
 }
 
-/// A named, ordered set of keys and values inside an [`Database`]. Clones share it.
+/// A named, ordered set of keys and values inside a [`Database`]. Clones share it.
 #[derive(Clone)]
 pub struct Tree {
     database: Database,
@@ -501,7 +487,8 @@ impl Tree {
     /// inserted since the last.
     ///
     /// # Errors
-    /// [`StorageError::TooLarge`] over the caps, else a failure of the database, which closes it.
+    /// [`StorageError::TooLarge`] over the caps, otherwise a failure of the database, which closes
+    /// it.
     pub fn insert(&self, key: &[u8], value: &[u8]) -> Result<()> {
         check_len("a key", key.len(), SLED_KEY_BYTES_MAX)?;
         check_len("a value", value.len(), SLED_VALUE_BYTES_MAX)?;
@@ -514,8 +501,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes; durable after the next barrier. What replaces the value must be behind a completed
-    /// barrier already.
+    /// Removes; durable after the next barrier. The replacement of the value must be durable
+    /// already.
     ///
     /// # Errors
     /// As [`Tree::insert`].
@@ -530,8 +517,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The keys in `range` in order. Not a snapshot: what is written meanwhile may or may not be
-    /// seen. There is no way from the end: the database's reverse iterator panics where a key lies
+    /// The keys in `range` in order. Not a snapshot: concurrent writes may or may not be seen. It
+    /// does not iterate from the end, because the database's reverse iterator panics if a key is
     /// between a node and the key that it guesses to be just below that node.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> TreeRange {
         TreeRange { pairs: Some(self.tree.range(range)), tree: self.tree.clone() }
@@ -542,9 +529,9 @@ fn check_len(what: &'static str, len: usize, limit: usize) -> Result<()> {
     if len > limit { Err(StorageError::TooLarge { what, len, limit }) } else { Ok(()) }
 }
 
-/// Keys and values of a tree, in key order. An error ends it.
+/// An iterator over keys and values of a tree, in key order. An error ends it.
 pub struct TreeRange {
-    /// `None` after an error: where the database's iterator stands then cannot be known.
+    /// `None` after an error: the position of the database's iterator is then unknown.
     pairs: Option<sled::Iter>,
     tree: sled::Tree,
 }
@@ -562,7 +549,7 @@ impl Iterator for TreeRange {
     }
 }
 
-/// Bytes read from a tree. Copy what is kept: a value may pin the whole page it came from.
+/// Bytes read from a tree. Copy them to keep them: a value may keep its whole page in memory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Value(sled::IVec);
 
@@ -586,8 +573,8 @@ impl fmt::Debug for Value {
     }
 }
 
-/// Creates `dir` (0700) if needed and removes what a crash inside the database leaves behind; true
-/// if it was created.
+/// Creates `dir` (0700) if needed and removes the leftovers of a crash inside the database; true if
+/// it was created.
 fn prepare_dir(dir: &Path) -> Result<bool> {
     let created = !dir.exists();
     if created {
@@ -603,9 +590,9 @@ fn prepare_dir(dir: &Path) -> Result<bool> {
     for entry in entries {
         let path = entry.map_err(|error| StorageError::io("list", dir, error))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // A half-written snapshot of the database's page table; it would be read as a whole one.
+        // A half-written snapshot of the database's page table; it would be read as a complete one.
         if name.starts_with("snap.") && name.ends_with(".generating") {
-            tracing::info!(path = %path.display(), "removing an unfinished snapshot file");
+            tracing::info!(path = %path.display(), "storage: removing an unfinished file");
             fs::remove_file(&path).map_err(|error| StorageError::io("remove", &path, error))?;
         }
     }
@@ -627,19 +614,19 @@ fn find_blob(dir: &Path) -> Result<()> {
 }
 
 thread_local! {
-    /// How many calls of the database this thread is in, whose panics become errors.
+    /// The number of calls of the database that this thread is in, whose panics become errors.
     static CAUGHT: Cell<usize> = const { Cell::new(0) };
 }
 
 /// True while this thread is in a call of the database, whose panic is caught and becomes an error.
-/// A panic hook that ends the process must let such a panic pass.
+/// A panic hook that ends the process must ignore such a panic.
 #[must_use]
 pub fn panic_is_caught() -> bool {
     CAUGHT.get() > 0
 }
 
-/// Runs a call of the database; a panic in it comes back as its words. The caller must not rely on
-/// anything that the call could have left half changed.
+/// Runs a call of the database; a panic in it is returned as its message. The caller must not rely
+/// on anything that the call could have left half changed.
 fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     CAUGHT.set(CAUGHT.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(f));
@@ -650,12 +637,12 @@ fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// How long a lock on the directory is waited for.
+/// How long an open waits for the lock on the directory.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// Opens, and waits a moment for a lock to go: threads of the database hold on to its file for a
-/// little while after the last handle was dropped, so an database that was just closed in this
-/// process looks as if another had it.
+/// Opens the database, and waits briefly for its lock: threads of the database keep its file open
+/// for a short time after the last handle was dropped, so a database that this process has just
+/// closed looks as if another process had it open.
 fn open_waiting(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
     let since = Instant::now();
     loop {
@@ -674,7 +661,7 @@ fn open_guarded(dir: &Path, cache_bytes: u64) -> Result<sled::Db> {
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(cache_bytes)
         .flush_every_ms(None);
-    // Nothing of the failed open is used afterwards, so its broken invariants are not seen.
+    // Nothing of a failed open is used afterwards, so broken invariants have no effect.
     match caught(|| config.open()) {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(error)) if error.to_string().contains("could not acquire lock") => {

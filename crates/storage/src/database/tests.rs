@@ -1,3 +1,5 @@
+//! Tests of the database: durability, caps, barriers, closing and free space.
+
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
@@ -7,8 +9,13 @@ fn open(dir: &Path) -> Database {
     Database::open(dir, DatabaseOptions::default()).unwrap()
 }
 
+/// The number of completed barriers.
+fn barriers(database: &Database) -> u64 {
+    database.0.barriers.lock().completed
+}
+
 #[test]
-fn what_was_inserted_is_there_after_reopening() {
+fn inserted_values_are_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("database");
     let database = open(&path);
@@ -31,7 +38,7 @@ fn what_was_inserted_is_there_after_reopening() {
 }
 
 #[test]
-fn ranges_are_in_order_and_end_where_they_should() {
+fn ranges_are_in_order_and_end_at_their_bounds() {
     let dir = tempfile::tempdir().unwrap();
     let tree = open(dir.path()).tree(b"t").unwrap();
     for key in [b"a", b"b", b"c", b"d"] {
@@ -43,7 +50,7 @@ fn ranges_are_in_order_and_end_where_they_should() {
 }
 
 #[test]
-fn the_directory_is_private_and_half_snapshots_go() {
+fn the_directory_is_private_and_unfinished_snapshot_files_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("database");
     drop(open(&path));
@@ -55,15 +62,15 @@ fn the_directory_is_private_and_half_snapshots_go() {
 }
 
 #[test]
-fn a_second_open_says_in_use() {
+fn a_second_open_reports_in_use() {
     let dir = tempfile::tempdir().unwrap();
-    let _engine = open(dir.path());
+    let _database = open(dir.path());
     let error = Database::open(dir.path(), DatabaseOptions::default()).unwrap_err();
     assert!(matches!(error, StorageError::InUse { .. }), "{error}");
 }
 
 #[test]
-fn keys_and_values_over_the_caps_are_refused() {
+fn keys_and_values_over_the_caps_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(dir.path());
     let tree = database.tree(b"t").unwrap();
@@ -77,8 +84,8 @@ fn keys_and_values_over_the_caps_are_refused() {
 }
 
 /// A page over a quarter of a segment would become a blob. A leaf is split when it has more than
-/// 16 items, an index node when it has more than 256 children; 64 bytes an item and a page head
-/// are more than the database spends on them.
+/// 16 items, an index node when it has more than 256 children; 64 bytes for an item and 4 KiB for a
+/// page's head are more than the database uses.
 #[test]
 fn no_page_can_become_a_blob() {
     let quarter = SEGMENT_BYTES / 4;
@@ -88,7 +95,7 @@ fn no_page_can_become_a_blob() {
     assert!(index < quarter, "{index}");
 }
 
-/// The same with the real thing: the longest keys with long common parts, the longest values.
+/// The same with real pages: the longest keys with long common prefixes, the longest values.
 #[test]
 fn the_largest_rows_make_no_blob() {
     let dir = tempfile::tempdir().unwrap();
@@ -116,7 +123,7 @@ fn a_blob_file_is_fatal() {
     assert!(matches!(error, StorageError::BlobFile { .. }) && error.is_fatal(), "{error}");
 }
 
-/// Damage of the database's own files is an error value, whatever the database makes of it.
+/// Damage of the database's own files is an error value, however the database reacts to it.
 #[test]
 fn garbage_in_the_directory_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -131,24 +138,24 @@ fn garbage_in_the_directory_is_an_error() {
 fn too_many_bytes_force_a_barrier() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(dir.path());
-    let before = database.barriers_completed();
+    let before = barriers(&database);
     let tree = database.tree(b"t").unwrap();
     let per_barrier = BARRIER_BYTES as usize / (SLED_VALUE_BYTES_MAX + 4);
     for i in 0..per_barrier as u32 {
         tree.insert(&i.to_be_bytes(), &[1; SLED_VALUE_BYTES_MAX]).unwrap();
     }
-    assert_eq!(database.barriers_completed(), before);
+    assert_eq!(barriers(&database), before);
     for i in 0..2 * per_barrier as u32 {
         tree.insert(&i.to_be_bytes(), &[2; SLED_VALUE_BYTES_MAX]).unwrap();
     }
-    assert_eq!(database.barriers_completed(), before + 2);
+    assert_eq!(barriers(&database), before + 2);
 }
 
 #[test]
 fn barriers_are_shared_and_the_limit_holds_with_many_writers() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(dir.path());
-    let before = database.barriers_completed();
+    let before = barriers(&database);
     std::thread::scope(|scope| {
         for writer in 0..8u8 {
             let database = database.clone();
@@ -164,14 +171,13 @@ fn barriers_are_shared_and_the_limit_holds_with_many_writers() {
             });
         }
     });
-    let barriers = database.barriers_completed() - before;
-    // With 8 threads in step a barrier serves up to eight; alone each would need its own.
+    let barriers = barriers(&database) - before;
+    // A barrier serves up to eight threads; without sharing each call would need its own.
     assert!((100..=800).contains(&barriers), "{barriers}");
-    assert_eq!(database.barrier_age(), None);
 }
 
 #[test]
-fn the_first_failure_closes_the_engine_and_calls_the_hook_once() {
+fn the_first_failure_closes_the_database_and_calls_the_hook_once() {
     let dir = tempfile::tempdir().unwrap();
     let calls = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&calls);
@@ -197,9 +203,10 @@ fn the_first_failure_closes_the_engine_and_calls_the_hook_once() {
     }
 }
 
-/// What a start reads may make the database panic: the damage is that tree's, and the others go on.
+/// Reads during a start may make the database panic: only that tree is damaged, the others
+/// continue.
 #[test]
-fn a_panic_over_what_was_read_is_damage_of_the_tree_and_closes_nothing() {
+fn a_panic_of_a_read_is_damage_of_the_tree_and_closes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(dir.path());
     let met = read::<()>("read a range of", b"s1/1", || {
@@ -216,7 +223,7 @@ fn a_panic_over_what_was_read_is_damage_of_the_tree_and_closes_nothing() {
 }
 
 #[test]
-fn a_panic_of_a_write_closes_the_engine() {
+fn a_panic_of_a_write_closes_the_database() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(dir.path());
     let error =
@@ -233,9 +240,9 @@ fn open_with(dir: &Path, free: &Arc<AtomicU64>) -> Database {
     Database::open(dir, DatabaseOptions { space, ..DatabaseOptions::default() }).unwrap()
 }
 
-/// However fast the disk fills: who waits for a barrier sees what it left.
+/// However fast the disk fills, the level is current after each barrier.
 #[test]
-fn the_free_space_is_looked_at_with_every_barrier() {
+fn the_free_space_is_checked_with_every_barrier() {
     let dir = tempfile::tempdir().unwrap();
     let free = Arc::new(AtomicU64::new(1 << 30));
     let database = open_with(dir.path(), &free);
