@@ -273,8 +273,7 @@ impl Database {
     ///
     /// By itself the database moves one page for each page that it rewrites, but many small pages
     /// leave their fragments in far more segments than that empties: the file grows to ten times
-    /// its live bytes. Its own thread for this is not used, because its writes between two barriers
-    /// have no limit.
+    /// its live bytes. A thread of its own for this would write without limit between two barriers.
     ///
     /// # Errors
     /// A failure of the database, which closes it.

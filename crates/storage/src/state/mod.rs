@@ -5,9 +5,9 @@
 //!
 //! | where | what |
 //! |---|---|
-//! | tree `s<shard>/<generation>` | versions of rows by checkpoint number ([`keys`](crate::keys), `versions`) |
+//! | tree `s<shard>/<generation>` | versions of rows by checkpoint number (`keys`, `versions`) |
 //! | tree `shards` | one header for each shard ([`ShardHeader`]), and the intent record beside it |
-//! | memory | one active and at most one frozen delta layer (`delta`), a cache of tree rows (`cache`) |
+//! | memory | one active and at most one frozen delta layer (`delta`), cached tree rows (`cache`) |
 //!
 //! **A checkpoint** freezes the active layer, records its intent, writes the newest record of each
 //! row as a new version (a deletion as a tombstone), waits for a barrier, writes the header in one
