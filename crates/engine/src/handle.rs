@@ -30,11 +30,11 @@ use super::input::Input;
 use super::log_writer::{LogInput, LogProgress, LogWriter};
 use super::replica::{OpenReplicaError, restore};
 use super::request::{Proposal, ReadRequest};
-use super::scrub::ScrubError;
 use super::shard::{Shard, Shards};
-use super::snapshots::{InstallError, SnapshotOrder, Staged};
+use super::snapshots::{SnapshotOrder, Staged};
 
 use crate::clock::Clock;
+use crate::error::{InstallError, ScrubError};
 use crate::fatal::FatalHook;
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;

@@ -20,6 +20,7 @@ mod checkpointer;
 pub mod clock;
 pub mod clock_offset;
 mod create;
+mod error;
 mod event_loop;
 mod fatal;
 mod gate;
@@ -44,6 +45,7 @@ mod watchdog;
 use quorate_raft::{Envelope, NodeId};
 
 pub use create::{create_replicas, replica_init};
+pub use error::{InstallError, ScrubError};
 pub use fatal::FatalHook;
 pub use gate::Gate;
 pub use handle::{Engine, Parts};
@@ -55,7 +57,7 @@ pub use metrics::EngineMetrics;
 pub use replica::{OpenReplicaError, settle_log};
 pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 pub use shard::{Leadership, Shard, ShardStats, Shards};
-pub use snapshots::{InstallError, SnapshotOrder, Staged};
+pub use snapshots::{SnapshotOrder, Staged};
 
 /// The transport as the engine sees it: where messages leave the node.
 pub trait Outbox: Send + Sync {

@@ -14,7 +14,8 @@ use quorate_storage::{NodeRecords, StorageError};
 use tracing::{info, warn};
 
 use crate::clock::boot_id;
-use crate::quarantine::{Panicked, guarded};
+use crate::error::ScrubError;
+use crate::quarantine::guarded;
 use crate::{Engine, Shard};
 
 /// The node record of the last run: in which boot of the machine it was, and how it ended.
@@ -25,17 +26,6 @@ const PACE_BYTES_PER_SECOND: u64 = 16 << 20;
 const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How often the task checks whether a scrub is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Why a scrub failed: the replica has to stop.
-#[derive(Debug, thiserror::Error)]
-pub enum ScrubError {
-    /// The rows differ from the header, or cannot be read.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// Reading the rows panicked.
-    #[error(transparent)]
-    Panicked(#[from] Panicked),
-}
 
 /// How the node's last run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

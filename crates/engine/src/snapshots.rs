@@ -4,27 +4,8 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
-use quorate_machine::ApplyError;
 use quorate_raft::{GroupId, Replica, ReplicationSession, SnapshotSend};
-use quorate_storage::{Installer, StorageError};
-
-/// Why a snapshot of another node is not installed. The replica keeps its state, except after
-/// [`InstallError::State`], which stops it.
-#[derive(Debug, thiserror::Error)]
-pub enum InstallError {
-    /// This node holds no replica of the group.
-    #[error("this node holds no replica of {0}")]
-    NoReplica(GroupId),
-    /// The core decided to install a snapshot that a newer one has replaced.
-    #[error("a newer snapshot has replaced it")]
-    Superseded,
-    /// The storage rejected the snapshot.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// The installed rows do not decode.
-    #[error(transparent)]
-    State(ApplyError),
-}
+use quorate_storage::Installer;
 
 /// An order of a core to send a snapshot.
 #[derive(Debug)]

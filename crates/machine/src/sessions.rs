@@ -2,9 +2,9 @@
 //! and how.
 //!
 //! The rows are authoritative and this table is their index: one row for each remembered sequence
-//! and no other. So a write with a session writes one row more, and removes each row that is no
-//! longer needed. The answers stay in the rows; memory holds only what the next command is checked
-//! against. [`SessionTable::load`] of the rows always gives the same table.
+//! and no other. So a write with a session writes one row more, and removes each row that is not
+//! needed any more. The answers stay in the rows; memory holds only what the next command is
+//! checked against. [`SessionTable::load`] of the rows always gives the same table.
 //!
 //! - *Accepted ids.* A session lives for [`SessionLimits::ttl_ms`] from its birth, by the shard's
 //!   own log time. An unknown id within it is new; an older one is rejected whether it is
