@@ -257,6 +257,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::golden::assert_golden;
 
     fn escaped(bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -269,6 +270,27 @@ mod tests {
         assert_eq!(escaped(b"abc"), b"abc\0\0\0\0\0\x03");
         assert_eq!(escaped(b"abcdefgh"), b"abcdefgh\x08");
         assert_eq!(escaped(b"abcdefghi"), b"abcdefgh\x09i\0\0\0\0\0\0\0\x01");
+    }
+
+    /// The exact bytes are on disks: a change here would hide every row.
+    #[test]
+    fn golden_bytes() {
+        // Kind, keyspace, user key; the same in groups of eight, complement of 3, piece.
+        let rows = [
+            (RowKind::User, "01 01020304 6b6579", "0101020304 6b6579 08"),
+            (RowKind::Session, "02 01020304 6b6579", "0201020304 6b6579 08"),
+            (RowKind::Meta, "03 01020304 6b6579", "0301020304 6b6579 08"),
+        ];
+        for (kind, row_key, prefix) in rows {
+            let row = RowKey::new(kind, 0x0102_0304, b"key");
+            assert_golden(row.as_bytes(), row_key);
+            let key = piece_key(&row_prefix(&row), 3, 0x0506);
+            assert_golden(&key, &format!("{prefix} fffffffffffffffc 0506"));
+            assert_eq!(
+                VersionKey::decode(&key),
+                Some(VersionKey { row, number: 3, piece: 0x0506 })
+            );
+        }
     }
 
     #[test]

@@ -46,6 +46,8 @@ mod codec;
 pub mod crash;
 mod database;
 mod error;
+#[cfg(test)]
+mod golden;
 pub mod keys;
 mod log;
 mod mark;

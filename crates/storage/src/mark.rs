@@ -156,6 +156,7 @@ fn read_slot(bytes: &[u8]) -> Result<Slot> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::assert_golden;
 
     fn reopen(dir: &Path) -> Mark {
         Mark::open(dir).unwrap().unwrap()
@@ -175,6 +176,40 @@ mod tests {
         mark.set(901).unwrap();
         mark.refresh(902).unwrap();
         assert_eq!(mark.newest.generation, generation, "unchanged, and too early");
+    }
+
+    /// The exact bytes are on disks: a change here is a new format version.
+    #[test]
+    fn golden_bytes() {
+        // Format, CRC32C, length; generation, sequence, backend.
+        let slots = [
+            (0, "01 17102b94 05000000 02 fb2c01 02"),
+            (SLOT_BYTES, "01 7c586b39 03000000 01 00 02"),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let mut mark = Mark::create(dir.path(), 2).unwrap();
+        mark.set(300).unwrap();
+        let path = dir.path().join("MARK");
+        let file = fs::read(&path).unwrap();
+        assert_eq!(file.len(), 2 * SLOT_BYTES);
+        for (at, slot) in slots {
+            let len = codec::frame_len(&file[at..]).unwrap();
+            assert_golden(&file[at..at + len], slot);
+        }
+        assert_eq!(reopen(dir.path()).newest, Slot { generation: 2, sequence: 300, backend: 2 });
+    }
+
+    #[test]
+    fn a_newer_format_is_called_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        Mark::create(dir.path(), 1).unwrap();
+        let path = dir.path().join("MARK");
+        let mut file = fs::read(&path).unwrap();
+        let newer = codec::encode(FORMAT + 1, &(2u64, 0u64, 1u8, 0u8)).unwrap();
+        file[..newer.len()].copy_from_slice(&newer);
+        fs::write(&path, &file).unwrap();
+        let error = Mark::open(dir.path()).unwrap_err();
+        assert!(matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. }), "{error}");
     }
 
     #[test]

@@ -145,6 +145,7 @@ mod tests {
 
     use super::*;
     use crate::database::DatabaseOptions;
+    use crate::golden::assert_golden;
 
     fn open(dir: &Path) -> NodeRecords {
         NodeRecords::open(&Database::open(dir, DatabaseOptions::default()).unwrap()).unwrap()
@@ -170,6 +171,44 @@ mod tests {
         assert_eq!(records.get("map").unwrap().unwrap(), b"last");
         assert_eq!(records.get("map2").unwrap().unwrap(), b"another");
         assert_eq!(rows(&records), 4, "two pointers, two pieces");
+    }
+
+    /// The exact bytes are on disks: a change here is a new format version.
+    #[test]
+    fn golden_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        records.put("map", b"old").unwrap();
+        records.put("map", b"rec").unwrap();
+        let expected = [
+            // d, name, 0, generation, piece: format, CRC32C, length; length, bytes.
+            ("64 6d6170 00 0000000000000002 0000", "01 ce5d2aba 04000000 03 726563"),
+            // p, name: format, CRC32C, length; generation.
+            ("70 6d6170", "01 c8083061 01000000 02"),
+        ];
+        assert_eq!(rows(&records), expected.len());
+        for (row, (key, value)) in records.tree.range::<&[u8]>(..).zip(expected) {
+            let row = row.unwrap();
+            assert_golden(&row.0, key);
+            assert_golden(&row.1, value);
+        }
+        assert_eq!(records.get("map").unwrap().unwrap(), b"rec");
+    }
+
+    #[test]
+    fn a_newer_format_is_called_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        records.put("map", b"record").unwrap();
+        for (key, newer) in [
+            (piece_key(&generation_key("map", 1), 0), codec::encode(2, &b"a record").unwrap()),
+            (pointer_key("map"), codec::encode(2, &(1u64, 7u8)).unwrap()),
+        ] {
+            records.tree.insert(&key, &newer).unwrap();
+            let error = records.get("map").unwrap_err();
+            let expected = matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. });
+            assert!(expected, "{error}");
+        }
     }
 
     #[test]

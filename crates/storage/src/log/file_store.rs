@@ -370,3 +370,38 @@ impl LogStore for FileStore {
         self.segments.values().map(|segment| segment.len).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::DatabaseOptions;
+    use crate::golden::{assert_golden, bytes};
+
+    /// The exact bytes are on disks: a change here is a new format version.
+    #[test]
+    fn golden_bytes() {
+        // Magic and format, first sequence, salt, CRC32C, zeros; an envelope: length, sequence, CRC32C.
+        let header = bytes("515254454c4f47 01 2c01000000000000 0807060504030201 8b017c33 00000000");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("golden.log");
+        fs::write(&path, &header).unwrap();
+        let file = File::open(&path).unwrap();
+        assert_eq!(read_file_header(&file, 300, &path).unwrap(), Some(0x0102_0304_0506_0708));
+        let enveloped = envelope(0x0102_0304_0506_0708, 5, 300);
+        assert_golden(&enveloped, "05000000 2c01000000000000 be459720");
+        assert_eq!(open_envelope(&enveloped, 0x0102_0304_0506_0708), Some((300, 5)));
+        assert_eq!(open_envelope(&enveloped, 0x0102_0304_0506_0709), None);
+
+        // What is written: the salt is random, so the reader vouches for it and for the checksum.
+        let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
+        let mut store = FileStore::open(&database, dir.path(), 1 << 20).unwrap();
+        store.write(300, b"bytes").unwrap();
+        let path = dir.path().join("log/00000000000000000300.log");
+        let written = fs::read(&path).unwrap();
+        assert_eq!(written[..16], header[..16]);
+        let file = File::open(&path).unwrap();
+        let salt = read_file_header(&file, 300, &path).unwrap().unwrap();
+        assert_eq!(written[FILE_HEADER_BYTES..][..ENVELOPE_BYTES], envelope(salt, 5, 300));
+        assert_eq!(&written[FILE_HEADER_BYTES + ENVELOPE_BYTES..][..5], b"bytes");
+    }
+}

@@ -115,3 +115,16 @@ impl LogStore for TreeStore {
         self.stored
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Other keys would hide every record.
+    #[test]
+    fn the_key_of_a_piece_is_fixed() {
+        let key = key_of(0x0102_0304_0506_0708, 0x090a);
+        assert_eq!(key, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(sequence_of(&key).unwrap(), (0x0102_0304_0506_0708, 0x090a));
+    }
+}

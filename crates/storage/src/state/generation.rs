@@ -27,3 +27,19 @@ impl Generation {
         (Generation::tree_name(group, number) == name).then_some((group, number))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another name would hide the state of every shard.
+    #[test]
+    fn the_name_of_a_tree_is_fixed() {
+        let name = Generation::tree_name(GroupId(12), 3);
+        assert_eq!(name, b"s12/3");
+        assert_eq!(Generation::parse_name(&name), Some((GroupId(12), 3)));
+        for other in [&b"s12/03"[..], b"s12", b"shards", b"12/3", b"s-1/3", b"s12/3/4"] {
+            assert_eq!(Generation::parse_name(other), None, "{}", other.escape_ascii());
+        }
+    }
+}

@@ -182,3 +182,57 @@ impl ShardHeader {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use quorate_raft::{NodeId, Replica};
+
+    use super::*;
+    use crate::golden::assert_golden;
+
+    fn header() -> ShardHeader {
+        let replica = Replica { id: ReplicaId(4), node: NodeId(1) };
+        ShardHeader {
+            group: GroupId(7),
+            replica: ReplicaId(4),
+            generation: 2,
+            number: 3,
+            frontier: Frontier {
+                applied: LogId { term: Term(5), index: Index(300) },
+                log_time: 6,
+                counts: Counts { rows: 9, keys: 8, bytes: 10 },
+                digest: 0x0102 << 64,
+            },
+            membership: Membership::of_voters([replica]),
+            range: HashRange { first: 11, last: u64::MAX },
+            shard_epoch: 12,
+            log_valid_from: Index(13),
+        }
+    }
+
+    /// The exact bytes are on disks: a change here is a new format version.
+    #[test]
+    fn golden_bytes() {
+        let expected = [
+            "01 016da519 41000000",               // format, CRC32C, length
+            "07 04 02 03",                        // group, replica, generation, number
+            "fb2c01 05 06",                       // index and term of the last entry, log time
+            "09 08 0a",                           // rows, keys, bytes
+            "fe00000000000000000201000000000000", // digest
+            "17 0100 01000000 0400000000000000 0100000000000000 01", // membership, its length first
+            "0b fdffffffffffffffff",              // range
+            "0c 0d",                              // shard epoch, the first valid entry
+        ];
+        let bytes = header().encode().unwrap();
+        assert_golden(&bytes, &expected.concat());
+        assert_eq!(ShardHeader::decode(GroupId(7), &bytes).unwrap(), header());
+    }
+
+    #[test]
+    fn a_newer_format_is_called_newer() {
+        let mut bytes = header().encode().unwrap();
+        codec::finish_frame(&mut bytes, FORMAT + 1).unwrap();
+        let error = ShardHeader::decode(GroupId(7), &bytes).unwrap_err();
+        assert!(matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+    }
+}

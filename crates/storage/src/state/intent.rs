@@ -52,3 +52,33 @@ impl CheckpointIntent {
         headers.insert(&intent_key(group), &bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::{Database, DatabaseOptions};
+    use crate::error::StorageError;
+    use crate::golden::assert_golden;
+
+    /// The exact bytes are on disks: a change here is a new format version.
+    #[test]
+    fn golden_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
+        let tree = database.tree(b"shards").unwrap();
+        let intent = CheckpointIntent { generation: 2, begun: 300, cleaned: 4 };
+        intent.write(&tree, GroupId(0x0102)).unwrap();
+        let (key, value) = tree.range::<&[u8]>(..).next().unwrap().unwrap();
+        // Group and `a`; format, CRC32C, length, generation, begun, cleaned.
+        assert_eq!(key[..], *b"\0\0\0\0\0\0\x01\x02a");
+        assert_golden(&value, "01 fff78ab2 05000000 02 fb2c01 04");
+        assert_eq!(CheckpointIntent::decode(&value).unwrap(), intent);
+    }
+
+    #[test]
+    fn a_newer_format_is_called_newer() {
+        let newer = codec::encode(CheckpointIntent::FORMAT + 1, &(1u64, 2u64, 3u64)).unwrap();
+        let error = CheckpointIntent::decode(&newer).unwrap_err();
+        assert!(matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+    }
+}

@@ -266,3 +266,87 @@ fn take_row(stream: &mut BytesMut) -> Result<Option<(RowKey, Bytes)>> {
 fn bad(what: impl Into<String>) -> StorageError {
     StorageError::BadSnapshot { what: what.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use quorate_raft::{GroupId, Index, LogId, Membership, NodeId, Replica, ReplicaId, Term};
+
+    use super::*;
+    use crate::database::{Database, DatabaseOptions};
+    use crate::golden::assert_golden;
+    use crate::keys::RowKind;
+    use crate::state::{DeltaBudget, ShardInit, ShardStore};
+
+    fn shard(database: &Database) -> ShardStore {
+        let replica = Replica { id: ReplicaId(4), node: NodeId(1) };
+        let init = ShardInit {
+            group: GroupId(7),
+            replica: replica.id,
+            membership: Membership::of_voters([replica]),
+            range: HashRange { first: 11, last: u64::MAX },
+            shard_epoch: 12,
+        };
+        ShardStore::create(database, init, Arc::new(DeltaBudget::new(1 << 20))).unwrap()
+    }
+
+    /// The snapshot of a shard with one row, as chunks.
+    fn chunks(store: &mut ShardStore) -> (SnapshotMeta, Vec<Bytes>) {
+        let mut entry = store.begin(LogId { term: Term(5), index: Index(1) }, 6);
+        entry.put(&RowKey::new(RowKind::User, 0, b"key"), b"record").unwrap();
+        entry.commit();
+        let finished = store.freeze().unwrap().run().unwrap();
+        store.finish(finished);
+        let mut source = store.pin_snapshot().unwrap();
+        let chunks = std::iter::from_fn(|| source.next_chunk().unwrap()).collect();
+        (source.meta(), chunks)
+    }
+
+    /// Nodes of different versions send each other these bytes: a change is a new format version.
+    #[test]
+    fn golden_bytes() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [sender, receiver] =
+            dirs.each_ref().map(|d| Database::open(d.path(), DatabaseOptions::default()).unwrap());
+        let (meta, chunks) = chunks(&mut shard(&sender));
+        let head = [
+            "01 a86fb2bc 40000000 01 00000000", // format, CRC32C, length; head, sequence
+            "07 01 05 06",                      // group, index and term, log time
+            "01 01 09",                         // rows, keys, bytes
+            "fe f96bba985e0b1c21 c8de7071381a7abb", // digest
+            "17 0100 01000000 0400000000000000 0100000000000000 01", // membership
+            "0b fdffffffffffffffff 0c",         // range, shard epoch
+        ];
+        let rows = [
+            "01 f33efa5d 1b000000 02 01000000", // rows, sequence
+            "08000000 06000000 0100000000 6b6579 7265636f7264", // lengths, row key, record
+        ];
+        let tail = [
+            "01 7fccdf89 17000000 03 02000000",        // tail, sequence
+            "01 fe f96bba985e0b1c21 c8de7071381a7abb", // rows, digest
+        ];
+        assert_eq!(chunks.len(), 3);
+        assert_golden(&chunks[0], &head.concat());
+        assert_golden(&chunks[1], &rows.concat());
+        assert_golden(&chunks[2], &tail.concat());
+
+        let mut store = shard(&receiver);
+        let mut installer = store.begin_install(meta).unwrap();
+        chunks.iter().for_each(|chunk| installer.write(chunk).unwrap());
+        store.adopt(installer.finish().unwrap());
+        let row = store.reader().get(&RowKey::new(RowKind::User, 0, b"key")).unwrap();
+        assert_eq!(row.unwrap(), &b"record"[..]);
+    }
+
+    #[test]
+    fn a_newer_format_is_not_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
+        let mut store = shard(&database);
+        let (meta, chunks) = chunks(&mut store);
+        let mut newer = chunks[0].to_vec();
+        codec::finish_frame(&mut newer, FORMAT + 1).unwrap();
+        let error = store.begin_install(meta).unwrap().write(&newer).unwrap_err();
+        assert!(matches!(error, StorageError::BadSnapshot { .. }), "{error}");
+        assert!(error.to_string().contains("format 2, which is not known here"), "{error}");
+    }
+}

@@ -374,3 +374,50 @@ pub(crate) fn remove_above(tree: &Tree, number: u64) -> Result<u64> {
     }
     Ok(removed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::{Database, DatabaseOptions};
+    use crate::golden::assert_golden;
+    use crate::keys::RowKind;
+
+    fn with_tree(test: impl FnOnce(&Tree, &RowKey)) {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
+        test(&database.tree(b"s7/1").unwrap(), &RowKey::new(RowKind::User, 0, b"key"));
+    }
+
+    /// The exact bytes are on disks: a change here is a new format version.
+    #[test]
+    fn golden_bytes() {
+        with_tree(|tree, key| {
+            write(tree, key, 3, Some(b"record")).unwrap();
+            write(tree, key, 4, None).unwrap();
+            let expected = [
+                // Format, CRC32C, length; tag, checksum of the key, record.
+                ("fffffffffffffffb 0000", "01 99ae8445 05000000 00 748dfb9f"),
+                ("fffffffffffffffc 0000", "01 40bc4fc4 0b000000 01 9fe9314b 7265636f7264"),
+            ];
+            assert_eq!(tree.range::<&[u8]>(..).count(), expected.len());
+            for (row, (number, value)) in tree.range::<&[u8]>(..).zip(expected) {
+                let row = row.unwrap();
+                assert_golden(&row.0, &format!("0100000000 6b6579 08 {number}"));
+                assert_golden(&row.1, value);
+            }
+            assert_eq!(read(tree, key, 3).unwrap().unwrap().unwrap(), &b"record"[..]);
+            assert_eq!(read(tree, key, 4).unwrap(), Some(None));
+        });
+    }
+
+    #[test]
+    fn a_newer_format_is_called_newer() {
+        with_tree(|tree, key| {
+            let newer = codec::encode(FORMAT + 1, &b"a row").unwrap();
+            tree.insert(&keys::piece_key(&keys::row_prefix(key), 1, 0), &newer).unwrap();
+            let error = read(tree, key, 1).unwrap_err();
+            let expected = matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. });
+            assert!(expected, "{error}");
+        });
+    }
+}
