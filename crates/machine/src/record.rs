@@ -126,7 +126,7 @@ mod tests {
             hex::encode(record.encode()),
             concat!("0100", "0500000000000000", "0201000000000000", "0700000000000000", "76")
         );
-        let with_expiry = Record { expiry: Some(9), ..record };
+        let with_expiry = Record { expiry: Some(9), ..record.clone() };
         assert_eq!(
             hex::encode(with_expiry.encode()),
             concat!(
@@ -138,6 +138,9 @@ mod tests {
                 "76"
             )
         );
+        for record in [record, with_expiry] {
+            assert_eq!(Record::decode(record.encode().into()), Ok(record));
+        }
     }
 
     #[test]

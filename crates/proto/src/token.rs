@@ -73,6 +73,7 @@ impl SessionToken {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use prost::Message;
 
     use super::*;
 
@@ -84,6 +85,17 @@ mod tests {
             map_epoch: epoch,
             parts: parts.iter().map(part).collect(),
         }
+    }
+
+    /// Clients keep tokens between processes and versions.
+    #[test]
+    fn the_bytes_are_fixed() {
+        let token = token("c", 3, &[(5, 300), (6, 1)]);
+        // Cluster, history, epoch of the map, parts.
+        let expected =
+            b"\x0a\x01c\x12\x01h\x18\x03\x22\x05\x08\x05\x10\xac\x02\x22\x04\x08\x06\x10\x01";
+        assert_eq!(token.encode_to_vec(), expected);
+        assert_eq!(SessionToken::decode(&expected[..]), Ok(token));
     }
 
     #[test]

@@ -1,13 +1,19 @@
-//! Golden bytes of session rows: their format is fixed forever.
+//! Golden bytes of commands and of session rows: their formats are fixed forever.
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use prost::Message;
+use quorate_proto::raft::v1::{Command, Write, command::Action};
+use quorate_proto::v1::{ClusterMap, condition::Expect};
 use quorate_storage::{RowKey, RowKind};
 
-use super::build::session;
+use super::build::{
+    add, and_previous, cancel, check, command, delete, get, last, put, session, value, when, within,
+};
 use crate::{
     Done, LogTime, NotANumber, OperationResult, Previous, ReadValue,
     answer_row::{AnswerRow, Stored, answer_row_key, read_answer_row_key},
+    command::{encode, encode_change_map},
 };
 
 fn golden() -> AnswerRow {
@@ -45,6 +51,45 @@ fn golden() -> AnswerRow {
     let results = vec![put, number, get];
     let done = Done { applied: true, replayed: true, index: 300, log_time: LogTime(9), results };
     AnswerRow { last: true, content_hash: 0xabcd, answered_below: 4, stored: Stored::Done(done) }
+}
+
+/// Logs are full of them: another encoding of a field would change what a replay does.
+#[test]
+fn the_bytes_of_commands_are_fixed() {
+    let operations = vec![
+        and_previous(when(put("k", "v"), Expect::Revision(7))),
+        when(delete("k"), value("x")),
+        add("k", -2),
+        check("k", Expect::Absent(true)),
+        get("k"),
+    ];
+    let write = command(Action::Write(Write { operations, content_hash: 0xabcd }));
+    let mut write = last(within(write, session(0), 300, 4));
+    let expected = [
+        "0801 1001 1805 2002", // version, feature level, shard, epoch
+        "2a21 0a18 0000000f42400000 00000001 00000002 0000000000000003", // session
+        "10ac02 1804 2001",    // sequence, answered below, last
+        "3237 0a0c 12016b 1a021007 2001 2a0176", // write: put, with a condition and the previous
+        "0a0a 12016b 1a031a0178 3200 0a05 12016b 3803", // delete, increment
+        "0a09 12016b 1a020801 4200 0a05 12016b 4a00", // check, get
+        "10cdd702",            // content hash
+    ];
+    let bytes = encode(&mut write, 5, 2);
+    assert_eq!(hex::encode(&bytes), expected.concat().replace(' ', ""));
+    assert_eq!(Command::decode(bytes), Ok(write));
+
+    assert_eq!(hex::encode(encode(&mut cancel(), 5, 2)), "08011001180520023a00");
+    let map = ClusterMap { epoch: 2, ..ClusterMap::default() };
+    assert_eq!(hex::encode(encode_change_map(1, map)), "08011001420608011202".to_owned() + "2002");
+}
+
+#[test]
+fn the_key_of_a_session_row_is_fixed() {
+    let key = answer_row_key(&session(0), 300);
+    let expected =
+        "02 00000000 0000000f42400000 00000001 00000002 0000000000000003 000000000000012c";
+    assert_eq!(hex::encode(key.as_bytes()), expected.replace(' ', ""));
+    assert_eq!(read_answer_row_key(&key), Ok((session(0), 300)));
 }
 
 #[test]

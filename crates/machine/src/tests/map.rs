@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use prost::Message;
 use quorate_proto::{
     hash::even_range,
     raft::v1::{ChangeMap, Command, command::Action},
@@ -138,6 +139,63 @@ fn a_change_writes_only_the_rows_that_differ() {
     merged.shards[1].epoch += 1;
     assert_eq!(meta.change(2, &merged), WriteAnswer::MapChanged { epoch: 3 });
     assert_eq!(meta.rows.of_kind(RowKind::Meta).count(), 1 + 3 + 4);
+}
+
+/// The rows of group 0, and the same map as one message, which is the node record `map`.
+#[test]
+fn the_bytes_of_a_map_are_fixed() {
+    let map = ClusterMap {
+        cluster_id: Bytes::from_static(&[7; 16]),
+        cluster_name: "c".to_owned(),
+        history: Bytes::from_static(&[8; 16]),
+        epoch: 1,
+        nodes: vec![MapNode {
+            id: 1,
+            peer_address: "n:1".to_owned(),
+            client_address: "n:2".to_owned(),
+            labels: [("zone".to_owned(), "z".to_owned())].into(),
+            incarnation: Bytes::from_static(&[9; 16]),
+        }],
+        shards: vec![MapShard {
+            id: 1,
+            first: 0,
+            last: u64::MAX,
+            epoch: 1,
+            replicas: vec![replica(2, 1)],
+        }],
+        meta_replicas: vec![replica(1, 1)],
+        next_replica_id: 3,
+        next_shard_id: 2,
+        cluster_version: 1,
+        replicas_wanted: 1,
+        lineage: Vec::new(),
+    };
+    // Cluster id, name, history, epoch; replicas of the meta group, next ids, version, replicas.
+    let head = format!("0a10{} 120163 1a10{} 2001", "07".repeat(16), "08".repeat(16));
+    let tail = "3a0408011001 4003 4802 5001 5801";
+    // Id, peer address, client address, labels, incarnation.
+    let zone = "2209 0a047a6f6e65 12017a";
+    let node = format!("0801 12036e3a31 1a036e3a32 {zone} 2a10{}", "09".repeat(16));
+    // Id, last hash, epoch, replicas; the first hash is 0 and left out.
+    let shard = "0801 19ffffffffffffffff 2001 2a0408021001";
+
+    let mut meta = Meta::new();
+    assert_eq!(meta.change(0, &map), WriteAnswer::MapChanged { epoch: 1 });
+    let rows: Vec<(String, String)> = (meta.rows.of_kind(RowKind::Meta).map(Result::unwrap))
+        .map(|(key, row)| (hex::encode(key.as_bytes()), hex::encode(row)))
+        .collect();
+    let expected = [
+        ("03 00000000 68", format!("01 {head} {tail}")),
+        ("03 00000000 6e 0000000000000001", format!("01 {node}")),
+        ("03 00000000 73 0000000000000001", format!("01 {shard}")),
+    ];
+    let expected = expected.map(|(k, v)| (k.replace(' ', ""), v.replace(' ', "")));
+    assert_eq!(rows, expected);
+    // `change` has read the rows back.
+    assert_eq!(meta.machine.map().unwrap().as_ref(), &map);
+
+    let whole = format!("{head} 2a29{node} 3213{shard} {tail}").replace(' ', "");
+    assert_eq!(hex::encode(map.encode_to_vec()), whole);
 }
 
 #[test]
