@@ -176,6 +176,8 @@ fn sleep_for(bytes: u64) {
 
 #[cfg(test)]
 mod tests {
+    use quorate_storage::{Database, DatabaseOptions};
+
     use super::*;
 
     #[test]
@@ -190,6 +192,20 @@ mod tests {
             "the system reports no boot"
         );
         assert_eq!(judge(Some(b"running "), None), LastRun::MayHaveLost);
+    }
+
+    /// The text of the record is forever: an older run has written it.
+    #[test]
+    fn the_record_of_the_last_run_is_fixed() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(dir.path(), DatabaseOptions::default()).unwrap();
+        let records = NodeRecords::open(&database).unwrap();
+        assert_eq!(begin_run(&records).unwrap(), LastRun::Clean);
+        let running = format!("running {}", boot_id().unwrap_or_default());
+        assert_eq!(records.get("last-run").unwrap().unwrap(), running.as_bytes());
+        end_run(&records).unwrap();
+        assert_eq!(records.get("last-run").unwrap().unwrap(), b"clean");
+        assert_eq!(begin_run(&records).unwrap(), LastRun::Clean);
     }
 
     /// Hours at which each group is scrubbed, in a run of `run` hours.

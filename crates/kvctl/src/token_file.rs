@@ -157,6 +157,24 @@ mod tests {
         assert_eq!(read.cluster_id, token(1, &[]).cluster_id);
     }
 
+    /// Scripts keep the file, and newer and older kvctls share it.
+    #[test]
+    fn the_text_is_fixed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        let file = TokenFile::new(&path);
+        file.merge(&token(1, &[(1, 812), (2, 5)])).unwrap();
+        let text = concat!(
+            r#"{"cluster_id":"01010101010101010101010101010101","#,
+            r#""history":"07070707070707070707070707070707","map_epoch":3,"#,
+            r#""parts":[{"shard":1,"index":812},{"shard":2,"index":5}]}"#,
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{text}\n"));
+        let newer = text.replace("\"parts\"", "\"added\":true,\"parts\"");
+        std::fs::write(&path, newer).unwrap();
+        assert_eq!(file.read().unwrap(), Some(token(1, &[(1, 812), (2, 5)])), "a field is added");
+    }
+
     #[test]
     fn refuses_what_is_foreign_or_no_token() {
         let directory = tempfile::tempdir().unwrap();

@@ -51,6 +51,22 @@ fn dump_then_load_is_the_identity_on_binary_data() {
     }
 }
 
+/// A dump is kept for years, and read by other programs.
+#[test]
+fn the_bytes_of_a_dump_are_fixed() {
+    let pair = ("k\té".as_bytes(), &b"v,\xff\"\n"[..]);
+    for (format, text) in [
+        (RecordFormat::Tsv, &b"k\\t\xc3\xa9\tv,\\xff\"\\n\n"[..]),
+        (RecordFormat::Csv, b"k\t\xc3\xa9,\"v,\xff\"\"\n\"\n"),
+        (RecordFormat::Jsonl, b"{\"key\":\"k\\t\xc3\xa9\",\"value_base64\":\"diz/Igo=\"}\n"),
+    ] {
+        let mut dump = Vec::new();
+        write_pair(&mut dump, format, pair.0, pair.1).unwrap();
+        assert_eq!(dump.escape_ascii().to_string(), text.escape_ascii().to_string(), "{format:?}");
+        assert_eq!(pairs(text, layout(format)), [(pair.0.to_vec(), pair.1.to_vec())]);
+    }
+}
+
 #[test]
 fn a_delimited_file_gives_a_field_and_the_whole_line() {
     let text = b"0041;LATIN CAPITAL LETTER A;Lu\r\n\n0042;\"B\\t;Lu";

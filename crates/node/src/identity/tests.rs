@@ -8,7 +8,7 @@ use quorate_raft::NodeId;
 use tempfile::TempDir;
 
 use super::record::{Record, RecordError};
-use super::{DataDir, Formed, IDENTITY_FILE, Identity, IdentityError, Incarnation};
+use super::{ClusterId, DataDir, Formed, IDENTITY_FILE, Identity, IdentityError, Incarnation};
 use crate::exit::Fatal;
 
 fn open(dir: &Path, node: u64) -> Result<Identity, IdentityError> {
@@ -201,6 +201,43 @@ fn the_text_is_what_a_person_can_read() {
          storage_created=false\nformed=false\n"
     );
     assert!(checksum.starts_with("crc32c="));
+}
+
+/// The file outlives every version: a change of a byte is a new format.
+#[test]
+fn the_text_is_fixed() {
+    let text = concat!(
+        "format=1\n",
+        "node_id=1\n",
+        "incarnation=000000000000000000000000000000ab\n",
+        "boot_counter=3\n",
+        "storage_created=true\n",
+        "formed=true\n",
+        "cluster_id=000102030405060708090a0b0c0d0e0f\n",
+        "cluster_name=50%25 of%0ait\n",
+        "members=1:000000000000000000000000000000ab,9:ffffffffffffffffffffffffffffffff\n",
+        "shards=64\n",
+        "replicas=3\n",
+        "crc32c=c4596acf\n",
+    );
+    let members =
+        BTreeMap::from([(NodeId(1), Incarnation(0xab)), (NodeId(9), Incarnation(u128::MAX))]);
+    let formed = Formed {
+        cluster_id: ClusterId(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f),
+        cluster_name: "50% of\nit".to_owned(),
+        members,
+        shards: 64,
+        replicas: 3,
+    };
+    let record = Record {
+        node_id: NodeId(1),
+        incarnation: Incarnation(0xab),
+        boot_counter: 3,
+        storage_created: true,
+        formed: Some(formed),
+    };
+    assert_eq!(record.to_text(), text);
+    assert_eq!(Record::from_bytes(text.as_bytes()), Ok(record));
 }
 
 #[test]

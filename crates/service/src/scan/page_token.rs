@@ -115,6 +115,31 @@ mod tests {
         assert_eq!(PageToken::first(&request()).resume(&token().encode()), Ok(token()));
     }
 
+    /// A client may keep a token while the nodes are replaced: a change is a new format.
+    #[test]
+    fn the_bytes_are_fixed() {
+        let token = PageToken { level: 2, fingerprint: 0x0102_0304_0506_0708, ..token() };
+        // Format, map epoch, level, rows left, fingerprint, last key, checksum.
+        let expected = "01 0000000000000004 00000002 0000000000000007 0102030405060708 7071";
+        let bytes = token.encode();
+        let content = hex::decode(expected.replace(' ', "")).unwrap();
+        assert_eq!(hex::encode(&bytes[..content.len()]), hex::encode(&content));
+        assert_eq!(bytes[content.len()..], xxh3_64(&content).to_be_bytes());
+        assert_eq!(PageToken::decode(&bytes), Some(token));
+        let fingerprint = PageToken::first(&request()).fingerprint;
+        assert_eq!(fingerprint, 0x15d4_bb52_4051_8ae3, "{fingerprint:#018x}");
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let good = token().encode();
+        let mut newer = good[..good.len() - CHECKSUM_BYTES].to_vec();
+        newer[0] = FORMAT + 1;
+        newer.extend(xxh3_64(&newer).to_be_bytes());
+        let error = PageToken::first(&request()).resume(&newer.into()).unwrap_err();
+        assert_eq!(error, "the page token is not one that a scan returned");
+    }
+
     #[test]
     fn any_changed_byte_and_any_other_scan_are_refused() {
         let first = PageToken::first(&request());
