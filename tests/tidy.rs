@@ -1,5 +1,5 @@
 //! What a reviewer would have to repeat: the rules of absence of the architecture, caps, names,
-//! prose, and the shape of the wire contract. Everything here reads files and runs nothing.
+//! prose, links, and the shape of the wire contract. Everything here reads files and runs nothing.
 
 #[path = "tidy/absence.rs"]
 mod absence;
@@ -11,6 +11,8 @@ mod crates;
 mod files;
 #[path = "tidy/graph.rs"]
 mod graph;
+#[path = "tidy/links.rs"]
+mod links;
 #[path = "tidy/needs.rs"]
 mod needs;
 #[path = "tidy/prose.rs"]
