@@ -119,7 +119,7 @@ pub fn finish_frame(out: &mut [u8], format: u8) -> Result<u32> {
 /// A whole record: frame and body.
 ///
 /// # Errors
-/// As [`encode_body`] and [`finish_frame`].
+/// [`StorageError::TooLarge`] if the body is over 64 MiB, or [`StorageError::Invalid`].
 pub fn encode<T: Encode>(format: u8, value: &T) -> Result<Vec<u8>> {
     let mut out = Vec::with_capacity(128);
     begin_frame(&mut out);

@@ -252,8 +252,7 @@ impl RecordLog {
     /// # Errors
     /// [`StorageError::Invalid`] for entries that are not consecutive or leave a gap after the last
     /// one, [`StorageError::TooLarge`] for a record over
-    /// [`DECODE_LIMIT`](crate::codec::DECODE_LIMIT): nothing was written. After any other error
-    /// the storage is closed.
+    /// 64 MiB: nothing was written. After any other error the storage is closed.
     pub fn append(&mut self, sections: &[Section]) -> Result<()> {
         self.check(sections)?;
         self.builder.clear();

@@ -169,7 +169,7 @@ impl SnapshotSource {
         &self.view.header
     }
 
-    /// The next chunk, at most [`CHUNK_BYTES`]; `None` after the last one. It reads from the disk.
+    /// The next chunk, at most 256 KiB; `None` after the last one. It reads from the disk.
     ///
     /// # Errors
     /// A failed read, or [`StorageError::Damaged`] if the rows do not match the header: then the
