@@ -1,5 +1,5 @@
-//! Read levels: one row for each, with its name, its guarantee and whether this version offers it. The
-//! server, the client, the metrics and kvctl read this table.
+//! Read levels: one row for each, with its name, its guarantee and whether this version offers it.
+//! The server, the client, the metrics and kvctl read this table.
 
 use crate::v1::ReadLevel;
 

@@ -28,6 +28,13 @@ pub(crate) enum ProgressState {
     },
 }
 
+impl ProgressState {
+    /// Whether entries may be streamed: it replicates, and its inflight window is not full.
+    pub(crate) fn has_window(&self, config: &Config) -> bool {
+        matches!(self, ProgressState::Replicate(window) if !window.is_full(config))
+    }
+}
+
 /// The inflight window: appends sent and not yet answered, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Inflight {

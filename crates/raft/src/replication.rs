@@ -45,9 +45,7 @@ impl AppendSender<'_> {
         }
         let last = self.log.last().index;
         let mut sent = false;
-        while progress.next <= last
-            && matches!(&progress.state, ProgressState::Replicate(window) if !window.is_full(self.config))
-        {
+        while progress.next <= last && progress.state.has_window(self.config) {
             let (through, bytes) = self.append(progress, self.config.max_append_bytes);
             progress.next = through.next();
             if let ProgressState::Replicate(window) = &mut progress.state {

@@ -380,7 +380,8 @@ mod tests {
     /// The exact bytes are on disks: a change here is a new format version.
     #[test]
     fn golden_bytes() {
-        // Magic and format, first sequence, salt, CRC32C, zeros; an envelope: length, sequence, CRC32C.
+        // Magic and format, first sequence, salt, CRC32C, zeros; an envelope: length, sequence,
+        // CRC32C.
         let header = bytes("515254454c4f47 01 2c01000000000000 0807060504030201 8b017c33 00000000");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("golden.log");
