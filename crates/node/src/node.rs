@@ -340,7 +340,7 @@ impl Node {
             .spawn(stop)
             .map_err(|error| Fatal::Bug(format!("cannot start a thread to stop: {error}")))?;
         let ended = ended.await;
-        transport.stop();
+        transport.finish().await;
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Fatal::from(&error)),

@@ -414,6 +414,11 @@ impl Transport {
         self.shared.memory.close();
     }
 
+    /// Ends all connections of a node whose log does not grow any more.
+    pub async fn finish(&self) {
+        self.stop();
+    }
+
     /// Ends all connections. Messages not yet sent are gone.
     pub fn stop(&self) {
         self.shared.stop.cancel();

@@ -214,6 +214,21 @@ fn a_node_whose_disk_went_back_takes_no_part() {
     assert!(!nodes[0].recorder.all().iter().any(came), "it has voted");
 }
 
+/// No message and no time tells it: the log grows, and the node stops at once.
+#[test]
+fn the_last_end_of_a_log_is_told_at_a_clean_stop() {
+    let (ground, nodes) = cluster(3);
+    for sequence in [10, 20, 30] {
+        nodes[2].recorder.sequence.store(sequence, Ordering::SeqCst);
+    }
+    // From here on it takes no connection, so that no Hello tells the end either.
+    nodes[2].transport.close_memory();
+    nodes[2].runtime().block_on(nodes[2].transport.finish());
+    for peer in [0, 1] {
+        ground.wait_remembered(peer, 2, 30);
+    }
+}
+
 /// What each remembers went back with the rest of its directory.
 #[test]
 fn nodes_that_were_all_put_back_to_one_moment_take_each_other() {
