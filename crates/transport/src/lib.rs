@@ -67,6 +67,13 @@ use peer::Peer;
 /// The largest message that is decoded, in bytes; also the bound of one entry with its frame.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How often this node looks whether its log has grown, to tell the peers.
+const TELL_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the peers hear of this node though there is nothing to tell.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the peers may take, at a clean stop, to read the last end of the log.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Which connection a message came on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
@@ -254,16 +261,16 @@ impl Shared {
     }
 
     /// Lets every peer hear of this node, and how far its log is durable, where no message tells it:
-    /// at once when that has grown, as often as it is kept, and else every other time.
+    /// within [`TELL_INTERVAL`] when that has grown, and else once in [`IDLE_INTERVAL`].
     async fn tell_peers(self: Arc<Self>) {
         let mut told = self.inbound.log_sequence();
-        let mut silent = false;
+        let mut told_at = tokio::time::Instant::now();
         loop {
-            tokio::time::sleep(SAVE_INTERVAL).await;
+            tokio::time::sleep(TELL_INTERVAL).await;
             let sequence = self.inbound.log_sequence();
-            silent = sequence == told && !silent;
-            if !silent {
+            if sequence != told || told_at.elapsed() >= IDLE_INTERVAL {
                 told = sequence;
+                told_at = tokio::time::Instant::now();
                 self.peers.load().values().for_each(|peer| peer.nudge());
             }
         }
@@ -414,8 +421,14 @@ impl Transport {
         self.shared.memory.close();
     }
 
-    /// Ends all connections of a node whose log does not grow any more.
+    /// Tells each connected peer how far the log is durable, which does not grow any more, and ends
+    /// all connections when the peers have read it, a second later at the latest.
     pub async fn finish(&self) {
+        let peers = self.shared.peers.load_full();
+        peers.values().for_each(|peer| peer.nudge());
+        let read = futures::future::join_all(peers.values().map(|peer| peer.control.read()));
+        // A peer that hears of nothing now is as one that was not connected.
+        let _ = tokio::time::timeout(FAREWELL, read).await;
         self.stop();
     }
 

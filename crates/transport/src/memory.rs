@@ -12,6 +12,16 @@
 //! sequence while a process runs within [`SAVE_INTERVAL`], and at once when the last connection of it
 //! ends, which is before its directory can be replaced. What is left is the end of this node within a
 //! second of a peer's promise, and that peer put back to a copy from within the same second.
+//!
+//! **What the two numbers show, and what they do not.** Every connected peer hears of every end: with the
+//! next frame, within a quarter of a second without one, and at a clean stop before the connections end.
+//! Each of them refuses an older copy and takes the newest directory. A peer that was not connected (or
+//! had its node killed within that quarter) takes the copy at its word, and then the numbers do not show
+//! that another directory is newer. Copy and newest directory start with the same boot number, and both
+//! write records after the point where they part; a sequence says how much was promised, not what. The
+//! copy may have voted here, and the newest directory does not hold that vote. So this peer refuses the
+//! newest directory as one that went back, until its boot number is above that of the copy. From then on
+//! the peer takes it, and does not notice that what the copy promised is missing.
 
 use std::collections::BTreeMap;
 use std::fmt;

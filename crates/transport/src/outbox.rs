@@ -13,6 +13,7 @@ use futures::Stream;
 use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{Envelope, GroupId, ReplicaId};
+use tokio::sync::Notify;
 
 use super::{Inbound, convert};
 
@@ -165,6 +166,8 @@ impl Queue for FifoQueue {
 /// A queue and the connection that pulls from it, if there is one.
 pub(super) struct Outbox<Q> {
     inner: Mutex<Inner<Q>>,
+    /// The peer has read more, or the connection is gone.
+    progress: Notify,
     queue_bytes_max: usize,
     frame_bytes_max: usize,
 }
@@ -204,7 +207,8 @@ impl<Q: Queue> Inner<Q> {
 
 impl<Q: Queue> Outbox<Q> {
     pub fn new(queue_bytes_max: usize, frame_bytes_max: usize) -> Self {
-        Self { inner: Mutex::new(Inner::default()), queue_bytes_max, frame_bytes_max }
+        let (inner, progress) = (Mutex::new(Inner::default()), Notify::new());
+        Self { inner, progress, queue_bytes_max, frame_bytes_max }
     }
 
     /// Takes a message without waking anybody; `false`: dropped.
@@ -264,6 +268,7 @@ impl<Q: Queue> Outbox<Q> {
             inner.waiting_since = None;
             (inner.waker.take(), inner.queue.cut())
         };
+        self.progress.notify_waiters();
         // The old stream learns that it has ended.
         if let Some(waker) = waker {
             waker.wake();
@@ -284,8 +289,26 @@ impl<Q: Queue> Outbox<Q> {
             inner.acknowledged = frame;
             inner.queue.acknowledged(frame);
             inner.waiting_since = (frame < inner.frames).then(Instant::now);
+            self.progress.notify_waiters();
         }
         Ok(())
+    }
+
+    /// Waits until the peer has read everything, a nudge included, or is not connected.
+    pub async fn read(&self) {
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            // From here on no progress is missed.
+            progress.as_mut().enable();
+            {
+                let inner = self.inner.lock();
+                if !inner.open || (!inner.has_frame() && inner.waiting_since.is_none()) {
+                    return;
+                }
+            }
+            progress.await;
+        }
     }
 
     /// How long the peer has acknowledged nothing though there was something.
