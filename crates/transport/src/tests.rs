@@ -2,6 +2,7 @@
 
 mod caller;
 mod links;
+mod partitions;
 mod processes;
 mod refusals;
 mod snapshots;

@@ -1,0 +1,153 @@
+//! A copy of a directory and a partition together: node 3 is cut off from node 1, and its copy is not.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::Instant;
+
+use super::support::*;
+use crate::*;
+
+/// Where nothing listens.
+const NOWHERE: &str = "127.0.0.1:1";
+
+/// Three nodes, and a place for a copy of node 3.
+struct Scene {
+    ground: Ground,
+    /// All know each other here.
+    targets: PeerTargets,
+    listeners: Vec<Option<TcpListener>>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let ground = Ground::new(3).form("test");
+        let listeners: Vec<_> = (0..4).map(|_| listener()).collect();
+        let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+        let targets = ground.targets(&addresses[..3]);
+        let listeners = listeners.into_iter().map(Some).collect();
+        Self { ground, targets, listeners, addresses }
+    }
+
+    /// The targets of a node that does not reach these.
+    fn without(&self, cut: &[u64]) -> PeerTargets {
+        let mut targets = self.targets.clone();
+        for node in cut {
+            NOWHERE.clone_into(&mut targets.get_mut(&NodeId(*node)).unwrap().address);
+        }
+        targets
+    }
+
+    /// Starts node `node` where it does not reach `cut`.
+    fn start(&mut self, node: usize, cut: &[u64]) -> Node {
+        let listener = self.listeners[node - 1].take().unwrap();
+        self.ground.start(node - 1, listener, &self.without(cut), &|_| {})
+    }
+
+    /// Starts a copy of node 3 that reaches node 1 only, and tries often.
+    fn start_copy(&mut self) -> Node {
+        let listener = self.listeners[3].take().unwrap();
+        let targets = self.without(&[2]);
+        let copy = self.ground.copy(2);
+        self.ground.start_on(copy, 0, listener, &targets, &|config| {
+            config.backoff = (Duration::from_millis(5), Duration::from_millis(10));
+        })
+    }
+
+    /// Takes the copy at node 1, which is cut off from both others, while the original is connected
+    /// to node 2.
+    fn copy_is_taken(&mut self) -> [Node; 4] {
+        let two = self.start(2, &[1]);
+        let original = self.start(3, &[1]);
+        two.recorder.wait_connected(NodeId(3));
+        original.recorder.wait_connected(NodeId(2));
+        let one = self.start(1, &[2, 3]);
+        let copy = self.start_copy();
+        copy.recorder.wait_connected(NodeId(1));
+        one.recorder.wait_connected(NodeId(3));
+        wait_bulk(&copy, &one);
+        [one, two, original, copy]
+    }
+}
+
+/// Waits until what a node says on the control lane arrives: its first frame did so too.
+fn wait_control(from: &Node, to: &Node) {
+    let probe = heartbeat(u64::MAX, from, to, 0);
+    let wanted = Heard::Delivered(from.id(), Lane::Control, probe.clone());
+    let deadline = Instant::now() + TIMEOUT;
+    while !to.recorder.all().contains(&wanted) {
+        assert!(Instant::now() < deadline, "the control lane does not open");
+        from.transport.send(to.id(), probe.clone());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Lets the original reach node 1, and waits until that has taken it for node 3.
+fn comes_back(scene: &Scene, original: &Node, one: &Node) {
+    original.transport.set_peers(&scene.targets);
+    original.recorder.wait_connected(NodeId(1));
+    let address = scene.addresses[2].to_string();
+    let there = |view: &PeerView| view.connected && view.address == address;
+    one.wait_view(3, "the original", there);
+    wait_bulk(original, one);
+    wait_bulk(one, original);
+    assert!(!was_fenced(original), "the original takes no part");
+}
+
+fn was_fenced(node: &Node) -> bool {
+    node.recorder.all().iter().any(|heard| matches!(heard, Heard::WentBack(_)))
+}
+
+fn was_connected(node: &Node) -> bool {
+    node.recorder.all().iter().any(|heard| matches!(heard, Heard::Connected(..)))
+}
+
+#[test]
+fn a_copy_is_refused_while_another_peer_reports_that_the_original_is_alive() {
+    let mut scene = Scene::new();
+    let two = scene.start(2, &[]);
+    let mut original = scene.start(3, &[1]);
+    two.recorder.wait_connected(NodeId(3));
+    let one = scene.start(1, &[3]);
+    wait_control(&two, &one);
+    let copy = scene.start_copy();
+    let view = copy.wait_view(1, "a refusal", |view| view.detail.starts_with("refused: "));
+    for part in ["node 3 runs already", "node 2 reports", &scene.addresses[2].to_string()] {
+        assert!(view.detail.contains(part), "{part}: {view:?}");
+    }
+    assert_eq!(scene.ground.remembered(0, 2), None, "it counts for nothing");
+    comes_back(&scene, &original, &one);
+    assert!(!was_connected(&copy), "the copy takes part");
+    // When the original has ended, its copy is a node that moved.
+    original.kill();
+    copy.recorder.wait_connected(NodeId(1));
+}
+
+#[test]
+fn a_copy_that_was_taken_is_dropped_when_another_peer_reports_the_original() {
+    let mut scene = Scene::new();
+    let [one, two, original, copy] = scene.copy_is_taken();
+    one.transport.set_peers(&scene.targets);
+    two.transport.set_peers(&scene.targets);
+    let why = copy.recorder.wait_disconnected(NodeId(1));
+    for part in ["node 3 runs already", "node 2 reports", &scene.addresses[2].to_string()] {
+        assert!(why.contains(part), "{part}: {why}");
+    }
+    let why = one.recorder.wait_disconnected(NodeId(3));
+    assert!(why.contains("node 2 reports"), "{why}");
+    comes_back(&scene, &original, &one);
+    let kept = scene.ground.remembered(0, 2).unwrap();
+    assert_eq!(kept.boot_counter, 1, "the number of the copy counts for nothing: {kept:?}");
+}
+
+/// It is not mistaken for an older copy, though its boot number is below that of its own copy.
+#[test]
+fn an_original_that_returns_before_anybody_reports_it_waits() {
+    let mut scene = Scene::new();
+    let [one, two, original, _copy] = scene.copy_is_taken();
+    original.transport.set_peers(&scene.targets);
+    original.wait_view(1, "a refusal", |view| view.detail.starts_with("refused: "));
+    assert!(!was_fenced(&original), "the original takes no part");
+    one.transport.set_peers(&scene.targets);
+    two.transport.set_peers(&scene.targets);
+    comes_back(&scene, &original, &one);
+}
