@@ -1,16 +1,19 @@
 //! Admission of a peer's process: it waits for the one before it, is looked for in its place, or is refused.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorate_proto::ids::Incarnation;
 use quorate_proto::raft::v1 as wire;
+use quorate_raft::NodeId;
 use tokio::time::timeout_at;
+use tracing::warn;
 
 use super::hello::PeerHello;
 use super::memory::{Memory, Remembered, StartId};
 use super::peer::Peer;
-use super::presence::{Presence, Process, Refused, SILENCE, Verdict};
+use super::presence::{Presence, Refused, SILENCE, Verdict};
+use super::reports::{Process, Report, Since};
 
 /// How long a new process waits for the connections of the one before it to end: a killed process's do
 /// at once, but a busy machine may notice the new one first.
@@ -29,16 +32,35 @@ impl Connection {
     pub fn told(&self, log_sequence: u64) {
         self.memory.told(self.incarnation, self.start, log_sequence);
     }
+
+    /// Why the process is not taken any more; `None` while it is.
+    pub fn dropped(&self) -> Option<Refused> {
+        let presence = self.peer.presence.borrow();
+        let (first, by) = presence.dropped(self.start)?;
+        Some(elsewhere_refusal(self.peer.node, self.start, first, by))
+    }
+
+    /// Waits until the process is not taken any more; why.
+    pub async fn until_dropped(&self) -> Refused {
+        let mut changes = self.peer.presence.subscribe();
+        loop {
+            if let Some(refused) = self.dropped() {
+                return refused;
+            }
+            // The sender is in the peer, which this connection holds.
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         let mut last = false;
-        self.peer.presence.send_modify(|presence| {
-            presence.connections -= 1;
-            last = presence.connections == 0;
-        });
+        self.peer.presence.send_modify(|presence| last = presence.ended());
         if last {
+            self.peer.tell.notify_one();
             // Whatever becomes of its directory now, what it has told is held against it.
             self.memory.save_soon();
         }
@@ -58,16 +80,25 @@ impl Peer {
         memory: &Arc<Memory>,
     ) -> Result<Connection, Refused> {
         let patience = tokio::time::Instant::now() + GIVE_WAY;
+        // While it waits here it goes on running.
+        let running = Since::of(hello.uptime, Instant::now());
         let mut changes = self.presence.subscribe();
         loop {
             changes.mark_unchanged();
-            let mut verdict = Verdict::Taken;
+            let (mut verdict, mut first) = (Verdict::Taken, false);
             self.presence.send_if_modified(|presence| {
-                verdict = presence.offer(hello, in_place, memory);
+                let now = Instant::now();
+                verdict = presence.offer(hello, in_place, memory, running.age(now), now);
+                first = presence.connections == 1;
                 matches!(verdict, Verdict::Taken)
             });
             match verdict {
-                Verdict::Taken => break,
+                Verdict::Taken => {
+                    if first {
+                        self.tell.notify_one();
+                    }
+                    break;
+                }
                 Verdict::WentBack(remembered) => {
                     // A refusal that this node's own end would take back is none.
                     memory.all_saved().await;
@@ -83,6 +114,12 @@ impl Peer {
                     }
                     let Ok(Ok(())) = timeout_at(patience, changes.changed()).await else {
                         return Err(another_refusal(hello, &other));
+                    };
+                }
+                Verdict::Elsewhere(first, by) => {
+                    // The process may have ended just now, and its peer be about to say so.
+                    let Ok(Ok(())) = timeout_at(patience, changes.changed()).await else {
+                        return Err(elsewhere_refusal(hello.node, hello.start, &first, by));
                     };
                 }
             }
@@ -119,6 +156,42 @@ impl Peer {
         if same {
             self.heard();
         }
+    }
+}
+
+impl Peer {
+    /// What node `by` reports of this peer now.
+    pub fn reported(&self, by: NodeId, report: Option<Report>, memory: &Memory) {
+        let mut ended = None;
+        self.presence.send_if_modified(|presence| {
+            let before = presence.last.as_ref().map(|last| last.start);
+            let news = presence.reported(by, report, memory, Instant::now());
+            let after = presence.last.as_ref();
+            if before != after.map(|last| last.start) {
+                ended = before.zip(after.cloned());
+            }
+            news
+        });
+        if let Some((start, first)) = ended {
+            let sentence = elsewhere_refusal(self.node, start, &first, by).sentence;
+            warn!(peer = self.node.0, sentence, "a copy is not taken for a peer any more");
+            self.update_address(&first.address);
+            self.end_incoming();
+        }
+    }
+}
+
+fn elsewhere_refusal(node: NodeId, start: StartId, first: &Process, by: NodeId) -> Refused {
+    let node = node.0;
+    Refused {
+        reason: wire::RefusalReason::AnotherProcess,
+        sentence: format!(
+            "node {node} runs already: node {} reports that another process with its data directory \
+             (start {}, at {}) is connected to it and answers. The one with start {start} may run on a \
+             copy; stop it, for a data directory is for one process. If node {node} has moved, end the \
+             other one",
+            by.0, first.start, first.address
+        ),
     }
 }
 

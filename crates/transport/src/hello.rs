@@ -34,6 +34,8 @@ pub struct PeerHello {
     pub start: StartId,
     /// The last record of its log that is behind a completed barrier; 0 = none.
     pub log_sequence: u64,
+    /// How long its process has run; zero = it does not say.
+    pub uptime: Duration,
     /// The epoch of the cluster map it holds; 0 = none.
     pub map_epoch: u64,
     /// The index of group 0's newest configuration it holds; 0 = the first one.
@@ -86,6 +88,7 @@ impl Shared {
             boot_counter: local.boot_counter,
             start_id: self.start.0,
             log_sequence: self.inbound.log_sequence(),
+            uptime_ms: self.born.elapsed().as_millis() as u64,
             labels: self.config.labels.clone(),
         }
     }
@@ -152,6 +155,7 @@ impl Shared {
             boot_counter: hello.boot_counter,
             start: StartId(hello.start_id),
             log_sequence: hello.log_sequence,
+            uptime: Duration::from_millis(hello.uptime_ms),
             map_epoch: hello.map_epoch,
             config_epoch: hello.config_epoch,
             wire_versions,

@@ -16,7 +16,8 @@
 //! slowly, and the sentence is logged when it changes.
 //!
 //! One process at a time is taken for a peer, and none that has said more of its disk before than it
-//! says now: see `presence` and `memory`.
+//! says now: see `presence` and `memory`. Each node tells its peers which processes it is connected to, so
+//! that a copy finds no way in round a partition: see `reports`.
 //!
 //! **Boundary.** Who this node is, what it answers to those that ask, what it remembers of its peers and
 //! what becomes of a message is handed in; nothing here reads a file or knows the cluster map.
@@ -34,21 +35,24 @@ mod memory;
 mod outbox;
 mod peer;
 mod presence;
+mod reports;
 mod service;
 mod snapshot;
+mod tell;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorate_raft::{Envelope, GroupId, NodeId, ReplicaId};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -67,10 +71,6 @@ use peer::Peer;
 /// The largest message that is decoded, in bytes; also the bound of one entry with its frame.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// How often this node looks whether its log has grown, to tell the peers.
-const TELL_INTERVAL: Duration = Duration::from_millis(250);
-/// How often the peers hear of this node though there is nothing to tell.
-const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the peers may take, at a clean stop, to read the last end of the log.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -233,6 +233,8 @@ struct Shared {
     local: LocalNode,
     /// This process, among all that ever run on the directory.
     start: StartId,
+    /// When it began.
+    born: Instant,
     inbound: Arc<dyn Inbound>,
     peers: ArcSwap<BTreeMap<NodeId, Arc<Peer>>>,
     /// Serialises [`Transport::set_peers`].
@@ -240,6 +242,8 @@ struct Shared {
     map_epoch: AtomicU64,
     config_epoch: AtomicU64,
     memory: Arc<Memory>,
+    /// Lets the peers be told at once.
+    tell: Arc<Notify>,
     /// Why this node takes no part any more.
     fenced: OnceLock<String>,
     stop: CancellationToken,
@@ -257,22 +261,6 @@ impl Shared {
             error!(why, "transport: ended");
             self.stop.cancel();
             self.inbound.went_back(why);
-        }
-    }
-
-    /// Lets every peer hear of this node, and how far its log is durable, where no message tells it:
-    /// within [`TELL_INTERVAL`] when that has grown, and else once in [`IDLE_INTERVAL`].
-    async fn tell_peers(self: Arc<Self>) {
-        let mut told = self.inbound.log_sequence();
-        let mut told_at = tokio::time::Instant::now();
-        loop {
-            tokio::time::sleep(TELL_INTERVAL).await;
-            let sequence = self.inbound.log_sequence();
-            if sequence != told || told_at.elapsed() >= IDLE_INTERVAL {
-                told = sequence;
-                told_at = tokio::time::Instant::now();
-                self.peers.load().values().for_each(|peer| peer.nudge());
-            }
         }
     }
 }
@@ -315,12 +303,14 @@ impl Transport {
             config,
             local,
             start: StartId::draw(),
+            born: Instant::now(),
             inbound,
             peers: ArcSwap::default(),
             changing: Mutex::new(()),
             map_epoch: AtomicU64::new(0),
             config_epoch: AtomicU64::new(0),
             memory: Memory::start(recollection)?,
+            tell: Arc::default(),
             fenced: OnceLock::new(),
             stop: CancellationToken::new(),
             runtime: Handle::current(),

@@ -136,12 +136,8 @@ impl<Q: Queue> Link<Q> {
         let generation = self.outbox.begin();
         let lane = hello::lane_to_wire(self.lane);
         let mine = self.shared.hello(self.peer.node, target.incarnation, lane);
-        let frames = FrameStream::new(
-            Arc::clone(&self.outbox),
-            generation,
-            mine,
-            Arc::clone(&self.shared.inbound),
-        );
+        let outbox = Arc::clone(&self.outbox);
+        let frames = FrameStream::new(outbox, generation, mine, Arc::clone(&self.shared));
         let mut client =
             wire::peer_client::PeerClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let opening = async {
@@ -206,7 +202,7 @@ impl<Q: Queue> Link<Q> {
     async fn watch(
         &self,
         mut answers: tonic::Streaming<wire::LinkResponse>,
-        _connection: Connection,
+        connection: Connection,
     ) -> String {
         let silence_max = self.shared.config.silence_max;
         let mut check = tokio::time::interval(silence_max / 4);
@@ -214,6 +210,7 @@ impl<Q: Queue> Link<Q> {
         loop {
             tokio::select! {
                 biased;
+                refused = connection.until_dropped() => return refused.sentence,
                 answer = answers.message() => match answer {
                     Ok(Some(wire::LinkResponse { content: Some(Content::Ack(ack)) })) => {
                         self.peer.heard();

@@ -163,6 +163,17 @@ impl Memory {
         }
     }
 
+    /// The process that was taken last ran on a copy: what it has told counts for nothing, and what is
+    /// known of the original takes its place.
+    pub fn corrected(&self, incarnation: Incarnation, original: Remembered) {
+        let mut inner = self.inner.lock();
+        inner.memories.insert(incarnation, original);
+        inner.touched();
+        inner.process_version = inner.version;
+        inner.wanted = inner.version;
+        self.changed.notify_one();
+    }
+
     /// The process that was taken last has told a sequence.
     pub fn told(&self, incarnation: Incarnation, start: StartId, log_sequence: u64) {
         let mut inner = self.inner.lock();

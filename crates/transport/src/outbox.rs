@@ -15,7 +15,7 @@ use quorate_proto::raft::v1 as wire;
 use quorate_raft::{Envelope, GroupId, ReplicaId};
 use tokio::sync::Notify;
 
-use super::{Inbound, convert};
+use super::{Shared, convert};
 
 /// A bound of the slots of one peer, far above kinds × groups: a peer that asks for replicas which do
 /// not exist must not grow the table of answers.
@@ -34,6 +34,8 @@ pub(super) trait Queue: Default + Send + 'static {
     fn acknowledged(&mut self, frame: u64);
     /// The connection is gone. Returns whose messages are or may be lost, each once.
     fn cut(&mut self) -> Vec<Lost>;
+    /// Whether frames of this lane also tell what no message does.
+    fn tells(&self) -> bool;
     fn is_empty(&self) -> bool;
     fn bytes(&self) -> usize;
 }
@@ -95,6 +97,10 @@ impl Queue for LatestQueue {
         Vec::new()
     }
 
+    fn tells(&self) -> bool {
+        true
+    }
+
     fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
@@ -154,6 +160,10 @@ impl Queue for FifoQueue {
         std::mem::take(&mut self.unacknowledged).into_keys().collect()
     }
 
+    fn tells(&self) -> bool {
+        false
+    }
+
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
@@ -181,7 +191,7 @@ struct Inner<Q> {
     open: bool,
     /// The connection that found nothing to send.
     waker: Option<Waker>,
-    /// A frame is to go out although no message waits.
+    /// A frame is to go out although no message waits, and is to tell which processes are alive.
     nudged: bool,
     /// Frames taken by this generation.
     frames: u64,
@@ -231,11 +241,11 @@ impl<Q: Queue> Outbox<Q> {
         }
     }
 
-    /// Lets a frame go out even if no message waits, for what each frame tells.
+    /// Lets a frame go out even if no message waits, for what it tells besides.
     pub fn nudge(&self) {
         {
             let mut inner = self.inner.lock();
-            // The Hello of a new connection will tell the same.
+            // A new connection begins with one.
             inner.nudged = inner.open;
         }
         self.wake();
@@ -255,7 +265,11 @@ impl<Q: Queue> Outbox<Q> {
 
     /// The Hello of the newest generation was accepted.
     pub fn open(&self) {
-        self.inner.lock().open = true;
+        {
+            let mut inner = self.inner.lock();
+            inner.open = true;
+            inner.nudged = inner.queue.tells();
+        }
         self.wake();
     }
 
@@ -325,7 +339,7 @@ impl<Q: Queue> Outbox<Q> {
     }
 
     /// The next frame for the connection of this generation.
-    fn poll_frame(&self, generation: u64, cx: &Context<'_>) -> Poll<Option<(u64, Vec<Envelope>)>> {
+    fn poll_frame(&self, generation: u64, cx: &Context<'_>) -> Poll<Option<Ready>> {
         let mut inner = self.inner.lock();
         if inner.generation != generation {
             return Poll::Ready(None);
@@ -337,15 +351,23 @@ impl<Q: Queue> Outbox<Q> {
             }
             return Poll::Pending;
         }
-        inner.nudged = false;
+        let tells = std::mem::take(&mut inner.nudged);
         inner.frames += 1;
         let number = inner.frames;
         let messages = inner.queue.take(number, self.frame_bytes_max);
         inner.counts.frames += 1;
         inner.counts.messages += messages.len() as u64;
         inner.waiting_since.get_or_insert_with(Instant::now);
-        Poll::Ready(Some((number, messages)))
+        Poll::Ready(Some(Ready { number, messages, tells }))
     }
+}
+
+/// A frame, taken from the outbox.
+struct Ready {
+    number: u64,
+    messages: Vec<Envelope>,
+    /// It tells which processes are alive.
+    tells: bool,
 }
 
 /// What a connection sends: the Hello, then frames as the outbox has them. Polled only when HTTP/2 has
@@ -354,7 +376,7 @@ pub(super) struct FrameStream<Q> {
     outbox: Arc<Outbox<Q>>,
     generation: u64,
     hello: Option<wire::Hello>,
-    inbound: Arc<dyn Inbound>,
+    shared: Arc<Shared>,
 }
 
 impl<Q: Queue> FrameStream<Q> {
@@ -362,9 +384,9 @@ impl<Q: Queue> FrameStream<Q> {
         outbox: Arc<Outbox<Q>>,
         generation: u64,
         hello: wire::Hello,
-        inbound: Arc<dyn Inbound>,
+        shared: Arc<Shared>,
     ) -> Self {
-        Self { outbox, generation, hello: Some(hello), inbound }
+        Self { outbox, generation, hello: Some(hello), shared }
     }
 }
 
@@ -378,12 +400,13 @@ impl<Q: Queue> Stream for FrameStream<Q> {
             return Poll::Ready(Some(request(Content::Hello(hello))));
         }
         self.outbox.poll_frame(self.generation, cx).map(|frame| {
-            frame.map(|(number, messages)| {
+            frame.map(|Ready { number, messages, tells }| {
                 // Read after the messages were taken: each of them was put here after its barrier.
-                let log_sequence = self.inbound.log_sequence();
+                let log_sequence = self.shared.inbound.log_sequence();
+                let live = tells.then(|| self.shared.live_processes());
                 // Converted outside the lock: whoever sends must not wait for an encoding.
                 let messages = messages.into_iter().map(convert::to_wire).collect();
-                request(Content::Frame(wire::Frame { number, messages, log_sequence }))
+                request(Content::Frame(wire::Frame { number, messages, log_sequence, live }))
             })
         })
     }

@@ -35,6 +35,8 @@ pub(super) struct Peer {
     pub(super) presence: watch::Sender<Presence>,
     /// Lets the control link dial at once: whether the peer is in its place is waited for.
     pub(super) look: Notify,
+    /// Lets this node tell all its peers at once: it is connected to this one, or no more.
+    pub(super) tell: Arc<Notify>,
     pub(super) stop: CancellationToken,
 }
 
@@ -55,6 +57,7 @@ impl Peer {
             node,
             presence,
             look: Notify::new(),
+            tell: Arc::clone(&shared.tell),
             target: Mutex::new(target),
             control: Arc::new(Outbox::new(usize::MAX, config.frame_bytes_max)),
             bulk: Arc::new(Outbox::new(config.bulk_queue_bytes, config.frame_bytes_max)),

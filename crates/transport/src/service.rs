@@ -175,14 +175,7 @@ impl wire::peer_server::Peer for PeerService {
                 tokio::spawn(receiver.run(incoming, token));
                 wire::link_response::Content::Hello(mine)
             }
-            Err(Refused { reason, sentence }) => {
-                wire::link_response::Content::Refusal(wire::Refusal {
-                    sentence,
-                    from_node: shared.local.node.0,
-                    reason: reason.into(),
-                    start_id: shared.start.0,
-                })
-            }
+            Err(refused) => refusal(&shared, refused),
         };
         // The channel is new and has room, unless the receiver has already ended it.
         let _ = answers.try_send(Ok(wire::LinkResponse { content: Some(first) }));
@@ -204,6 +197,15 @@ impl wire::peer_server::Peer for PeerService {
     }
 }
 
+fn refusal(shared: &Shared, refused: Refused) -> wire::link_response::Content {
+    wire::link_response::Content::Refusal(wire::Refusal {
+        sentence: refused.sentence,
+        from_node: shared.local.node.0,
+        reason: refused.reason.into(),
+        start_id: shared.start.0,
+    })
+}
+
 /// Reads one incoming link.
 struct Receiver {
     shared: Arc<Shared>,
@@ -214,10 +216,20 @@ struct Receiver {
 }
 
 impl Receiver {
-    /// Until the peer ends the stream, breaks the rules, opens a newer one, or this node stops.
+    /// Until the peer ends the stream, breaks the rules, opens a newer one, is found to be a copy, or
+    /// this node stops.
     async fn run(self, incoming: Streaming<wire::LinkRequest>, token: CancellationToken) {
-        let Some(ended) = token.run_until_cancelled(self.read(incoming)).await else { return };
         let (node, lane) = (self.peer.node.0, self.lane);
+        let ended = tokio::select! {
+            biased;
+            refused = self.connection.until_dropped() => {
+                let content = Some(refusal(&self.shared, refused));
+                let _ = self.answers.try_send(Ok(wire::LinkResponse { content }));
+                return;
+            }
+            ended = token.run_until_cancelled(self.read(incoming)) => ended,
+        };
+        let Some(ended) = ended else { return };
         match ended {
             Ok(()) => debug!(peer = node, ?lane, "incoming link ended"),
             Err(status) if status.code() == tonic::Code::InvalidArgument => {
@@ -266,6 +278,9 @@ impl Receiver {
             read = frame.number;
             ack_due.get_or_insert_with(|| Instant::now() + ACK_INTERVAL);
             self.connection.told(frame.log_sequence);
+            if let Some(live) = &frame.live {
+                self.shared.reported(self.peer.node, live);
+            }
             let messages =
                 self.convert(frame).map_err(|error| Status::invalid_argument(error.0))?;
             self.peer.heard();

@@ -316,7 +316,7 @@ pub(super) async fn receive(
         return Ok(Err("the start of a snapshot has no Hello for the snapshot lane".into()));
     };
     // No other process may be taken for this one before the transfer is over.
-    let (peer, _, _connection) = match admit(hello).await {
+    let (peer, _, connection) = match admit(hello).await {
         Ok(admitted) => admitted,
         Err(refused) => return Ok(Err(refused.sentence)),
     };
@@ -325,6 +325,10 @@ pub(super) async fn receive(
         Err(malformed) => return Ok(Err(malformed.0)),
     };
     let token = peer.replace_incoming(wire::Lane::Snapshot);
+    // Had it been dropped before there was a token, that would not be cancelled.
+    if let Some(refused) = connection.dropped() {
+        return Ok(Err(refused.sentence));
+    }
     let permit = Arc::clone(&peer.snapshot_in).acquire_owned();
     let Ok(Ok(permit)) = timeout(TAKEOVER_DEADLINE, permit).await else {
         return Ok(Err(format!("an earlier snapshot from node {} is not over", peer.node.0)));

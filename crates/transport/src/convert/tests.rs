@@ -135,6 +135,7 @@ proptest! {
             number: u64::MAX,
             messages: vec![to_wire(envelope.clone())],
             log_sequence: u64::MAX,
+            live: None,
         };
         prop_assert!(frame.encoded_len() <= size_bound(&envelope));
     }

@@ -68,7 +68,8 @@ fn open<Q: Queue>() -> (Outbox<Q>, u64) {
 }
 
 fn poll<Q: Queue>(outbox: &Outbox<Q>, generation: u64) -> Poll<Option<(u64, Vec<Envelope>)>> {
-    outbox.poll_frame(generation, &Context::from_waker(Waker::noop()))
+    let frame = outbox.poll_frame(generation, &Context::from_waker(Waker::noop()));
+    frame.map(|frame| frame.map(|frame| (frame.number, frame.messages)))
 }
 
 fn frame<Q: Queue>(outbox: &Outbox<Q>, generation: u64) -> Vec<Envelope> {
@@ -192,6 +193,7 @@ fn many_messages_wake_a_waiting_connection_once() {
     let (outbox, generation) = open::<LatestQueue>();
     let count = Arc::new(Count::default());
     let waker = Waker::from(Arc::clone(&count));
+    assert_eq!(frame(&outbox, generation), [], "each connection begins with what is told besides");
     assert!(outbox.poll_frame(generation, &Context::from_waker(&waker)).is_pending());
     for group in 0..50 {
         outbox.put(heartbeat(group, 1));

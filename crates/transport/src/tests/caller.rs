@@ -59,5 +59,5 @@ pub fn lone_node(ground: &Ground, peer_address: &str) -> Node {
 }
 
 pub fn frame(number: u64, messages: Vec<wire::Envelope>) -> wire::LinkRequest {
-    request(Content::Frame(wire::Frame { number, messages, log_sequence: 0 }))
+    request(Content::Frame(wire::Frame { number, messages, ..wire::Frame::default() }))
 }

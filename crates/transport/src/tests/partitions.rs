@@ -1,6 +1,7 @@
 //! A copy of a directory and a partition together: node 3 is cut off from node 1, and its copy is not.
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::support::*;
@@ -60,6 +61,9 @@ impl Scene {
         let original = self.start(3, &[1]);
         two.recorder.wait_connected(NodeId(3));
         original.recorder.wait_connected(NodeId(2));
+        // It has run for much longer than a message takes: what it wrote is remembered.
+        original.recorder.sequence.store(1, Ordering::SeqCst);
+        self.ground.wait_remembered(1, 2, 1);
         let one = self.start(1, &[2, 3]);
         let copy = self.start_copy();
         copy.recorder.wait_connected(NodeId(1));

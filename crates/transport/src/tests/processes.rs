@@ -149,7 +149,7 @@ fn a_process_that_says_less_than_was_said_before_is_refused_and_told_so() {
     let caller = Caller::new(&node);
     let (sender, answers) =
         until_taken(&caller, &process(&ground, 5, 1, 100), &[RefusalReason::Undecided]);
-    let told = wire::Frame { number: 1, log_sequence: 150, messages: vec![] };
+    let told = wire::Frame { number: 1, log_sequence: 150, ..wire::Frame::default() };
     sender.blocking_send(request(Content::Frame(told))).unwrap();
     ground.wait_remembered(0, 1, 150);
     // Another connection of the same process may have been on its way for long.
