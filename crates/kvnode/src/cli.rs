@@ -9,8 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use quorate_config::{
     self as config, ConfigArgs, ConfigError, Environment, HostPort, Layers, Resolved,
 };
-use quorate_node::exit::Fatal;
-use quorate_node::node;
+use quorate_node::Fatal;
 use quorate_proto::version::VERSION;
 
 use crate::dev::{self, DevArgs};
@@ -117,12 +116,12 @@ fn start(args: StartArgs) -> Result<(), Fatal> {
             "clock: made wrong on purpose by --clock-offset-ms, which is for tests; never start a \
              node that holds data you want to keep like this"
         );
-        quorate_node::clock::make_wall_clock_wrong(args.clock_offset_ms);
+        quorate_node::make_wall_clock_wrong(args.clock_offset_ms);
     }
     if args.exit_with_parent {
         dev::exit_with_parent();
     }
-    node::run(resolved.config)
+    quorate_node::run(resolved.config)
 }
 
 fn show(args: ConfigArgs) -> Result<u8, Fatal> {

@@ -143,10 +143,10 @@ mod tests {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let endpoint = HostPort::from(listener.local_addr().unwrap());
-        let metrics = std::sync::Arc::new(quorate_node::metrics::Metrics::new());
+        let metrics = std::sync::Arc::new(quorate_node::Metrics::new());
         let health =
             quorate_service::health::Health::new(quorate_service::shared::CoreCell::default());
-        runtime.spawn(quorate_node::metrics::serve(
+        runtime.spawn(quorate_node::serve_metrics(
             listener,
             metrics,
             std::sync::Arc::new(health),

@@ -11,6 +11,6 @@ mod telemetry;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    quorate_node::exit::install_panic_hook();
+    quorate_node::install_panic_hook();
     cli::main()
 }

@@ -36,21 +36,18 @@
 //! | connections that asked nothing yet | connections | 256, each for 10 s | the oldest is closed |
 //! | calls, per connection | streams | `--max-calls-per-connection` | HTTP/2 makes the client wait |
 
-pub use quorate_engine::clock;
+mod background;
+mod cluster;
+mod exit;
+mod limits;
+mod metrics;
+mod net;
+mod node;
+mod peers;
+mod replicas;
 
-pub mod addresses;
-pub mod bootstrap;
-pub mod bridge;
-pub mod clock_watch;
-pub mod exit;
-pub mod gauges;
-pub mod identity;
-mod keeper;
-pub mod leadership;
-pub mod limits;
-pub mod listener;
-pub mod metrics;
-pub mod node;
-mod peer_memory;
-pub mod readiness;
-mod startup;
+pub use exit::{Fatal, install_panic_hook};
+pub use metrics::Metrics;
+pub use net::http::serve as serve_metrics;
+pub use node::run;
+pub use quorate_engine::clock::make_wall_clock_wrong;

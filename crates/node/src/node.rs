@@ -10,35 +10,30 @@ use quorate_engine::clock::Clock;
 use quorate_engine::scrub;
 use quorate_engine::{Engine, FatalHook, Limits, Parts};
 use quorate_machine::{Map, SessionMint};
-use quorate_proto::v1::{ClusterMap, NodePhase};
-use quorate_raft::Config as RaftConfig;
+use quorate_proto::v1::NodePhase;
 use quorate_service::call::Calls;
-use quorate_service::cluster::{ClusterService, disk_status};
+use quorate_service::cluster::ClusterService;
 use quorate_service::draft::RequestLimits;
 use quorate_service::forward::Forwarder;
 use quorate_service::health::Health;
 use quorate_service::kv::KvService;
 use quorate_service::shared::{CoreCell, Shared};
-use quorate_storage::{Database, DeltaBudget, DiskLevel, NodeRecords, StorageError};
-use quorate_transport::{
-    LocalNode, PeerService, PeerTarget, PeerTargets, Transport, TransportConfig,
-};
+use quorate_storage::{DeltaBudget, NodeRecords};
+use quorate_transport::{LocalNode, PeerService, Transport};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::addresses;
-use crate::bootstrap::{self, AskAnswers, Plan};
-use crate::bridge::{Connections, Incoming, Outgoing, Peers, send_snapshots};
+use crate::background::{disk, gauges, readiness};
+use crate::cluster::{self, AskAnswers, Formed, Identity, Keeper, Plan};
 use crate::exit::{Fatal, end_for_storage};
-use crate::identity::{DataDir, Formed, Identity, IdentityError};
-use crate::keeper::{self, Keeper};
-use crate::listener::{self, Services};
-use crate::metrics::{self, Metrics};
-use crate::readiness::become_ready;
-use crate::startup::{OpenFailed, Storage, open_replicas, open_storage};
-use crate::{gauges, leadership, limits, peer_memory};
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::net::http;
+use crate::net::listener::{self, Services};
+use crate::peers::{self, Connections, Incoming, Outgoing, Peers, send_snapshots};
+use crate::replicas::{self, OpenFailed, Storage};
 
 /// Threads that may wait for the disk on behalf of reads, scans and snapshots.
 const READER_THREADS: usize = 16;
@@ -83,8 +78,8 @@ impl Node {
         let config = Arc::new(config);
         let ended = wait_for_signal()?;
         tokio::pin!(ended);
-        let identity = open_identity(&config)?;
-        let plan = plan(&config)?;
+        let identity = Identity::of_config(&config)?;
+        let plan = Plan::of_config(&config)?;
         let cell = CoreCell::default();
         let health = Health::new(cell.clone());
         let peer_service = PeerService::new(Arc::new(AskAnswers::new(identity.clone(), &plan)));
@@ -140,11 +135,11 @@ impl Node {
             });
         }
         if let Some(address) = config.metrics_listen {
-            let listener = metrics::bind(address).await?;
+            let listener = http::bind(address).await?;
             let (metrics, health) = (self.metrics.clone(), Arc::new(self.health.clone()));
             let stop = self.stop.clone();
             tokio::spawn(async move {
-                served(metrics::serve(listener, metrics, health, stop.cancelled_owned()).await);
+                served(http::serve(listener, metrics, health, stop.cancelled_owned()).await);
             });
         }
         tokio::spawn(self.health.clone().report(reporter));
@@ -166,14 +161,15 @@ impl Node {
             life.enter(NodePhase::Forming, sentence);
             info!("{sentence}");
         };
-        let formed = bootstrap::run(&self.identity, plan, say).await.map_err(Fatal::from)?;
+        let formed = cluster::form(&self.identity, plan, say).await.map_err(Fatal::from)?;
         info!(cluster = %formed.cluster_id, name = formed.cluster_name, "cluster: member");
         self.cell.life.enter(NodePhase::Starting, "opening the storage");
         let started = Instant::now();
         let opened = {
             let (config, identity) = (self.config.clone(), self.identity.clone());
             let formed = formed.clone();
-            tokio::task::spawn_blocking(move || open_storage(&config, &identity, &formed)).await
+            tokio::task::spawn_blocking(move || replicas::open_storage(&config, &identity, &formed))
+                .await
         };
         let opened = opened.map_err(|_| Fatal::Bug("the storage was not opened".to_owned()))?;
         let storage = match opened {
@@ -201,7 +197,7 @@ impl Node {
         let engine = Engine::start(Parts {
             node: config.node_id,
             seed: (incarnation as u64) ^ self.identity.boot_counter().rotate_left(32),
-            raft: raft_config(config, formed.shards, formed.members.len()),
+            raft: replicas::raft_config(config, formed.shards, formed.members.len()),
             limits: Limits {
                 log_node: config.memory.log_node,
                 log_group: config.memory.log_group,
@@ -217,7 +213,7 @@ impl Node {
         })
         .map_err(|error| Fatal::Bug(format!("the engine cannot be started: {error}")))?;
         if let Some(map) = map {
-            if let Some(notice) = addresses::notice(config, &map) {
+            if let Some(notice) = cluster::notice(config, &map) {
                 warn!("{notice}");
             }
             map_cell.offer(Map::new(map));
@@ -229,17 +225,12 @@ impl Node {
             clocks: Arc::default(),
             life: self.cell.life.clone(),
         });
-        let targets = first_targets(config, &formed, map_cell.get().as_ref().map(|m| m.proto()));
-        let transport_config = TransportConfig {
-            bulk_queue_bytes: bulk_bytes(config, formed.members.len()),
-            ..TransportConfig::new(
-                config.advertise.to_string(),
-                config.advertise_client.to_string(),
-            )
+        let targets = match map_cell.get() {
+            Some(map) => peers::targets(map.proto()),
+            None => peers::founders(config, &formed.members),
         };
-        let transport_config =
-            TransportConfig { labels: config.locality.clone(), ..transport_config };
-        let recollection = peer_memory::recollection(memories, records.clone());
+        let transport_config = peers::transport_config(config, formed.members.len());
+        let recollection = peers::recollection(memories, records.clone());
         let local = LocalNode {
             node: self.identity.node_id(),
             incarnation: self.identity.incarnation(),
@@ -255,8 +246,15 @@ impl Node {
         self.health.set_peers(Box::new(Connections(transport.clone())));
         let core = self.core(&inbound, &map_cell, &budget, &formed);
         self.cell.set(core.clone());
-        let waiting =
-            open_replicas(&core, &sled, &formed, stores, recovered, last_run, &mut damaged)?;
+        let waiting = replicas::open_replicas(
+            &core,
+            &sled,
+            &formed,
+            stores,
+            recovered,
+            last_run,
+            &mut damaged,
+        )?;
         core.damaged.lock().clone_from(&damaged);
         if !waiting.is_empty() {
             let engine = engine.clone();
@@ -278,10 +276,10 @@ impl Node {
             damaged,
         };
         tokio::spawn(keeper.run());
-        tokio::spawn(leadership::keep(core.clone(), peers));
+        tokio::spawn(cluster::keep_leaderships(core.clone(), peers));
         tokio::spawn(gauges::keep(core.clone(), self.metrics.clone(), transport.clone()));
-        tokio::spawn(watch_disk(core.clone(), self.metrics.clone(), self.health.clone(), sled));
-        tokio::spawn(become_ready(core.clone()));
+        tokio::spawn(disk::keep(core.clone(), self.metrics.clone(), self.health.clone(), sled));
+        tokio::spawn(readiness::become_ready(core.clone()));
         Ok(Serving { core, transport, records })
     }
 
@@ -317,7 +315,7 @@ impl Node {
         let Serving { core, transport, records } = serving;
         core.life.enter(NodePhase::Draining, "the node is going down");
         // Leaderships go while calls are still taken and passed on: none is refused for it.
-        leadership::drain(&core).await;
+        cluster::drain_leaderships(&core).await;
         core.life.refuse();
         let started = Instant::now();
         while core.life.calls() > 0 && started.elapsed() < FINISH_TIMEOUT {
@@ -376,100 +374,4 @@ fn wait_for_signal() -> Result<impl Future<Output = &'static str>, Fatal> {
             _ = interrupt.recv() => "SIGINT",
         }
     })
-}
-
-fn open_identity(config: &Config) -> Result<Arc<Identity>, Fatal> {
-    let dir = DataDir::open(&config.data_dir).map_err(|error| match error {
-        // A path that cannot be such a directory: nothing is wrong with who the node is.
-        IdentityError::Io { .. } => {
-            Fatal::Usage(format!("{error}; a node needs a directory of its own (--data-dir)"))
-        }
-        error => error.into(),
-    })?;
-    Ok(Arc::new(Identity::open(dir, config.node_id).map_err(Fatal::from)?))
-}
-
-fn plan(config: &Config) -> Result<Plan, Fatal> {
-    let initial =
-        config.initial_cluster.iter().map(|(node, address)| (*node, address.to_string())).collect();
-    Plan::new(config.node_id, &config.cluster_name, initial, config.shards, config.replicas)
-        .map(|plan| plan.with_given(config.shards_given, config.replicas_given))
-        .map_err(Fatal::Usage)
-}
-
-fn raft_config(config: &Config, shards: u32, nodes: usize) -> RaftConfig {
-    let ticks = |time: Duration| quorate_raft::Ticks(time.as_millis() as u64 / 10);
-    let defaults = RaftConfig::default();
-    // What all groups retain for slow followers together stays within a quarter of the log's share.
-    let retain = config.memory.log_node / 4 / u64::from(shards + 1);
-    // Each peer receives one snapshot at a time, and what is kept for them together stays within
-    // another quarter. A group's checkpoints keep the rest of its log within the other half.
-    let peers = nodes.saturating_sub(1).max(1) as u64;
-    let receiver = (config.memory.log_node / 4 / peers).min(config.memory.log_group / 2);
-    RaftConfig {
-        heartbeat: ticks(config.heartbeat),
-        election_min: ticks(config.election_min),
-        election_max: ticks(config.election_max),
-        retain_bytes: retain.clamp(1 << 20, config.memory.log_group / 4),
-        receiver_retain_bytes: receiver,
-        max_uncommitted_bytes: defaults.max_uncommitted_bytes.min(config.memory.log_group / 2),
-        ..defaults
-    }
-}
-
-/// The transport's share, over the peers.
-fn bulk_bytes(config: &Config, nodes: usize) -> usize {
-    let peers = nodes.saturating_sub(1).max(1);
-    (config.memory.transport_queue as usize / peers).clamp(2 << 20, 8 << 20)
-}
-
-/// Whom the node dials first: the nodes of the map it remembers, else the founders.
-fn first_targets(config: &Config, formed: &Formed, map: Option<&ClusterMap>) -> PeerTargets {
-    if let Some(map) = map {
-        return keeper::targets(map);
-    }
-    let founders = formed.members.iter().filter_map(|(node, incarnation)| {
-        let address = config.initial_cluster.get(node)?.to_string();
-        Some((*node, PeerTarget { address, incarnation: *incarnation }))
-    });
-    founders.collect()
-}
-
-/// Reports how much of the disk is used, and gives leaderships away when the reserve is reached. The
-/// level itself is noted with each barrier, by whoever has one.
-async fn watch_disk(core: Arc<Shared>, metrics: Arc<Metrics>, health: Health, sled: Database) {
-    let mut before = DiskLevel::Ok;
-    let mut interval = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        interval.tick().await;
-        let sled = sled.clone();
-        let seen = tokio::task::spawn_blocking(move || {
-            Ok::<_, StorageError>((sled.look_at_space()?, sled.disk_bytes()?))
-        });
-        let (space, used) = match seen.await {
-            Ok(Ok(seen)) => seen,
-            Ok(Err(error)) => {
-                warn!(%error, "disk: cannot tell how much is free");
-                continue;
-            }
-            Err(_) => return,
-        };
-        let level = core.disk.level();
-        if before != level {
-            let (free, reserve) = (space.free, space.reserve());
-            let room = core.disk.room();
-            warn!(free, room, reserve, ?level, ?before, "disk: the reserve was crossed");
-        }
-        if before == DiskLevel::Ok && level > DiskLevel::Ok {
-            // Once for each time: where all nodes run short together, nobody is better off.
-            leadership::give_all_away(&core).await;
-        }
-        before = level;
-        let low = level > DiskLevel::Ok;
-        metrics.node.disk_used_bytes.set(used as i64);
-        metrics.node.disk_free_bytes.set(space.free as i64);
-        metrics.node.log_bytes.set(core.engine.log_progress().stored_bytes() as i64);
-        metrics.node.delta_bytes.set(core.budget.used() as i64);
-        health.set_disk(disk_status(used, &space, low));
-    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use etcetera::BaseStrategy;
-use quorate_node::exit::Fatal;
+use quorate_node::Fatal;
 use rustix::fs::{FlockOperation, flock};
 
 use super::DevArgs;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::select_all;
 use quorate_config::DEFAULT_PORT;
-use quorate_node::exit::Fatal;
+use quorate_node::Fatal;
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc;

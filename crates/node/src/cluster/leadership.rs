@@ -11,7 +11,7 @@ use quorate_raft::{GroupId, NodeId, ProgressKind, ReplicaId, Status, Term};
 use quorate_service::shared::Shared;
 use tracing::{debug, info, warn};
 
-use crate::bridge::Peers;
+use crate::peers::Peers;
 
 /// How often preferences are looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,7 +1,5 @@
 //! The listeners: one for clients, one for peers, or one for both.
 
-mod calls;
-mod places;
 #[cfg(test)]
 mod tests;
 
@@ -35,8 +33,8 @@ use tracing::{debug, warn};
 use crate::exit::Fatal;
 use crate::metrics::Metrics;
 
-use calls::Calls;
-use places::{Caller, Limits, Place, Places};
+use super::calls::Calls;
+use super::places::{self, Caller, Limits, Place, Places};
 
 /// A client that resets so many streams before the server saw them is cut off.
 const PENDING_RESETS_MAX: usize = 64;

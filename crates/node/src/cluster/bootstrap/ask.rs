@@ -11,7 +11,7 @@ use quorate_raft::NodeId;
 use quorate_transport::{Greeter, dial};
 
 use super::{Answer, Plan};
-use crate::identity::{Formed, Identity};
+use crate::cluster::identity::{Formed, Identity};
 
 /// How long one peer may take, from resolving its name to its answer.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);

@@ -19,14 +19,14 @@ use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{ClusterMap, GetMapRequest, MapNode};
 use quorate_raft::{GroupId, NodeId};
 use quorate_storage::{Database, HashRange, NodeRecords, ShardInit};
-use quorate_transport::{PeerTarget, PeerTargets, Transport};
+use quorate_transport::Transport;
 use tokio::sync::oneshot;
 use tonic::transport::Endpoint;
 use tracing::{debug, info, warn};
 
-use crate::bridge::Peers;
+use super::identity::{Formed, Identity};
 use crate::exit::end_for_storage;
-use crate::identity::{Formed, Identity};
+use crate::peers::{Peers, targets};
 
 /// The name under which a node remembers the newest map.
 pub const MAP_RECORD: &str = "map";
@@ -291,18 +291,6 @@ async fn fetch_map(address: &str, newer_than: u64) -> Option<ClusterMap> {
     let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(2));
     let mut client = ClusterClient::new(endpoint.connect_lazy());
     client.get_map(GetMapRequest { newer_than }).await.ok()?.into_inner().map
-}
-
-/// The peers that a map names.
-#[must_use]
-pub fn targets(map: &ClusterMap) -> PeerTargets {
-    map.nodes
-        .iter()
-        .filter_map(|node| {
-            let incarnation = Incarnation::from_bytes(&node.incarnation)?;
-            Some((NodeId(node.id), PeerTarget { address: node.peer_address.clone(), incarnation }))
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use quorate_engine::clock_offset::ClockOffsets;
 use quorate_service::shared::Shared;
 use quorate_transport::Transport;
 
-use crate::clock_watch::{ClockWatch, Finding};
 use crate::metrics::{Metrics, NodeMetrics};
+use crate::peers::{ClockWatch, Finding};
 
 /// How often the gauges are set.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -27,7 +27,7 @@ use quorate_proto::limits::SHARDS_MAX;
 #[cfg(target_os = "linux")]
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use quorate_node::exit::Fatal;
+use quorate_node::Fatal;
 
 use place::Place;
 use supervisor::Supervisor;

@@ -13,8 +13,8 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::cluster::identity::DataDir;
 use crate::exit::Fatal;
-use crate::identity::DataDir;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -195,7 +195,7 @@ fn the_hash_of_a_plan_is_fixed_and_depends_on_all_of_it() {
     let mine = plan(1, &addresses);
     assert_eq!(mine.hash(), 7_117_318_383_373_542_113);
     assert_eq!(mine.hash(), plan(3, &addresses).hash(), "it does not depend on who computes it");
-    let listed = || mine.initial_cluster().clone();
+    let listed = || mine.initial_cluster.clone();
     let replicas = Plan::new(NodeId(1), "quorate", listed(), 8, 5).unwrap();
     let other_name = plan_with(1, &addresses, "other", 8);
     let other_shards = plan_with(1, &addresses, "quorate", 9);

@@ -1,4 +1,4 @@
-//! Opening what a directory holds: the engine, the log, the states, the map.
+//! The storage at startup: opens what a directory holds, the database, the log, the states, the map.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,23 +9,19 @@ use prost::Message;
 use quorate_config::{Config, LogStore};
 use quorate_engine::quarantine::guarded_open;
 use quorate_engine::scrub::{self, LastRun};
-use quorate_engine::{Shard, create_replicas, replica_init, settle_log};
-use quorate_machine::replicas_of;
-use quorate_placement::meta_replicas;
+use quorate_engine::settle_log;
 use quorate_proto::v1::ClusterMap;
 use quorate_raft::GroupId;
-use quorate_service::shared::Shared;
 use quorate_storage::{
-    Database, DatabaseOptions, DeltaBudget, FatalHook, HashRange, LogBackend, NodeRecords,
-    RecordLog, RecoveredGroup, ReplicaKey, ShardStore, StorageError,
+    Database, DatabaseOptions, DeltaBudget, FatalHook, LogBackend, NodeRecords, RecordLog,
+    RecoveredGroup, ReplicaKey, ShardStore, StorageError,
 };
 use quorate_transport::Memories;
 use tracing::{error, info};
 
+use crate::cluster::{Formed, Identity, MAP_RECORD};
 use crate::exit::{Fatal, end_for_storage};
-use crate::identity::{Formed, Identity};
-use crate::keeper::{MAP_RECORD, META};
-use crate::peer_memory;
+use crate::peers::load_memories;
 
 /// What the storage holds when it is open.
 pub(crate) struct Storage {
@@ -153,7 +149,7 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
             dir.path().display()
         ))));
     }
-    let memories = peer_memory::load(&records)?.map_err(OpenFailed::Stays)?;
+    let memories = load_memories(&records)?.map_err(OpenFailed::Stays)?;
     let plan = config.memory;
     let budget = Arc::new(DeltaBudget::with_cache(plan.delta, plan.value_cache));
     let (mut stores, mut damaged) = (Vec::new(), BTreeSet::new());
@@ -174,54 +170,6 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
     }
     opened.store(true, Ordering::SeqCst);
     Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, memories, last_run })
-}
-
-/// Opens what the storage held, and group 0 on a founder's first start. Returns the replicas that
-/// wait for a scrub, and adds the damaged ones to those that stay as they are.
-///
-/// # Errors
-///
-/// A failed write.
-pub(crate) fn open_replicas(
-    core: &Shared,
-    sled: &Database,
-    formed: &Formed,
-    stores: Vec<ShardStore>,
-    mut recovered: BTreeMap<ReplicaKey, RecoveredGroup>,
-    last_run: LastRun,
-    damaged: &mut BTreeSet<GroupId>,
-) -> Result<Vec<Arc<Shard>>, Fatal> {
-    let scrub_first = last_run == LastRun::MayHaveLost;
-    let mut waiting = Vec::new();
-    let mut has_meta = false;
-    for store in stores {
-        let (group, replica) = (store.header().group, store.header().replica);
-        has_meta |= group == META;
-        match core.engine.add(store, recovered.remove(&(group, replica)), scrub_first) {
-            Ok(shard) if scrub_first => waiting.push(shard),
-            Ok(_) => {}
-            Err(error) => {
-                error!(shard = group.0, %error, "replica: not opened, it is damaged");
-                damaged.insert(group);
-            }
-        }
-    }
-    // A replica's state is made before anything of it is logged.
-    for (group, _) in recovered.into_keys() {
-        if damaged.insert(group) {
-            error!(shard = group.0, "replica: not opened, the log knows it and its state is gone");
-        }
-    }
-    has_meta |= damaged.contains(&META);
-    let founders = formed.members.keys().map(|node| node.0);
-    let replicas = replicas_of(&meta_replicas(founders));
-    let wanted = replica_init(META, &replicas, core.node, HashRange::ALL, 1);
-    // A map says that the cluster is past its first start: group 0 is then not made anew.
-    if let (false, None, Some(meta)) = (has_meta, core.map.get(), wanted) {
-        create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
-            .map_err(|error| Fatal::from(&error))?;
-    }
-    Ok(waiting)
 }
 
 #[cfg(test)]

@@ -29,11 +29,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_config::Config;
 use quorate_raft::NodeId;
 use tokio::time::Instant;
 
+use crate::cluster::identity::{Formed, Identity, IdentityError};
 use crate::exit::Fatal;
-use crate::identity::{Formed, Identity, IdentityError};
 
 pub use ask::AskAnswers;
 pub use decide::{Answer, Decision, Waiting, decide};
@@ -86,6 +87,18 @@ impl Plan {
         Ok(Self { me, cluster_name, initial_cluster, shards, replicas, given: (true, true) })
     }
 
+    /// The plan that the settings ask for.
+    ///
+    /// # Errors
+    /// [`Fatal::Usage`] with the sentence of [`Plan::new`].
+    pub fn of_config(config: &Config) -> Result<Self, Fatal> {
+        let initial = config.initial_cluster.iter().map(|(node, at)| (*node, at.to_string()));
+        let (initial, name) = (initial.collect(), &config.cluster_name);
+        Self::new(config.node_id, name, initial, config.shards, config.replicas)
+            .map(|plan| plan.with_given(config.shards_given, config.replicas_given))
+            .map_err(Fatal::Usage)
+    }
+
     /// Says which of shards and replicas were asked for, and are not defaults.
     #[must_use]
     pub fn with_given(self, shards: bool, replicas: bool) -> Self {
@@ -107,11 +120,6 @@ impl Plan {
         put(&self.shards.to_be_bytes());
         put(&self.replicas.to_be_bytes());
         xxhash_rust::xxh3::xxh3_64(&text)
-    }
-
-    /// The initial nodes and their peer addresses, this node included.
-    pub fn initial_cluster(&self) -> &BTreeMap<NodeId, String> {
-        &self.initial_cluster
     }
 
     /// The plan in the spelling of the flags.

@@ -1,8 +1,4 @@
-//! What the node measures, in one registry with the rows of the engine and the services, and the HTTP
-//! listener where they are read.
-
-mod bounded;
-mod http;
+//! What the node measures, in one registry with the rows of the engine and the services.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,8 +14,6 @@ use quorate_engine::EngineMetrics;
 use quorate_metrics::{metrics, process, registered};
 use quorate_proto::version::VERSION;
 use quorate_service::metrics::ServiceMetrics;
-
-pub use http::{HealthSource, bind, serve};
 
 /// A gauge of a real number.
 pub type RealGauge = Gauge<f64, AtomicU64>;

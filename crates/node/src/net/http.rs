@@ -15,9 +15,9 @@ use axum::routing::get;
 use quorate_service::health::Health;
 use tokio::net::TcpListener;
 
-use super::Metrics;
 use super::bounded::BoundedListener;
 use crate::exit::Fatal;
+use crate::metrics::Metrics;
 
 /// What knows whether the node is well.
 pub trait HealthSource: Send + Sync + 'static {

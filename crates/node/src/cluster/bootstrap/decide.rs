@@ -7,7 +7,7 @@ use quorate_proto::ids::Incarnation;
 use quorate_raft::NodeId;
 
 use super::Plan;
-use crate::identity::Formed;
+use crate::cluster::identity::Formed;
 
 /// What a listed peer said, or that it said nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,8 +16,10 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
+use quorate_config::Config;
 use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_raft::NodeId;
 use rustix::fs::{FlockOperation, flock};
@@ -254,6 +256,21 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Locks the directory that the settings name, and reads or draws the identity in it.
+    ///
+    /// # Errors
+    /// The reason for which the process ends.
+    pub fn of_config(config: &Config) -> Result<Arc<Self>, Fatal> {
+        let dir = DataDir::open(&config.data_dir).map_err(|error| match error {
+            // A path that cannot be such a directory: nothing is wrong with who the node is.
+            IdentityError::Io { .. } => {
+                Fatal::Usage(format!("{error}; a node needs a directory of its own (--data-dir)"))
+            }
+            error => error.into(),
+        })?;
+        Ok(Arc::new(Self::open(dir, config.node_id)?))
+    }
+
     /// Reads the identity of this directory, or draws a new one where it is empty; counts the boot.
     /// What it returns is durable.
     ///
@@ -316,16 +333,6 @@ impl Identity {
     /// What the cluster agreed on; `None` until this node has formed or joined.
     pub fn formed(&self) -> Option<Formed> {
         self.record.read().formed.clone()
-    }
-
-    /// The cluster's id; `None` until this node has formed or joined.
-    pub fn cluster_id(&self) -> Option<ClusterId> {
-        self.record.read().formed.as_ref().map(|formed| formed.cluster_id)
-    }
-
-    /// The first members; empty until this node has formed or joined.
-    pub fn members(&self) -> BTreeMap<NodeId, Incarnation> {
-        self.record.read().formed.as_ref().map(|formed| formed.members.clone()).unwrap_or_default()
     }
 
     /// Records the agreement. When this returns it is durable, and the node may vote.

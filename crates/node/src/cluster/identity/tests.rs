@@ -41,7 +41,7 @@ fn a_first_start_draws_an_incarnation_and_later_ones_keep_it() {
         first.set_formed(agreed.clone()).unwrap();
         assert!(!first.storage_created());
         first.set_storage_created().unwrap();
-        assert_eq!(first.cluster_id(), Some(agreed.cluster_id));
+        assert_eq!(first.formed(), Some(agreed.clone()));
     }
     let second = open(&dir, 1).unwrap();
     assert_eq!((second.boot_counter(), second.incarnation()), (2, incarnation));

@@ -316,7 +316,7 @@ mod tests {
     use quorate_storage::RecoveredGroup;
 
     use super::*;
-    use crate::gauges;
+    use crate::background::gauges;
 
     fn incoming(node: &Node) -> Incoming {
         Incoming {

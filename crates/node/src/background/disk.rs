@@ -1,0 +1,55 @@
+//! The disk: how much of it is used, and what follows when its reserve is reached.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_service::cluster::disk_status;
+use quorate_service::health::Health;
+use quorate_service::shared::Shared;
+use quorate_storage::{Database, DiskLevel, StorageError};
+use tracing::warn;
+
+use crate::cluster::give_all_away;
+use crate::metrics::Metrics;
+
+/// How often the space is measured.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Reports how much of the disk is used, and gives leaderships away when the reserve is reached. The
+/// level itself is noted with each barrier, by whoever has one.
+pub(crate) async fn keep(core: Arc<Shared>, metrics: Arc<Metrics>, health: Health, sled: Database) {
+    let mut before = DiskLevel::Ok;
+    let mut interval = tokio::time::interval(POLL_INTERVAL);
+    loop {
+        interval.tick().await;
+        let sled = sled.clone();
+        let seen = tokio::task::spawn_blocking(move || {
+            Ok::<_, StorageError>((sled.look_at_space()?, sled.disk_bytes()?))
+        });
+        let (space, used) = match seen.await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(error)) => {
+                warn!(%error, "disk: cannot tell how much is free");
+                continue;
+            }
+            Err(_) => return,
+        };
+        let level = core.disk.level();
+        if before != level {
+            let (free, reserve) = (space.free, space.reserve());
+            let room = core.disk.room();
+            warn!(free, room, reserve, ?level, ?before, "disk: the reserve was crossed");
+        }
+        if before == DiskLevel::Ok && level > DiskLevel::Ok {
+            // Once for each time: where all nodes run short together, nobody is better off.
+            give_all_away(&core).await;
+        }
+        before = level;
+        let low = level > DiskLevel::Ok;
+        metrics.node.disk_used_bytes.set(used as i64);
+        metrics.node.disk_free_bytes.set(space.free as i64);
+        metrics.node.log_bytes.set(core.engine.log_progress().stored_bytes() as i64);
+        metrics.node.delta_bytes.set(core.budget.used() as i64);
+        health.set_disk(disk_status(used, &space, low));
+    }
+}

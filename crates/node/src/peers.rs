@@ -1,0 +1,12 @@
+//! The other nodes: messages between their transport and the engine here, what they have told of their
+//! disks, their clocks.
+
+mod bridge;
+mod clock_watch;
+mod memory;
+mod targets;
+
+pub(crate) use bridge::{Connections, Incoming, Outgoing, Peers, send_snapshots};
+pub(crate) use clock_watch::{ClockWatch, Finding};
+pub(crate) use memory::{load as load_memories, recollection};
+pub(crate) use targets::{founders, targets, transport_config};
