@@ -31,11 +31,12 @@ pub enum StorageError {
         /// The message of the database.
         message: String,
     },
-    /// A write could not be made durable. It is never retried: after a failed fsync the kernel
-    /// may hold pages as clean that never reached the disk.
+    /// A write could not be made durable, or has been under way for longer than a disk that works
+    /// takes ([`crate::Syncs::hanging`]). It is never retried: after a failed fsync the kernel may
+    /// hold pages as clean that never reached the disk.
     #[error("a write could not be made durable ({stage} of {}): {message}", path.display())]
     Barrier {
-        /// Which half of the barrier failed: "flush" or "fdatasync".
+        /// Which step of the barrier failed: "flush", "fdatasync", "fsync" or "write".
         stage: &'static str,
         /// The file that was being synced.
         path: PathBuf,

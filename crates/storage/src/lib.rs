@@ -4,7 +4,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `database` | the only file that names sled: open, barrier, caps, poison |
+//! | `database` | the only module that names sled: open, barrier, caps, poison |
 //! | `codec` | the frame of every record on disk: format, CRC32C, length, bincode body |
 //! | `pieces` | records over 6,000 bytes as several values |
 //! | `log` | the record log of all groups: entries, hard states, resets |
@@ -60,7 +60,7 @@ pub mod testing;
 
 pub use database::{
     BARRIER_BYTES, Database, DatabaseOptions, FatalHook, SEGMENT_BYTES, SLED_KEY_BYTES_MAX,
-    SLED_VALUE_BYTES_MAX, Tree, TreeRange, Value, panic_is_caught,
+    SLED_VALUE_BYTES_MAX, SyncHook, Syncs, Tree, TreeRange, Value, panic_is_caught,
 };
 pub use error::{Result, StorageError};
 pub use keys::{ROW_KEY_BYTES_MAX, RowKey, RowKind};

@@ -206,7 +206,7 @@ impl RecordLog {
             LogBackend::Sled => Box::new(TreeStore::open(database)?),
             LogBackend::File => Box::new(FileStore::open(database, dir, tuning.file_bytes)?),
         };
-        let mark = Mark::open(dir)?;
+        let mark = Mark::open(dir, database.syncs().clone())?;
         if let Some(recorded) = mark.as_ref().map(Mark::backend)
             && recorded != backend.number()
         {
@@ -225,7 +225,7 @@ impl RecordLog {
                 let what = format!("{} holds a log but no file MARK", dir.display());
                 return Err(StorageError::damaged(what));
             }
-            None => Mark::create(dir, backend.number())?,
+            None => Mark::create(dir, backend.number(), database.syncs().clone())?,
         };
         mark.set(book.next() - 1).map_err(|error| database.fail(error))?;
         let durable_head = book.head();

@@ -9,11 +9,12 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bincode::{BorrowDecode, Encode};
 
-use crate::database::sync_path;
+use crate::database::Syncs;
 use crate::error::{Result, StorageError};
 use crate::{codec, crash};
 
@@ -41,11 +42,12 @@ pub(crate) struct Mark {
     path: PathBuf,
     newest: Slot,
     written_at: Instant,
+    syncs: Arc<Syncs>,
 }
 
 impl Mark {
     /// Opens the mark in the data directory `dir`; `None` if there is none.
-    pub fn open(dir: &Path) -> Result<Option<Self>> {
+    pub fn open(dir: &Path, syncs: Arc<Syncs>) -> Result<Option<Self>> {
         let path = dir.join("MARK");
         let file = match File::options().read(true).write(true).open(&path) {
             Ok(file) => file,
@@ -67,11 +69,11 @@ impl Mark {
         let newest = newest.ok_or_else(|| {
             StorageError::damaged(format!("both slots of {} are broken", path.display()))
         })?;
-        Ok(Some(Self { file, path, newest, written_at: Instant::now() }))
+        Ok(Some(Self { file, path, newest, written_at: Instant::now(), syncs }))
     }
 
     /// Creates the mark of an empty log.
-    pub fn create(dir: &Path, backend: u8) -> Result<Self> {
+    pub fn create(dir: &Path, backend: u8, syncs: Arc<Syncs>) -> Result<Self> {
         let path = dir.join("MARK");
         let new = dir.join("MARK.new");
         let newest = Slot { generation: 1, sequence: 0, backend };
@@ -88,12 +90,12 @@ impl Mark {
             Ok(file)
         };
         let file = create().map_err(|error| StorageError::io("create", &new, error))?;
-        let mut mark = Self { file, path: new.clone(), newest, written_at: Instant::now() };
+        let mut mark = Self { file, path: new.clone(), newest, written_at: Instant::now(), syncs };
         mark.write(newest)?;
-        mark.file.sync_all().map_err(|error| StorageError::io("sync", &new, error))?;
+        mark.syncs.all(&new, &mark.file).map_err(|error| StorageError::io("sync", &new, error))?;
         crash::point("mark.rename");
         fs::rename(&new, &path).map_err(|error| StorageError::io("rename", &new, error))?;
-        sync_path(dir)?;
+        mark.syncs.path(dir)?;
         mark.path = path;
         Ok(mark)
     }
@@ -137,7 +139,7 @@ impl Mark {
             })
             .map_err(|error| StorageError::io("write to", &self.path, error))?;
         crash::point("mark.sync");
-        self.file.sync_data().map_err(|error| StorageError::Barrier {
+        self.syncs.data(&self.path, &self.file).map_err(|error| StorageError::Barrier {
             stage: "fdatasync",
             path: self.path.clone(),
             message: error.to_string(),
@@ -158,15 +160,19 @@ mod tests {
     use super::*;
     use crate::golden::assert_golden;
 
+    fn open(dir: &Path) -> Result<Option<Mark>> {
+        Mark::open(dir, Arc::default())
+    }
+
     fn reopen(dir: &Path) -> Mark {
-        Mark::open(dir).unwrap().unwrap()
+        open(dir).unwrap().unwrap()
     }
 
     #[test]
     fn the_newest_slot_counts() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Mark::open(dir.path()).unwrap().is_none());
-        let mut mark = Mark::create(dir.path(), 2).unwrap();
+        assert!(open(dir.path()).unwrap().is_none());
+        let mut mark = Mark::create(dir.path(), 2, Arc::default()).unwrap();
         assert_eq!((reopen(dir.path()).sequence(), mark.backend()), (0, 2));
         for sequence in [3, 5, 900, 901] {
             mark.set(sequence).unwrap();
@@ -187,7 +193,7 @@ mod tests {
             (SLOT_BYTES, "01 7c586b39 03000000 01 00 02"),
         ];
         let dir = tempfile::tempdir().unwrap();
-        let mut mark = Mark::create(dir.path(), 2).unwrap();
+        let mut mark = Mark::create(dir.path(), 2, Arc::default()).unwrap();
         mark.set(300).unwrap();
         let path = dir.path().join("MARK");
         let file = fs::read(&path).unwrap();
@@ -202,20 +208,20 @@ mod tests {
     #[test]
     fn a_newer_format_is_called_newer() {
         let dir = tempfile::tempdir().unwrap();
-        Mark::create(dir.path(), 1).unwrap();
+        Mark::create(dir.path(), 1, Arc::default()).unwrap();
         let path = dir.path().join("MARK");
         let mut file = fs::read(&path).unwrap();
         let newer = codec::encode(FORMAT + 1, &(2u64, 0u64, 1u8, 0u8)).unwrap();
         file[..newer.len()].copy_from_slice(&newer);
         fs::write(&path, &file).unwrap();
-        let error = Mark::open(dir.path()).unwrap_err();
+        let error = open(dir.path()).unwrap_err();
         assert!(matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. }), "{error}");
     }
 
     #[test]
     fn a_torn_slot_leaves_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
-        let mut mark = Mark::create(dir.path(), 1).unwrap();
+        let mut mark = Mark::create(dir.path(), 1, Arc::default()).unwrap();
         mark.set(7).unwrap();
         mark.set(8).unwrap();
         let path = dir.path().join("MARK");
@@ -225,14 +231,14 @@ mod tests {
             let mut torn = whole.clone();
             torn[newest_at + byte] ^= 0x40;
             fs::write(&path, &torn).unwrap();
-            match Mark::open(dir.path()) {
+            match open(dir.path()) {
                 Ok(mark) => assert_eq!(mark.unwrap().sequence(), 7, "byte {byte}"),
                 Err(error) => panic!("byte {byte}: {error}"),
             }
         }
         fs::write(&path, &whole[..100]).unwrap();
-        assert!(Mark::open(dir.path()).is_ok());
+        assert!(open(dir.path()).is_ok());
         fs::write(&path, [0; 8192]).unwrap();
-        assert!(Mark::open(dir.path()).unwrap_err().is_damage());
+        assert!(open(dir.path()).unwrap_err().is_damage());
     }
 }

@@ -1,7 +1,10 @@
 //! Tests of the database: durability, caps, barriers, closing and free space.
 
-use std::sync::atomic::AtomicUsize;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::call::read;
 use super::*;
 use crate::space::DiskLevel;
 
@@ -11,7 +14,7 @@ fn open(dir: &Path) -> Database {
 
 /// The number of completed barriers.
 fn barriers(database: &Database) -> u64 {
-    database.0.barriers.lock().completed
+    database.0.barriers.completed()
 }
 
 #[test]
@@ -163,8 +166,8 @@ fn barriers_are_shared_and_the_limit_holds_with_many_writers() {
                 let tree = database.tree(b"t").unwrap();
                 for i in 0..100u8 {
                     tree.insert(&[writer, i], &[i; 2_000]).unwrap();
-                    let open = database.0.inserted.load(Ordering::SeqCst)
-                        - database.0.durable.load(Ordering::SeqCst);
+                    let open = database.0.barriers.inserted.load(Ordering::SeqCst)
+                        - database.0.barriers.durable.load(Ordering::SeqCst);
                     assert!(open <= BARRIER_BYTES, "{open}");
                     database.barrier().unwrap();
                 }

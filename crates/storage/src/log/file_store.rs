@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use super::store::{Found, LogStore};
 use crate::codec;
 use crate::crash;
-use crate::database::{Database, sync_path};
+use crate::database::Database;
 use crate::error::{Result, StorageError};
 
 const MAGIC: [u8; 7] = *b"QRTELOG";
@@ -83,7 +83,7 @@ impl FileStore {
         if !dir.exists() {
             let mut builder = fs::DirBuilder::new();
             builder.mode(0o700).create(&dir).map_err(|e| StorageError::io("create", &dir, e))?;
-            sync_path(data_dir)?;
+            database.syncs().path(data_dir)?;
         }
         let mut store = Self {
             database: database.clone(),
@@ -128,7 +128,7 @@ impl FileStore {
                 // The process died while it created the file; the file was still empty.
                 None if Some(first) == last && len <= FILE_HEADER_BYTES as u64 => {
                     fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
-                    sync_path(&self.dir)?;
+                    self.database.syncs().path(&self.dir)?;
                 }
                 None => {
                     let what = format!("the header of {} is broken", path.display());
@@ -154,11 +154,11 @@ impl FileStore {
             let file = File::options().read(true).write(true).create_new(true).open(&path)?;
             crash::point("file.header");
             write_at(&file, &header, 0)?;
-            file.sync_all()?;
+            self.database.syncs().all(&path, &file)?;
             Ok(file)
         };
         let file = create().map_err(|e| self.failed("create", &path, e))?;
-        sync_path(&self.dir).map_err(|error| self.database.fail(error))?;
+        self.database.syncs().path(&self.dir).map_err(|error| self.database.fail(error))?;
         let end = FILE_HEADER_BYTES as u64;
         self.segments.insert(first, Segment { path, file, salt, end, len: end });
         Ok(())
@@ -303,11 +303,12 @@ impl LogStore for FileStore {
             crash::point("file.remove_tail");
             fs::remove_file(&segment.path).map_err(|e| self.failed("remove", &segment.path, e))?;
         }
-        sync_path(&self.dir).map_err(|error| self.database.fail(error))?;
+        self.database.syncs().path(&self.dir).map_err(|error| self.database.fail(error))?;
         let Some(segment) = self.segments.get_mut(&keep) else { return Ok(()) };
         (segment.end, segment.len) = (end, end);
         crash::point("file.truncate");
-        let cut = segment.file.set_len(end).and_then(|()| segment.file.sync_all());
+        let sync = |()| self.database.syncs().all(&segment.path, &segment.file);
+        let cut = segment.file.set_len(end).and_then(sync);
         let path = segment.path.clone();
         cut.map_err(|e| self.failed("cut the tail of", &path, e))
     }
@@ -315,9 +316,12 @@ impl LogStore for FileStore {
     fn settle(&mut self) -> Result<()> {
         for segment in self.segments.values() {
             crash::point("file.sync");
-            segment.file.sync_all().map_err(|e| self.barrier_failed(&segment.path, &e))?;
+            self.database
+                .syncs()
+                .all(&segment.path, &segment.file)
+                .map_err(|e| self.barrier_failed(&segment.path, &e))?;
         }
-        sync_path(&self.dir).map_err(|error| self.database.fail(error))
+        self.database.syncs().path(&self.dir).map_err(|error| self.database.fail(error))
     }
 
     fn write(&mut self, sequence: u64, record: &[u8]) -> Result<()> {
@@ -340,7 +344,8 @@ impl LogStore for FileStore {
         }
         write_at(&segment.file, &self.buffer, segment.end)
             .map_err(|e| self.failed("write to", &segment.path, e))?;
-        segment.file.sync_data().map_err(|e| self.barrier_failed(&segment.path, &e))?;
+        let synced = self.database.syncs().data(&segment.path, &segment.file);
+        synced.map_err(|e| self.barrier_failed(&segment.path, &e))?;
         crash::point("file.synced");
         self.database.see_space();
         self.places.insert(sequence, place);
