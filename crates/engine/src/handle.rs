@@ -38,6 +38,7 @@ use crate::error::{InstallError, ScrubError};
 use crate::fatal::FatalHook;
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;
+use crate::watchdog::{Watchdog, Watched};
 
 /// The parts from which the engine is started.
 pub struct Parts {
@@ -64,6 +65,9 @@ pub struct Parts {
     pub metrics: Arc<EngineMetrics>,
     /// Ends the process after a failure of the storage.
     pub fatal: FatalHook,
+    /// How long a barrier may take before the disk counts as hung, which is such a failure:
+    /// [`crate::BARRIER_MAX`], but in tests.
+    pub barrier_max: Duration,
 }
 
 /// The handle of the engine; its methods may be called from any thread and never block.
@@ -83,6 +87,8 @@ pub struct Engine {
     shards: Arc<Shards>,
     staged: Arc<Staged>,
     threads: Mutex<Threads>,
+    /// Looks for as long as the engine is there, beyond [`Engine::stop`].
+    _watchdog: Watchdog,
 }
 
 #[derive(Default)]
@@ -105,22 +111,30 @@ impl Engine {
         let apply_count = (cores / 2).clamp(1, 4);
         let queue_bytes = parts.limits.request_queue as usize / loop_count;
         let loops: Vec<_> = (0..loop_count).map(|_| Arc::new(Inbox::new(queue_bytes))).collect();
+        let (epoch, progress) = (Instant::now(), Arc::<LogProgress>::default());
+        let watched = Watched {
+            syncs: parts.log.database().syncs().clone(),
+            progress: progress.clone(),
+            epoch,
+            barrier_max: parts.barrier_max,
+        };
         let engine = Arc::new(Engine {
             node: parts.node,
             seed: parts.seed,
             raft: parts.raft.clone(),
             clock: Clock,
-            epoch: Instant::now(),
+            epoch,
             last_iterations: loops.iter().map(|_| Arc::default()).collect(),
             loops,
             log: Arc::new(Inbox::new(usize::MAX)),
-            progress: Arc::default(),
+            progress,
             fatal: parts.fatal,
             apply: Arc::new(ApplyPool::new(apply_count)),
             checkpoints: Arc::default(),
             shards: Arc::default(),
             staged: Arc::default(),
             threads: Mutex::default(),
+            _watchdog: Watchdog::start(watched, parts.fatal)?,
         });
         engine.start_threads(parts)?;
         Ok(engine)

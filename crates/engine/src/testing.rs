@@ -16,13 +16,14 @@ use quorate_raft::{
 };
 use quorate_storage::{
     Database, DatabaseOptions, DeltaBudget, HashRange, LogBackend, RecordLog, RecoveredGroup,
-    ShardInit, ShardStore,
+    ShardInit, ShardStore, SnapshotSource,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, Engine, Outbox, Parts, Proposal, Shard};
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;
+use crate::watchdog::BARRIER_MAX;
 
 /// The group of a test that needs only one.
 pub const GROUP: GroupId = GroupId(1);
@@ -121,7 +122,7 @@ pub struct Node {
     pub peers: Arc<Peers>,
     pub(crate) sled: Database,
     /// The last field, so that it is dropped after the database is closed.
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Node {
@@ -140,9 +141,21 @@ impl Node {
     /// The same over a database with these options.
     #[must_use]
     pub fn with_options(limits: Limits, delta_bytes: u64, options: DatabaseOptions) -> Node {
+        let fatal = FatalHook(|error| panic!("the storage failed: {error}"));
+        Self::with_parts(limits, delta_bytes, options, LogBackend::Sled, (fatal, BARRIER_MAX))
+    }
+
+    /// The same with this log, and with this end where a barrier takes longer than that.
+    pub fn with_parts(
+        limits: Limits,
+        delta_bytes: u64,
+        options: DatabaseOptions,
+        backend: LogBackend,
+        (fatal, barrier_max): (FatalHook, Duration),
+    ) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let sled = Database::open(&dir.path().join("sled"), options).unwrap();
-        let (log, _) = RecordLog::open(LogBackend::Sled, &sled, dir.path()).unwrap();
+        let (log, _) = RecordLog::open(backend, &sled, dir.path()).unwrap();
         let budget = Arc::new(DeltaBudget::with_cache(delta_bytes, 8 << 20));
         let peers = Arc::<Peers>::default();
         let engine = Engine::start(Parts {
@@ -156,11 +169,23 @@ impl Node {
             map: MapCell::default(),
             snapshots: mpsc::channel(1).0,
             metrics: Arc::new(EngineMetrics::unregistered()),
-            fatal: FatalHook(|error| panic!("the storage failed: {error}")),
+            fatal,
+            barrier_max,
         });
         let engine = engine.unwrap();
         peers.engine.set(Arc::downgrade(&engine)).unwrap();
-        Node { engine, budget, peers, sled, _dir: dir }
+        Node { engine, budget, peers, sled, dir }
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The checkpoint of a replica, to be sent.
+    pub fn pin_snapshot(&self, group: GroupId) -> SnapshotSource {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.engine.pin_snapshot(group)).unwrap()
     }
 
     /// Adds a replica, one of `voters`, which waits for a scrub or not.

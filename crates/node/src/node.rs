@@ -8,7 +8,7 @@ use quorate_config::Config;
 use quorate_engine::MapCell;
 use quorate_engine::clock::Clock;
 use quorate_engine::scrub;
-use quorate_engine::{Engine, FatalHook, Limits, Parts};
+use quorate_engine::{BARRIER_MAX, Engine, FatalHook, Limits, Parts};
 use quorate_machine::{Map, SessionMint};
 use quorate_proto::v1::NodePhase;
 use quorate_service::call::Calls;
@@ -210,6 +210,7 @@ impl Node {
             snapshots: orders,
             metrics: self.metrics.engine.clone(),
             fatal: FatalHook(end_for_storage),
+            barrier_max: BARRIER_MAX,
         })
         .map_err(|error| Fatal::Bug(format!("the engine cannot be started: {error}")))?;
         if let Some(map) = map {

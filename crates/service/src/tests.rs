@@ -16,7 +16,7 @@ use quorate_config::{Environment, Key, Layers, resolve};
 use quorate_engine::MapCell;
 use quorate_engine::clock::Clock;
 use quorate_engine::testing::TEST_LIMITS;
-use quorate_engine::{Engine, EngineMetrics, FatalHook, Outbox, Parts};
+use quorate_engine::{BARRIER_MAX, Engine, EngineMetrics, FatalHook, Outbox, Parts};
 use quorate_engine::{create_replicas, replica_init};
 use quorate_machine::{Map, SessionMint, replicas_of};
 use quorate_placement::{Founding, first_map};
@@ -97,6 +97,7 @@ impl Node {
             snapshots,
             metrics: Arc::new(EngineMetrics::unregistered()),
             fatal: FatalHook(|error| panic!("the storage failed: {error}")),
+            barrier_max: BARRIER_MAX,
         };
         change(&mut parts);
         let engine = Engine::start(parts).expect("an engine");

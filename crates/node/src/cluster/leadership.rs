@@ -40,13 +40,6 @@ pub async fn keep(core: Arc<Shared>, peers: Arc<Peers>) {
     let (mut preferred, mut relieved) = (SentOff::default(), SentOff::default());
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        if let Some(hangs) = core.engine.barrier_hangs() {
-            crate::exit::Fatal::Fsync(format!(
-                "a write to the log has not become durable for {} s",
-                hangs.as_secs()
-            ))
-            .end_process();
-        }
         if core.life.phase() == NodePhase::Draining {
             // The drain alone decides now: a preference for another node would undo it there.
             continue;
