@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::context::{Answers, Context};
 use crate::metrics::{Method, ServiceMetrics};
 use crate::outcome::{HasOutcome, Subject};
-use crate::shared::{CoreCell, Lifecycle, Shared};
+use crate::shared::{CallGuard, CoreCell, Lifecycle, Shared};
 
 /// Calls that take longer than this are logged.
 const SLOW: Duration = Duration::from_secs(1);
@@ -82,12 +82,7 @@ impl Calls {
         R: HasOutcome,
         F: Future<Output = Result<T, Failure>>,
     {
-        let call = self.begin(kind, &request);
-        let core = match self.admitted(kind) {
-            Ok(core) => core,
-            Err(failure) => return Err(call.fail(failure)),
-        };
-        let _under_way = core.life.call();
+        let (call, core, _under_way) = self.admit(kind, &request)?;
         match run(core, call.context.clone(), request.into_inner()).await {
             Ok(answer) => Ok(call.answer(answer)),
             Err(failure) => Err(call.fail(failure)),
@@ -111,12 +106,7 @@ impl Calls {
         S: Stream<Item = Result<T, Failure>> + Send + 'static,
         F: Future<Output = Result<S, Failure>>,
     {
-        let call = self.begin(kind, &request);
-        let core = match self.admitted(kind) {
-            Ok(core) => core,
-            Err(failure) => return Err(call.fail(failure)),
-        };
-        let _under_way = core.life.call();
+        let (call, core, _under_way) = self.admit(kind, &request)?;
         match run(core, call.context.clone(), request.into_inner()).await {
             Ok(answers) => {
                 let context = call.context.clone();
@@ -178,6 +168,26 @@ impl Calls {
             subject,
             calls: self.clone(),
             code: Code::Cancelled as i32,
+        }
+    }
+
+    /// Begins a call that needs an open storage or a ready node. The drain waits for the guard.
+    ///
+    /// # Errors
+    ///
+    /// The status of a call that came too early or too late.
+    fn admit<R: HasOutcome>(
+        &self,
+        kind: Kind,
+        request: &Request<R>,
+    ) -> Result<(Call, Arc<Shared>, CallGuard), Status> {
+        let call = self.begin(kind, request);
+        match self.admitted(kind) {
+            Ok(core) => {
+                let under_way = core.life.call();
+                Ok((call, core, under_way))
+            }
+            Err(failure) => Err(call.fail(failure)),
         }
     }
 
