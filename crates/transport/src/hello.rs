@@ -38,8 +38,6 @@ pub struct PeerHello {
     pub uptime: Duration,
     /// The epoch of the cluster map it holds; 0 = none.
     pub map_epoch: u64,
-    /// The index of group 0's newest configuration it holds; 0 = the first one.
-    pub config_epoch: u64,
     /// The oldest and newest version of the peer messages it understands.
     pub wire_versions: (u32, u32),
     /// The feature level of its program.
@@ -82,7 +80,6 @@ impl Shared {
             build: format!("{VERSION} {}", build()),
             lane: lane.into(),
             map_epoch: self.map_epoch.load(Ordering::Relaxed),
-            config_epoch: self.config_epoch.load(Ordering::Relaxed),
             peer_address: self.config.peer_address.clone(),
             client_address: self.config.client_address.clone(),
             boot_counter: local.boot_counter,
@@ -157,7 +154,6 @@ impl Shared {
             log_sequence: hello.log_sequence,
             uptime: Duration::from_millis(hello.uptime_ms),
             map_epoch: hello.map_epoch,
-            config_epoch: hello.config_epoch,
             wire_versions,
             feature_version: hello.feature_version,
             build: hello.build.clone(),

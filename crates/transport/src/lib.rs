@@ -240,7 +240,6 @@ struct Shared {
     /// Serialises [`Transport::set_peers`].
     changing: Mutex<()>,
     map_epoch: AtomicU64,
-    config_epoch: AtomicU64,
     memory: Arc<Memory>,
     /// Lets the peers be told at once.
     tell: Arc<Notify>,
@@ -308,7 +307,6 @@ impl Transport {
             peers: ArcSwap::default(),
             changing: Mutex::new(()),
             map_epoch: AtomicU64::new(0),
-            config_epoch: AtomicU64::new(0),
             memory: Memory::start(recollection)?,
             tell: Arc::default(),
             fenced: OnceLock::new(),
@@ -354,10 +352,9 @@ impl Transport {
         }
     }
 
-    /// The epochs told in the Hello of every stream opened from now on.
-    pub fn set_epochs(&self, map_epoch: u64, config_epoch: u64) {
+    /// Sets the epoch of the cluster map that the Hello of every later stream reports.
+    pub fn set_map_epoch(&self, map_epoch: u64) {
         self.shared.map_epoch.store(map_epoch, Ordering::Relaxed);
-        self.shared.config_epoch.store(config_epoch, Ordering::Relaxed);
     }
 
     /// Sends one message to a node. Never blocks; a message to an unknown node is dropped (and

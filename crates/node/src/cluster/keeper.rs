@@ -103,7 +103,7 @@ impl Keeper {
     async fn follow(&self, map: &Arc<Map>) {
         info!(epoch = map.epoch(), shards = map.shards().len(), "map: newer");
         self.transport.set_peers(&targets(map.proto()));
-        self.transport.set_epochs(map.epoch(), 0);
+        self.transport.set_map_epoch(map.epoch());
         let bytes = map.proto().encode_to_vec();
         let records = self.records.clone();
         let wanted = self.missing_replicas(map);
