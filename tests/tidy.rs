@@ -3,6 +3,8 @@
 
 #[path = "tidy/absence.rs"]
 mod absence;
+#[path = "tidy/background.rs"]
+mod background;
 #[path = "tidy/contract.rs"]
 mod contract;
 #[path = "tidy/crates.rs"]

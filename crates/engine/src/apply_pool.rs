@@ -33,7 +33,7 @@ use crate::metrics::EngineMetrics;
 use crate::quarantine::guarded;
 
 /// Longest wait for input: how often a thread checks whether the delta budget lets it apply again.
-const IDLE: Duration = Duration::from_millis(50);
+const RESUME_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The inputs of an apply thread.
 pub(super) enum ApplyInput {
@@ -130,7 +130,7 @@ impl ApplyThread {
         // them: the checkpoint that makes room needs this thread in order to finish.
         let mut parked: VecDeque<ApplyInput> = VecDeque::new();
         loop {
-            self.inbox.drain(&mut inputs, IDLE);
+            self.inbox.drain(&mut inputs, RESUME_INTERVAL);
             let mut stop = false;
             for input in inputs.drain(..) {
                 match input {

@@ -25,7 +25,7 @@ use crate::clock::{Clock, TICK};
 use crate::metrics::EngineMetrics;
 
 /// Longest wait for input, so that the liveness check sees recent activity.
-const IDLE: Duration = Duration::from_millis(500);
+const TURN_INTERVAL: Duration = Duration::from_millis(500);
 
 fn carries_entries(envelope: &Envelope) -> bool {
     matches!(&envelope.message, Message::Append { entries, .. } if !entries.is_empty())
@@ -116,9 +116,9 @@ impl EventLoop {
         let timer = self.state.deadlines.first().map(|(due, _)| *due);
         let election = self.state.early_elections.first_key_value().map(|((due, _), _)| *due);
         let due = [timer, election];
-        let Some(due) = due.into_iter().flatten().min() else { return IDLE };
+        let Some(due) = due.into_iter().flatten().min() else { return TURN_INTERVAL };
         let ticks = due.0.saturating_sub(self.clock.now().0);
-        if ticks == 0 { Duration::ZERO } else { (TICK * ticks.min(100) as u32).min(IDLE) }
+        if ticks == 0 { Duration::ZERO } else { (TICK * ticks.min(100) as u32).min(TURN_INTERVAL) }
     }
 
     fn handle(&mut self, now: Ticks, input: Input) {

@@ -14,9 +14,9 @@ use super::input::Input;
 use crate::metrics::EngineMetrics;
 
 /// How long the thread sleeps when there is nothing to write, before it maintains the log.
-const IDLE: Duration = Duration::from_millis(200);
+const MAINTAIN_INTERVAL: Duration = Duration::from_millis(200);
 /// How long it sleeps while dead records wait to be removed: long enough for an append to arrive.
-const BEHIND: Duration = Duration::from_millis(1);
+const BEHIND_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Target size of a record, which ends with the write that reaches it. After a slow barrier the
 /// backlog is split, so that a record stays far below the size that can be read back, the groups of
@@ -140,7 +140,7 @@ impl LogWriter {
         let mut inputs = Vec::new();
         let mut writes = Vec::new();
         loop {
-            let timeout = if self.log.is_behind() { BEHIND } else { IDLE };
+            let timeout = if self.log.is_behind() { BEHIND_INTERVAL } else { MAINTAIN_INTERVAL };
             self.inbox.drain(&mut inputs, timeout);
             let mut close = false;
             for input in inputs.drain(..) {

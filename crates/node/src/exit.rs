@@ -119,9 +119,17 @@ fn panic_sentence(info: &PanicHookInfo<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::path::Path;
     use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
+    use quorate_engine::FatalHook;
     use quorate_engine::quarantine::{Panicked, guarded, guarded_open};
+    use quorate_engine::testing::{GROUP, Node, TEST_LIMITS, put};
+    use quorate_storage::{DatabaseOptions, LogBackend};
 
     use super::*;
 
@@ -140,6 +148,22 @@ mod tests {
         ]
         .map(|fatal| fatal.code());
         assert_eq!(codes, [2, 10, 11, 12, 13, 20, 21, 70]);
+    }
+
+    /// Writes on a node on whose disk every sync ends like this once it leads.
+    fn write_on(disk: fn() -> io::Result<()>) {
+        let is_bad = Arc::new(AtomicBool::new(false));
+        let is_bad_now = is_bad.clone();
+        let before_sync = Arc::new(move |_: &Path| match is_bad_now.load(Ordering::SeqCst) {
+            true => disk(),
+            false => Ok(()),
+        });
+        let options = DatabaseOptions { before_sync, ..DatabaseOptions::default() };
+        let ends = (FatalHook(end_for_storage), Duration::from_secs(2));
+        let node = Node::with_parts(TEST_LIMITS, 8 << 20, options, LogBackend::Sled, ends);
+        node.lead(GROUP, 1);
+        is_bad.store(true, Ordering::SeqCst);
+        let _ = node.propose(GROUP, put(GROUP, "key", 10)).blocking_recv();
     }
 
     /// Chooses what [`a_process_to_watch`] does.
@@ -176,7 +200,12 @@ mod tests {
             "another thread while opening" => {
                 let _ = guarded_open(|| quietly("worker", || panic!("unrelated")));
             }
-            "fsync" => Fatal::Fsync("the barrier failed".to_owned()).end_process(),
+            "disk that fails" => write_on(|| Err(io::Error::other("no medium"))),
+            "disk that hangs" => write_on(|| {
+                loop {
+                    std::thread::park();
+                }
+            }),
             other => unreachable!("{other}"),
         }
         std::process::exit(33);
@@ -192,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_ends_the_process_except_in_a_guarded_section() {
+    fn a_process_ends_with_the_code_of_its_reason_and_goes_on_after_a_guarded_panic() {
         for (scene, code) in [
             ("thread", 70),
             ("guarded", 33),
@@ -200,10 +229,24 @@ mod tests {
             ("engine thread while opening", 33),
             ("engine thread later", 70),
             ("another thread while opening", 70),
-            ("fsync", 21),
+            ("disk that fails", 21),
+            ("disk that hangs", 21),
         ] {
             let (ended, said) = watch(scene);
             assert_eq!(ended, Some(code), "{scene}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_barrier_that_fails_or_hangs_is_a_sentence() {
+        let endings =
+            [("disk that fails", "): no medium"), ("disk that hangs", "not returned for 2 s")];
+        for (scene, ending) in endings {
+            let (_, said) = watch(scene);
+            let begin = "kvnode: a write could not be made durable (fdatasync of ";
+            let line = said.lines().find(|line| line.starts_with(begin));
+            let line = line.unwrap_or_else(|| panic!("{scene}: {said}"));
+            assert!(line.contains("/sled/db") && line.ends_with(ending), "{line}");
         }
     }
 

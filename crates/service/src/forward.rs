@@ -17,6 +17,9 @@ use tonic::{Code, Request, Response, Status};
 
 use super::context::Context;
 
+/// How often a connection to another node without traffic is pinged.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// A unary call of the Kv service that can be passed on as it came.
 pub trait Forward: prost::Message + Clone + Send + 'static {
     /// The answer.
@@ -164,7 +167,7 @@ fn connect(address: &str) -> Result<Channel, Failure> {
     let endpoint = endpoint
         .connect_timeout(Duration::from_secs(1))
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(5))
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)

@@ -12,11 +12,11 @@ use crate::metrics::{Metrics, NodeMetrics};
 use crate::peers::{ClockWatch, Finding};
 
 /// How often the gauges are set.
-const INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.
 pub async fn keep(core: Arc<Shared>, metrics: Arc<Metrics>, transport: Transport) {
-    let mut interval = tokio::time::interval(INTERVAL);
+    let mut interval = tokio::time::interval(POLL_INTERVAL);
     let mut watch = ClockWatch::default();
     loop {
         interval.tick().await;

@@ -42,7 +42,7 @@ pub use decide::{Answer, Decision, Waiting, decide};
 /// How often a waiting node says for whom it waits.
 const SAY_INTERVAL: Duration = Duration::from_secs(2);
 /// The pause between rounds of questions; up to half as much again is added by chance.
-const ROUND_PAUSE: Duration = Duration::from_millis(100);
+const ROUND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the flags ask for. Nodes form a cluster only when their plans are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ pub async fn run(
                 }
             }
         }
-        tokio::time::sleep(ROUND_PAUSE.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
+        tokio::time::sleep(ROUND_INTERVAL.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
     }
 }
 

@@ -13,8 +13,10 @@ use tracing::{debug, info, warn};
 
 use crate::peers::Peers;
 
+/// How often a slow disk and replicas that serve nothing are looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How often preferences are looked at.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+const PREFER_INTERVAL: Duration = Duration::from_secs(1);
 /// A preferred leader must have been connected for so long before leadership goes to it.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A leadership that comes back from the preferred node is offered to it again after two looks, four,
@@ -30,7 +32,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const DEPARTURES_MAX: usize = 2;
 /// A slow disk sends leaderships off at most so often. Where all disks are slow, as under a load that
 /// is too much for each of them, nobody is better off, and a hand-over costs more than it brings.
-const SLOW_DISK_AGAIN: Duration = Duration::from_secs(10);
+const FLEE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Hands leaderships to their preferred nodes, and away from this one while its disk is slow.
 pub async fn keep(core: Arc<Shared>, peers: Arc<Peers>) {
@@ -39,13 +41,13 @@ pub async fn keep(core: Arc<Shared>, peers: Arc<Peers>) {
     let mut fled: Option<Instant> = None;
     let (mut preferred, mut relieved) = (SentOff::default(), SentOff::default());
     loop {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         if core.life.phase() == NodePhase::Draining {
             // The drain alone decides now: a preference for another node would undo it there.
             continue;
         }
         if core.engine.log_busy_for().is_some_and(|busy| busy > slow_disk) {
-            if fled.is_none_or(|fled| fled.elapsed() >= SLOW_DISK_AGAIN) {
+            if fled.is_none_or(|fled| fled.elapsed() >= FLEE_INTERVAL) {
                 fled = Some(Instant::now());
                 warn!("disk: slower than an election timeout, giving leaderships away");
                 give_all_away(&core).await;
@@ -53,7 +55,7 @@ pub async fn keep(core: Arc<Shared>, peers: Arc<Peers>) {
             continue;
         }
         relieve(&core.engine, &mut relieved).await;
-        if looked.elapsed() >= POLL_INTERVAL {
+        if looked.elapsed() >= PREFER_INTERVAL {
             looked = Instant::now();
             prefer(&core, &peers, &mut preferred).await;
         }
@@ -211,7 +213,7 @@ impl SentOff {
             Some(last) => {
                 let looks =
                     2u32.saturating_pow(self.times(group) as u32).min(OFFER_BACKOFF_POLLS_MAX);
-                last.elapsed() >= POLL_INTERVAL * looks
+                last.elapsed() >= PREFER_INTERVAL * looks
             }
         }
     }

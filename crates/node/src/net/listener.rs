@@ -36,6 +36,8 @@ use crate::metrics::Metrics;
 use super::calls::Calls;
 use super::places::{self, Caller, Limits, Place, Places};
 
+/// How often a client without traffic is pinged.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// A client that resets so many streams before the server saw them is cut off.
 const PENDING_RESETS_MAX: usize = 64;
 
@@ -132,7 +134,7 @@ fn server(config: &Config) -> Server {
         .tcp_nodelay(true)
         .max_concurrent_streams(config.max_calls_per_connection)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
