@@ -188,6 +188,12 @@ async fn write_until_node_3_needs_a_snapshot(cluster: &Cluster, had: u64) {
 
 /// Begins [`SCANS`] scans of a shard with megabytes and reads none of them: some are refused.
 async fn begin_too_many_scans(cluster: &Cluster) {
+    // A scan that is not read waits once three messages of a mebibyte are full.
+    let client = cluster.client();
+    for number in 0..12 {
+        let key = key_in(1, SHARDS, &format!("large{number}"));
+        client.put(key, "x".repeat(700_000)).await.expect("a large value");
+    }
     let leader = cluster.leader(1).await;
     let kv = cluster.kv(leader);
     let scans = (0..SCANS).map(|_| {
