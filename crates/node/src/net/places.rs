@@ -333,6 +333,7 @@ impl Place {
     pub(super) fn close_overdue(&self) {
         if self.is_new() {
             debug!(after = ?self.places.limits.patience, "connection: closed, it asked nothing");
+            self.places.metrics.node.connections_refused.inc();
             self.closed.cancel();
         }
     }
