@@ -58,6 +58,7 @@ pub use replica::{OpenReplicaError, settle_log};
 pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 pub use shard::{Leadership, Shard, ShardStats, Shards};
 pub use snapshots::{SnapshotOrder, Staged};
+pub use watchdog::BARRIER_MAX;
 
 /// The transport as the engine sees it: where messages leave the node.
 pub trait Outbox: Send + Sync {
