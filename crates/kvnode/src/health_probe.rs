@@ -145,7 +145,7 @@ mod tests {
         let endpoint = HostPort::from(listener.local_addr().unwrap());
         let metrics = std::sync::Arc::new(quorate_node::Metrics::new());
         let health =
-            quorate_service::health::Health::new(quorate_service::shared::CoreCell::default());
+            quorate_service::health::Health::new(quorate_service::shared::SharedCell::default());
         runtime.spawn(quorate_node::serve_metrics(
             listener,
             metrics,

@@ -17,7 +17,7 @@ use quorate_service::draft::RequestLimits;
 use quorate_service::forward::Forwarder;
 use quorate_service::health::Health;
 use quorate_service::kv::KvService;
-use quorate_service::shared::{CoreCell, Shared};
+use quorate_service::shared::{Shared, SharedCell};
 use quorate_storage::{DeltaBudget, NodeRecords};
 use quorate_transport::{LocalNode, PeerService, Transport};
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,7 +66,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
 struct Node {
     config: Arc<Config>,
     identity: Arc<Identity>,
-    cell: CoreCell,
+    cell: SharedCell,
     health: Health,
     metrics: Arc<Metrics>,
     peer_service: PeerService,
@@ -80,7 +80,7 @@ impl Node {
         tokio::pin!(ended);
         let identity = Identity::of_config(&config)?;
         let plan = Plan::of_config(&config)?;
-        let cell = CoreCell::default();
+        let cell = SharedCell::default();
         let health = Health::new(cell.clone());
         let peer_service = PeerService::new(Arc::new(AskAnswers::new(identity.clone(), &plan)));
         let node = Node {
@@ -245,10 +245,10 @@ impl Node {
         outgoing.attach(transport.clone());
         self.peer_service.attach(&transport);
         self.health.set_peers(Box::new(Connections(transport.clone())));
-        let core = self.core(&inbound, &map_cell, &budget, &formed);
-        self.cell.set(core.clone());
+        let shared = self.shared(&inbound, &map_cell, &budget, &formed);
+        self.cell.set(shared.clone());
         let waiting = replicas::open_replicas(
-            &core,
+            &shared,
             &sled,
             &formed,
             stores,
@@ -256,7 +256,7 @@ impl Node {
             last_run,
             &mut damaged,
         )?;
-        core.damaged.lock().clone_from(&damaged);
+        shared.damaged.lock().clone_from(&damaged);
         if !waiting.is_empty() {
             let engine = engine.clone();
             tokio::task::spawn_blocking(move || scrub::scrub_before_service(&engine, &waiting));
@@ -277,14 +277,14 @@ impl Node {
             damaged,
         };
         tokio::spawn(keeper.run());
-        tokio::spawn(cluster::keep_leaderships(core.clone(), peers));
-        tokio::spawn(gauges::keep(core.clone(), self.metrics.clone(), transport.clone()));
-        tokio::spawn(disk::keep(core.clone(), self.metrics.clone(), self.health.clone(), sled));
-        tokio::spawn(readiness::become_ready(core.clone()));
-        Ok(Serving { core, transport, records })
+        tokio::spawn(cluster::keep_leaderships(shared.clone(), peers));
+        tokio::spawn(gauges::keep(shared.clone(), self.metrics.clone(), transport.clone()));
+        tokio::spawn(disk::keep(shared.clone(), self.metrics.clone(), self.health.clone(), sled));
+        tokio::spawn(readiness::become_ready(shared.clone()));
+        Ok(Serving { shared, transport, records })
     }
 
-    fn core(
+    fn shared(
         &self,
         inbound: &Incoming,
         map: &MapCell,
@@ -313,17 +313,17 @@ impl Node {
 
     /// Not ready, leaderships away, nothing new, calls finished, everything checkpointed.
     async fn drain(&self, serving: Serving) -> Result<(), Fatal> {
-        let Serving { core, transport, records } = serving;
-        core.life.enter(NodePhase::Draining, "the node is going down");
+        let Serving { shared, transport, records } = serving;
+        shared.life.enter(NodePhase::Draining, "the node is going down");
         // Leaderships go while calls are still taken and passed on: none is refused for it.
-        cluster::drain_leaderships(&core).await;
-        core.life.refuse();
+        cluster::drain_leaderships(&shared).await;
+        shared.life.refuse();
         let started = Instant::now();
-        while core.life.calls() > 0 && started.elapsed() < FINISH_TIMEOUT {
+        while shared.life.calls() > 0 && started.elapsed() < FINISH_TIMEOUT {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.stop.cancel();
-        let engine = core.engine.clone();
+        let engine = shared.engine.clone();
         // A replica here may be the one a quorum needs until the very end. On a thread of its own:
         // those that wait for the disk may all be doing so.
         let (end, ended) = oneshot::channel();
@@ -352,7 +352,7 @@ impl Node {
 
 /// What a running node holds on to.
 struct Serving {
-    core: Arc<Shared>,
+    shared: Arc<Shared>,
     transport: Transport,
     records: Arc<NodeRecords>,
 }

@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::context::{Answers, Context};
 use crate::metrics::{Method, ServiceMetrics};
 use crate::outcome::{HasOutcome, Subject};
-use crate::shared::{CallGuard, CoreCell, Lifecycle, Shared};
+use crate::shared::{CallGuard, Lifecycle, Shared, SharedCell};
 
 /// Calls that take longer than this are logged.
 const SLOW: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const SLOW: Duration = Duration::from_secs(1);
 /// The shared state of the calls of all services.
 #[derive(Clone)]
 pub struct Calls {
-    cell: CoreCell,
+    cell: SharedCell,
     metrics: Arc<ServiceMetrics>,
 }
 
@@ -57,7 +57,7 @@ impl Kind {
 impl Calls {
     /// The calls of a node, from the start of the process on.
     #[must_use]
-    pub fn new(cell: CoreCell, metrics: Arc<ServiceMetrics>) -> Self {
+    pub fn new(cell: SharedCell, metrics: Arc<ServiceMetrics>) -> Self {
         Self { cell, metrics }
     }
 
@@ -82,8 +82,8 @@ impl Calls {
         R: HasOutcome,
         F: Future<Output = Result<T, Failure>>,
     {
-        let (call, core, _under_way) = self.admit(kind, &request)?;
-        match run(core, call.context.clone(), request.into_inner()).await {
+        let (call, shared, _under_way) = self.admit(kind, &request)?;
+        match run(shared, call.context.clone(), request.into_inner()).await {
             Ok(answer) => Ok(call.answer(answer)),
             Err(failure) => Err(call.fail(failure)),
         }
@@ -106,8 +106,8 @@ impl Calls {
         S: Stream<Item = Result<T, Failure>> + Send + 'static,
         F: Future<Output = Result<S, Failure>>,
     {
-        let (call, core, _under_way) = self.admit(kind, &request)?;
-        match run(core, call.context.clone(), request.into_inner()).await {
+        let (call, shared, _under_way) = self.admit(kind, &request)?;
+        match run(shared, call.context.clone(), request.into_inner()).await {
             Ok(answers) => {
                 let context = call.context.clone();
                 let answers = Counted { answers: Box::pin(answers), call: Some(call) };
@@ -119,7 +119,7 @@ impl Calls {
         }
     }
 
-    /// A call that is answered in every phase of the node, with the core where there is one
+    /// A call that is answered in every phase of the node, with the shared state where there is one
     /// already.
     ///
     /// # Errors
@@ -183,9 +183,9 @@ impl Calls {
     ) -> Result<(Call, Arc<Shared>, CallGuard), Status> {
         let call = self.begin(kind, request);
         match self.admitted(kind) {
-            Ok(core) => {
-                let under_way = core.life.call();
-                Ok((call, core, under_way))
+            Ok(shared) => {
+                let under_way = shared.life.call();
+                Ok((call, shared, under_way))
             }
             Err(failure) => Err(call.fail(failure)),
         }
@@ -223,7 +223,7 @@ impl Call {
 
     fn failed(&mut self, failure: Failure) -> Status {
         let failure = match self.calls.cell.get() {
-            Some(core) => core.complete(failure),
+            Some(shared) => shared.complete(failure),
             None => failure,
         };
         self.code = failure.code;

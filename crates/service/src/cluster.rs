@@ -40,12 +40,12 @@ impl ClusterService {
         Self { calls, config, health }
     }
 
-    fn info(&self, core: Option<&Shared>) -> GetInfoResponse {
-        let map = core.and_then(|core| core.map.get());
+    fn info(&self, shared: Option<&Shared>) -> GetInfoResponse {
+        let map = shared.and_then(|shared| shared.map.get());
         let offered = LEVELS.iter().filter(|row| row.offered);
         GetInfoResponse {
             node_id: self.config.node_id.0,
-            cluster_id: core.map_or_else(Bytes::new, |core| core.cluster_id.clone()),
+            cluster_id: shared.map_or_else(Bytes::new, |shared| shared.cluster_id.clone()),
             cluster_name: self.config.cluster_name.clone(),
             history: map.as_ref().map_or_else(Bytes::new, |map| map.proto().history.clone()),
             version: VERSION.to_owned(),
@@ -64,19 +64,19 @@ impl ClusterService {
         }
     }
 
-    fn map(&self, core: Option<&Shared>, newer_than: u64) -> GetMapResponse {
-        let map = core.and_then(|core| core.map.get());
+    fn map(&self, shared: Option<&Shared>, newer_than: u64) -> GetMapResponse {
+        let map = shared.and_then(|shared| shared.map.get());
         let epoch = map.as_ref().map_or(0, |map| map.epoch());
         let newer = epoch > newer_than || newer_than == 0;
         GetMapResponse {
             map: map.filter(|_| newer).map(|map| map.proto().clone()),
             map_epoch: epoch,
             node_id: self.config.node_id.0,
-            leaders: core.map_or_else(Vec::new, leaders),
+            leaders: shared.map_or_else(Vec::new, leaders),
         }
     }
 
-    async fn status(&self, core: Option<&Shared>, omit_replicas: bool) -> GetStatusResponse {
+    async fn status(&self, shared: Option<&Shared>, omit_replicas: bool) -> GetStatusResponse {
         let life = self.calls.life();
         let mut status = GetStatusResponse {
             node_id: self.config.node_id.0,
@@ -91,9 +91,9 @@ impl ClusterService {
             disk: self.health.disk(),
             ..GetStatusResponse::default()
         };
-        if let Some(core) = core {
-            describe(core, &mut status, omit_replicas).await;
-            let clocks = core.clocks.recent_ms(core.clock.moment());
+        if let Some(shared) = shared {
+            describe(shared, &mut status, omit_replicas).await;
+            let clocks = shared.clocks.recent_ms(shared.clock.moment());
             status.peers = self.health.peers();
             for peer in &mut status.peers {
                 peer.clock_offset_ms = clocks.get(&NodeId(peer.node_id)).copied();
@@ -111,7 +111,11 @@ impl Cluster for ClusterService {
     ) -> Result<Response<GetInfoResponse>, Status> {
         let kind = Kind::of(Method::GetInfo);
         self.calls
-            .in_any_phase(kind, request, |core, _| async move { Ok(self.info(core.as_deref())) })
+            .in_any_phase(
+                kind,
+                request,
+                |shared, _| async move { Ok(self.info(shared.as_deref())) },
+            )
             .await
     }
 
@@ -121,8 +125,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<GetMapResponse>, Status> {
         let kind = Kind::of(Method::GetMap);
         self.calls
-            .in_any_phase(kind, request, |core, request| async move {
-                Ok(self.map(core.as_deref(), request.newer_than))
+            .in_any_phase(kind, request, |shared, request| async move {
+                Ok(self.map(shared.as_deref(), request.newer_than))
             })
             .await
     }
@@ -133,8 +137,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<GetStatusResponse>, Status> {
         let kind = Kind::of(Method::GetStatus);
         self.calls
-            .in_any_phase(kind, request, |core, request| async move {
-                Ok(self.status(core.as_deref(), request.omit_replicas).await)
+            .in_any_phase(kind, request, |shared, request| async move {
+                Ok(self.status(shared.as_deref(), request.omit_replicas).await)
             })
             .await
     }
@@ -162,8 +166,8 @@ fn limits_of(config: &Config) -> Limits {
     }
 }
 
-fn leaders(core: &Shared) -> Vec<ShardLeader> {
-    let shards = core.engine.shards().all();
+fn leaders(shared: &Shared) -> Vec<ShardLeader> {
+    let shards = shared.engine.shards().all();
     let known = shards.values().filter_map(|shard| {
         let leadership = shard.leadership();
         let node_id = leadership.leader?.0;
@@ -172,33 +176,34 @@ fn leaders(core: &Shared) -> Vec<ShardLeader> {
     known.collect()
 }
 
-async fn describe(core: &Shared, status: &mut GetStatusResponse, omit_replicas: bool) {
-    let map = core.map.get();
-    status.cluster_id = core.cluster_id.clone();
+async fn describe(shared: &Shared, status: &mut GetStatusResponse, omit_replicas: bool) {
+    let map = shared.map.get();
+    status.cluster_id = shared.cluster_id.clone();
     status.history = map.as_ref().map_or_else(Bytes::new, |map| map.proto().history.clone());
     status.map_epoch = map.map_or(0, |map| map.epoch());
     status.memory = Some(MemoryStatus {
         resident_bytes: resident_bytes().unwrap_or(0),
-        budget_bytes: core.config.memory.total,
-        delta_bytes: core.budget.used(),
-        delta_bytes_max: core.budget.limit(),
+        budget_bytes: shared.config.memory.total,
+        delta_bytes: shared.budget.used(),
+        delta_bytes_max: shared.budget.limit(),
     });
     status.queues = vec![QueueStatus {
         name: "engine".into(),
-        depth: core.engine.queued_bytes(),
-        capacity: core.config.memory.request_queue,
+        depth: shared.engine.queued_bytes(),
+        capacity: shared.config.memory.request_queue,
         unit: "bytes".into(),
     }];
     if omit_replicas {
         return;
     }
-    let shards = core.engine.shards().all();
-    let by_group: BTreeMap<GroupId, RaftStatus> = core.engine.status().await.into_iter().collect();
+    let shards = shared.engine.shards().all();
+    let by_group: BTreeMap<GroupId, RaftStatus> =
+        shared.engine.status().await.into_iter().collect();
     status.replicas = shards
         .values()
         .filter_map(|shard| Some(replica(shard, by_group.get(&shard.group)?)))
         .collect();
-    status.replicas.extend(core.damaged.lock().iter().map(|group| ReplicaStatus {
+    status.replicas.extend(shared.damaged.lock().iter().map(|group| ReplicaStatus {
         shard: group.0,
         role: ReplicaRole::Follower as i32,
         health: ReplicaHealth::Damaged as i32,

@@ -9,7 +9,7 @@ use quorate_proto::v1::{DiskStatus, NodePhase, PeerStatus};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::shared::{CoreCell, Lifecycle};
+use crate::shared::{Lifecycle, SharedCell};
 
 /// An event loop that has not iterated for this long counts as stuck.
 const STANDSTILL: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub trait PeerSource: Send + Sync {
 /// What is known of the node's condition. Cheap to clone.
 #[derive(Clone)]
 pub struct Health {
-    cell: CoreCell,
+    cell: SharedCell,
     life: Arc<Lifecycle>,
     peers: Arc<ArcSwapOption<Box<dyn PeerSource>>>,
     disk: Arc<ArcSwap<Option<DiskStatus>>>,
@@ -34,7 +34,7 @@ pub struct Health {
 impl Health {
     /// The health of a node that has just begun.
     #[must_use]
-    pub fn new(cell: CoreCell) -> Self {
+    pub fn new(cell: SharedCell) -> Self {
         let life = cell.life.clone();
         Self { cell, life, peers: Arc::default(), disk: Arc::default() }
     }
@@ -66,12 +66,12 @@ impl Health {
     /// # Errors
     /// What stands still.
     pub fn check_live(&self) -> Result<(), String> {
-        let Some(core) = self.cell.get() else { return Ok(()) };
-        let idle = core.engine.idle_for();
+        let Some(shared) = self.cell.get() else { return Ok(()) };
+        let idle = shared.engine.idle_for();
         if idle > STANDSTILL {
             return Err(format!("an engine loop has not turned for {} s", idle.as_secs()));
         }
-        match core.engine.log_busy_for() {
+        match shared.engine.log_busy_for() {
             Some(busy) if busy > STANDSTILL => {
                 Err(format!("a write to the log has been under way for {} s", busy.as_secs()))
             }

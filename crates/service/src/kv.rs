@@ -46,16 +46,16 @@ fn level(options: Option<&ReadOptions>) -> ReadLevel {
 
 /// The methods that write and answer with the result of their operation.
 macro_rules! write_method {
-    ($core:ident, $context:ident, $request:ident, $draft:ident, $reply:ident, $is_delete:expr) => {{
-        let draft =
-            CommandDraft::$draft(&$request, &$core.limits).map_err(|invalid| invalid.failure())?;
+    ($shared:ident, $context:ident, $request:ident, $draft:ident, $reply:ident, $is_delete:expr) => {{
+        let draft = CommandDraft::$draft(&$request, &$shared.limits)
+            .map_err(|invalid| invalid.failure())?;
         let hint = $request.route.clone();
         let several = draft.operations().len() > 1;
-        match write(&$core, &$context, &$request, hint.as_ref(), draft, $is_delete).await? {
+        match write(&$shared, &$context, &$request, hint.as_ref(), draft, $is_delete).await? {
             Written::Elsewhere(answer) => Ok(answer),
             Written::Here(receipt, WriteAnswer::Done(done)) => {
                 let mut answer = reply::$reply(done);
-                answer.token = Some($core.token(&receipt));
+                answer.token = Some($shared.token(&receipt));
                 answer.receipt = Some(receipt);
                 Ok(answer)
             }
@@ -87,16 +87,16 @@ impl Kv for KvService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let kind = Kind::reads(Method::Get, level(request.get_ref().read.as_ref()));
         self.calls
-            .unary(kind, request, |core, context, request| async move {
-                read::get(&core, &context, request).await
+            .unary(kind, request, |shared, context, request| async move {
+                read::get(&shared, &context, request).await
             })
             .await
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         self.calls
-            .unary(Kind::of(Method::Put), request, |core, context, request| async move {
-                write_method!(core, context, request, put, put, false)
+            .unary(Kind::of(Method::Put), request, |shared, context, request| async move {
+                write_method!(shared, context, request, put, put, false)
             })
             .await
     }
@@ -106,8 +106,8 @@ impl Kv for KvService {
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
         self.calls
-            .unary(Kind::of(Method::Delete), request, |core, context, request| async move {
-                write_method!(core, context, request, delete, delete, true)
+            .unary(Kind::of(Method::Delete), request, |shared, context, request| async move {
+                write_method!(shared, context, request, delete, delete, true)
             })
             .await
     }
@@ -118,8 +118,8 @@ impl Kv for KvService {
     ) -> Result<Response<CompareAndSetResponse>, Status> {
         let kind = Kind::of(Method::CompareAndSet);
         self.calls
-            .unary(kind, request, |core, context, request| async move {
-                write_method!(core, context, request, compare_and_set, compare_and_set, false)
+            .unary(kind, request, |shared, context, request| async move {
+                write_method!(shared, context, request, compare_and_set, compare_and_set, false)
             })
             .await
     }
@@ -130,8 +130,8 @@ impl Kv for KvService {
     ) -> Result<Response<IncrementResponse>, Status> {
         let kind = Kind::of(Method::Increment);
         self.calls
-            .unary(kind, request, |core, context, request| async move {
-                write_method!(core, context, request, increment, increment, false)
+            .unary(kind, request, |shared, context, request| async move {
+                write_method!(shared, context, request, increment, increment, false)
             })
             .await
     }
@@ -141,8 +141,8 @@ impl Kv for KvService {
         request: Request<BatchRequest>,
     ) -> Result<Response<BatchResponse>, Status> {
         self.calls
-            .unary(Kind::of(Method::Batch), request, |core, context, request| async move {
-                write_method!(core, context, request, batch, batch, false)
+            .unary(Kind::of(Method::Batch), request, |shared, context, request| async move {
+                write_method!(shared, context, request, batch, batch, false)
             })
             .await
     }
@@ -152,8 +152,8 @@ impl Kv for KvService {
         request: Request<CancelRequest>,
     ) -> Result<Response<CancelResponse>, Status> {
         self.calls
-            .unary(Kind::of(Method::Cancel), request, |core, context, request| async move {
-                cancel(&core, &context, request).await
+            .unary(Kind::of(Method::Cancel), request, |shared, context, request| async move {
+                cancel(&shared, &context, request).await
             })
             .await
     }
@@ -164,11 +164,9 @@ impl Kv for KvService {
     ) -> Result<Response<OpenSessionResponse>, Status> {
         let kind = Kind::of(Method::OpenSession);
         self.calls
-            .unary(
-                kind,
-                request,
-                |core, _, request| async move { Ok(open_session(&core, &request)) },
-            )
+            .unary(kind, request, |shared, _, request| async move {
+                Ok(open_session(&shared, &request))
+            })
             .await
     }
 
@@ -190,9 +188,9 @@ impl Kv for KvService {
         let kind = Kind::reads(Method::Scan, level(request.get_ref().read.as_ref()));
         let metadata = request.metadata().clone();
         self.calls
-            .stream(kind, request, |core, context, request| async move {
+            .stream(kind, request, |shared, context, request| async move {
                 let only = scan::only_shard(&metadata);
-                scan::scan(&core, &context, request, only).await
+                scan::scan(&shared, &context, request, only).await
             })
             .await
     }
@@ -208,14 +206,14 @@ impl Kv for KvService {
 }
 
 async fn cancel(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     request: CancelRequest,
 ) -> Result<CancelResponse, Failure> {
     let draft = CommandDraft::cancel(&request).map_err(|invalid| invalid.failure())?;
     let hint = request.route.clone();
     // A Cancel frees what its sequence held, so it is let in like a delete.
-    match write(core, context, &request, hint.as_ref(), draft, true).await? {
+    match write(shared, context, &request, hint.as_ref(), draft, true).await? {
         Written::Elsewhere(answer) => Ok(answer),
         Written::Here(receipt, answer) => {
             let mut answer = match answer {
@@ -224,7 +222,7 @@ async fn cancel(
                 WriteAnswer::Refused(Refusal::NotANumber(why)) => reply::cancel_refused(why),
                 other => return Err(refused(other, false)),
             };
-            answer.token = Some(core.token(&receipt));
+            answer.token = Some(shared.token(&receipt));
             answer.receipt = Some(receipt);
             Ok(answer)
         }
@@ -238,15 +236,15 @@ async fn cancel(
 /// A log that is ahead of the clocks, because they were once, waits for them: a session for such a
 /// shard is born no earlier than what its replica here has applied. For that shard alone, because
 /// the others would refuse it as born in their future.
-fn open_session(core: &Shared, request: &OpenSessionRequest) -> OpenSessionResponse {
-    let clock = LogTime::from_millis(core.clocks.median_ms(core.clock.moment()));
-    let shard = core.engine.shards().get(GroupId(request.shard)).filter(|_| request.shard != 0);
+fn open_session(shared: &Shared, request: &OpenSessionRequest) -> OpenSessionResponse {
+    let clock = LogTime::from_millis(shared.clocks.median_ms(shared.clock.moment()));
+    let shard = shared.engine.shards().get(GroupId(request.shard)).filter(|_| request.shard != 0);
     let applied = shard.map_or(0, |shard| shard.reader.status().log_time);
     let wish = BirthWish {
         not_before: LogTime(request.not_before),
         not_after: LogTime(request.not_after),
     };
-    let id = core.sessions.mint(clock.max(LogTime(applied)), wish, rand::random());
+    let id = shared.sessions.mint(clock.max(LogTime(applied)), wish, rand::random());
     OpenSessionResponse {
         session_id: Bytes::copy_from_slice(id.as_bytes()),
         born: id.birth().0,

@@ -36,7 +36,7 @@ impl Level {
     ///
     /// # Errors
     /// BAD_LEVEL, BAD_TOKEN or TOKEN_FOREIGN; NOT_OFFERED for the levels that wait for ages.
-    pub fn of(core: &Shared, options: Option<&ReadOptions>) -> Result<Self, Failure> {
+    pub fn of(shared: &Shared, options: Option<&ReadOptions>) -> Result<Self, Failure> {
         let Some(options) = options else { return Ok(Self::Linearizable) };
         let Ok(level) = ReadLevel::try_from(options.level) else {
             let message = format!("read level {} is not one of this API", options.level);
@@ -47,7 +47,7 @@ impl Level {
             ReadLevel::Stale => Ok(Self::Stale),
             ReadLevel::Session => {
                 let token = options.token.clone().unwrap_or_default();
-                check_token(core, &token)?;
+                check_token(shared, &token)?;
                 Ok(Self::Session(token))
             }
             ReadLevel::Lease | ReadLevel::Bounded => Err(Failure::of(
@@ -66,7 +66,7 @@ impl Level {
     }
 }
 
-fn check_token(core: &Shared, token: &SessionToken) -> Result<(), Failure> {
+fn check_token(shared: &Shared, token: &SessionToken) -> Result<(), Failure> {
     if token.parts.len() > TOKEN_PARTS_MAX {
         let message =
             format!("the token has {} parts; the limit is {TOKEN_PARTS_MAX}", token.parts.len());
@@ -80,9 +80,9 @@ fn check_token(core: &Shared, token: &SessionToken) -> Result<(), Failure> {
         let message = format!("the token names shard {} twice", twice.shard);
         return Err(Failure::of(Reason::BadToken, message));
     }
-    let history = core.map.get().map_or_else(Bytes::new, |map| map.proto().history.clone());
+    let history = shared.map.get().map_or_else(Bytes::new, |map| map.proto().history.clone());
     let foreign = |ours: &Bytes, theirs: &Bytes| !theirs.is_empty() && theirs != ours;
-    if foreign(&core.cluster_id, &token.cluster_id) || foreign(&history, &token.history) {
+    if foreign(&shared.cluster_id, &token.cluster_id) || foreign(&history, &token.history) {
         let message = "the token is of another cluster, or of another history of this one";
         return Err(Failure::of(Reason::TokenForeign, message));
     }
@@ -102,43 +102,43 @@ pub enum Ready {
 /// # Errors
 /// The failure, for the caller to send.
 pub async fn get(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     request: GetRequest,
 ) -> Result<GetResponse, Failure> {
     let invalid = |invalid: crate::draft::Invalid| invalid.failure();
     check_key("key", &request.key).map_err(invalid)?;
     let keyspace = keyspace_id(&request.keyspace).map_err(invalid)?;
-    let level = Level::of(core, request.read.as_ref())?;
-    let map = core.map()?;
+    let level = Level::of(shared, request.read.as_ref())?;
+    let map = shared.map()?;
     let owner = map.shard_of(quorate_proto::hash::key_hash(&request.key));
-    route::check_hint(core, request.route.as_ref(), owner)?;
+    route::check_hint(shared, request.route.as_ref(), owner)?;
     let give_up = context.deadline.min(context.started + LEADER_TIMEOUT);
-    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
+    let shard = shared.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
     let Some(shard) = shard else {
-        return route::pass_to_replicas(core, context, owner, &request, give_up).await;
+        return route::pass_to_replicas(shared, context, owner, &request, give_up).await;
     };
-    match ready(core, context, &shard, &level).await? {
+    match ready(shared, context, &shard, &level).await? {
         Ready::Here(receipt) => {
             let key = RowKey::new(RowKind::User, keyspace, &request.key);
-            let row = row(core, context, &shard, key).await?;
-            respond(core, &shard, receipt, row)
+            let row = row(shared, context, &shard, key).await?;
+            respond(shared, &shard, receipt, row)
         }
         // This replica is behind and the leader is not. If the leader is unknown here, another
         // replica forwards the call.
         Ready::AskLeader => {
-            route::pass_to_replicas(core, context, owner, &request, context.deadline).await
+            route::pass_to_replicas(shared, context, owner, &request, context.deadline).await
         }
     }
 }
 
 fn respond(
-    core: &Shared,
+    shared: &Shared,
     shard: &Shard,
     receipt: Receipt,
     row: Option<Bytes>,
 ) -> Result<GetResponse, Failure> {
-    let token = Some(core.token(&receipt));
+    let token = Some(shared.token(&receipt));
     let receipt = Some(receipt);
     let Some(row) = row else {
         return Ok(GetResponse { found: false, receipt, token, ..GetResponse::default() });
@@ -163,7 +163,7 @@ fn respond(
 /// # Errors
 /// NO_LEADER, READ_TIMEOUT or TOKEN_AHEAD.
 pub async fn ready(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     shard: &Shard,
     level: &Level,
@@ -171,12 +171,12 @@ pub async fn ready(
     match level {
         Level::Stale => {}
         Level::Linearizable => {
-            let index = read_index(core, context, shard).await?;
+            let index = read_index(shared, context, shard).await?;
             wait_applied(context, shard, index).await?;
         }
         Level::Session(token) => {
             let wanted = Index(token.index_of(shard.group.0));
-            if !wait_for_token(core, context, shard, wanted).await? {
+            if !wait_for_token(shared, context, shard, wanted).await? {
                 return Ok(Ready::AskLeader);
             }
         }
@@ -184,19 +184,19 @@ pub async fn ready(
     let term = shard.leadership().term;
     // Taken before the row is read: the row may be newer than the receipt says, never older.
     let index = shard.reader.applied();
-    Ok(Ready::Here(core.receipt(shard, level.delivered(), term, index)))
+    Ok(Ready::Here(shared.receipt(shard, level.delivered(), term, index)))
 }
 
 /// The index that a linearizable read of this shard has to see (Raft thesis §6.4).
-async fn read_index(core: &Shared, context: &Context, shard: &Shard) -> Result<Index, Failure> {
+async fn read_index(shared: &Shared, context: &Context, shard: &Shard) -> Result<Index, Failure> {
     let give_up = context.deadline.min(context.started + LEADER_TIMEOUT);
     let mut leadership = shard.watch_leadership();
     loop {
         let place = route::leader_of(shard, *leadership.borrow_and_update());
         if place != LeaderLocation::Unknown {
             let (grant, granted) = oneshot::channel();
-            if !core.engine.read(ReadRequest { group: shard.group, grant }) {
-                core.metrics.shed("reads").inc();
+            if !shared.engine.read(ReadRequest { group: shard.group, grant }) {
+                shared.metrics.shed("reads").inc();
                 let message = "too many requests wait in this node; try again";
                 return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));
             }
@@ -226,7 +226,7 @@ async fn wait_applied(context: &Context, shard: &Shard, index: Index) -> Result<
 /// Waits up to half of the time for the token's index; false = this replica is behind, and the
 /// leader should be asked.
 async fn wait_for_token(
-    core: &Shared,
+    shared: &Shared,
     context: &Context,
     shard: &Shard,
     wanted: Index,
@@ -235,7 +235,7 @@ async fn wait_for_token(
         return Ok(true);
     }
     if shard.leadership().leader == Some(shard.replica.node) {
-        let committed = read_index(core, context, shard).await?;
+        let committed = read_index(shared, context, shard).await?;
         if committed < wanted {
             let message = format!(
                 "the token names index {wanted} of shard {}, whose leader has committed only \
@@ -259,7 +259,7 @@ async fn wait_for_token(
 /// READ_TIMEOUT when the disk takes too long, REPLICA_DAMAGED for a row that does not decode; a
 /// failed disk ends the process.
 pub async fn row(
-    core: &Shared,
+    shared: &Shared,
     context: &Context,
     shard: &Arc<Shard>,
     key: RowKey,
@@ -272,7 +272,7 @@ pub async fn row(
     let reader = shard.reader.clone();
     match from_disk(context, move || reader.get(&key)).await {
         Ok(Ok(row)) => Ok(row),
-        Ok(Err(error)) => Err(storage_failure(core, shard, &error)),
+        Ok(Err(error)) => Err(storage_failure(shared, shard, &error)),
         Err(failure) => Err(Failure { shard: shard.group.0, ..failure }),
     }
 }
@@ -290,9 +290,9 @@ async fn from_disk<T: Send + 'static>(
 }
 
 /// What a failed read of the storage means for its call.
-pub fn storage_failure(core: &Shared, shard: &Shard, error: &StorageError) -> Failure {
+pub fn storage_failure(shared: &Shared, shard: &Shard, error: &StorageError) -> Failure {
     if error.is_fatal() {
-        core.engine.fail(error);
+        shared.engine.fail(error);
     }
     shard.set_damaged(&error.to_string());
     damaged_failure(shard)

@@ -51,7 +51,7 @@ pub fn leader_of(shard: &Shard, leadership: Leadership) -> LeaderLocation {
 /// # Errors
 /// WRONG_SHARD when a part that is given is not so.
 pub fn check_hint(
-    core: &Shared,
+    shared: &Shared,
     hint: Option<&RouteHint>,
     owner: &MapShard,
 ) -> Result<(), Failure> {
@@ -64,11 +64,11 @@ pub fn check_hint(
         };
         Err(failure)
     };
-    if !hint.cluster_id.is_empty() && hint.cluster_id != core.cluster_id {
+    if !hint.cluster_id.is_empty() && hint.cluster_id != shared.cluster_id {
         return wrong(format!(
             "the request is for cluster {}, this is cluster {}",
             hex::encode(&hint.cluster_id),
-            hex::encode(&core.cluster_id)
+            hex::encode(&shared.cluster_id)
         ));
     }
     if hint.shard != 0 && hint.shard != owner.id {
@@ -110,11 +110,11 @@ pub async fn wait_for_change(
 /// The other nodes with a replica of a shard: the leader first where it is known, then in the order
 /// of the map, which begins with the preferred leader.
 #[must_use]
-pub fn other_replicas(core: &Shared, owner: &MapShard) -> Vec<NodeId> {
-    let shard = core.engine.shards().get(GroupId(owner.id));
+pub fn other_replicas(shared: &Shared, owner: &MapShard) -> Vec<NodeId> {
+    let shard = shared.engine.shards().get(GroupId(owner.id));
     let leader = shard.and_then(|shard| shard.leadership().leader);
     let mut nodes: Vec<NodeId> = owner.replicas.iter().map(|r| NodeId(r.node_id)).collect();
-    nodes.retain(|node| *node != core.node);
+    nodes.retain(|node| *node != shared.node);
     nodes.sort_by_key(|node| Some(*node) != leader);
     nodes
 }
@@ -124,15 +124,15 @@ pub fn other_replicas(core: &Shared, owner: &MapShard) -> Vec<NodeId> {
 /// # Errors
 /// The failure of the node that was reached, or NO_LEADER when none was.
 pub async fn pass_to_replicas<R: Forward>(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     owner: &MapShard,
     request: &R,
     give_up: Instant,
 ) -> Result<R::Response, Failure> {
     let mut last = String::from("no other node holds a replica");
-    for node in other_replicas(core, owner) {
-        match pass(core, context, node, request).await {
+    for node in other_replicas(shared, owner) {
+        match pass(shared, context, node, request).await {
             Forwarded::Answered(answer) => return Ok(answer),
             Forwarded::Failed(failure) => return Err(failure),
             Forwarded::NotSent(failure) => last = failure.message,
@@ -148,16 +148,16 @@ pub async fn pass_to_replicas<R: Forward>(
 
 /// Passes a call on to a node that the map names.
 pub async fn pass<R: Forward>(
-    core: &Shared,
+    shared: &Shared,
     context: &Context,
     node: NodeId,
     request: &R,
 ) -> Forwarded<R::Response> {
-    let map = core.map.get();
+    let map = shared.map.get();
     let Some(address) = map.as_ref().and_then(|map| map.node(node)) else {
         let message = format!("the map does not know node {node}");
         return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
     };
-    core.metrics.calls.forwarded.inc();
-    core.forward.pass(context, node, &address.peer_address, request.clone()).await
+    shared.metrics.calls.forwarded.inc();
+    shared.forward.pass(context, node, &address.peer_address, request.clone()).await
 }

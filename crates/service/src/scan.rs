@@ -45,38 +45,38 @@ pub fn only_shard(metadata: &MetadataMap) -> Option<GroupId> {
 /// # Errors
 /// What is wrong with the request, or the failure of a shard that cannot be read at the level.
 pub async fn scan(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     request: ScanRequest,
     only: Option<GroupId>,
 ) -> Result<impl Stream<Item = Result<ScanResponse, Failure>> + Send + use<>, Failure> {
-    let plan = Plan::of(core, &request)?;
-    let level = Level::of(core, request.read.as_ref())?;
-    let map = core.map()?;
+    let plan = Plan::of(shared, &request)?;
+    let level = Level::of(shared, request.read.as_ref())?;
+    let map = shared.map()?;
     if let Some(route) = &request.route {
         let route = quorate_proto::v1::RouteHint { shard: 0, ..route.clone() };
         // Only the cluster is checked: a scan is of all shards.
         if let Some(first) = map.shards().first() {
-            route::check_hint(core, Some(&route), first)?;
+            route::check_hint(shared, Some(&route), first)?;
         }
     }
     let owners = map.shards().iter().filter(|shard| only.is_none_or(|only| only.0 == shard.id));
-    let sources = owners.map(|owner| open(core, context, &level, &request, &plan, owner));
+    let sources = owners.map(|owner| open(shared, context, &level, &request, &plan, owner));
     let opened = try_join_all(sources).await?;
     if let Some(only) = only.filter(|_| opened.is_empty()) {
         let message = format!("this node's map has no shard {}", only.0);
         return Err(Failure::of(Reason::WrongShard, message));
     }
     // Only when all can be read: a pin does not wait for another shard.
-    let sources = opened.into_iter().map(|opened| opened.pin(core, &plan));
+    let sources = opened.into_iter().map(|opened| opened.pin(shared, &plan));
     let sources = sources.collect::<Result<_, _>>()?;
-    Ok(answers(core, context, plan, sources, only.is_some()))
+    Ok(answers(shared, context, plan, sources, only.is_some()))
 }
 
 /// Begins the merge; its messages follow. The last one has a place of its own, so that the merge
 /// can end when it must, however slowly it is read.
 pub(super) fn answers(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     plan: Plan,
     sources: Vec<Source>,
@@ -84,8 +84,8 @@ pub(super) fn answers(
 ) -> impl Stream<Item = Result<ScanResponse, Failure>> + Send + use<> {
     let (sender, waiting) = mpsc::channel(ANSWERS_WAITING);
     let (end, ended) = oneshot::channel();
-    let merge = Merge::new(core.clone(), context.clone(), plan, sources, sender, between_nodes);
-    let call = core.life.call();
+    let merge = Merge::new(shared.clone(), context.clone(), plan, sources, sender, between_nodes);
+    let call = shared.life.call();
     tokio::spawn(async move {
         let _call = call;
         // A reader that is gone wants no end.
@@ -108,7 +108,7 @@ enum Opened {
 
 impl Opened {
     /// Pins the shard, if it is of this node: another node has pinned its own.
-    fn pin(self, core: &Shared, plan: &Plan) -> Result<Source, Failure> {
+    fn pin(self, shared: &Shared, plan: &Plan) -> Result<Source, Failure> {
         let (shard, receipt) = match self {
             Self::Here(shard, receipt) => (shard, receipt),
             Self::There(there) => return Ok(Source::There(there)),
@@ -116,11 +116,11 @@ impl Opened {
         let group = shard.group.0;
         let pin = shard.reader.pin().map_err(|error| match error {
             quorate_storage::StorageError::TooManyPins { .. } => {
-                core.metrics.shed("scan pins").inc();
+                shared.metrics.shed("scan pins").inc();
                 let message = format!("too many scans of shard {group} are under way; try again");
                 retry_after(Failure::of(Reason::Overloaded, message), 1_000)
             }
-            error => storage_failure(core, &shard, &error),
+            error => storage_failure(shared, &shard, &error),
         })?;
         let receipt = Receipt { index: pin.index().0, ..receipt };
         let rows = Box::new(pin.scan(&plan.range, plan.reverse));
@@ -129,30 +129,30 @@ impl Opened {
 }
 
 async fn open(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     level: &Level,
     request: &ScanRequest,
     plan: &Plan,
     owner: &MapShard,
 ) -> Result<Opened, Failure> {
-    let shard = core.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
+    let shard = shared.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
     let Some(shard) = shard else {
-        let nodes = route::other_replicas(core, owner);
-        return open_there(core, context, request, plan, owner, nodes.into_iter()).await;
+        let nodes = route::other_replicas(shared, owner);
+        return open_there(shared, context, request, plan, owner, nodes.into_iter()).await;
     };
-    match ready(core, context, &shard, level).await? {
+    match ready(shared, context, &shard, level).await? {
         Ready::Here(receipt) => Ok(Opened::Here(shard, receipt)),
         Ready::AskLeader => {
-            let nodes = route::other_replicas(core, owner);
-            open_there(core, context, request, plan, owner, nodes.into_iter()).await
+            let nodes = route::other_replicas(shared, owner);
+            open_there(shared, context, request, plan, owner, nodes.into_iter()).await
         }
     }
 }
 
 /// A scan of one shard on another node, at the same level and over what is left of the range.
 async fn open_there(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     request: &ScanRequest,
     plan: &Plan,
@@ -161,9 +161,9 @@ async fn open_there(
 ) -> Result<Opened, Failure> {
     let mut last = format!("no node with a replica of shard {} can be reached", owner.id);
     for node in nodes {
-        let map = core.map()?;
+        let map = shared.map()?;
         let Some(address) = map.node(node).map(|node| node.peer_address.clone()) else { continue };
-        let mut client = core.forward.client(node, &address)?;
+        let mut client = shared.forward.client(node, &address)?;
         let message = ScanRequest {
             prefix: Bytes::new(),
             start: plan.range.start.clone(),

@@ -271,43 +271,44 @@ pub fn duration(of: Duration) -> prost_types::Duration {
 /// The services' state once the node has it: before that, listeners answer STARTING or
 /// STORAGE_FAILED.
 #[derive(Clone, Default)]
-pub struct CoreCell {
-    core: Arc<ArcSwap<Option<Arc<Shared>>>>,
+pub struct SharedCell {
+    shared: Arc<ArcSwap<Option<Arc<Shared>>>>,
     /// The lifecycle of the node, from the start of the process on.
     pub life: Arc<Lifecycle>,
 }
 
-impl CoreCell {
-    /// Makes the core available to all services.
-    pub fn set(&self, core: Arc<Shared>) {
-        self.core.store(Arc::new(Some(core)));
+impl SharedCell {
+    /// Makes the shared state available to all services.
+    pub fn set(&self, shared: Arc<Shared>) {
+        self.shared.store(Arc::new(Some(shared)));
     }
 
-    /// The core, if the node is that far.
+    /// The shared state, if the node has opened its storage.
     #[must_use]
     pub fn get(&self) -> Option<Arc<Shared>> {
-        self.core.load().as_ref().clone()
+        self.shared.load().as_ref().clone()
     }
 
-    /// The core, or what the node waits for or failed at.
+    /// The shared state, or the phase that the node is in instead.
     ///
     /// # Errors
     /// STARTING, DRAINING or STORAGE_FAILED.
     pub fn serving(&self) -> Result<Arc<Shared>, Failure> {
-        if let Some(core) = self.get() {
-            core.check_serving()?;
-            return Ok(core);
+        if let Some(shared) = self.get() {
+            shared.check_serving()?;
+            return Ok(shared);
         }
         self.open()
     }
 
-    /// The core as soon as the storage is open: enough for a stale read, which always answers.
+    /// The shared state as soon as the storage is open: enough for a stale read, which always
+    /// answers.
     ///
     /// # Errors
     /// STARTING, or STORAGE_FAILED where it never will be.
     pub fn open(&self) -> Result<Arc<Shared>, Failure> {
-        if let Some(core) = self.get() {
-            return Ok(core);
+        if let Some(shared) = self.get() {
+            return Ok(shared);
         }
         let detail = self.life.detail();
         Err(match self.life.phase() {

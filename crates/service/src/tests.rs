@@ -41,7 +41,7 @@ use super::kv::KvService;
 use super::scan::{self, Plan, Source, There, answers};
 use crate::draft::RequestLimits;
 use crate::metrics::ServiceMetrics;
-use crate::shared::{CoreCell, Shared};
+use crate::shared::{Shared, SharedCell};
 
 const CLUSTER: [u8; 16] = [7; 16];
 /// Threads of the runtime that may wait for the disk, and how many of them scans may have.
@@ -59,7 +59,7 @@ impl Outbox for NoPeers {
 
 /// Node 1 of a map holds the one replica of its one shard; the others pass everything on to it.
 struct Node {
-    core: Arc<Shared>,
+    shared: Arc<Shared>,
     kv: KvService,
     orders: mpsc::Receiver<quorate_engine::SnapshotOrder>,
     dir: tempfile::TempDir,
@@ -112,8 +112,8 @@ impl Node {
         let shard = replica_init(GroupId(1), &replicas, NodeId(id), HashRange::ALL, 1);
         create_replicas(&sled, &budget, &engine, NodeId(id), shard.into_iter().collect())
             .expect("its replicas");
-        let cell = CoreCell::default();
-        let core = Arc::new(Shared {
+        let cell = SharedCell::default();
+        let shared = Arc::new(Shared {
             node: config.node_id,
             cluster_id: CLUSTER.to_vec().into(),
             engine,
@@ -131,10 +131,10 @@ impl Node {
             clocks: Arc::default(),
             config,
         });
-        core.life.enter(NodePhase::Ready, "");
-        cell.set(core.clone());
-        let kv = KvService::new(Calls::new(cell, core.metrics.clone()));
-        Self { core, kv, orders, dir }
+        shared.life.enter(NodePhase::Ready, "");
+        cell.set(shared.clone());
+        let kv = KvService::new(Calls::new(cell, shared.metrics.clone()));
+        Self { shared, kv, orders, dir }
     }
 
     async fn put(&self, key: &str, value: Vec<u8>) {
@@ -144,12 +144,12 @@ impl Node {
     }
 
     async fn scan(&self, timeout: &str, request: ScanRequest) -> Messages {
-        let scan = scan::scan(&self.core, &context(timeout), request, None).await;
+        let scan = scan::scan(&self.shared, &context(timeout), request, None).await;
         Box::pin(scan.expect("it begins"))
     }
 
     fn stop(self) {
-        self.core.engine.stop();
+        self.shared.engine.stop();
         drop((self.orders, self.dir));
     }
 }
@@ -229,7 +229,7 @@ fn scans_that_nobody_reads_hold_no_thread_and_end_their_page_in_time() {
         assert_eq!((whole.0.len(), whole.1.next_page_token.len()), (keys.len(), 0));
         // Past their time the pins are gone, though no row was read.
         tokio::time::sleep(Duration::from_secs(2).saturating_sub(begun.elapsed())).await;
-        while node.core.life.calls() > 0 {
+        while node.shared.life.calls() > 0 {
             assert!(begun.elapsed() < Duration::from_secs(4), "a scan is still under way");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -276,12 +276,12 @@ fn a_page_ends_where_another_node_ended_its_own() {
     run(|node| async {
         for (count_only, rows) in [(false, 3), (true, 0)] {
             let request = ScanRequest { count_only, ..ScanRequest::default() };
-            let plan = Plan::of(&node.core, &request).expect("a plan");
+            let plan = Plan::of(&node.shared, &request).expect("a plan");
             let sources = vec![
                 there(vec![message(&["a"]), last_message(1, &["c"], b"more")]),
                 there(vec![last_message(2, &["b", "d", "e"], b"")]),
             ];
-            let scan = answers(&node.core, &context("2S"), plan, sources, false);
+            let scan = answers(&node.shared, &context("2S"), plan, sources, false);
             let (keys, last) = page(Box::pin(scan)).await;
             // Whether the first node has a row before "d" is not known.
             assert_eq!(keys, ["a", "b", "c"][..rows]);
@@ -301,8 +301,8 @@ fn a_node_that_falls_silent_ends_the_page_or_fails_the_scan() {
             vec![Source::There(There::new(Box::pin(rows)))]
         };
         let begin = |sources| {
-            let plan = Plan::of(&node.core, &ScanRequest::default()).expect("a plan");
-            Box::pin(answers(&node.core, &context("300m"), plan, sources, false))
+            let plan = Plan::of(&node.shared, &ScanRequest::default()).expect("a plan");
+            Box::pin(answers(&node.shared, &context("300m"), plan, sources, false))
         };
         let with_receipts = ScanResponse {
             receipts: vec![Receipt { shard: 1, ..Receipt::default() }],
@@ -327,7 +327,7 @@ fn a_node_that_falls_silent_ends_the_page_or_fails_the_scan() {
 fn a_scan_that_gets_no_thread_in_time_is_refused() {
     run(|node| async {
         node.put("key", vec![1]).await;
-        let threads = node.core.scan_threads.clone();
+        let threads = node.shared.scan_threads.clone();
         let busy = threads.acquire_many_owned(SCAN_THREADS as u32).await.expect("all of them");
         let mut refused = node.scan("200m", ScanRequest::default()).await;
         let failure = refused.next().await.expect("an answer").expect_err("no thread was free");
@@ -372,7 +372,7 @@ fn a_scan_through_another_node_is_the_same_scan() {
 
         let mut too_far = context("5S");
         too_far.hops = HOPS_MAX;
-        let refused = scan::scan(&asked.core, &too_far, all(), None).await.err();
+        let refused = scan::scan(&asked.shared, &too_far, all(), None).await.err();
         assert_eq!(refused.expect("it goes no further").reason(), Reason::NoLeader);
         server.abort();
         asked.stop();

@@ -30,22 +30,22 @@ pub enum Written<T> {
 /// # Errors
 /// Every failure says what is known of the outcome.
 pub async fn write<R: Forward>(
-    core: &Arc<Shared>,
+    shared: &Arc<Shared>,
     context: &Context,
     request: &R,
     hint: Option<&RouteHint>,
     mut draft: CommandDraft,
     is_delete: bool,
 ) -> Result<Written<R::Response>, Failure> {
-    let map = core.map()?;
+    let map = shared.map()?;
     let owner = draft.shard_in(map.shards()).map_err(|invalid| invalid.failure())?;
     let owner =
         owner.ok_or_else(|| Failure::of(Reason::Internal, "the map does not own the key"))?;
-    route::check_hint(core, hint, owner)?;
+    route::check_hint(shared, hint, owner)?;
     let group = GroupId(owner.id);
     let give_up = context.deadline.min(context.started + LEADER_TIMEOUT);
-    let Some(shard) = core.engine.shards().get(group) else {
-        let answer = route::pass_to_replicas(core, context, owner, request, give_up).await?;
+    let Some(shard) = shared.engine.shards().get(group) else {
+        let answer = route::pass_to_replicas(shared, context, owner, request, give_up).await?;
         return Ok(Written::Elsewhere(answer));
     };
     let mut leadership = shard.watch_leadership();
@@ -53,14 +53,14 @@ pub async fn write<R: Forward>(
         let place = route::leader_of(&shard, *leadership.borrow_and_update());
         let missing = match place {
             LeaderLocation::Here => {
-                core.check_room(is_delete)?;
+                shared.check_room(is_delete)?;
                 let payload = draft.encode(shard.group.0, shard.epoch);
-                match propose(core, context, &shard, payload, draft.write_key()).await? {
+                match propose(shared, context, &shard, payload, draft.write_key()).await? {
                     Some((receipt, answer)) => return Ok(Written::Here(receipt, answer)),
                     None => "its leader has just changed".to_owned(),
                 }
             }
-            LeaderLocation::At(node) => match pass(core, context, node, request).await {
+            LeaderLocation::At(node) => match pass(shared, context, node, request).await {
                 Forwarded::Answered(answer) => return Ok(Written::Elsewhere(answer)),
                 Forwarded::Failed(failure) => return Err(failure),
                 Forwarded::NotSent(failure) => failure.message,
@@ -79,7 +79,7 @@ pub async fn write<R: Forward>(
 
 /// Proposes once; `None` = it was certainly not proposed, and asking the new leader is safe.
 async fn propose(
-    core: &Shared,
+    shared: &Shared,
     context: &Context,
     shard: &Shard,
     payload: bytes::Bytes,
@@ -88,8 +88,8 @@ async fn propose(
     let (sender, receiver) = oneshot::channel();
     let started = std::time::Instant::now();
     let proposal = Proposal { group: shard.group, payload, write, answer: sender };
-    if core.engine.propose(proposal).is_err() {
-        core.metrics.shed("proposals").inc();
+    if shared.engine.propose(proposal).is_err() {
+        shared.metrics.shed("proposals").inc();
         let message = "too many requests wait to be proposed; try again";
         return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));
     }
@@ -101,9 +101,9 @@ async fn propose(
     };
     match answer {
         Answer::Applied { at: LogId { term, index }, answer, .. } => {
-            core.metrics.calls.proposal_seconds.observe_duration(started.elapsed());
+            shared.metrics.calls.proposal_seconds.observe_duration(started.elapsed());
             let level = quorate_proto::v1::ReadLevel::Linearizable;
-            Ok(Some((core.receipt(shard, level, term, index), answer)))
+            Ok(Some((shared.receipt(shard, level, term, index), answer)))
         }
         Answer::Refused(
             RefusedProposal::NotLeader(_)
@@ -112,7 +112,7 @@ async fn propose(
             | RefusedProposal::NoReplica,
         ) => Ok(None),
         Answer::Refused(RefusedProposal::Full) => {
-            core.metrics.shed("uncommitted").inc();
+            shared.metrics.shed("uncommitted").inc();
             let message = "too much is proposed and not yet committed; try again";
             Err(retry_after(Failure::of(Reason::Overloaded, message), 100))
         }

@@ -17,7 +17,12 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reports how much of the disk is used, and gives leaderships away when the reserve is reached. The
 /// level itself is noted with each barrier, by whoever has one.
-pub(crate) async fn keep(core: Arc<Shared>, metrics: Arc<Metrics>, health: Health, sled: Database) {
+pub(crate) async fn keep(
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    health: Health,
+    sled: Database,
+) {
     let mut before = DiskLevel::Ok;
     let mut interval = tokio::time::interval(POLL_INTERVAL);
     loop {
@@ -34,22 +39,22 @@ pub(crate) async fn keep(core: Arc<Shared>, metrics: Arc<Metrics>, health: Healt
             }
             Err(_) => return,
         };
-        let level = core.disk.level();
+        let level = shared.disk.level();
         if before != level {
             let (free, reserve) = (space.free, space.reserve());
-            let room = core.disk.room();
+            let room = shared.disk.room();
             warn!(free, room, reserve, ?level, ?before, "disk: the reserve was crossed");
         }
         if before == DiskLevel::Ok && level > DiskLevel::Ok {
             // Once for each time: where all nodes run short together, nobody is better off.
-            give_all_away(&core).await;
+            give_all_away(&shared).await;
         }
         before = level;
         let low = level > DiskLevel::Ok;
         metrics.node.disk_used_bytes.set(used as i64);
         metrics.node.disk_free_bytes.set(space.free as i64);
-        metrics.node.log_bytes.set(core.engine.log_progress().stored_bytes() as i64);
-        metrics.node.delta_bytes.set(core.budget.used() as i64);
+        metrics.node.log_bytes.set(shared.engine.log_progress().stored_bytes() as i64);
+        metrics.node.delta_bytes.set(shared.budget.used() as i64);
         health.set_disk(disk_status(used, &space, low));
     }
 }

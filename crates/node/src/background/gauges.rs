@@ -15,23 +15,23 @@ use crate::peers::{ClockWatch, Finding};
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.
-pub async fn keep(core: Arc<Shared>, metrics: Arc<Metrics>, transport: Transport) {
+pub async fn keep(shared: Arc<Shared>, metrics: Arc<Metrics>, transport: Transport) {
     let mut interval = tokio::time::interval(POLL_INTERVAL);
     let mut watch = ClockWatch::default();
     loop {
         interval.tick().await;
-        groups(&core, &metrics.node).await;
+        groups(&shared, &metrics.node).await;
         peers(&metrics, &transport);
-        clock_offsets(&metrics, &core.clocks);
-        let ahead_ms = core.clocks.recent_ms(core.clock.moment());
-        watch.look(core.node, ahead_ms).iter().for_each(Finding::log);
+        clock_offsets(&metrics, &shared.clocks);
+        let ahead_ms = shared.clocks.recent_ms(shared.clock.moment());
+        watch.look(shared.node, ahead_ms).iter().for_each(Finding::log);
         let queue = metrics.queue("engine");
-        queue.bytes.set(core.engine.queued_bytes() as i64);
+        queue.bytes.set(shared.engine.queued_bytes() as i64);
     }
 }
 
-async fn groups(core: &Shared, metrics: &NodeMetrics) {
-    let shards = core.engine.shards().all();
+async fn groups(shared: &Shared, metrics: &NodeMetrics) {
+    let shards = shared.engine.shards().all();
     let (mut leaders, mut leaderless, mut sessions) = (0, 0, 0);
     for shard in shards.values() {
         let leadership = shard.leadership();
@@ -44,7 +44,7 @@ async fn groups(core: &Shared, metrics: &NodeMetrics) {
     metrics.groups_without_leader.set(leaderless);
     metrics.sessions.set(sessions);
     let (mut apply_lag, mut replication_lag) = (0, 0);
-    for (group, status) in core.engine.status().await {
+    for (group, status) in shared.engine.status().await {
         let Some(shard) = shards.get(&group) else { continue };
         apply_lag = apply_lag.max(status.commit.0.saturating_sub(shard.gate.applied().0));
         let behind = status.progress.iter().map(|other| status.last.index.0 - other.matched.0);

@@ -16,17 +16,17 @@ const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Waits until the node has caught up once with what it can hear of, and says so.
-pub async fn become_ready(core: Arc<Shared>) {
+pub async fn become_ready(shared: Arc<Shared>) {
     let started = Instant::now();
     let mut said = 0;
-    while !matches!(core.life.phase(), NodePhase::Draining | NodePhase::StorageFailed) {
-        let waiting = match caught_up(&core).await {
+    while !matches!(shared.life.phase(), NodePhase::Draining | NodePhase::StorageFailed) {
+        let waiting = match caught_up(&shared).await {
             None => "the cluster map is not here yet".to_owned(),
             Some((have, all)) => {
                 // One shard without a quorum must not keep the node from serving the others.
                 let patient = started.elapsed() < CATCH_UP_TIMEOUT;
                 if (have == all || !patient)
-                    && core.life.advance(NodePhase::Starting, NodePhase::Ready, "")
+                    && shared.life.advance(NodePhase::Starting, NodePhase::Ready, "")
                 {
                     info!("node: serving");
                 }
@@ -37,7 +37,7 @@ pub async fn become_ready(core: Arc<Shared>) {
                 format!("{have} of {all} shards have leaders and are caught up here")
             }
         };
-        core.life.advance(NodePhase::Starting, NodePhase::Starting, waiting.as_str());
+        shared.life.advance(NodePhase::Starting, NodePhase::Starting, waiting.as_str());
         if started.elapsed().as_secs() / 2 > said {
             said = started.elapsed().as_secs() / 2;
             info!("waiting: {waiting}");
@@ -49,11 +49,11 @@ pub async fn become_ready(core: Arc<Shared>) {
 /// How many of this node's replicas know a leader and have applied what they know to be committed,
 /// and how many there should be, group 0 not counted; a node may hold none. `None` before there is
 /// a map.
-async fn caught_up(core: &Shared) -> Option<(usize, usize)> {
-    let map = core.map.get()?;
-    let here = core.engine.shards().all();
-    let status: BTreeMap<_, _> = core.engine.status().await.into_iter().collect();
-    let me = core.node.0;
+async fn caught_up(shared: &Shared) -> Option<(usize, usize)> {
+    let map = shared.map.get()?;
+    let here = shared.engine.shards().all();
+    let status: BTreeMap<_, _> = shared.engine.status().await.into_iter().collect();
+    let me = shared.node.0;
     let mine = map.shards().iter().filter(|s| s.replicas.iter().any(|r| r.node_id == me));
     let (mut have, mut all) = (0, 0);
     for shard in mine {

@@ -35,29 +35,29 @@ const DEPARTURES_MAX: usize = 2;
 const FLEE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Hands leaderships to their preferred nodes, and away from this one while its disk is slow.
-pub async fn keep(core: Arc<Shared>, peers: Arc<Peers>) {
-    let slow_disk = core.config.election_max;
+pub async fn keep(shared: Arc<Shared>, peers: Arc<Peers>) {
+    let slow_disk = shared.config.election_max;
     let mut looked = Instant::now();
     let mut fled: Option<Instant> = None;
     let (mut preferred, mut relieved) = (SentOff::default(), SentOff::default());
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
-        if core.life.phase() == NodePhase::Draining {
+        if shared.life.phase() == NodePhase::Draining {
             // The drain alone decides now: a preference for another node would undo it there.
             continue;
         }
-        if core.engine.log_busy_for().is_some_and(|busy| busy > slow_disk) {
+        if shared.engine.log_busy_for().is_some_and(|busy| busy > slow_disk) {
             if fled.is_none_or(|fled| fled.elapsed() >= FLEE_INTERVAL) {
                 fled = Some(Instant::now());
                 warn!("disk: slower than an election timeout, giving leaderships away");
-                give_all_away(&core).await;
+                give_all_away(&shared).await;
             }
             continue;
         }
-        relieve(&core.engine, &mut relieved).await;
+        relieve(&shared.engine, &mut relieved).await;
         if looked.elapsed() >= PREFER_INTERVAL {
             looked = Instant::now();
-            prefer(&core, &peers, &mut preferred).await;
+            prefer(&shared, &peers, &mut preferred).await;
         }
     }
 }
@@ -90,32 +90,32 @@ async fn relieve(engine: &Engine, sent: &mut SentOff) {
     }
 }
 
-async fn prefer(core: &Shared, peers: &Peers, sent: &mut SentOff) {
-    let Some(map) = core.map.get() else { return };
+async fn prefer(shared: &Shared, peers: &Peers, sent: &mut SentOff) {
+    let Some(map) = shared.map.get() else { return };
     let connected = peers.connected();
     let settled = |node: NodeId| {
         let since = connected.get(&node).map(|(_, since)| *since);
         since.filter(|since| since.elapsed() >= SETTLED_AFTER)
     };
-    if !leads_any(core.engine.shards()) {
+    if !leads_any(shared.engine.shards()) {
         return;
     }
-    for (group, status) in core.engine.status().await {
+    for (group, status) in shared.engine.status().await {
         let replicas = match group {
             GroupId(0) => Some(&map.proto().meta_replicas),
             group => map.shard(group).map(|shard| &shard.replicas),
         };
         let Some(preferred) = replicas.and_then(|replicas| replicas.first()) else { continue };
         let (replica, node) = (ReplicaId(preferred.replica_id), NodeId(preferred.node_id));
-        let serves = core.engine.shards().get(group).is_some_and(|shard| shard.serves());
-        if node == core.node || !serves || !caught_up(&status, replica) {
+        let serves = shared.engine.shards().get(group).is_some_and(|shard| shard.serves());
+        if node == shared.node || !serves || !caught_up(&status, replica) {
             continue;
         }
         if settled(node).is_some_and(|since| sent.may_offer(group, since)) {
             sent.note(group);
             debug!(shard = group.0, to = node.0, "leader: handing over to the preferred node");
             // The answer only says whether it began; the next look sees how it ended.
-            drop(core.engine.transfer(group, replica));
+            drop(shared.engine.transfer(group, replica));
         }
     }
 }
@@ -145,19 +145,19 @@ fn best_targets(status: &[(GroupId, Status)]) -> BTreeMap<GroupId, ReplicaId> {
 }
 
 /// Hands every leadership of this node to the replica that is furthest, where there is one.
-pub async fn give_all_away(core: &Shared) {
-    for (group, replica) in best_targets(&core.engine.status().await) {
-        drop(core.engine.transfer(group, replica));
+pub async fn give_all_away(shared: &Shared) {
+    for (group, replica) in best_targets(&shared.engine.status().await) {
+        drop(shared.engine.transfer(group, replica));
     }
 }
 
 /// Gives all leaderships away before the node goes down. With all nodes going at once there is
 /// nobody to keep them: a leadership that comes back too often stays here, and ends with the process.
-pub async fn drain(core: &Shared) {
+pub async fn drain(shared: &Shared) {
     let started = Instant::now();
     let mut departures = Departures::default();
     while started.elapsed() < DRAIN_TIMEOUT {
-        let status = core.engine.status().await;
+        let status = shared.engine.status().await;
         let terms: BTreeMap<GroupId, Term> =
             status.iter().map(|(group, status)| (*group, status.term)).collect();
         let mut targets = best_targets(&status);
@@ -167,7 +167,7 @@ pub async fn drain(core: &Shared) {
             break;
         }
         for (group, replica) in targets {
-            drop(core.engine.transfer(group, replica));
+            drop(shared.engine.transfer(group, replica));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -23,7 +23,7 @@ use crate::exit::Fatal;
 ///
 /// A failed write.
 pub(crate) fn open_replicas(
-    core: &Shared,
+    shared: &Shared,
     sled: &Database,
     formed: &Formed,
     stores: Vec<ShardStore>,
@@ -37,7 +37,7 @@ pub(crate) fn open_replicas(
     for store in stores {
         let (group, replica) = (store.header().group, store.header().replica);
         has_meta |= group == META;
-        match core.engine.add(store, recovered.remove(&(group, replica)), scrub_first) {
+        match shared.engine.add(store, recovered.remove(&(group, replica)), scrub_first) {
             Ok(shard) if scrub_first => waiting.push(shard),
             Ok(_) => {}
             Err(error) => {
@@ -55,10 +55,10 @@ pub(crate) fn open_replicas(
     has_meta |= damaged.contains(&META);
     let founders = formed.members.keys().map(|node| node.0);
     let replicas = replicas_of(&meta_replicas(founders));
-    let wanted = replica_init(META, &replicas, core.node, HashRange::ALL, 1);
+    let wanted = replica_init(META, &replicas, shared.node, HashRange::ALL, 1);
     // A map says that the cluster is past its first start: group 0 is then not made anew.
-    if let (false, None, Some(meta)) = (has_meta, core.map.get(), wanted) {
-        create_replicas(sled, &core.budget, &core.engine, core.node, vec![meta])
+    if let (false, None, Some(meta)) = (has_meta, shared.map.get(), wanted) {
+        create_replicas(sled, &shared.budget, &shared.engine, shared.node, vec![meta])
             .map_err(|error| Fatal::from(&error))?;
     }
     Ok(waiting)

@@ -56,7 +56,7 @@ impl Eq for Head {}
 
 /// A scan under way. It holds its pins for [`SCAN_TIME_MAX`] at most, whatever its reader does.
 pub(super) struct Merge {
-    core: Arc<Shared>,
+    shared: Arc<Shared>,
     context: Context,
     plan: Plan,
     sources: Vec<Source>,
@@ -91,7 +91,7 @@ enum Step {
 
 impl Merge {
     pub(super) fn new(
-        core: Arc<Shared>,
+        shared: Arc<Shared>,
         context: Context,
         plan: Plan,
         sources: Vec<Source>,
@@ -109,7 +109,7 @@ impl Merge {
             answer_bytes: 0,
             count: 0,
             bytes: 0,
-            core,
+            shared,
             context,
             plan,
             sources,
@@ -131,9 +131,9 @@ impl Merge {
     async fn messages(mut self) -> Result<Option<ScanResponse>, Failure> {
         while !self.answers.is_closed() {
             let patience = if self.count > 0 { self.page_until } else { self.pinned_until };
-            let threads = self.core.scan_threads.clone();
+            let threads = self.shared.scan_threads.clone();
             let Ok(Ok(thread)) = timeout_at(patience, threads.acquire_owned()).await else {
-                self.core.metrics.shed("scan threads").inc();
+                self.shared.metrics.shed("scan threads").inc();
                 let message = "too many scans are under way; try again";
                 let overloaded = Failure::of(Reason::Overloaded, message);
                 return self.end_early(retry_after(overloaded, 1_000));
@@ -173,7 +173,7 @@ impl Merge {
         for _ in 0..STEP_ROWS {
             // Only a heap with a row of every source knows the next row.
             while let Some(&source) = self.behind.last() {
-                match self.sources[source].next(&self.core, self.plan.keys_only)? {
+                match self.sources[source].next(&self.shared, self.plan.keys_only)? {
                     Next::Row(row) => {
                         self.heap.push(Head { row, source, reverse: self.plan.reverse });
                     }
@@ -238,7 +238,7 @@ impl Merge {
         answer.receipts = self.receipts();
         let mut token = SessionToken::default();
         for receipt in &answer.receipts {
-            let part = self.core.token(receipt);
+            let part = self.shared.token(receipt);
             if token.cluster_id.is_empty() {
                 token = part;
             } else if token.merge(&part).is_err() {

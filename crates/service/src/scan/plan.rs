@@ -22,7 +22,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn of(core: &Shared, request: &ScanRequest) -> Result<Self, Failure> {
+    pub(crate) fn of(shared: &Shared, request: &ScanRequest) -> Result<Self, Failure> {
         let invalid = |invalid: Invalid| invalid.failure();
         let keyspace = keyspace_id(&request.keyspace).map_err(invalid)?;
         let bad = |message: &str| Err(Failure::of(Reason::BadRequest, message));
@@ -57,7 +57,7 @@ impl Plan {
                 range.start = after_key(&token.last_key);
             }
         }
-        token.map_epoch = core.map.epoch();
+        token.map_epoch = shared.map.epoch();
         Ok(Plan {
             range,
             reverse: request.reverse,

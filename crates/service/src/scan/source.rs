@@ -49,12 +49,12 @@ pub(crate) enum Next {
 }
 
 impl Source {
-    pub(crate) fn next(&mut self, core: &Shared, keys_only: bool) -> Result<Next, Failure> {
+    pub(crate) fn next(&mut self, shared: &Shared, keys_only: bool) -> Result<Next, Failure> {
         match self {
             Self::Here { shard, rows, .. } => match rows.next() {
                 None => Ok(Next::End),
                 Some(Ok((key, record))) => row(shard, &key, record, keys_only).map(Next::Row),
-                Some(Err(error)) => Err(storage_failure(core, shard, &error)),
+                Some(Err(error)) => Err(storage_failure(shared, shard, &error)),
             },
             Self::There(there) => Ok(match (there.buffer.pop(), there.rest) {
                 (Some(row), _) => Next::Row(row),

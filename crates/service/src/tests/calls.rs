@@ -20,7 +20,7 @@ impl Young {
     fn new() -> Self {
         let mut registry = Registry::default();
         let metrics = Arc::new(ServiceMetrics::register(&mut registry));
-        let cell = CoreCell::default();
+        let cell = SharedCell::default();
         let calls = Calls::new(cell.clone(), metrics);
         let flags = BTreeMap::from([(Key::DataDir, "nowhere".to_owned())]);
         let layers = Layers::new(flags, &Environment::from_pairs([]), None).expect("the layers");
@@ -76,8 +76,8 @@ fn a_scan_is_counted_at_its_end_and_once() {
         node.put("key", vec![1]).await;
         let mut registry = Registry::default();
         let metrics = Arc::new(ServiceMetrics::register(&mut registry));
-        let cell = CoreCell::default();
-        cell.set(node.core.clone());
+        let cell = SharedCell::default();
+        cell.set(node.shared.clone());
         let kv = KvService::new(Calls::new(cell, metrics));
         let begin = async || {
             let scan = kv.scan(Request::new(ScanRequest::default())).await;
@@ -95,7 +95,7 @@ fn a_scan_is_counted_at_its_end_and_once() {
                 "method=Scan code=OK level=linearizable 1",
             ]
         );
-        let threads = node.core.scan_threads.clone();
+        let threads = node.shared.scan_threads.clone();
         let _busy = threads.acquire_many_owned(SCAN_THREADS as u32).await.expect("all of them");
         let mut request = Request::new(ScanRequest::default());
         request.set_timeout(Duration::from_millis(200));

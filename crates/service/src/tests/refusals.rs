@@ -178,30 +178,30 @@ impl Said {
 
 /// The service over a node's engine with another core.
 fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
-    let core = &node.core;
-    let cell = CoreCell::default();
+    let shared = &node.shared;
+    let cell = SharedCell::default();
     let mut changed = Shared {
-        config: core.config.clone(),
-        node: core.node,
-        cluster_id: core.cluster_id.clone(),
-        engine: core.engine.clone(),
-        map: core.map.clone(),
+        config: shared.config.clone(),
+        node: shared.node,
+        cluster_id: shared.cluster_id.clone(),
+        engine: shared.engine.clone(),
+        map: shared.map.clone(),
         forward: Forwarder::default(),
-        scan_threads: core.scan_threads.clone(),
-        sessions: SessionMint::new(core.node.0),
-        budget: core.budget.clone(),
-        limits: core.limits,
-        metrics: core.metrics.clone(),
+        scan_threads: shared.scan_threads.clone(),
+        sessions: SessionMint::new(shared.node.0),
+        budget: shared.budget.clone(),
+        limits: shared.limits,
+        metrics: shared.metrics.clone(),
         life: cell.life.clone(),
         disk: Arc::default(),
         damaged: Mutex::default(),
         clock: Clock,
-        clocks: core.clocks.clone(),
+        clocks: shared.clocks.clone(),
     };
     change(&mut changed);
     changed.life.enter(NodePhase::Ready, "");
     cell.set(Arc::new(changed));
-    KvService::new(Calls::new(cell, core.metrics.clone()))
+    KvService::new(Calls::new(cell, shared.metrics.clone()))
 }
 
 #[test]
@@ -209,13 +209,13 @@ fn a_refusal_before_the_proposal_speaks_of_an_attempt_where_there_is_a_session()
     run(|node| async move {
         let mut said = Said::default();
         let asked = Asked::bare();
-        let young = KvService::new(Calls::new(CoreCell::default(), node.core.metrics.clone()));
+        let young = KvService::new(Calls::new(SharedCell::default(), node.shared.metrics.clone()));
         said.at("before the storage is open", &young, &asked, Reason::Starting).await;
-        let broken = CoreCell::default();
+        let broken = SharedCell::default();
         broken.life.enter(NodePhase::StorageFailed, "sled/db is damaged");
-        let broken = KvService::new(Calls::new(broken, node.core.metrics.clone()));
+        let broken = KvService::new(Calls::new(broken, node.shared.metrics.clone()));
         said.at("without its storage", &broken, &asked, Reason::StorageFailed).await;
-        let life = node.core.life.clone();
+        let life = node.shared.life.clone();
         life.enter(NodePhase::Forming, "");
         said.at("while the cluster forms", &node.kv, &asked, Reason::Starting).await;
         life.enter(NodePhase::Draining, "");
@@ -223,16 +223,16 @@ fn a_refusal_before_the_proposal_speaks_of_an_attempt_where_there_is_a_session()
         said.at("while it goes down", &node.kv, &asked, Reason::Draining).await;
         life.enter(NodePhase::Ready, "");
 
-        let mapless = changed(&node, |core| core.map = MapCell::default());
+        let mapless = changed(&node, |shared| shared.map = MapCell::default());
         said.at("without a map", &mapless, &asked, Reason::Starting).await;
-        let full = changed(&node, |core| core.budget = Arc::new(DeltaBudget::new(0)));
+        let full = changed(&node, |shared| shared.budget = Arc::new(DeltaBudget::new(0)));
         said.at("behind the checkpoints", &full, &asked, Reason::Overloaded).await;
-        set_disk(&node.core, DiskLevel::Low);
+        set_disk(&node.shared, DiskLevel::Low);
         let freeing = [Method::Delete, Method::Cancel];
         said.at_but(&freeing, "on a low disk", &node.kv, &asked, Reason::DiskFull).await;
-        set_disk(&node.core, DiskLevel::Critical);
+        set_disk(&node.shared, DiskLevel::Critical);
         said.at("on a full disk", &node.kv, &asked, Reason::DiskFull).await;
-        set_disk(&node.core, DiskLevel::Ok);
+        set_disk(&node.shared, DiskLevel::Ok);
 
         let route = Some(RouteHint { shard: 99, ..RouteHint::default() });
         let elsewhere = Asked { route, ..asked.clone() };
@@ -273,7 +273,7 @@ fn a_leader_with_too_much_under_way_refuses_an_attempt() {
             assert_eq!((refused.reason(), refused.outcome()), (Reason::Overloaded, expected));
         }
         let large = vec![b'v'; 3 << 20].into();
-        let kv = changed(&node, |core| core.limits.value_bytes_max = 4 << 20);
+        let kv = changed(&node, |shared| shared.limits.value_bytes_max = 4 << 20);
         for (session, expected) in
             [(None, Outcome::NotApplied), (Some(session()), Outcome::AttemptNotApplied)]
         {
@@ -328,12 +328,12 @@ fn a_refusal_of_the_leader_keeps_its_outcome_on_its_way_through_another_node() {
         let (holder, asked, server) = served_and_asked().await;
         let mut said = Said::default();
         let write = Asked { timeout: "5S", ..Asked::bare() };
-        set_disk(&holder.core, DiskLevel::Critical);
+        set_disk(&holder.shared, DiskLevel::Critical);
         said.at("the leader's disk", &asked.kv, &write, Reason::DiskFull).await;
-        set_disk(&holder.core, DiskLevel::Ok);
-        holder.core.life.enter(NodePhase::Forming, "");
+        set_disk(&holder.shared, DiskLevel::Ok);
+        holder.shared.life.enter(NodePhase::Forming, "");
         said.at("the leader starts", &asked.kv, &write, Reason::Starting).await;
-        holder.core.life.enter(NodePhase::Ready, "");
+        holder.shared.life.enter(NodePhase::Ready, "");
         said.end(2);
 
         // What the session remembers stands for all attempts, wherever it is asked.
@@ -385,11 +385,11 @@ async fn what_a_session_remembers_is_final(kv: &KvService) {
 }
 
 /// Makes the node see so much free space, of a disk of 1 GiB, that its level is `level`.
-fn set_disk(core: &Shared, level: DiskLevel) {
+fn set_disk(shared: &Shared, level: DiskLevel) {
     let free = match level {
         DiskLevel::Ok => 1 << 30,
         DiskLevel::Low => 200 << 20,
         DiskLevel::Critical => 1 << 20,
     };
-    assert_eq!(core.disk.look(Space { total: 1 << 30, free }, 0), level);
+    assert_eq!(shared.disk.look(Space { total: 1 << 30, free }, 0), level);
 }

@@ -20,7 +20,7 @@ fn for_shard(shard: u64) -> OpenSessionRequest {
 fn others_differ(node: &Node, by_ms: i64) {
     let now = Clock.moment();
     for other in [2, 3] {
-        node.core.clocks.note(NodeId(other), now.wall_ms.saturating_add_signed(by_ms), now);
+        node.shared.clocks.note(NodeId(other), now.wall_ms.saturating_add_signed(by_ms), now);
     }
 }
 
@@ -34,7 +34,7 @@ fn a_session_is_born_at_the_median_of_the_clocks_that_the_node_knows() {
         for by_ms in [-3_000, 3_000, -(HOUR_MS as i64), HOUR_MS as i64] {
             let begun = Clock.unix_millis();
             // What was published before does not count any more.
-            node.core.clocks.publish(Clock.moment());
+            node.shared.clocks.publish(Clock.moment());
             others_differ(&node, by_ms);
             let born = born(&node, OpenSessionRequest::default()).await.millis();
             let median = born.saturating_add_signed(-by_ms);
@@ -49,7 +49,7 @@ fn a_session_is_born_at_the_median_of_the_clocks_that_the_node_knows() {
 fn a_session_for_a_shard_whose_log_is_ahead_is_born_at_its_log_time() {
     run(|node| async move {
         node.put("k", Vec::new()).await;
-        let shard = node.core.engine.shards().get(GroupId(1)).expect("it is here");
+        let shard = node.shared.engine.shards().get(GroupId(1)).expect("it is here");
         let ahead = LogTime(shard.reader.status().log_time);
         others_differ(&node, -(HOUR_MS as i64));
         assert_eq!(born(&node, for_shard(1)).await, ahead);
