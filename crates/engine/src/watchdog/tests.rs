@@ -44,6 +44,15 @@ impl HangingDisk {
     }
 }
 
+/// Ends the hang of a disk when it is dropped, so that a test that fails does not hang with it.
+struct Heals<'a>(&'a HangingDisk);
+
+impl Drop for Heals<'_> {
+    fn drop(&mut self) {
+        self.0.set_hangs(false);
+    }
+}
+
 /// What ended a process, of all tests of this file.
 static ENDS: Mutex<Vec<StorageError>> = Mutex::new(Vec::new());
 
@@ -73,10 +82,10 @@ fn expect_end(disk: &HangingDisk, node: &Node, file: &str, barrier: impl FnOnce(
     let dir = node.dir();
     assert!(why_ended(dir).is_none(), "it ends before the disk hangs");
     std::thread::scope(|scope| {
+        let _heals = Heals(disk);
         disk.set_hangs(true);
         scope.spawn(barrier);
         wait("the process ends", || why_ended(dir).is_some());
-        disk.set_hangs(false);
     });
     let error = why_ended(dir).unwrap();
     assert!(error.is_barrier_failure());
