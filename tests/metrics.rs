@@ -24,8 +24,8 @@ const SCANS: usize = 80;
 
 const SHARDS: u32 = 2;
 
-/// The names of the metrics that the code registers. A family without a series is not on the page of
-/// a node, so the page cannot say what is missing from it.
+/// The names of the metrics that the code registers. A family without a series is not on a node's
+/// page, so the page cannot say what is missing from it.
 fn registered() -> BTreeSet<String> {
     let read = |file: &str| fs::read_to_string(repository().join(file)).expect("a source file");
     let mut names = BTreeSet::new();

@@ -1,11 +1,11 @@
-//! The watchdog of barriers: a disk that hangs ends the process, and the other nodes continue without
-//! it.
+//! The watchdog of barriers: a disk that hangs ends the process, and the other nodes continue
+//! without it.
 //!
-//! It sees every sync of the data directory, whoever waits for it: the log (in the database or in
-//! files), checkpoints, snapshot installs, node records, `MARK`. Beside them it sees the log writer as
-//! a whole, which may also hang in a plain write. It has a thread of its own, which touches no disk and
-//! takes no lock that is held across a sync, and looks until the engine is dropped: the clean end has
-//! barriers too.
+//! It sees every sync of the data directory: those of the log (in the database or in files), of
+//! checkpoints, snapshot installs, node records and `MARK`. In addition it sees the log writer as a
+//! whole, which may also hang in a plain write. It has a thread of its own, which touches no disk
+//! and takes no lock that is held across a sync. It watches until the engine is dropped, because
+//! the clean end has barriers too.
 
 use std::io;
 use std::sync::Arc;
@@ -19,8 +19,7 @@ use crate::log_writer::LogProgress;
 
 /// A barrier that takes longer than this hangs.
 pub const BARRIER_MAX: Duration = Duration::from_secs(30);
-/// How often the watchdog looks, at the most; a shorter limit than [`BARRIER_MAX`] makes it look more
-/// often.
+/// The time between two checks; shorter where the limit is shorter than [`BARRIER_MAX`].
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the watchdog looks at.

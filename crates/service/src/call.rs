@@ -174,8 +174,7 @@ impl Calls {
     /// Begins a call that needs an open storage or a ready node. The drain waits for the guard.
     ///
     /// # Errors
-    ///
-    /// The status of a call that came too early or too late.
+    /// The status of a call before the node is ready, or while it drains.
     fn admit<R: HasOutcome>(
         &self,
         kind: Kind,

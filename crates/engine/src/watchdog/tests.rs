@@ -1,4 +1,4 @@
-//! Each barrier of a node, on a disk that hangs: the watchdog ends the process, whoever waits for it.
+//! Tests of the watchdog: each barrier of a node, on a disk that hangs, ends the process.
 
 use std::io;
 use std::panic::resume_unwind;
@@ -77,7 +77,8 @@ fn node_on(disk: &Arc<HangingDisk>, backend: LogBackend) -> Node {
     Node::with_parts(SMALL, 256 << 10, disk.options(), backend, ends)
 }
 
-/// Lets the disk hang while `barrier` needs it, and expects the end for `file` of the data directory.
+/// Lets the disk hang while `barrier` needs it, and expects the end for `file` of the data
+/// directory.
 fn expect_end(disk: &HangingDisk, node: &Node, file: &str, barrier: impl FnOnce() + Send) {
     let dir = node.dir();
     assert!(why_ended(dir).is_none(), "it ends before the disk hangs");

@@ -1,4 +1,5 @@
-//! Barriers: what makes inserts and removes durable, and how much may be written between two of them.
+//! Barriers: they make inserts and removes durable, and bound the bytes written between two of
+//! them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use crate::crash;
 use crate::error::{Result, StorageError};
 
-/// Called with the path before each sync of a file or directory, on the thread that waits for it. By
-/// default it does nothing; in tests it is a disk that fails (its error is the sync's) or hangs.
+/// Called with the path before each sync of a file or directory, on the thread that waits for it.
+/// By default it does nothing; in tests it is a disk that fails (its error is the sync's) or
+/// hangs.
 pub type SyncHook = Arc<dyn Fn(&Path) -> io::Result<()> + Send + Sync>;
 
 /// The syncs of one data directory that are under way.

@@ -13,9 +13,9 @@ pub const SLED_KEY_BYTES_MAX: usize = 4_700;
 /// The longest value that [`Tree::insert`] accepts; longer records are split into pieces.
 pub const SLED_VALUE_BYTES_MAX: usize = 6_000;
 
-/// Bytes of a remove, in addition to its key, that count towards [`super::BARRIER_BYTES`]: it writes its
-/// leaf again as an insert does, whatever it removes. So there are at most 512 removes between two
-/// barriers.
+/// Bytes of a remove, in addition to its key, that count towards [`super::BARRIER_BYTES`]: it
+/// writes its leaf again as an insert does, whatever it removes. So there are at most 512 removes
+/// between two barriers.
 const REMOVE_BYTES: u64 = 1 << 10;
 
 /// A named, ordered set of keys and values inside a [`Database`]. Clones share it.
