@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Database;
+use crate::crash;
 use crate::error::{Result, StorageError};
 use crate::space::{Disk, Space};
 
@@ -51,12 +52,14 @@ impl Database {
                 return Ok(page);
             }
             self.reserve(MOVED_PAGE_BYTES)?;
+            crash::point("database.collect");
             let written = (0..WRITES_PER_PAGE).try_for_each(|write| {
                 let value = (number * WRITES_PER_PAGE + write).to_be_bytes();
                 let insert = || tree.insert_raw(&value);
                 self.write("insert a value into", COLLECT_TREE, insert).map(drop)
             });
             written?;
+            crash::point("database.collected");
             self.0.barriers.inserted.fetch_add(MOVED_PAGE_BYTES, Ordering::SeqCst);
             self.0.collected.fetch_add(1, Ordering::Relaxed);
         }
