@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::wire::{ClusterMap, GetStatusResponse, NodePhase, ReplicaHealth, ReplicaRole};
+use crate::wire::{
+    ClusterMap, DiskLevel, GetStatusResponse, NodePhase, ReplicaHealth, ReplicaRole,
+};
 use crate::wire::{ReplicaStatus, std_duration};
 
 mod clocks;
@@ -221,8 +223,14 @@ fn problem(status: &Result<GetStatusResponse, String>) -> Option<String> {
         NodePhase::StorageFailed => return Some(with_detail("could not open its storage")),
         NodePhase::Ready | NodePhase::Unspecified => {}
     }
-    if status.disk.as_ref().is_some_and(|disk| disk.writes_refused) {
-        return Some("refuses writes: its disk is full up to the reserve".into());
+    match status.disk.as_ref().map(|disk| (disk.level(), disk.writes_refused)) {
+        Some((DiskLevel::Critical, _)) => {
+            return Some("takes no writes, not even deletes: its disk is full".into());
+        }
+        Some((DiskLevel::Low, _) | (_, true)) => {
+            return Some("takes deletes only: its disk is full up to the reserve".into());
+        }
+        Some((DiskLevel::Ok | DiskLevel::Unspecified, false)) | None => {}
     }
     (!status.ready).then(|| with_detail("is not ready"))
 }

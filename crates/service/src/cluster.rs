@@ -11,13 +11,14 @@ use quorate_proto::level::LEVELS;
 use quorate_proto::limits;
 use quorate_proto::v1::cluster_server::Cluster;
 use quorate_proto::v1::{
-    Defaults, DigestMark, DiskStatus, GetInfoRequest, GetInfoResponse, GetMapRequest,
+    self as wire, Defaults, DigestMark, DiskStatus, GetInfoRequest, GetInfoResponse, GetMapRequest,
     GetMapResponse, GetStatusRequest, GetStatusResponse, Limits, MapReplica, MemoryStatus,
     NodePhase, QueueStatus, ReadLevel, ReplicaHealth, ReplicaProgress, ReplicaRole, ReplicaStatus,
     ShardLeader, TransferLeaderRequest, TransferLeaderResponse,
 };
 use quorate_proto::version::{VERSION, build};
 use quorate_raft::{GroupId, NodeId, ProgressKind, RoleKind, Status as RaftStatus};
+use quorate_storage::{Disk, DiskLevel, Space};
 use tonic::{Request, Response, Status};
 
 use crate::call::{Calls, Kind};
@@ -280,14 +281,23 @@ fn replica(shard: &Shard, raft: &RaftStatus) -> ReplicaStatus {
     }
 }
 
-/// The disk as the node last saw it.
+/// The disk as the node last saw it: `used` bytes are its data directory's, `space` is its file
+/// system's.
 #[must_use]
-pub fn disk_status(used: u64, space: &quorate_storage::Space, refused: bool) -> DiskStatus {
+pub fn disk_status(used: u64, space: &Space, disk: &Disk) -> DiskStatus {
+    let level = disk.level();
     DiskStatus {
         used_bytes: used,
         free_bytes: space.free,
         total_bytes: space.total,
         reserve_bytes: space.reserve(),
-        writes_refused: refused,
+        writes_refused: level > DiskLevel::Ok,
+        reusable_bytes: disk.room(),
+        level: match level {
+            DiskLevel::Ok => wire::DiskLevel::Ok,
+            DiskLevel::Low => wire::DiskLevel::Low,
+            DiskLevel::Critical => wire::DiskLevel::Critical,
+        }
+        .into(),
     }
 }

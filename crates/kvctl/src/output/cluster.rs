@@ -13,7 +13,8 @@ use crate::cli::Format;
 use crate::duration;
 use crate::encoding::escape;
 use crate::view::{META, NodeView, ShardView, Trouble, View, node_names};
-use crate::wire::{GetStatusResponse, NodePhase, ReplicaRole, ReplicaStatus, std_duration};
+use crate::wire::{DiskLevel, DiskStatus, GetStatusResponse, NodePhase, ReplicaRole};
+use crate::wire::{ReplicaStatus, std_duration};
 
 const SHARDS: [Column; 10] = [
     Column("SHARD", Align::Right),
@@ -28,7 +29,7 @@ const SHARDS: [Column; 10] = [
     Column("BYTES", Align::Right),
 ];
 
-const NODES: [Column; 11] = [
+const NODES: [Column; 12] = [
     Column("NODE", Align::Left),
     Column("ADDRESS", Align::Left),
     Column("STATE", Align::Left),
@@ -38,6 +39,7 @@ const NODES: [Column; 11] = [
     Column("BYTES", Align::Right),
     Column("DISK", Align::Right),
     Column("FREE", Align::Right),
+    Column("REUSABLE", Align::Right),
     Column("MEMORY", Align::Right),
     Column("UPTIME", Align::Right),
 ];
@@ -236,9 +238,19 @@ fn node_cells(node: &NodeView, figures: Figures) -> Vec<String> {
         figures.bytes(total.bytes),
         bytes(status.disk.as_ref().map(|disk| disk.used_bytes)),
         bytes(status.disk.as_ref().map(|disk| disk.free_bytes)),
+        bytes(status.disk.as_ref().map(|disk| disk.reusable_bytes)),
         bytes(status.memory.as_ref().map(|memory| memory.resident_bytes)),
         status.uptime.as_ref().map_or_else(unknown, |up| figures.duration(std_duration(up))),
     ]
+}
+
+fn disk_level(disk: &DiskStatus) -> &'static str {
+    match disk.level() {
+        DiskLevel::Unspecified => "unknown",
+        DiskLevel::Ok => "ok",
+        DiskLevel::Low => "low",
+        DiskLevel::Critical => "critical",
+    }
 }
 
 fn node_state(status: &GetStatusResponse) -> &'static str {
@@ -310,7 +322,9 @@ fn node_json(node: &NodeView) -> Value {
                 .with("free_bytes", disk.free_bytes)
                 .with("total_bytes", disk.total_bytes)
                 .with("reserve_bytes", disk.reserve_bytes)
-                .with("writes_refused", disk.writes_refused),
+                .with("writes_refused", disk.writes_refused)
+                .with("reusable_bytes", disk.reusable_bytes)
+                .with("level", disk_level(disk)),
         );
     }
     if let Some(memory) = &status.memory {

@@ -1,5 +1,7 @@
 use super::*;
-use crate::wire::{DigestMark, MapNode, MapReplica, MapShard, PeerStatus, ReplicaProgress};
+use crate::wire::{
+    DigestMark, DiskStatus, MapNode, MapReplica, MapShard, PeerStatus, ReplicaProgress,
+};
 
 fn replica_ids(nodes: &[u64]) -> Vec<MapReplica> {
     nodes.iter().map(|node| MapReplica { replica_id: *node, node_id: *node }).collect()
@@ -274,4 +276,26 @@ fn nothing_answers() {
     assert_eq!(view.sentence(), "no node answers");
     assert_eq!(view.problems().len(), 2);
     assert!(!view.healthy());
+}
+
+#[test]
+fn what_a_full_disk_still_takes() {
+    let problems = |level: DiskLevel| {
+        let mut answers = healthy_three();
+        let disk = DiskStatus {
+            level: level.into(),
+            writes_refused: level != DiskLevel::Ok,
+            ..Default::default()
+        };
+        answers[1].status.as_mut().unwrap().disk = Some(disk);
+        View::of(answers, Some(map(2))).problems()
+    };
+    assert!(problems(DiskLevel::Ok).is_empty());
+    let node = "n2 (127.0.0.1:7402)";
+    let low = format!("{node} takes deletes only: its disk is full up to the reserve");
+    assert_eq!(problems(DiskLevel::Low), [low.clone()]);
+    // A node that does not say more than that it refuses.
+    assert_eq!(problems(DiskLevel::Unspecified), [low]);
+    let critical = format!("{node} takes no writes, not even deletes: its disk is full");
+    assert_eq!(problems(DiskLevel::Critical), [critical]);
 }

@@ -50,11 +50,10 @@ pub(crate) async fn keep(
             give_all_away(&shared).await;
         }
         before = level;
-        let low = level > DiskLevel::Ok;
         metrics.node.disk_used_bytes.set(used as i64);
         metrics.node.disk_free_bytes.set(space.free as i64);
         metrics.node.log_bytes.set(shared.engine.log_progress().stored_bytes() as i64);
         metrics.node.delta_bytes.set(shared.budget.used() as i64);
-        health.set_disk(disk_status(used, &space, low));
+        health.set_disk(disk_status(used, &space, &shared.disk));
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::view::tests::{healthy_three, map, silent};
+use crate::wire::DiskStatus;
 
 fn printed(format: Option<Format>, print: impl Fn(&mut Output) -> io::Result<()>) -> String {
     let (mut output, written) = Output::captured(format);
@@ -97,4 +98,27 @@ fn location() {
         printed(Some(Format::Tsv), |output| output.location(&offline)),
         "tag\tb\nhash\t000000000000004a\n"
     );
+}
+
+#[test]
+fn nodes_tell_how_much_room_their_disks_have() {
+    let mut answers = healthy_three();
+    let disk = DiskStatus {
+        used_bytes: 40 << 20,
+        free_bytes: 30 << 20,
+        total_bytes: 80 << 20,
+        reserve_bytes: 32 << 20,
+        writes_refused: false,
+        reusable_bytes: 5 << 20,
+        level: DiskLevel::Ok.into(),
+    };
+    answers[0].status.as_mut().unwrap().disk = Some(disk);
+    let view = View::of(answers, Some(map(2)));
+    let tsv = printed(Some(Format::Tsv), |output| output.nodes(&view));
+    let row: Vec<&str> = tsv.lines().next().unwrap().split('\t').collect();
+    let of = |wanted: &str| row[NODES.iter().position(|column| column.0 == wanted).unwrap()];
+    assert_eq!([of("DISK"), of("FREE"), of("REUSABLE")], ["41943040", "31457280", "5242880"]);
+    let json = printed(Some(Format::Json), |output| output.nodes(&view));
+    let disk = r#""disk":{"used_bytes":41943040,"free_bytes":31457280,"total_bytes":83886080,"reserve_bytes":33554432,"writes_refused":false,"reusable_bytes":5242880,"level":"ok"}"#;
+    assert!(json.lines().next().unwrap().contains(disk), "{json}");
 }
