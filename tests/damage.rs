@@ -8,10 +8,14 @@ use futures::StreamExt;
 use quorate_client::Client;
 use quorate_proto::v1::{GetRequest, GetResponse, NodePhase, ReadLevel, Reason, ReplicaHealth};
 use quorate_storage::keys::{after_row, row_prefix};
-use quorate_storage::{Database, DatabaseOptions, NodeRecords, RowKey, RowKind};
+use quorate_storage::{
+    Database, DatabaseOptions, LogBackend, NodeRecords, RecordLog, RecoveredGroup, RowKey, RowKind,
+    Section, SectionKind,
+};
 use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::files::copy;
-use quorate_tests::raw::{CALL, at, failure, within};
+use quorate_tests::named::{check, fill};
+use quorate_tests::raw::{CALL, at, failure, key_in, within};
 use quorate_tests::{Cluster, ClusterOptions, Exit, until_async};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -342,4 +346,159 @@ async fn what_a_power_cut_took_is_found_before_it_is_served() {
     let damaged = healths.iter().filter(|health| **health == ReplicaHealth::Damaged).count();
     assert_eq!(damaged, 1, "{healths:?}");
     assert_eq!(client.get(lost).await.expect("a read").value, "one", "the others serve it");
+}
+
+/// Changes what a killed node's record log holds of one shard: `change` says what is appended to it. The
+/// log only grows by that, so the node's Hello tells no less than before, and no peer refuses it.
+fn append_to_log(
+    data: &Path,
+    shard: u64,
+    change: impl FnOnce(&RecoveredGroup) -> Vec<SectionKind>,
+) {
+    let database =
+        Database::open(&data.join("sled"), DatabaseOptions::default()).expect("it opens");
+    let (mut log, groups) =
+        RecordLog::open(LogBackend::Sled, &database, data).expect("the log opens");
+    let of_shard = groups.iter().find(|((group, _), _)| group.0 == shard);
+    let (&(group, replica), held) = of_shard.expect("the log holds the shard");
+    let sections: Vec<Section> =
+        change(held).into_iter().map(|kind| Section { group, replica, kind }).collect();
+    log.append(&sections).expect("appended");
+    log.close().expect("closed");
+}
+
+/// A shard that node 3 only follows.
+async fn followed_by_3(cluster: &Cluster, shards: u32) -> u64 {
+    until_async("node 3 follows a shard", TIMEOUT, || async {
+        let leaders = cluster.leaders().await;
+        (1..=u64::from(shards)).find(|shard| leaders.get(shard).is_some_and(|node| *node != 3))
+    })
+    .await
+}
+
+/// Entries that a replica forgets.
+const FORGOTTEN: usize = 5;
+
+/// A directory put back from an older copy is refused at its Hello, since its record log ends before what
+/// it has told (`copies.rs`). What a Hello cannot show is a disk that lost some of what it was given and
+/// took what came later: the log is as long as it was, and one shard's entries are not in it. Its
+/// leader knows them to be acknowledged and has nothing to send, so while the shard takes no write only
+/// the follower's heartbeat answers tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lost_what_it_acknowledged_is_found_out_while_nothing_is_written() {
+    let shards = 2;
+    let mut cluster = Cluster::start(ClusterOptions { shards, ..ClusterOptions::default() }).await;
+    let shard = followed_by_3(&cluster, shards).await;
+    let keys: Vec<String> =
+        (0..10).map(|number| key_in(shard, shards, &format!("k{number}"))).collect();
+    let client = cluster.client();
+    for key in &keys {
+        client.put(key.clone(), format!("value of {key}")).await.expect("a put");
+    }
+    cluster.wait_equal().await;
+    assert_eq!(cluster.kill(3), Exit::Signal(9));
+    append_to_log(&cluster.node(3).data, shard, |held| {
+        assert!(held.entries.len() > FORGOTTEN + 1, "{} entries", held.entries.len());
+        // An append drops what the log held behind it.
+        let last = held.entries[held.entries.len() - 1 - FORGOTTEN].clone();
+        let mut hard_state = held.hard_state;
+        hard_state.commit = hard_state.commit.min(last.index);
+        vec![SectionKind::HardState(hard_state), SectionKind::Append(vec![last])]
+    });
+
+    let leader = cluster.leader(shard).await;
+    let before = cluster.log(leader).len();
+    cluster.start_node(3);
+    until_async("the leader says what node 3 lost", TIMEOUT, || async {
+        let log = cluster.log(leader);
+        let said =
+            log[before..].lines().find(|line| line.contains("entries that it had acknow"))?;
+        assert!(
+            said.contains("\"node\":3") && said.contains(&format!("\"shard\":{shard},")),
+            "{said}"
+        );
+        Some(())
+    })
+    .await;
+    for key in &keys {
+        until_async("node 3 answers a linearizable read of its own", TIMEOUT, || async {
+            let read = at(ReadLevel::Linearizable);
+            let request = GetRequest { key: key.clone().into(), read, ..GetRequest::default() };
+            let got = cluster.kv(3).get(within(CALL, request)).await.ok()?.into_inner();
+            assert_eq!(got.value, format!("value of {key}"));
+            (got.receipt.expect("a receipt").node_id == 3).then_some(())
+        })
+        .await;
+    }
+    cluster.wait_ready().await;
+    cluster.wait_equal().await;
+}
+
+/// What `kvctl status` says, and how `kvctl health` ends, which is the verdict.
+fn verdict(cluster: &Cluster) -> (Option<i32>, String) {
+    let (health, status) = (cluster.kvctl(&["health"]), cluster.kvctl(&["status"]));
+    (health.status.code(), String::from_utf8_lossy(&status.stdout).into_owned())
+}
+
+/// One entry of a killed node's log is another one of the same length, as a replica would have it that
+/// applied something else: its log is whole, and so are its rows and their digest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_differs_is_named_and_none_else() {
+    let shards = 2;
+    let mut cluster = Cluster::start(ClusterOptions { shards, ..ClusterOptions::default() }).await;
+    let client = cluster.client();
+    let shard = followed_by_3(&cluster, shards).await;
+    let key = key_in(shard, shards, "differs");
+    client.put(key.clone(), "what all have").await.expect("a put");
+    // No alarm while entries are applied, and none when a node starts again.
+    let load = tokio::spawn({
+        let client = client.clone();
+        async move { fill(&client, "load", 1_500).await }
+    });
+    let mut looks = 0;
+    while !load.is_finished() || looks < 3 {
+        let (code, text) = verdict(&cluster);
+        assert!(code == Some(0) && !text.contains("DIVERGED"), "{code:?}: {text}");
+        looks += 1;
+    }
+    load.await.expect("the load was written");
+    cluster.kill(3);
+    cluster.start_node(3);
+    cluster.wait_ready().await;
+    cluster.wait_equal().await;
+    let (code, text) = verdict(&cluster);
+    assert!(code == Some(0) && !text.contains("DIVERGED"), "{code:?}: {text}");
+
+    assert_eq!(cluster.kill(3), Exit::Signal(9));
+    let mut changed = 0;
+    append_to_log(&cluster.node(3).data, shard, |held| {
+        let (wanted, other) = (&b"what all have"[..], &b"what one has!"[..]);
+        let mut from = held.entries.iter().cloned().skip_while(|entry| {
+            !entry.payload.windows(wanted.len()).any(|window| window == wanted)
+        });
+        let mut first = from.next().expect("the log holds the entry");
+        let mut payload = first.payload.to_vec();
+        let place = payload.windows(wanted.len()).position(|window| window == wanted);
+        let place = place.expect("found above");
+        payload[place..place + wanted.len()].copy_from_slice(other);
+        first.payload = payload.into();
+        changed += 1;
+        vec![SectionKind::Append(std::iter::once(first).chain(from).collect())]
+    });
+    assert_eq!(changed, 1);
+    cluster.start_node(3);
+    cluster.wait_ready().await;
+    let (code, text) = until_async("the replicas are compared", TIMEOUT, || async {
+        let (code, text) = verdict(&cluster);
+        text.contains("DIVERGED").then_some((code, text))
+    })
+    .await;
+    assert_eq!(code, Some(1), "{text}");
+    let alarms: Vec<&str> = text.lines().filter(|line| line.contains("DIVERGED")).collect();
+    let named = format!("DIVERGED: the replicas of shard {shard} differ at index ");
+    for alarm in alarms {
+        assert!(alarm.contains(&named) && alarm.contains("(n1 n2 | n3)"), "{text}");
+        assert_eq!(alarm.matches("DIVERGED").count(), 1, "the other shards are equal: {text}");
+    }
+    check(&client, "load", 20).await;
 }
