@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use quorate_client::{Client, ClientConfig};
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{
@@ -92,6 +93,81 @@ async fn a_node_that_was_away_while_the_others_compacted_catches_up_by_snapshot(
         assert_eq!(got.receipt.expect("a receipt").node_id, 3);
     }
     check(&client, "before", 20).await;
+}
+
+/// Keys and bytes of what the snapshot has to carry.
+const LARGE_KEYS: u32 = 800;
+const LARGE_BYTES: usize = 60_000;
+/// Between two writes of the load, which is 5 MB/s.
+const LOAD_INTERVAL: Duration = Duration::from_millis(12);
+
+/// While the snapshot travels more is written than a log keeps for a follower that is slow, and less than
+/// it keeps for one that receives a snapshot: a quarter of the log's share over the shards, and over the
+/// peers; here 2 MiB and 32 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_needs_a_snapshot_catches_up_under_steady_load() {
+    let shards = 30;
+    let mut cluster = Cluster::start(options(3, shards, &["--memory", "1GiB"])).await;
+    let client = cluster.client();
+    let put = |number: u32| {
+        let key = key_in(1, shards, &format!("steady{}", number % LARGE_KEYS));
+        let put = client.put(key, vec![number as u8; LARGE_BYTES]).timeout(TIMEOUT);
+        async move { put.await.map(drop).expect("two of three go on") }
+    };
+    let had = replica(&cluster, 3, 1).await.expect("node 3 answers").last;
+    assert_eq!(cluster.kill(3), Exit::Signal(9));
+    futures::stream::iter((0..LARGE_KEYS).map(put)).buffer_unordered(16).collect::<Vec<()>>().await;
+    for id in [1, 2] {
+        until_async("node 3 needs a snapshot", TIMEOUT, || async {
+            (replica(&cluster, id, 1).await?.log_base > had).then_some(())
+        })
+        .await;
+    }
+
+    // From now on writes never pause.
+    let written = AtomicU64::new(0);
+    let load = async {
+        let interval = tokio::time::interval(LOAD_INTERVAL);
+        let numbers = futures::stream::unfold((interval, 0), |(mut interval, number)| async move {
+            interval.tick().await;
+            Some((number, (interval, number + 1)))
+        });
+        let mut puts = std::pin::pin!(numbers.map(put).buffer_unordered(32));
+        while puts.next().await.is_some() {
+            written.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    cluster.start_node(3);
+    let catches_up = async {
+        // Three times: what is committed now is applied there soon, whatever is written meanwhile.
+        for _ in 0..3 {
+            let begun = written.load(Ordering::Relaxed);
+            until_async("the load goes on", TIMEOUT, || async {
+                (written.load(Ordering::Relaxed) > begun).then_some(())
+            })
+            .await;
+            let committed = until_async("the leader answers", TIMEOUT, || async {
+                let leader = *cluster.leaders().await.get(&1)?;
+                (leader != 3).then_some(replica(&cluster, leader, 1).await?.commit)
+            })
+            .await;
+            until_async("node 3 has applied it", TIMEOUT, || async {
+                (replica(&cluster, 3, 1).await?.applied >= committed).then_some(())
+            })
+            .await;
+        }
+    };
+    tokio::select! {
+        () = load => unreachable!("it does not end"),
+        () = catches_up => {}
+    }
+    let installed = cluster.metric(3, "quorate_snapshots_installed_total");
+    eprintln!("{installed} snapshots, {} writes meanwhile", written.load(Ordering::Relaxed));
+    assert!(installed >= 1.0, "it needed one");
+    // A second one where leadership moved meanwhile.
+    assert!(installed <= 2.0, "{installed} snapshots followed each other");
+    cluster.wait_ready().await;
+    cluster.wait_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
