@@ -119,6 +119,13 @@ impl Cluster {
         self.nodes.iter_mut().find(|node| node.id == id).expect("the node is one of this cluster")
     }
 
+    /// Puts the data directory of a node that was never started somewhere else.
+    pub fn place(&mut self, id: u64, data: PathBuf) {
+        let node = self.node_mut(id);
+        assert!(!node.log.exists(), "node {id} was started already");
+        node.data = data;
+    }
+
     /// A directory of this cluster's own, for what a test leaves behind.
     #[must_use]
     pub fn directory(&self) -> &Path {

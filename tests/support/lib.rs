@@ -3,6 +3,7 @@
 
 pub mod binaries;
 pub mod cluster;
+pub mod disks;
 pub mod files;
 pub mod history;
 pub mod logs;

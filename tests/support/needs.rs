@@ -11,6 +11,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use crate::disks::SmallDisk;
+
 /// Something that not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
@@ -24,6 +26,8 @@ pub enum Need {
     Grpcurl,
     /// setsid, of util-linux: gives a program a controlling terminal.
     Setsid,
+    /// Root that may mount, a loop device, and mkfs.ext4: a small file system of the test's own.
+    LoopMount,
 }
 
 /// What CI may lack. grpcurl is packaged neither by Debian nor by a language's registry, and what
@@ -43,14 +47,21 @@ impl fmt::Display for Need {
             }
             Self::Grpcurl => "grpcurl",
             Self::Setsid => "setsid (util-linux)",
+            Self::LoopMount => "root that may mount ext4 on a loop device (e2fsprogs, util-linux)",
         })
     }
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Need; 5] =
-        [Need::Docker, Need::UnicodeData, Need::PythonGrpc, Need::Grpcurl, Need::Setsid];
+    pub const ALL: [Need; 6] = [
+        Need::Docker,
+        Need::UnicodeData,
+        Need::PythonGrpc,
+        Need::Grpcurl,
+        Need::Setsid,
+        Need::LoopMount,
+    ];
 
     /// Whether this machine has it.
     #[must_use]
@@ -66,6 +77,8 @@ impl Need {
             }
             Self::Grpcurl => succeeds("grpcurl", &["-version"]),
             Self::Setsid => succeeds("setsid", &["--version"]),
+            // What is asked for is tried, with little: who may do it is not to be read anywhere.
+            Self::LoopMount => SmallDisk::try_new(4 << 20).is_ok(),
         }
     }
 }
