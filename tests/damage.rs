@@ -348,8 +348,9 @@ async fn what_a_power_cut_took_is_found_before_it_is_served() {
     assert_eq!(client.get(lost).await.expect("a read").value, "one", "the others serve it");
 }
 
-/// Changes what a killed node's record log holds of one shard: `change` says what is appended to it. The
-/// log only grows by that, so the node's Hello tells no less than before, and no peer refuses it.
+/// Changes what a killed node's record log holds of one shard: `change` says what is appended to
+/// it. The log only grows by that, so the node's Hello reports no less than before, and no peer
+/// refuses it.
 fn append_to_log(
     data: &Path,
     shard: u64,
@@ -379,11 +380,11 @@ async fn followed_by_3(cluster: &Cluster, shards: u32) -> u64 {
 /// Entries that a replica forgets.
 const FORGOTTEN: usize = 5;
 
-/// A directory put back from an older copy is refused at its Hello, since its record log ends before what
-/// it has told (`copies.rs`). What a Hello cannot show is a disk that lost some of what it was given and
-/// took what came later: the log is as long as it was, and one shard's entries are not in it. Its
-/// leader knows them to be acknowledged and has nothing to send, so while the shard takes no write only
-/// the follower's heartbeat answers tell.
+/// A directory put back from an older copy is refused at its Hello, since its record log ends
+/// before what it has reported (`copies.rs`). What a Hello cannot show is a disk that lost some of what
+/// it was given and took what came later: the log is as long as it was, and one shard's entries are
+/// not in it. Its leader knows them to be acknowledged and has nothing to send, so while the shard
+/// takes no write only the follower's heartbeat answers show it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_lost_what_it_acknowledged_is_found_out_while_nothing_is_written() {
     let shards = 2;
@@ -440,8 +441,8 @@ fn verdict(cluster: &Cluster) -> (Option<i32>, String) {
     (health.status.code(), String::from_utf8_lossy(&status.stdout).into_owned())
 }
 
-/// One entry of a killed node's log is another one of the same length, as a replica would have it that
-/// applied something else: its log is whole, and so are its rows and their digest.
+/// One entry of a killed node's log is another one of the same length, as a replica would have it
+/// that applied something else: its log is whole, and so are its rows and their digest.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_differs_is_named_and_none_else() {
     let shards = 2;

@@ -101,9 +101,9 @@ const LARGE_BYTES: usize = 60_000;
 /// Between two writes of the load, which is 5 MB/s.
 const LOAD_INTERVAL: Duration = Duration::from_millis(12);
 
-/// While the snapshot travels more is written than a log keeps for a follower that is slow, and less than
-/// it keeps for one that receives a snapshot: a quarter of the log's share over the shards, and over the
-/// peers; here 2 MiB and 32 MiB.
+/// While the snapshot travels more is written than a log keeps for a follower that is slow, and
+/// less than it keeps for one that receives a snapshot: a quarter of the log's share over the
+/// shards, and over the peers; here 2 MiB and 32 MiB.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_needs_a_snapshot_catches_up_under_steady_load() {
     let shards = 30;
@@ -142,7 +142,7 @@ async fn a_follower_that_needs_a_snapshot_catches_up_under_steady_load() {
         // Three times: what is committed now is applied there soon, whatever is written meanwhile.
         for _ in 0..3 {
             let begun = written.load(Ordering::Relaxed);
-            until_async("the load goes on", TIMEOUT, || async {
+            until_async("the load continues", TIMEOUT, || async {
                 (written.load(Ordering::Relaxed) > begun).then_some(())
             })
             .await;

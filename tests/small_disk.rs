@@ -1,5 +1,5 @@
-//! Small real file systems: one that runs full is left by deleting, without a restart; what each level
-//! takes; and what a power cut leaves while the storage database is being collected.
+//! Small real file systems: one that runs full is left by deleting, without a restart; what each
+//! level takes; and what a power cut leaves while the storage database is being collected.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -76,7 +76,8 @@ async fn fill_up(client: &Client) -> u32 {
             taken(&format!("large-{key}"), put.timeout(CALL).await)
         });
         let done: Vec<bool> = futures::future::join_all(puts).await;
-        // Those of one round go on beside each other: what follows a refusal is written again later.
+        // Those of one round go on beside each other: what follows a refusal is written again
+        // later.
         let in_order = done.iter().take_while(|taken| **taken).count();
         acknowledged += in_order as u32;
         if in_order < done.len() {
@@ -280,7 +281,7 @@ fn open(directory: &Path) -> (Database, Tree) {
     (database, tree)
 }
 
-/// Writes rows and has pages moved, round after round; tells each round that is behind a barrier.
+/// Writes rows and has pages moved, round after round; reports each round that is behind a barrier.
 fn write_without_end(directory: &Path) {
     let (database, tree) = open(directory);
     for round in 0.. {
@@ -292,7 +293,7 @@ fn write_without_end(directory: &Path) {
         }
         database.barrier().expect("durable");
         let mut out = std::io::stdout().lock();
-        writeln!(out, "durable {round}").and_then(|()| out.flush()).expect("told");
+        writeln!(out, "durable {round}").and_then(|()| out.flush()).expect("reported");
     }
 }
 
@@ -326,7 +327,8 @@ impl Writer {
     }
 }
 
-/// A kill of the process leaves what the system's memory holds; this takes only what reached the device.
+/// A kill of the process leaves what the system's memory holds; this takes only what reached the
+/// device.
 #[test]
 fn a_power_cut_while_pages_are_moved_loses_nothing() {
     if let Ok(directory) = std::env::var(WRITER) {
@@ -346,18 +348,18 @@ fn a_power_cut_while_pages_are_moved_loses_nothing() {
         .expect("it starts again");
     let output = writer.0.stdout.take().expect("its output is a pipe");
     let durable = Arc::new(AtomicU64::new(0));
-    let told = Arc::clone(&durable);
+    let reported = Arc::clone(&durable);
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             if let Some(round) = line.strip_prefix("durable ") {
-                told.store(round.parse().expect("a number"), Ordering::SeqCst);
+                reported.store(round.parse().expect("a number"), Ordering::SeqCst);
             }
         }
     });
     let first = CHURN + 5;
     for cut in 0..POWER_CUTS {
         let from = first + cut * 7;
-        until("the writer goes on", TIMEOUT, || {
+        until("the writer continues", TIMEOUT, || {
             (durable.load(Ordering::SeqCst) >= from).then_some(())
         });
         writer.pause();

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 /// The file that takes the space which a test wants gone.
 const BALLAST: &str = "ballast";
 
-/// An ext4 file system of its own, unmounted and removed when this is dropped. Whoever has files open on
-/// it must be gone by then: declare it before the cluster that uses it.
+/// An ext4 file system of its own, unmounted and removed when this is dropped. No process may
+/// have files open on it then: declare it before the cluster that uses it.
 #[derive(Debug)]
 pub struct SmallDisk {
     directory: TempDir,
@@ -19,7 +19,7 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Makes a file system of so many bytes and mounts it.
+    /// Makes a file system of this number of bytes and mounts it.
     ///
     /// # Panics
     /// If that does not work: [`crate::needs::Need::LoopMount`] says beforehand whether it can.
@@ -38,8 +38,8 @@ impl SmallDisk {
         let image = directory.path().join("image");
         let file = File::create(&image).map_err(|error| error.to_string())?;
         file.set_len(bytes).map_err(|error| error.to_string())?;
-        // No blocks for root: what is free is free for everybody. The tables are written now and not in
-        // the background.
+        // No blocks for root: what is free is free for everybody. The tables are written now and
+        // not in the background.
         run("mkfs.ext4", &["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0", text(&image)])?;
         SmallDisk::mount(directory)
     }
@@ -48,14 +48,15 @@ impl SmallDisk {
     fn mount(directory: TempDir) -> Result<SmallDisk, String> {
         let (image, path) = (directory.path().join("image"), directory.path().join("mounted"));
         fs::create_dir(&path).map_err(|error| error.to_string())?;
-        // The journal is written where somebody syncs, and not because time has passed: a copy of the
-        // image then is what a power cut leaves.
+        // The journal is written where somebody syncs, and not because time has passed: a copy of
+        // the image then is what a power cut leaves.
         run("mount", &["-o", "loop,commit=300", text(&image), text(&path)])?;
         Ok(SmallDisk { directory, path })
     }
 
     /// What would be left of it if the power went now: everything that has reached the device, and
-    /// nothing that only the system's memory holds. Whoever writes to it must stand still meanwhile.
+    /// nothing that only the system's memory holds. Its writers must stand still
+    /// meanwhile.
     ///
     /// # Panics
     /// If the image cannot be copied or mounted.
@@ -84,7 +85,7 @@ impl SmallDisk {
         stat.f_bavail * stat.f_frsize
     }
 
-    /// Leaves about so many bytes free: takes the others away, or gives some back.
+    /// Leaves about this number of bytes free: takes the others away, or gives some back.
     ///
     /// # Panics
     /// If they cannot be taken.

@@ -1,9 +1,9 @@
-//! Kills the process while the database is made to collect its pages, at every move and at every write and
-//! barrier between them, and opens what is left: every row is there as it was last acknowledged, or as it
-//! was being written, and the collecting goes on.
+//! Kills the process while the database is made to collect its pages, at every move and at every
+//! write and barrier between them, and opens what is left: every row is there as it was last
+//! acknowledged, or as it was being written, and the collecting continues.
 //!
-//! The test starts itself once for each crash point, on a copy of one prepared directory. Half of each of its
-//! segments is a tree that the child drops, so that there is something to move.
+//! The test starts itself once for each crash point, on a copy of one prepared directory. Half of
+//! each of its segments is a tree that the child drops, so that there is something to move.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -104,7 +104,8 @@ fn child(dir: &Path, fatal: u64) {
     fs::write(dir.join("passed"), passed.to_string()).unwrap();
 }
 
-/// Starts this test again as a child on a copy of `prepared`; true if it was killed at its crash point.
+/// Starts this test again as a child on a copy of `prepared`; true if it was killed at its crash
+/// point.
 fn start(prepared: &Path, dir: &Path, fatal: u64) -> bool {
     copy(prepared, &dir.join("sled"));
     let output = Command::new(std::env::current_exe().unwrap())
@@ -129,8 +130,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The rows that the file names at a place where it held something else before: their pages were written
-/// again.
+/// The rows that the file names at a place where it held something else before: their pages were
+/// written again.
 fn rows_at_new_places(before: &Path, after: &Path) -> BTreeSet<u64> {
     let (before, after) =
         (fs::read(before.join("db")).unwrap(), fs::read(after.join("db")).unwrap());
@@ -156,7 +157,7 @@ fn versions(tree: &Tree) -> BTreeMap<u64, u64> {
     rows.collect()
 }
 
-/// Opens what a child has left, and compares it with what the child was told to be durable.
+/// Opens what a child has left, and compares it with what was acknowledged to the child as durable.
 fn inspect(dir: &Path) {
     let notes = fs::read_to_string(dir.join("notes")).unwrap();
     let durable = notes.lines().last().map(|line| line.parse::<u64>().unwrap());
@@ -174,7 +175,7 @@ fn inspect(dir: &Path) {
         let newer = *version == 10 + in_flight && written_in(in_flight).any(|other| other == *row);
         assert!(*version == least || newer, "row {row} is {version}, and {least} was durable");
     }
-    // It goes on: what was left half moved is moved, and nothing changes by it.
+    // The work continues: what was left half moved is moved, and nothing changes by it.
     for number in 0..MOVED {
         let row = scattered(number);
         tree.insert(&row.to_be_bytes(), &value(row, 99)).unwrap();
@@ -205,7 +206,7 @@ fn a_kill_while_pages_are_moved_loses_nothing() {
     let near = |row: u64| written().any(|written| row.abs_diff(written) < PAGE_ROWS);
     let moved = rows_at_new_places(prepared.path(), &whole.path().join("sled"));
     let moved = moved.into_iter().filter(|row| !near(*row)).count();
-    assert!(moved as u64 >= PAGE_ROWS, "{moved} rows were moved that nobody wrote");
+    assert!(moved as u64 >= PAGE_ROWS, "{moved} rows were moved that were not written");
     inspect(whole.path());
     let passed = fs::read_to_string(whole.path().join("passed")).unwrap();
     let points: u64 = passed.parse().unwrap();
