@@ -381,10 +381,10 @@ async fn followed_by_3(cluster: &Cluster, shards: u32) -> u64 {
 const FORGOTTEN: usize = 5;
 
 /// A directory put back from an older copy is refused at its Hello, since its record log ends
-/// before what it has reported (`copies.rs`). What a Hello cannot show is a disk that lost some of what
-/// it was given and took what came later: the log is as long as it was, and one shard's entries are
-/// not in it. Its leader knows them to be acknowledged and has nothing to send, so while the shard
-/// takes no write only the follower's heartbeat answers show it.
+/// before what it has reported (`copies.rs`). What a Hello cannot show is a disk that lost some of
+/// what it was given and took what came later: the log is as long as it was, and one shard's
+/// entries are not in it. Its leader knows them to be acknowledged and has nothing to send, so
+/// while the shard takes no write only the follower's heartbeat answers show it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_lost_what_it_acknowledged_is_found_out_while_nothing_is_written() {
     let shards = 2;

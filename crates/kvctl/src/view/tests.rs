@@ -293,7 +293,7 @@ fn what_a_full_disk_still_takes() {
     assert!(problems(DiskLevel::Ok).is_empty());
     let node = "n2 (127.0.0.1:7402)";
     let low = format!("{node} takes deletes only: its disk is full up to the reserve");
-    assert_eq!(problems(DiskLevel::Low), [low.clone()]);
+    assert_eq!(problems(DiskLevel::Low), std::slice::from_ref(&low));
     // A node that does not say more than that it refuses.
     assert_eq!(problems(DiskLevel::Unspecified), [low]);
     let critical = format!("{node} takes no writes, not even deletes: its disk is full");
