@@ -67,7 +67,9 @@
 //! | watchdog: looks for barriers that hang | 1 s | `engine::watchdog::WATCH_INTERVAL` | nothing |
 //! | scrub: looks whether one is due | 30 s | `engine::scrub::POLL_INTERVAL` | nothing |
 //! | scrub: reads a replica | 24 h | `engine::scrub::SCRUB_INTERVAL` | the disk (blocking pool) |
-//! | transport: saves what peers have told, tells them how far the log is | 1 s | `transport::memory::SAVE_INTERVAL` | the disk (`peer-memory`) |
+//! | transport: reports to the peers how far the log has grown | 250 ms | `transport::tell::TELL_INTERVAL` | nothing |
+//! | transport: the same while it has not grown | 1 s | `transport::tell::IDLE_INTERVAL` | nothing |
+//! | transport: saves what the peers have reported, at most | 1 s | `transport::memory::SAVE_INTERVAL` | the disk (`peer-memory`) |
 //! | transport: acknowledges frames, at most | 250 ms | `transport::service::ACK_INTERVAL` | nothing |
 //! | transport: pings an idle connection | 2 s | `transport::dial::KEEPALIVE_INTERVAL` | nothing |
 //! | transport: looks whether a peer is silent | a quarter of `silence_max` | – | nothing |
