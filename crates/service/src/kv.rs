@@ -46,7 +46,10 @@ fn level(options: Option<&ReadOptions>) -> ReadLevel {
 
 /// The methods that write and answer with the result of their operation.
 macro_rules! write_method {
-    ($shared:ident, $context:ident, $request:ident, $draft:ident, $reply:ident, $is_delete:expr) => {{
+    (
+        $shared:ident, $context:ident, $request:ident, $draft:ident, $reply:ident,
+        $is_delete:expr
+    ) => {{
         let draft = CommandDraft::$draft(&$request, &$shared.limits)
             .map_err(|invalid| invalid.failure())?;
         let hint = $request.route.clone();
