@@ -1,4 +1,4 @@
-//! The flags of a node's settings.
+//! Command-line flags of the settings.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,13 +21,13 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// A command line without settings, but for the file.
+    /// The arguments with only a configuration file.
     #[must_use]
     pub fn from_file(config: Option<PathBuf>) -> Self {
         Self { config, given: Given::default() }
     }
 
-    /// The settings that were given.
+    /// The layer of the settings that were given as flags.
     #[must_use]
     pub fn into_layer(self) -> BTreeMap<Key, String> {
         self.given.0
@@ -60,8 +60,8 @@ impl FromArgMatches for Given {
     }
 }
 
-/// The flag of one row of the table. Its help is the first paragraph of the row's `doc`, and its
-/// `default` if the row has a plain one.
+/// The flag of one row of the table. Its help is the first paragraph of the row's `doc` and, if the
+/// row has a plain one, its `default`.
 pub(super) fn flag<T: Value>(name: &'static str, doc: &[&str], default: &[T]) -> Arg {
     let paragraph = doc.iter().map(|line| line.trim()).take_while(|line| !line.is_empty());
     let default = default.iter().map(|value| format!("[default: {}]", value.written()));

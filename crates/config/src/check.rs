@@ -1,4 +1,4 @@
-//! Checks of single values, which their rows name, and of settings that do not go together.
+//! Checks of single values, which their rows name, and of combinations of settings.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -11,8 +11,8 @@ use quorate_proto::limits::{REPLICAS_MAX, VALUE_BYTES_CEILING};
 
 use super::{Config, ConfigError, Key};
 
-/// How long a connection may be idle, or live: long enough to be of use, and not beyond what a
-/// clock can add.
+/// Limits of the idle time and the age of a connection: long enough to be useful, and short enough
+/// not to overflow a clock.
 pub(super) const LIFETIME: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
 
@@ -25,16 +25,16 @@ pub(super) fn within<T: Value + PartialOrd>(
             return Ok(());
         }
         let [given, least, most] = [value, range.start(), range.end()].map(Value::written);
-        refuse(key, given, &format!("must be from {least} to {most}"))
+        reject(key, given, &format!("must be from {least} to {most}"))
     }
 }
 
 pub(super) fn replica_count(key: Key, replicas: &u32) -> Result<(), ConfigError> {
     if replicas.is_multiple_of(2) || *replicas > REPLICAS_MAX {
-        return refuse(
+        return reject(
             key,
             replicas,
-            "must be 1, 3, 5 or 7: an even number needs more of them for the same fault tolerance",
+            "must be 1, 3, 5 or 7: an even number adds a replica but no fault tolerance",
         );
     }
     Ok(())
@@ -43,17 +43,18 @@ pub(super) fn replica_count(key: Key, replicas: &u32) -> Result<(), ConfigError>
 pub(super) fn enough_memory(key: Key, plan: &MemoryPlan) -> Result<(), ConfigError> {
     if plan.total < MEMORY_MIN {
         let least = value::format_bytes(MEMORY_MIN);
-        return refuse(key, plan.written(), &format!("must be at least {least}"));
+        return reject(key, plan.written(), &format!("must be at least {least}"));
     }
     Ok(())
 }
 
-/// In bytes, as the refusal of a value that is too large says its length.
+/// Checks `max-value-size` in bytes, because the error of a value that is too large has its length
+/// in bytes.
 pub(super) fn value_size(key: Key, size: &Size) -> Result<(), ConfigError> {
     within(1..=VALUE_BYTES_CEILING)(key, &size.0)
 }
 
-/// Whether a missing data directory is wrong.
+/// Whether a missing data directory is an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum DataDir {
     Needed,
@@ -67,28 +68,29 @@ pub(super) fn validate(config: &Config, data_dir: DataDir) -> Result<(), ConfigE
         check_names(config),
     ];
     let then = [check_timing(config), check_addresses(config)];
-    let mut refused: Vec<_> = first.into_iter().filter_map(Result::err).collect();
-    refused.extend(config.refusals());
-    refused.extend(then.into_iter().filter_map(Result::err));
-    match refused.len() {
+    let mut errors: Vec<_> = first.into_iter().filter_map(Result::err).collect();
+    errors.extend(config.errors());
+    errors.extend(then.into_iter().filter_map(Result::err));
+    match errors.len() {
         0 => Ok(()),
-        1 => Err(refused.remove(0)),
+        1 => Err(errors.remove(0)),
         count => {
-            let sentences: Vec<_> = refused.iter().map(ToString::to_string).collect();
+            let sentences: Vec<_> = errors.iter().map(ToString::to_string).collect();
             let sentences = sentences.join("\n  ");
-            Err(ConfigError::Refused(format!("{count} settings are refused:\n  {sentences}")))
+            Err(ConfigError::Refused(format!("{count} settings are rejected:\n  {sentences}")))
         }
     }
 }
 
-/// By default each of these follows from the one before, so that only the first is told of.
+/// Checks the addresses. By default each follows from the one before, so only the first error is
+/// reported.
 fn check_addresses(config: &Config) -> Result<(), ConfigError> {
     check_listeners(config)?;
     check_advertised(Key::Advertise, &config.advertise)?;
     check_advertised(Key::AdvertiseClient, &config.advertise_client)
 }
 
-fn refuse<T>(key: Key, value: impl Display, reason: &str) -> Result<T, ConfigError> {
+fn reject<T>(key: Key, value: impl Display, reason: &str) -> Result<T, ConfigError> {
     let variable = key.env();
     Err(ConfigError::Refused(format!("{key} is {value}, but {reason} (--{key} or {variable})")))
 }
@@ -107,14 +109,14 @@ fn check_names(config: &Config) -> Result<(), ConfigError> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let name = &config.cluster_name;
     if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
-        return refuse(
+        return reject(
             Key::ClusterName,
             format!("{name:?}"),
             "must be 1 to 64 of a-z A-Z 0-9 - _ .",
         );
     }
     if value::plain(config.node_id) == 0 || value::plain(config.node_id) > u64::from(u32::MAX) {
-        return refuse(
+        return reject(
             Key::NodeId,
             value::plain(config.node_id),
             &format!("must be from 1 to {}", u32::MAX),
@@ -123,7 +125,7 @@ fn check_names(config: &Config) -> Result<(), ConfigError> {
     if !config.initial_cluster.contains_key(&config.node_id) {
         let listed: Vec<_> =
             config.initial_cluster.keys().map(|id| value::plain(*id).to_string()).collect();
-        return refuse(
+        return reject(
             Key::NodeId,
             value::plain(config.node_id),
             &format!(
@@ -135,10 +137,10 @@ fn check_names(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// One tick of the Raft core; all its times are whole ticks.
+/// One tick of the Raft core, whose times are whole ticks.
 const TICK: Duration = Duration::from_millis(10);
-/// An election timeout beyond this is a mistake in the unit.
-const LONGEST_ELECTION: Duration = Duration::from_secs(60);
+/// Maximum election timeout; a longer one is probably a mistake in the unit.
+const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
 fn check_timing(config: &Config) -> Result<(), ConfigError> {
     let times = [
@@ -149,9 +151,9 @@ fn check_timing(config: &Config) -> Result<(), ConfigError> {
     for (key, time) in times {
         if time < TICK
             || !time.as_millis().is_multiple_of(TICK.as_millis())
-            || time > LONGEST_ELECTION
+            || time > ELECTION_TIMEOUT_MAX
         {
-            return refuse(
+            return reject(
                 key,
                 value::format_duration(time),
                 "must be a multiple of 10ms, from 10ms to 60s",
@@ -159,21 +161,23 @@ fn check_timing(config: &Config) -> Result<(), ConfigError> {
         }
     }
     if config.election_min < 3 * config.heartbeat {
-        return refuse(
+        return reject(
             Key::ElectionMin,
             value::format_duration(config.election_min),
             &format!(
-                "must be at least three times heartbeat ({}), or one lost message starts an election",
+                "must be at least three times heartbeat ({}), or one lost message starts an \
+                 election",
                 value::format_duration(config.heartbeat)
             ),
         );
     }
     if config.election_max < config.election_min + config.heartbeat {
-        return refuse(
+        return reject(
             Key::ElectionMax,
             value::format_duration(config.election_max),
             &format!(
-                "must exceed election-min ({}) by at least one heartbeat ({}), or candidates keep splitting the vote",
+                "must exceed election-min ({}) by at least one heartbeat ({}), or candidates keep \
+                 splitting the vote",
                 value::format_duration(config.election_min),
                 value::format_duration(config.heartbeat)
             ),
@@ -191,7 +195,7 @@ fn check_listeners(config: &Config) -> Result<(), ConfigError> {
     for (key, address) in listeners {
         let Some(address) = address else { continue };
         if !address.ip().is_loopback() && !config.insecure {
-            return refuse(
+            return reject(
                 key,
                 address,
                 "there is no TLS yet, so anyone who reaches it can read and change everything; \
@@ -203,22 +207,22 @@ fn check_listeners(config: &Config) -> Result<(), ConfigError> {
         && metrics.port() != 0
         && (metrics == config.listen || metrics == config.peer_listen)
     {
-        return refuse(Key::MetricsListen, metrics, "that address already serves clients or nodes");
+        return reject(Key::MetricsListen, metrics, "that address already serves clients or nodes");
     }
     Ok(())
 }
 
 fn check_advertised(key: Key, address: &HostPort) -> Result<(), ConfigError> {
     if address.is_unspecified() {
-        return refuse(
+        return reject(
             key,
             address,
-            "that means every address of this machine and cannot be connected to from another; \
-             give a name or an address that can",
+            "other machines cannot connect to that address, which means every address of this \
+             machine; give a name or an address that they can connect to",
         );
     }
     if address.port == 0 {
-        return refuse(key, address, "port 0 cannot be connected to; give the real port");
+        return reject(key, address, "nothing can connect to port 0; give the real port");
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
-//! What is wrong with a configuration, as a sentence.
+//! Error types: each error of a configuration is a sentence.
 
 use super::Key;
 use super::source::Source;
 
-/// A configuration that cannot be used.
+/// An error of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// One value cannot be read or is outside its limits.
+    /// A value cannot be parsed or is outside its limits.
     #[error("{key} = {value:?} ({origin}): {reason}")]
     Value {
         /// The setting.
@@ -15,23 +15,23 @@ pub enum ConfigError {
         value: String,
         /// Where it was given.
         origin: Source,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and what is expected.
         reason: String,
     },
-    /// One value cannot be read and is not repeated, as it may hold a password.
+    /// A value cannot be parsed and is not repeated, because it may contain a password.
     #[error("{key} ({origin}): {reason}")]
     Hidden {
         /// The setting.
         key: Key,
         /// Where it was given.
         origin: Source,
-        /// What is wrong, and what would be right; without any of the value.
+        /// What is wrong, and what is expected, without any part of the value.
         reason: String,
     },
-    /// A limit or a combination of settings is refused.
+    /// A value outside its limits, or a combination of settings, is rejected.
     #[error("{0}")]
     Refused(String),
-    /// The configuration file cannot be read or understood.
+    /// The configuration file cannot be read or parsed.
     #[error("{0}")]
     File(String),
 }

@@ -1,12 +1,12 @@
-//! The names of the settings.
+//! Names of the settings.
 
 use std::fmt;
 
 use super::Key;
 
 impl Key {
-    /// The name in the environment. The log filter has the short name that its users know from
-    /// other programs; every other name follows from the key.
+    /// The environment variable. That of the log filter is short, as in other programs; every other
+    /// name follows from the key.
     #[must_use]
     pub fn env(self) -> String {
         match self {

@@ -1,4 +1,4 @@
-//! Kinds of values: how each type of a setting is read, written, and named in the help.
+//! Types of values: how each is parsed, written, and named in the help.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,24 +11,24 @@ use super::log::{LogFilter, LogFormat};
 use super::memory::MemoryPlan;
 use super::value::{self, HostPort, LogStore, Size};
 
-/// A type of settings. What is written can be read again.
+/// A type of values. What it writes can be parsed again.
 pub trait Value: Sized {
     /// The word for a value in the help.
     const NAME: &'static str;
-    /// The value of a flag that is given without one; `None` where a flag needs one.
+    /// The value of a flag without one; `None` if the flag needs a value.
     const BARE: Option<&'static str> = None;
 
-    /// Reads a value.
+    /// Parses a value.
     ///
     /// # Errors
     /// A sentence that says what was expected.
     fn parse(text: &str) -> Result<Self, String>;
 
-    /// The value as it is given on the command line; empty where there is none.
+    /// The value as on the command line; empty if there is none.
     fn written(&self) -> String;
 }
 
-/// Types that are read by `FromStr` or a function, and written by `Display` or a function.
+/// Implements [`Value`] with a function that parses and a function that writes.
 macro_rules! values {
     ($($type:ty, $name:literal, $parse:expr, $written:expr;)+) => {
         $(impl Value for $type {

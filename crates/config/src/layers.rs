@@ -1,4 +1,4 @@
-//! The layers a setting can come from, before anything is parsed.
+//! Layers of settings as text: flags, environment and file, before values are parsed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,14 +8,14 @@ use toml::de::{DeTable, DeValue};
 use super::source::Source;
 use super::{ConfigError, Key};
 
-/// The variables of the environment that concern this program.
+/// The environment variables of this program.
 #[derive(Debug, Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
-/// What all variables of this program begin with.
+/// The prefix of all variables of this program.
 const PREFIX: &str = "QUORATE_";
 
-/// Variables with the prefix that others read: the tests and the fault switches.
+/// Variables with the prefix that are not settings: those of the tests and the fault switches.
 const FOREIGN: [&str; 6] = [
     "QUORATE_BIN_DIR",
     "QUORATE_KILLS",
@@ -29,8 +29,8 @@ const FOREIGN: [&str; 6] = [
 pub const CONFIG_VARIABLE: &str = "QUORATE_CONFIG";
 
 impl Environment {
-    /// The environment of this process. Variables that are not UTF-8 are kept with the broken bytes
-    /// replaced, so that they are refused where they matter and not silently ignored.
+    /// The environment of this process. In variables that are not UTF-8 the invalid bytes are
+    /// replaced, so that they cause an error where they are used and are not silently ignored.
     #[must_use]
     pub fn of_process() -> Self {
         let variables = std::env::vars_os();
@@ -44,13 +44,14 @@ impl Environment {
         Self(pairs.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect())
     }
 
-    /// The value of a variable; an empty one counts as not set, as compose files leave them so.
+    /// The value of a variable. An empty one counts as not set, because compose files set empty
+    /// variables.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// A sentence for each variable that nothing reads.
+    /// A sentence for each variable that has the prefix but is not known.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let known: Vec<String> = Key::ALL.iter().map(|key| key.env()).collect();
@@ -78,10 +79,10 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Puts the layers over one another. `file` is the path and the text of the configuration file.
+    /// Merges the layers. `file` is the path and the text of the configuration file.
     ///
     /// # Errors
-    /// The file is not TOML, or has a key or a kind of value that is unknown.
+    /// The file is not TOML, or contains an unknown key or a value of an unsupported type.
     pub fn new(
         flags: BTreeMap<Key, String>,
         environment: &Environment,
@@ -100,7 +101,7 @@ impl Layers {
         Ok(Self { values })
     }
 
-    /// The text and the source of a setting, unless it is left to its default.
+    /// The text and the source of a setting; none if it has its default.
     #[must_use]
     pub fn get(&self, key: Key) -> Option<&(String, Source)> {
         self.values.get(&key)
@@ -110,7 +111,7 @@ impl Layers {
 /// The text of a configuration file, which may begin with a byte order mark.
 ///
 /// # Errors
-/// A sentence: it is not UTF-8.
+/// A sentence, if it is not UTF-8.
 pub fn utf8_text(bytes: Vec<u8>) -> Result<String, String> {
     let is_utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
     String::from_utf8(bytes).map_err(|error| match is_utf16 {
@@ -138,7 +139,8 @@ fn read_file(path: &Path, text: &str) -> Result<BTreeMap<Key, (String, Source)>,
         let value = scalar_text(value.get_ref()).ok_or_else(|| {
             let kind = value.get_ref().type_str();
             ConfigError::File(format!(
-                "{}: {key} is of the kind {kind}; expected a string, a number, true or false, or a list of strings",
+                "{}: {key} has the type {kind}; expected a string, a number, true or false, or a \
+                 list of strings",
                 at(line)
             ))
         })?;
@@ -147,8 +149,8 @@ fn read_file(path: &Path, text: &str) -> Result<BTreeMap<Key, (String, Source)>,
     Ok(values)
 }
 
-/// A TOML value as the text that the same setting has on the command line. A list of strings is what
-/// the command line writes with commas.
+/// A TOML value as the text of the same setting on the command line, where a list of strings is
+/// separated by commas.
 fn scalar_text(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.clone().into_owned()),
@@ -162,9 +164,9 @@ fn scalar_text(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// The candidate that `name` was probably meant to be.
+/// The candidate that is most similar to `name`, if one is similar enough.
 fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // What all variables begin with says nothing about which one was meant.
+    // The common prefix says nothing about which variable was meant.
     let plain = |name: &str| name.trim_start_matches(PREFIX).to_lowercase().replace('_', "-");
     let written = plain(name);
     let scored =

@@ -1,12 +1,12 @@
-//! Settings of a node: every one with its name, its default and where its value came from, checked.
+//! Settings of a node: their names, defaults, sources and checks.
 //!
 //! A setting has one name everywhere: `--peer-listen` on the command line, `QUORATE_PEER_LISTEN` in
-//! the environment, `peer-listen` in the TOML file of `--config`. The first of these that is present
-//! wins; otherwise the default holds. Every layer is text until [`resolve`] parses it, so that a value
-//! is refused with the same sentence wherever it stood.
+//! the environment, `peer-listen` in the TOML file of `--config`. The first of these that is
+//! present wins; otherwise the default holds. Every layer is text until [`resolve`] parses it, so
+//! that the error of a value is the same in every layer.
 //!
-//! **Boundary.** This crate reads flags, the environment and one file, and opens nothing else: what a value
-//! means to the node is decided where it is used.
+//! **Boundary.** This crate reads flags, the environment and one file, and opens nothing else. What
+//! a value means for the node is decided where it is used.
 
 mod args;
 mod check;
@@ -46,19 +46,19 @@ pub use show::table;
 pub use source::Source;
 pub use value::{HostPort, LogStore, Size, parse_duration};
 
-/// The port that a node listens on when it is not told.
+/// The default port of a node.
 pub const DEFAULT_PORT: u16 = 7401;
 
 rows::settings! {
-    /// Everything a node needs to know to start: all defaults filled in, all addresses parsed,
-    /// checked by [`Config::validate`].
+    /// The configuration of a node: all defaults filled in, all addresses parsed, checked by
+    /// [`Config::validate`].
     pub struct Config |reader| {
-        /// Id of this node, never used for another node of the cluster
+        /// Id of this node; must never be reused for another node of the cluster
         ///
         /// From 1 to 4,294,967,295.
         NodeId "node-id" node_id: NodeId = NodeId(1);
 
-        /// Directory that holds everything this node must not forget
+        /// Data directory
         DataDir "data-dir" data_dir: PathBuf => (PathBuf::new(), "not set");
 
         /// Address to serve clients on
@@ -90,15 +90,13 @@ rows::settings! {
         };
 
         /// Name that all nodes of the cluster share
-        ///
-        /// So that two clusters never mix by a wrong address.
+        /// It keeps two clusters apart if an address is wrong.
         ClusterName "cluster-name" cluster_name: String = "quorate".to_owned();
 
-        /// Peer addresses of all nodes of the first start [default: this node alone]
-        ///
-        /// Afterwards they are only seeds to ask.
+        /// Peer addresses of all nodes at the first start [default: only this node]
+        /// Afterwards they are only seeds.
         InitialCluster "initial-cluster" initial_cluster: BTreeMap<NodeId, HostPort> =>
-            (BTreeMap::from([(node_id, advertise.clone())]), "this node alone");
+            (BTreeMap::from([(node_id, advertise.clone())]), "only this node");
 
         /// Shards of a new cluster, 1 to 4096
         ///
@@ -110,58 +108,57 @@ rows::settings! {
         /// Only read at its formation.
         Replicas "replicas" replicas: u32 = 3, check replica_count;
 
-        /// What holds the Raft log: sled or file
+        /// Store of the Raft log: sled or file
         LogStore "log-store" log_store: LogStore = LogStore::Sled;
 
-        /// Where this node stands; replicas of a shard are spread over places [default: none]
+        /// Locality labels; the replicas of a shard are spread over localities [default: none]
         Locality "locality" locality: BTreeMap<String, String> => (BTreeMap::new(), "");
 
-        /// Memory for caches, logs and queues, at least 128MiB [default: a quarter of the machine's
-        /// or control group's, at most 2GiB]
+        /// Memory for caches, logs and queues, at least 128MiB [default: a quarter of the memory of
+        /// the machine or control group, at most 2GiB]
         Memory "memory" memory: MemoryPlan =>
             (MemoryPlan::new(reader.default_memory), "a quarter of the memory, at most 2GiB"),
             check enough_memory;
 
-        /// Largest value taken
+        /// Largest value accepted
         MaxValueSize "max-value-size" max_value_size: Size = Size(1 << 20), check value_size;
 
-        /// Client connections of one listener
+        /// Maximum number of client connections of one listener
         MaxConnections "max-connections" max_connections: usize = 1024, check within(1..=1 << 16);
 
-        /// Calls in flight of one client connection
+        /// Maximum number of calls in flight of one client connection
         MaxCallsPerConnection "max-calls-per-connection" max_calls_per_connection: u32 = 256,
             check within(1..=1 << 16);
 
-        /// How long a client connection may have no call in flight before it is closed; ±10 %
+        /// Time without a call in flight after which a client connection is closed; ±10 %
         ///
         /// Each connection draws its own time from this range.
         MaxConnectionIdle "max-connection-idle" max_connection_idle: Duration
             = Duration::from_secs(5 * 60), check within(LIFETIME);
 
-        /// How old a client connection may become before it is closed, once its calls have
-        /// ended; ±10 %
+        /// Age at which a client connection is closed, once its calls have ended; ±10 %
         ///
         /// Each connection draws its own age from this range.
         MaxConnectionAge "max-connection-age" max_connection_age: Duration
             = Duration::from_secs(60 * 60), check within(LIFETIME);
 
-        /// How often a leader makes itself heard
+        /// Heartbeat interval of a leader
         Heartbeat "heartbeat" heartbeat: Duration = Duration::from_millis(100);
 
-        /// Shortest silence that starts an election
+        /// Minimum election timeout
         ElectionMin "election-min" election_min: Duration = Duration::from_millis(600);
 
-        /// Longest silence that starts an election
+        /// Maximum election timeout
         ElectionMax "election-max" election_max: Duration = Duration::from_millis(1200);
 
-        /// Allow listening beyond loopback although nothing is encrypted
+        /// Allow listening on addresses other than loopback without encryption
         Insecure "insecure" insecure: bool = false;
 
         /// Least severe log line written, or a filter such as info,quorate_raft=debug
         /// [env: QUORATE_LOG]
         LogLevel "log-level" log_filter: LogFilter = LogFilter::of_level("info");
 
-        /// How log lines are written: auto, text or json [default: auto = text on a terminal]
+        /// Format of log lines: auto, text or json [default: auto = text on a terminal]
         LogFormat "log-format" log_format: LogFormat => (LogFormat::Auto, "");
     } with {
         /// Whether `shards` was given and is not the default.
@@ -172,18 +169,19 @@ rows::settings! {
 }
 
 impl Config {
-    /// Checks what no single value shows: limits, and settings that do not go together.
+    /// Checks the limits of each value and the combination of settings.
     ///
     /// # Errors
-    /// Every setting that is refused, each with its limit and the knob to turn.
+    /// All rejected settings, each with its limit, flag and variable.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check::validate(self, check::DataDir::Needed)
     }
 
-    /// [`Config::validate`] of settings that are only looked at: a node's directory may be missing.
+    /// As [`Config::validate`], for settings that are only shown: the data directory may be
+    /// missing.
     ///
     /// # Errors
-    /// As for [`Config::validate`].
+    /// As [`Config::validate`].
     pub fn validate_shown(&self) -> Result<(), ConfigError> {
         check::validate(self, check::DataDir::MayMiss)
     }

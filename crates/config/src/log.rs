@@ -1,11 +1,11 @@
-//! The settings of the log: its format, and the check of its filter.
+//! Settings of the log: its format and its filter.
 
 use std::fmt;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
-/// How log lines are written.
+/// Formats of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text if stderr is a terminal, else JSON.
@@ -39,12 +39,12 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// A filter of log lines that was checked: a level or a list such as `info,quorate_raft=debug`.
+/// A checked filter of log lines: a level or a list such as `info,quorate_raft=debug`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
 
 impl LogFilter {
-    /// The filter that takes lines of this level and the more severe ones.
+    /// The filter that accepts lines of this level and more severe ones.
     pub(super) fn of_level(level: &'static str) -> Self {
         Self(level.to_owned())
     }
@@ -70,21 +70,21 @@ impl fmt::Display for LogFilter {
     }
 }
 
-/// The levels, from silence on.
+/// The levels, from none to all lines.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Checks a filter: a level or a list such as `info,quorate_raft=debug`.
 ///
 /// # Errors
-/// The filter cannot be read, or a word in it stands for no level. The library would take such a word
-/// for the name of a module, and a misspelt level would silence everything.
+/// The filter cannot be parsed, or a word in it is not a level. The library would treat such a word
+/// as the name of a module, so that a misspelt level would suppress all lines.
 fn check_filter(filter: &str) -> Result<(), String> {
     let expected = format!(
         "expected one of {}, or a filter such as info,quorate_raft=debug",
         LEVELS.join(", ")
     );
     let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
-    // Within brackets a comma separates nothing; there the library alone judges.
+    // Within brackets a comma is not a separator; then only the library checks the filter.
     if !filter.contains('[')
         && filter.split(',').map(str::trim).any(|word| !word.contains('=') && !is_level(word))
     {

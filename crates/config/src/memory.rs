@@ -1,36 +1,36 @@
-//! How the one memory knob is divided.
+//! Memory plan: the division of `--memory` among caches, logs and queues.
 
 use std::path::Path;
 
 use super::value::{format_bytes, parse_bytes};
 
-/// The least memory a node starts with.
+/// The minimum of `--memory`.
 pub const MEMORY_MIN: u64 = 128 << 20;
-/// The most memory a node takes for itself when it is not told.
+/// The maximum of the default of `--memory`.
 const MEMORY_DEFAULT_MAX: u64 = 2 << 30;
-/// What is assumed of a machine that does not say how much memory it has.
+/// Assumed memory of a machine that does not report how much it has.
 const ASSUMED_MACHINE: u64 = 4 << 30;
 
-/// The shares of `--memory`, all in bytes. Their sum stays below the whole: what is left is for code,
-/// stacks, connections and the allocator's own losses.
+/// The shares of `--memory`, all in bytes. Their sum is below the total; the rest is for code,
+/// stacks, connections and the overhead of the allocator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The whole, as configured.
+    /// The total, as configured.
     pub total: u64,
     /// Page cache of the storage engine.
     pub engine_cache: u64,
-    /// Applied state that is not yet checkpointed, over all shards. Full means that proposals are
-    /// refused; a follower's apply pauses at twice this, which is why it counts twice in the sum.
+    /// Applied state that is not yet checkpointed, over all shards. At this size proposals are
+    /// rejected; a follower stops applying at twice this size, so it counts twice in the sum.
     pub delta: u64,
-    /// Raft log held in memory, over all groups; more forces checkpoints.
+    /// Raft log in memory, over all groups; more forces checkpoints.
     pub log_node: u64,
-    /// Raft log held in memory by one group; more forces a checkpoint of its shard.
+    /// Raft log in memory of one group; more forces a checkpoint of its shard.
     pub log_group: u64,
     /// Recently read values.
     pub value_cache: u64,
-    /// Messages to all peers that wait to be sent.
+    /// Queued messages to all peers.
     pub transport_queue: u64,
-    /// Requests of clients that wait to be proposed, applied or answered.
+    /// Requests of clients that wait for their proposal, application or answer.
     pub request_queue: u64,
 }
 
@@ -38,8 +38,8 @@ impl MemoryPlan {
     /// Divides `total` bytes.
     #[must_use]
     pub fn new(total: u64) -> Self {
-        // The caps are the sizes beyond which more does not help: 64 MiB of delta and 512 MiB of log
-        // hold several seconds of writes at the full rate, so what a large node has goes to caches.
+        // Beyond these caps more does not help: 64 MiB of delta and 512 MiB of log hold several
+        // seconds of writes at the full rate, so a large node uses the rest for caches.
         let log_node = (total / 4).min(512 << 20);
         Self {
             total,
@@ -53,7 +53,7 @@ impl MemoryPlan {
         }
     }
 
-    /// The shares by name, for people.
+    /// The shares with their names, to show.
     #[must_use]
     pub fn shares(&self) -> [(&'static str, u64); 7] {
         [
@@ -67,7 +67,7 @@ impl MemoryPlan {
         ]
     }
 
-    /// The most that all shares together can hold.
+    /// Maximum of all shares together.
     #[must_use]
     pub const fn committed(&self) -> u64 {
         // One group's log is part of the node's.
@@ -80,8 +80,8 @@ impl MemoryPlan {
     }
 }
 
-/// The memory a node takes when it is not told: a quarter of what the machine or the control group it
-/// runs in has, at most 2 GiB, at least the least it can start with.
+/// The default of `--memory`: a quarter of the memory of the machine or of the control group, at
+/// least [`MEMORY_MIN`] and at most 2 GiB.
 #[must_use]
 pub fn default_memory() -> u64 {
     default_of(available(Path::new("/")))
@@ -89,13 +89,13 @@ pub fn default_memory() -> u64 {
 
 /// The default for a machine of `available` bytes.
 pub(super) fn default_of(available: u64) -> u64 {
-    // Whole MiB, so that the figure can be read and given back as a flag.
+    // Whole MiB, so that the value is readable and can be used as a flag.
     let quarter = available / 4 / (1 << 20) * (1 << 20);
     quarter.clamp(MEMORY_MIN, MEMORY_DEFAULT_MAX)
 }
 
 /// The smallest of the machine's memory and the limits of the control groups around this process.
-/// `root` is `/` but in tests.
+/// `root` is `/`, except in tests.
 pub(super) fn available(root: &Path) -> u64 {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
     let machine = read("proc/meminfo").and_then(|text| machine_memory(&text));
@@ -105,15 +105,15 @@ pub(super) fn available(root: &Path) -> u64 {
     machine.into_iter().chain(limit).min().unwrap_or(ASSUMED_MACHINE)
 }
 
-/// `MemTotal:  16384 kB` of /proc/meminfo.
+/// Parses `MemTotal:  16384 kB` of /proc/meminfo.
 fn machine_memory(meminfo: &str) -> Option<u64> {
     let rest = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     parse_bytes(&rest.trim().replace(" kB", "KiB")).ok()
 }
 
-/// The files that may hold a limit for a line of /proc/self/cgroup: of the group itself and of each
-/// group above it. Inside a container the path is often one of the host while the own group is mounted
-/// at the top, so the top is always among them.
+/// The files that may contain a limit, for a line of /proc/self/cgroup: of the group itself and of
+/// each group above it. In a container the path is often that of the host, while the container's
+/// own group is mounted at the top, so the top is always included.
 fn cgroup_files(line: &str) -> Vec<String> {
     let mut fields = line.splitn(3, ':');
     let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
@@ -133,7 +133,7 @@ fn cgroup_files(line: &str) -> Vec<String> {
         .collect()
 }
 
-/// A limit as control groups write it: bytes, or `max` for none.
+/// Parses the limit of a control group: bytes, or `max` for none.
 fn cgroup_limit(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shares_leave_a_fifth_and_follow_the_whole() {
+    fn the_shares_leave_a_fifth_and_grow_with_the_total() {
         let mut total = MEMORY_MIN;
         while total <= 256 << 30 {
             let plan = MemoryPlan::new(total);
@@ -187,7 +187,7 @@ mod tests {
         ("proc/meminfo", "MemTotal:       16777216 kB\nMemFree:          1024 kB\n");
 
     #[test]
-    fn the_smallest_limit_around_the_process_counts() {
+    fn the_smallest_limit_of_the_machine_and_the_control_groups_is_used() {
         for (name, files, expected) in [
             ("nothing is known", vec![], ASSUMED_MACHINE),
             ("no control group", vec![MEMINFO], 16 << 30),
@@ -202,7 +202,7 @@ mod tests {
                 1 << 30,
             ),
             (
-                "v2 in a container: the path is the host's, the limit stands at the top",
+                "v2 in a container: the path is the host's, the limit is at the top",
                 vec![
                     MEMINFO,
                     ("proc/self/cgroup", "0::/docker/abc\n"),

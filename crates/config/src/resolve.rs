@@ -1,4 +1,4 @@
-//! From layers of text to a [`Config`].
+//! Resolution: parses layers of text into a [`Config`].
 
 use std::collections::BTreeMap;
 
@@ -16,41 +16,41 @@ use super::{Config, ConfigError, Key};
 pub struct Effective {
     /// The setting.
     pub key: Key,
-    /// Its value, as it would be written on the command line; empty where there is none.
+    /// Its value, as on the command line; empty if there is none.
     pub value: String,
-    /// Where the value came from.
+    /// The source of the value.
     pub source: Source,
 }
 
-/// A configuration whose values could all be read. It is not yet checked: see [`Config::validate`].
+/// A parsed configuration. It is not checked yet: see [`Config::validate`].
 #[derive(Debug, Clone)]
 pub struct Resolved {
-    /// The settings of the node. The data directory is empty where none was given.
+    /// The settings of the node. The data directory is empty if none was given.
     pub config: Config,
     /// Every setting with its source, in the order of [`Key::ALL`].
     pub settings: Vec<Effective>,
 }
 
-/// Reads every setting from its layer, or computes its default. `default_memory` is what
-/// [`default_memory`](super::default_memory) says of this machine.
+/// Parses every setting from its layer, or computes its default. `default_memory` is the result of
+/// [`default_memory`](super::default_memory) on this machine.
 ///
 /// # Errors
-/// The first value that cannot be read.
+/// The first value that cannot be parsed.
 pub fn resolve(layers: &Layers, default_memory: u64) -> Result<Resolved, ConfigError> {
     let (config, settings) = Config::read(&Reader { layers, default_memory })?;
     Ok(Resolved { config, settings })
 }
 
-/// The reader of the settings: what was given, and what the machine says.
+/// Reader of the settings: the layers, and the facts of the machine that defaults need.
 pub(super) struct Reader<'a> {
     layers: &'a Layers,
-    /// The memory of a node that is not given any, in bytes.
+    /// The default of `--memory`, in bytes.
     pub default_memory: u64,
 }
 
 impl Reader<'_> {
-    /// The value of a setting from its layer, else the default and what it was computed from. It is
-    /// added to `settings`.
+    /// The value of a setting from its layer, else its default. Adds it with its source to
+    /// `settings`.
     pub fn read<T: Value>(
         &self,
         key: Key,
@@ -68,7 +68,7 @@ impl Reader<'_> {
         Ok(value)
     }
 
-    /// Whether a setting is not left to its default.
+    /// Whether a setting is given and does not have its default.
     pub fn is_given(&self, key: Key) -> bool {
         self.layers.get(key).is_some()
     }
@@ -85,8 +85,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The address in the entry of a node in `initial-cluster`, if that was given. An entry that
-    /// cannot be read is refused when its own setting is read.
+    /// The address of a node in `initial-cluster`, if that was given. An entry that cannot be
+    /// parsed is reported when `initial-cluster` itself is read.
     pub fn initial_address(&self, node: NodeId) -> Option<HostPort> {
         let given = self.given::<BTreeMap<NodeId, HostPort>>(Key::InitialCluster);
         given.ok()??.0.remove(&node)

@@ -1,4 +1,4 @@
-//! The table of settings: one row is one setting.
+//! Macro for the table of settings: one row is one setting.
 //!
 //! A row of the table in `lib.rs` reads like this:
 //!
@@ -21,15 +21,16 @@
 //! | `=> (VALUE, "why")` | `(listen, "as listen")` | a default that follows from something |
 //! | `, check CHECK` | – | the [check](crate::check) of this value without the others |
 //!
-//! A row has one of the two kinds of default; the help of one that follows from something has to
-//! say so itself. A default may use the fields of the rows above its own, and the [`Reader`] by the
+//! A row has one of the two kinds of default. The help of a default that is computed has to
+//! describe it. A default may use the fields of the rows above its own, and the [`Reader`] by the
 //! name between the bars. The order of the rows is the order of `--help` and of `config show`. The
 //! fields behind `with` are computed and are not settings.
 //!
 //! [`Value`]: crate::kinds::Value
 //! [`Reader`]: crate::resolve::Reader
 
-/// Makes from the rows: `Key` with `ALL`, `name` and `flag`; the struct with `read` and `refusals`.
+/// Generates from the rows `Key` with `ALL`, `name` and `flag`, and the struct with `read` and
+/// `errors`.
 macro_rules! settings {
     (
         $(#[$about:meta])*
@@ -75,7 +76,7 @@ macro_rules! settings {
         }
 
         impl $config {
-            /// Reads every setting, or computes its default, and lists them as they hold.
+            /// Parses every setting, or computes its default, and lists the effective values.
             fn read($reader: &Reader<'_>) -> Result<(Self, Vec<Effective>), ConfigError> {
                 let mut settings = Vec::new();
                 $(let $field: $type = $reader.read(Key::$key, &mut settings, || {
@@ -85,8 +86,8 @@ macro_rules! settings {
                 Ok((Self { $($field,)+ $($more,)* }, settings))
             }
 
-            /// What the checks of the rows refuse.
-            fn refusals(&self) -> Vec<ConfigError> {
+            /// The errors of the checks of the rows.
+            fn errors(&self) -> Vec<ConfigError> {
                 let checked = [
                     $($($check(Key::$key, &self.$field),)?)+
                 ];

@@ -1,4 +1,4 @@
-//! `kvnode config show`.
+//! Table of `kvnode config show`.
 
 use super::Resolved;
 use super::value::format_bytes;

@@ -1,9 +1,9 @@
-//! The source of a setting's value.
+//! Sources of values.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where the effective value of a setting came from.
+/// The source of the effective value of a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// The command line.
@@ -12,7 +12,7 @@ pub enum Source {
     Environment(String),
     /// This line of the configuration file.
     File(PathBuf, usize),
-    /// The default, and what it was computed from, if it was.
+    /// The default, with what it was computed from, or empty.
     Default(&'static str),
 }
 

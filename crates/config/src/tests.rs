@@ -1,4 +1,4 @@
-//! Layers, sources, and the sentences of everything that is refused.
+//! Tests of layers, sources, and the sentence of every error.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ impl Start<'_> {
         resolve(&Layers::new(flags, &self.environment(), file)?, 2 * GIB)
     }
 
-    /// What the whole start is refused with.
+    /// The error of the whole start.
     fn refusal(&self) -> String {
         let refused = self.resolve().and_then(|resolved| resolved.config.validate());
         refused.expect_err("the start is refused").to_string()
@@ -98,7 +98,7 @@ fn the_help_of_a_flag_is_the_first_paragraph_of_its_row_and_the_default() {
 }
 
 #[test]
-fn a_shown_value_can_be_given_back() {
+fn a_shown_value_can_be_parsed_again() {
     let start = Start {
         flags: &[
             (Key::NodeId, "2"),
@@ -124,7 +124,7 @@ fn a_shown_value_can_be_given_back() {
 }
 
 #[test]
-fn a_data_directory_alone_is_a_cluster_of_one() {
+fn a_node_with_only_a_data_directory_is_a_cluster_of_one() {
     let start = Start { flags: &[(Key::DataDir, "d1")], ..Start::default() };
     let config = start.resolve().unwrap().config;
     config.validate().unwrap();
@@ -164,7 +164,7 @@ fn one_address_in_two_spellings_is_one_plan() {
 }
 
 #[test]
-fn the_file_takes_strings_numbers_booleans_and_lists() {
+fn the_file_may_contain_strings_numbers_booleans_and_lists() {
     let file = Some(
         "node-id = 2\nshards = 1_000\ninsecure = true\nheartbeat = \"200ms\"\n\
          initial-cluster = [\"1=a:1\", \"2=b:2\"]\nmemory = 1073741824\n",
@@ -184,12 +184,12 @@ fn a_mistake_in_the_file_is_named_with_its_line() {
         ("[node]\nid = 1", "node.toml:1: unknown key node; did you mean node-id?"),
         (
             "memory = 1.5",
-            "node.toml:1: memory is of the kind float; expected a string, a number, true or false, \
+            "node.toml:1: memory has the type float; expected a string, a number, true or false, \
              or a list of strings",
         ),
         (
             "shards = 0x10",
-            "node.toml:1: shards is of the kind integer; expected a string, a number, \
+            "node.toml:1: shards has the type integer; expected a string, a number, \
              true or false, or a list of strings",
         ),
         ("a = 1\nshards = = 2", "node.toml:2: extra `=`, expected nothing"),
@@ -201,7 +201,7 @@ fn a_mistake_in_the_file_is_named_with_its_line() {
 }
 
 #[test]
-fn variables_nobody_reads_are_named_once() {
+fn unknown_variables_are_named_once() {
     let start = Start {
         variables: &[
             ("QUORATE_SHARD", "3"),
@@ -227,21 +227,22 @@ fn variables_nobody_reads_are_named_once() {
 }
 
 #[test]
-fn values_that_cannot_be_read_are_refused_with_their_source() {
+fn values_that_cannot_be_parsed_are_rejected_with_their_source() {
     for (key, value, reason) in [
-        (Key::NodeId, "0", "a node id is a number from 1 to 4294967295"),
-        (Key::NodeId, "4294967296", "a node id is a number from 1 to 4294967295"),
+        (Key::NodeId, "0", "expected a node id from 1 to 4294967295"),
+        (Key::NodeId, "4294967296", "expected a node id from 1 to 4294967295"),
         (
             Key::Listen,
             "node1:7401",
-            "expected IP:PORT, for example 127.0.0.1:7401 or [::1]:7401 (a name cannot be listened on)",
+            "expected IP:PORT, for example 127.0.0.1:7401 or [::1]:7401 (names are not accepted)",
         ),
         (Key::Advertise, "node1", "expected HOST:PORT, for example node1:7401 or [::1]:7401"),
-        (Key::Advertise, "node1:0", "port 0 cannot be connected to"),
+        (Key::Advertise, "node1:0", "nothing can connect to port 0"),
         (
             Key::Advertise,
             "::1:7401",
-            "expected HOST:PORT, for example node1:7401 or [::1]:7401; an IPv6 address stands in brackets",
+            "expected HOST:PORT, for example node1:7401 or [::1]:7401; an IPv6 address \
+             needs brackets",
         ),
         (Key::InitialCluster, "a:1", "\"a:1\": expected ID=HOST:PORT"),
         (Key::InitialCluster, "1=a:1,1=b:1", "node 1 is listed twice"),
@@ -272,8 +273,8 @@ fn values_that_cannot_be_read_are_refused_with_their_source() {
 }
 
 #[test]
-fn addresses_are_refused_for_what_is_wrong_with_them_and_passwords_are_not_repeated() {
-    let scheme = "an address is written without a scheme: HOST:PORT, for example node1:7401";
+fn the_error_of_an_address_says_what_is_wrong_and_repeats_no_password() {
+    let scheme = "an address has no scheme; expected HOST:PORT, for example node1:7401";
     for (key, value, reason) in [
         (Key::Advertise, "http://node1:7401", scheme),
         (Key::AdvertiseClient, "HTTP://node1:7401/", scheme),
@@ -293,13 +294,13 @@ fn addresses_are_refused_for_what_is_wrong_with_them_and_passwords_are_not_repea
         (Key::InitialCluster, "1=http://user:secret,secret@a:1"),
     ] {
         let refusal = Start { flags: &[(key, value)], ..Start::default() }.refusal();
-        let reason = "an address has no user information: leave out what stands before its `@`";
+        let reason = "an address has no user information; leave out the part before the `@`";
         assert_eq!(refusal, format!("{key} (flag): {reason}"));
     }
 }
 
 #[test]
-fn durations_are_read_and_shown_in_hours_and_minutes_where_they_are_whole() {
+fn durations_are_parsed_and_shown_in_whole_hours_and_minutes() {
     for (given, shown) in
         [("90m", "90m"), ("7200s", "2h"), ("1500ms", "1500ms"), ("61s", "61000ms")]
     {
@@ -309,11 +310,12 @@ fn durations_are_read_and_shown_in_hours_and_minutes_where_they_are_whole() {
 }
 
 #[test]
-fn limits_and_combinations_are_refused_with_the_knob() {
+fn errors_of_limits_and_combinations_name_the_flag() {
     for (flags, sentence) in [
         (
             &[(Key::DataDir, "")][..],
-            "data-dir is not set; a node needs a directory of its own (--data-dir or QUORATE_DATA_DIR)",
+            "data-dir is not set; a node needs a directory of its own (--data-dir or \
+             QUORATE_DATA_DIR)",
         ),
         (
             &[(Key::Shards, "4097")],
@@ -321,8 +323,8 @@ fn limits_and_combinations_are_refused_with_the_knob() {
         ),
         (
             &[(Key::Replicas, "4")],
-            "replicas is 4, but must be 1, 3, 5 or 7: an even number needs more of them for the same \
-             fault tolerance (--replicas or QUORATE_REPLICAS)",
+            "replicas is 4, but must be 1, 3, 5 or 7: an even number adds a replica but no fault \
+             tolerance (--replicas or QUORATE_REPLICAS)",
         ),
         (
             &[(Key::Memory, "127MiB")],
@@ -335,8 +337,8 @@ fn limits_and_combinations_are_refused_with_the_knob() {
         ),
         (
             &[(Key::MaxConnectionIdle, "999ms")],
-            "max-connection-idle is 999ms, but must be from 1000ms to 8760h (--max-connection-idle or \
-             QUORATE_MAX_CONNECTION_IDLE)",
+            "max-connection-idle is 999ms, but must be from 1000ms to 8760h \
+             (--max-connection-idle or QUORATE_MAX_CONNECTION_IDLE)",
         ),
         (
             &[(Key::MaxConnectionAge, "0s")],
@@ -355,19 +357,19 @@ fn limits_and_combinations_are_refused_with_the_knob() {
         ),
         (
             &[(Key::Listen, "0.0.0.0:7401")],
-            "listen is 0.0.0.0:7401, but there is no TLS yet, so anyone who reaches it can read and \
-             change everything; listen on loopback, or allow it with --insecure (--listen or \
+            "listen is 0.0.0.0:7401, but there is no TLS yet, so anyone who reaches it can read \
+             and change everything; listen on loopback, or allow it with --insecure (--listen or \
              QUORATE_LISTEN)",
         ),
         (
             &[(Key::Listen, "0.0.0.0:7401"), (Key::Insecure, "true")],
-            "advertise is 0.0.0.0:7401, but that means every address of this machine and cannot be \
-             connected to from another; give a name or an address that can (--advertise or \
-             QUORATE_ADVERTISE)",
+            "advertise is 0.0.0.0:7401, but other machines cannot connect to that address, which \
+             means every address of this machine; give a name or an address that they can connect \
+             to (--advertise or QUORATE_ADVERTISE)",
         ),
         (
             &[(Key::Listen, "127.0.0.1:0")],
-            "advertise is 127.0.0.1:0, but port 0 cannot be connected to; give the real port \
+            "advertise is 127.0.0.1:0, but nothing can connect to port 0; give the real port \
              (--advertise or QUORATE_ADVERTISE)",
         ),
         (
@@ -382,13 +384,14 @@ fn limits_and_combinations_are_refused_with_the_knob() {
         ),
         (
             &[(Key::ElectionMin, "200ms")],
-            "election-min is 200ms, but must be at least three times heartbeat (100ms), or one lost \
-             message starts an election (--election-min or QUORATE_ELECTION_MIN)",
+            "election-min is 200ms, but must be at least three times heartbeat (100ms), or one \
+             lost message starts an election (--election-min or QUORATE_ELECTION_MIN)",
         ),
         (
             &[(Key::ElectionMax, "650ms")],
             "election-max is 650ms, but must exceed election-min (600ms) by at least one heartbeat \
-             (100ms), or candidates keep splitting the vote (--election-max or QUORATE_ELECTION_MAX)",
+             (100ms), or candidates keep splitting the vote (--election-max or \
+             QUORATE_ELECTION_MAX)",
         ),
     ] {
         let mut all = vec![(Key::DataDir, "d")];
@@ -398,7 +401,7 @@ fn limits_and_combinations_are_refused_with_the_knob() {
 }
 
 #[test]
-fn sizes_are_read_in_every_usual_form() {
+fn sizes_are_parsed_in_every_usual_form() {
     for (text, bytes) in [
         ("512MiB", 512 << 20),
         ("512M", 512 << 20),

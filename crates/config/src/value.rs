@@ -1,4 +1,4 @@
-//! Values of settings: addresses, sizes, durations, and how they are read and written.
+//! Values of settings: addresses, sizes, durations, with their parsers and formatters.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use quorate_raft::NodeId;
 
-/// What holds the Raft log.
+/// Stores of the Raft log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogStore {
-    /// The storage engine that also holds the applied state.
+    /// The database that also holds the applied state.
     Sled,
     /// A plain append-only file.
     File,
@@ -38,10 +38,10 @@ impl fmt::Display for LogStore {
     }
 }
 
-/// An address that others connect to: a name or an IP address, and a port. A name is kept as a name, so
-/// that it is resolved again at each connection. It is read into one spelling, in lower case and an IP
-/// address as short as can be, because nodes compare the addresses of their plans as text; only a dot
-/// at the end of a name stays, as it keeps the name from being completed.
+/// An address that others connect to: a name or an IP address, and a port. A name is kept as a
+/// name, so that it is resolved again at each connection. It is normalised, to lower case and the
+/// shortest form of an IP address, because nodes compare the addresses of their plans as text. A
+/// final dot of a name stays, because it keeps search domains from being appended.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
     /// A DNS name or an IP address, an IPv6 one without brackets.
@@ -51,8 +51,8 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Whether the host is the address that means "every address of this machine", which nobody can
-    /// connect to from elsewhere.
+    /// Whether the host is the unspecified address, "every address of this machine", to which other
+    /// machines cannot connect.
     #[must_use]
     pub fn is_unspecified(&self) -> bool {
         self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
@@ -74,12 +74,12 @@ impl FromStr for HostPort {
         let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
         let port: u16 = port.parse().map_err(|_| EXPECTED)?;
         if port == 0 {
-            return Err("port 0 cannot be connected to".to_owned());
+            return Err("nothing can connect to port 0".to_owned());
         }
         let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| EXPECTED)?.to_string(),
             None if host.parse::<Ipv6Addr>().is_ok() => {
-                return Err(format!("{EXPECTED}; an IPv6 address stands in brackets"));
+                return Err(format!("{EXPECTED}; an IPv6 address needs brackets"));
             }
             None => host.to_ascii_lowercase(),
         };
@@ -92,26 +92,26 @@ impl FromStr for HostPort {
     }
 }
 
-/// Refuses an address that is more than a host and a port.
+/// Rejects an address with more than a host and a port.
 fn is_bare(text: &str) -> Result<(), String> {
     no_user_information(text)?;
     if text.contains("://") {
-        let reason = "an address is written without a scheme: HOST:PORT, for example node1:7401";
+        let reason = "an address has no scheme; expected HOST:PORT, for example node1:7401";
         return Err(reason.to_owned());
     }
     Ok(())
 }
 
-/// Refuses what stands before an `@` without repeating it: it may be a password.
+/// Rejects user information, the part before an `@`, without repeating it: it may be a password.
 fn no_user_information(text: &str) -> Result<(), String> {
     if has_user_information(text) {
-        let reason = "an address has no user information: leave out what stands before its `@`";
+        let reason = "an address has no user information; leave out the part before the `@`";
         return Err(reason.to_owned());
     }
     Ok(())
 }
 
-/// Whether a value that cannot be read may hold a password and must not be repeated.
+/// Whether an invalid value may contain a password and must not be repeated.
 pub(super) fn has_user_information(text: &str) -> bool {
     text.contains('@')
 }
@@ -126,8 +126,9 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// An address to listen on: an IP address, or `localhost`. Other names are refused, because what a name
-/// resolves to can change, and with it who can reach the node. Port 0 takes any free port.
+/// An address to listen on: an IP address, or `localhost`. Other names are rejected, because the
+/// address of a name can change, and with it which machines can reach the node. Port 0 means any
+/// free port.
 pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     is_bare(text)?;
     if let Some(port) = text.strip_prefix("localhost:")
@@ -136,14 +137,14 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
     }
     text.parse().map_err(|_| {
-        "expected IP:PORT, for example 127.0.0.1:7401 or [::1]:7401 (a name cannot be listened on)"
+        "expected IP:PORT, for example 127.0.0.1:7401 or [::1]:7401 (names are not accepted)"
             .to_owned()
     })
 }
 
-/// `1=host:port,2=host:port`: nodes and their peer addresses.
+/// Parses nodes and their peer addresses: `1=host:port,2=host:port`.
 pub(super) fn parse_initial_cluster(text: &str) -> Result<BTreeMap<NodeId, HostPort>, String> {
-    // Before a part is named: a password with a comma would come apart and be repeated.
+    // Checked before the text is split: a password with a comma would be split and repeated.
     no_user_information(text)?;
     let mut nodes = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -175,7 +176,7 @@ pub(super) fn format_initial_cluster(nodes: &BTreeMap<NodeId, HostPort>) -> Stri
     parts.join(",")
 }
 
-/// A node id as users write it.
+/// A node id as a number.
 pub(super) const fn plain(id: NodeId) -> u64 {
     id.0
 }
@@ -183,11 +184,11 @@ pub(super) const fn plain(id: NodeId) -> u64 {
 pub(super) fn parse_node_id(text: &str) -> Result<NodeId, String> {
     match text.parse::<u32>() {
         Ok(id) if id >= 1 => Ok(NodeId(u64::from(id))),
-        _ => Err(format!("a node id is a number from 1 to {}", u32::MAX)),
+        _ => Err(format!("expected a node id from 1 to {}", u32::MAX)),
     }
 }
 
-/// `region=eu,zone=a`.
+/// Parses labels: `region=eu,zone=a`.
 pub(super) fn parse_locality(text: &str) -> Result<BTreeMap<String, String>, String> {
     let mut labels = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -217,7 +218,7 @@ pub(super) fn format_locality(labels: &BTreeMap<String, String>) -> String {
     parts.join(",")
 }
 
-/// A number of bytes, read and shown in binary units.
+/// A number of bytes, written in binary units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub usize);
 
@@ -238,8 +239,9 @@ impl fmt::Display for Size {
 const UNITS: [(&str, u64); 4] =
     [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
-/// A number of bytes: `512MiB`, `2GiB`, `65536`. Units are powers of 1,024; the short forms `512M` and
-/// `512MB` mean the same, as users of caches and heaps expect.
+/// Parses a number of bytes: `512MiB`, `2GiB`, `65536`. Units are powers of 1,024; the short forms
+/// `512M` and
+/// `512MB` mean the same, as in other programs.
 pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     const EXPECTED: &str = "expected a size such as 512MiB, 2GiB or 65536";
     let text = text.trim();
@@ -263,7 +265,7 @@ pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| "the size is too large".to_owned())
 }
 
-/// The exact size in its largest whole unit: `512MiB`, `1536KiB`, `1000`.
+/// Formats the exact size in its largest whole unit: `512MiB`, `1536KiB`, `1000`.
 pub(super) fn format_bytes(bytes: u64) -> String {
     UNITS
         .iter()
@@ -271,7 +273,7 @@ pub(super) fn format_bytes(bytes: u64) -> String {
         .map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
-/// A duration of whole milliseconds: `100ms`, `2s`.
+/// Parses a duration of whole milliseconds: `100ms`, `2s`.
 ///
 /// # Errors
 /// A sentence that says what was expected.

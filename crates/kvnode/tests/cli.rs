@@ -62,7 +62,7 @@ metrics-listen - default: none
 advertise 127.0.0.1:7411 default: as peer-listen
 advertise-client 127.0.0.1:7411 default: as advertise
 cluster-name quorate default
-initial-cluster 3=127.0.0.1:7411 default: this node alone
+initial-cluster 3=127.0.0.1:7411 default: only this node
 shards 16 node.toml:1
 replicas 3 default
 log-store sled default
@@ -101,8 +101,8 @@ fn config_show_shows_first_and_refuses_then() {
         err,
         "kvnode: the environment variable QUORATE_SHARD is unknown and ignored; did you mean \
          QUORATE_SHARDS?\n\
-         kvnode: replicas is 2, but must be 1, 3, 5 or 7: an even number needs more of them for \
-         the same fault tolerance (--replicas or QUORATE_REPLICAS)\n"
+         kvnode: replicas is 2, but must be 1, 3, 5 or 7: an even number adds a replica but no \
+         fault tolerance (--replicas or QUORATE_REPLICAS)\n"
     );
     assert_eq!(code, 2);
 }
@@ -116,7 +116,7 @@ fn config_show_needs_no_directory_and_refuses_all_that_is_wrong() {
     let (code, _, err) = kvnode(&[], &flags);
     assert_eq!(code, 2, "{err}");
     let lines: Vec<_> = err.lines().collect();
-    assert_eq!(lines[0], "kvnode: 3 settings are refused:");
+    assert_eq!(lines[0], "kvnode: 3 settings are rejected:");
     let starts = ["  shards is 0, ", "  replicas is 9, ", "  memory is 100, "];
     assert_eq!(lines.len(), 4, "{err}");
     assert!(starts.iter().zip(&lines[1..]).all(|(start, line)| line.starts_with(start)), "{err}");
