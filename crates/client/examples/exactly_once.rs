@@ -1,5 +1,5 @@
-//! A counter that counts each event once, whatever happens to the nodes: an outcome that is unknown when
-//! the time is over is settled with `cancel` before the next event.
+//! Exactly-once counter: each event is counted once, whatever happens to the nodes. If the outcome
+//! of an increment is unknown after its timeout, `cancel` settles it before the next event.
 
 use quorate_client::{Client, ClientConfig, Error};
 
@@ -11,8 +11,9 @@ async fn main() -> Result<(), Error> {
     for _ in 0..100 {
         match client.increment("visits", 1).await {
             Ok(_) => counted += 1,
-            // The client has repeated the write with the same session and sequence until its time was
-            // over. Whether it was applied is asked once more; if it was not, it never will be.
+            // The client has retried the write with the same session and sequence until its
+            // timeout.
+            // `cancel` finds out whether it was applied; if it was not, it never will be.
             Err(Error::Unknown { write: Some(id), .. }) => {
                 let settled = client.cancel("visits", &id).await?;
                 println!("settled: {:?}", settled.result());

@@ -1,4 +1,5 @@
-//! A first program: put, get, scan. Start a cluster with `cargo run --release --bin kvnode -- dev`, then
+//! A first program: put, get, scan. Start a cluster with `cargo run --release --bin kvnode -- dev`,
+//! then
 //! `cargo run -p quorate-client --example hello`.
 
 use quorate_client::{Client, ClientConfig, Error};

@@ -1,5 +1,5 @@
-//! Read levels and receipts: what each answer is worth, and how a token carries "what I have seen" to
-//! another client.
+//! Read levels and receipts: the guarantee of each answer, with the node and the index it was read
+//! at.
 
 use quorate_client::api::ReadLevel;
 use quorate_client::{Client, ClientConfig, Error};

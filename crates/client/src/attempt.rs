@@ -1,4 +1,4 @@
-//! An attempt that brought no answer: what it may have done, and which error a call makes of it.
+//! Errors of single attempts: what a failed attempt may have done, and the error of its call.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -8,32 +8,33 @@ use tonic::{Code, Status};
 
 use crate::error::{Detail, Error};
 
-/// An attempt that brought no answer, read from a status or made here.
+/// The error of one attempt, read from a gRPC status or found by this client.
 #[derive(Clone, Debug)]
 pub(crate) struct AttemptError {
     pub code: Code,
-    /// What the node said; none where the status is the library's, a proxy's, or ours.
+    /// The failure that the node described; none if the status is from the library, a proxy, or
+    /// this client.
     pub failure: Option<Failure>,
     pub message: String,
     pub request_id: String,
     pub effect: Effect,
-    /// The connection itself failed; nothing else will come over it.
+    /// The connection itself failed and cannot be used again.
     pub broken: bool,
 }
 
-/// What an attempt may have done, as far as it alone can tell.
+/// The effect of one attempt, without regard to other attempts of its call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// Nothing, now and later.
+    /// Not applied, and it never will be.
     None,
-    /// Perhaps what was asked, perhaps later.
+    /// Possibly applied, now or later.
     Maybe,
-    /// Nothing, and no other attempt of the same write ever will either.
+    /// Not applied, and no other attempt of the same write ever will be.
     Final,
 }
 
 impl AttemptError {
-    /// Reads a status.
+    /// Reads a gRPC status.
     pub fn of_status(status: &Status) -> AttemptError {
         if let Some((failure, request_id)) = Failure::from_details(status.details()) {
             let message = match failure.message.as_str() {
@@ -49,12 +50,12 @@ impl AttemptError {
                 broken: false,
             };
         }
-        // The library's own timer for the header we sent: the node was silent, the connection is
-        // well.
+        // The library's own timer for the timeout header: the node did not answer, but the
+        // connection is intact.
         if has_source::<tonic::TimeoutExpired>(status) {
             return AttemptError {
                 code: Code::DeadlineExceeded,
-                message: "the node took the request and did not answer in time".into(),
+                message: "the node accepted the request and did not answer in time".into(),
                 ..AttemptError::plain(status, Effect::Maybe, false)
             };
         }
@@ -78,7 +79,7 @@ impl AttemptError {
         }
     }
 
-    /// A failure found on this side, before anything was sent.
+    /// A failure found by this client, before anything was sent.
     pub fn local(reason: Reason, message: impl Into<String>) -> AttemptError {
         let failure = Failure::of(reason, message);
         AttemptError {
@@ -91,7 +92,7 @@ impl AttemptError {
         }
     }
 
-    /// No connection could be had.
+    /// The error of a connection that could not be made.
     pub fn unreachable(message: String) -> AttemptError {
         AttemptError {
             code: Code::Unavailable,
@@ -103,7 +104,7 @@ impl AttemptError {
         }
     }
 
-    /// A node took the request and was silent for too long.
+    /// The error of a node that accepted the request and did not answer in time.
     pub fn silent(address: &str, waited: Duration) -> AttemptError {
         AttemptError {
             code: Code::DeadlineExceeded,
@@ -115,19 +116,19 @@ impl AttemptError {
         }
     }
 
-    /// Nobody answered in time, as far as a timer of the library or of this crate can tell.
+    /// Whether a timer of the library or of this crate expired without an answer.
     pub fn is_silence(&self) -> bool {
         matches!(self.code, Code::DeadlineExceeded | Code::Cancelled)
             && self.failure.is_none()
             && !self.broken
     }
 
-    /// The cause is the node that answered, and another one may do the same.
+    /// Whether the cause is specific to the node that answered, so that another node may succeed.
     pub fn is_of_node(&self) -> bool {
         self.failure.as_ref().is_some_and(|failure| failure.only_this_node)
     }
 
-    /// The request is wrong in itself, as [`Error::Invalid`] says.
+    /// Whether the request itself is invalid, see [`Error::Invalid`].
     pub fn is_invalid(&self) -> bool {
         matches!(self.code, Code::InvalidArgument | Code::OutOfRange)
     }
@@ -137,13 +138,14 @@ impl AttemptError {
         (reason != Reason::Unspecified).then_some(reason)
     }
 
-    /// How long the node asks to wait.
+    /// The delay that the node asks for before a retry.
     pub fn retry_after(&self) -> Option<Duration> {
         let delay = self.failure.as_ref()?.retry_after?;
         Duration::try_from(delay).ok()
     }
 
-    /// What is known of the failure; `request_id` is the call's, where the node named none.
+    /// The detail of the failure. `request_id` is the call's, for an error without one from the
+    /// node.
     pub fn detail(self, request_id: &str) -> Detail {
         let request_id = match self.request_id.as_str() {
             "" => request_id.to_owned(),
@@ -158,7 +160,7 @@ impl AttemptError {
     }
 }
 
-/// Whether a status with this code that no node of ours made means that no handler saw the request.
+/// Whether a status with this code that is not from a node means that no handler saw the request.
 fn is_before_any_handler(code: Code) -> bool {
     match code {
         Code::InvalidArgument
@@ -181,7 +183,7 @@ fn is_before_any_handler(code: Code) -> bool {
     }
 }
 
-/// What a failure that a node described says of this attempt.
+/// The effect of an attempt with a failure that a node described.
 fn effect_of(failure: &Failure) -> Effect {
     if failure.is_remembered() {
         return Effect::Final;
@@ -189,7 +191,7 @@ fn effect_of(failure: &Failure) -> Effect {
     match failure.outcome() {
         Outcome::NotApplied | Outcome::AttemptNotApplied => Effect::None,
         Outcome::Unknown => Effect::Maybe,
-        // Reads say nothing of an effect, and a newer node may use a number that is unknown here.
+        // Reads have no effect; a newer node may use a number that is unknown here.
         Outcome::Unspecified => match failure.outcome {
             0 if failure.reason().row().is_some_and(is_of_reads) => Effect::None,
             _ => Effect::Maybe,
@@ -201,12 +203,12 @@ fn is_of_reads(row: &quorate_proto::reason::ReasonRow) -> bool {
     row.outcome == Outcome::Unspecified
 }
 
-/// Whether an error of this type is among the causes of a status.
+/// Whether a status has a cause of this type.
 fn has_source<E: StdError + 'static>(status: &Status) -> bool {
     source_of::<E>(status).is_some()
 }
 
-/// The request was still queued when its connection ended, as when a node goes down in order.
+/// Whether the request was still queued when its connection ended, as when a node shuts down.
 fn was_never_sent(status: &Status) -> bool {
     source_of::<hyper::Error>(status).is_some_and(hyper::Error::is_canceled)
 }
@@ -222,16 +224,16 @@ fn source_of<E: StdError + 'static>(status: &Status) -> Option<&E> {
     None
 }
 
-/// How the library begins its message on an answer that is no gRPC.
+/// Beginning of the library's message about an answer that is not gRPC.
 const NOT_GRPC: &str = "grpc-status header missing";
 
-/// The status's message and the last of its causes, which is the one that says something.
+/// The message of a status with its root cause, which is the most specific one.
 fn sentence(status: &Status) -> String {
     if status.message().starts_with(NOT_GRPC) {
         let http = status.message().rsplit(' ').next().unwrap_or_default();
         return format!(
-            "the answer is not gRPC (HTTP status {http}): this is not the port that Quorate's clients \
-             connect to"
+            "the answer is not gRPC (HTTP status {http}): this is not the port for clients of \
+             Quorate"
         );
     }
     let mut last = None;
@@ -241,7 +243,7 @@ fn sentence(status: &Status) -> String {
         source = error.source();
     }
     match last {
-        // Some statuses have their cause's own words for a message.
+        // The message of some statuses is that of their cause.
         Some(cause) if !cause.to_string().ends_with(status.message()) => {
             format!("{}: {cause}", status.message())
         }
@@ -260,25 +262,25 @@ mod tests {
     }
 
     #[test]
-    fn a_described_failure_is_taken_at_its_word() {
+    fn the_effect_of_a_described_failure_follows_from_its_outcome() {
         for row in &quorate_proto::reason::REASONS {
-            let lost = of(&Failure::of(row.reason, "why"));
+            let error = of(&Failure::of(row.reason, "why"));
             let expected = match row.outcome {
                 Outcome::Unknown => Effect::Maybe,
                 _ if row.reason == Reason::NotANumber => Effect::Final,
                 _ => Effect::None,
             };
-            assert_eq!(lost.effect, expected, "{:?}", row.reason);
-            assert_eq!(lost.reason(), Some(row.reason));
-            assert!(!lost.broken);
-            let detail = lost.detail("own");
+            assert_eq!(error.effect, expected, "{:?}", row.reason);
+            assert_eq!(error.reason(), Some(row.reason));
+            assert!(!error.broken);
+            let detail = error.detail("own");
             assert_eq!((detail.message.as_str(), detail.request_id.as_str()), ("why", "r-1"));
             assert_eq!(detail.reason_name(), row.reason.name());
         }
     }
 
     #[test]
-    fn what_a_session_remembers_as_refused_is_final() {
+    fn a_rejection_that_the_session_stored_is_final() {
         let barred = Failure {
             outcome: Outcome::NotApplied as i32,
             ..Failure::of(Reason::SequencePast, "barred")
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_a_newer_node_are_unknown_unless_it_says_otherwise() {
+    fn an_unknown_reason_keeps_its_outcome_and_an_unknown_outcome_may_be_applied() {
         let newer = Failure {
             code: Code::Unavailable as i32,
             reason: 9_999,
@@ -309,26 +311,26 @@ mod tests {
     #[test]
     fn only_a_connection_that_was_not_made_proves_that_nothing_was_sent() {
         let refused = tonic::ConnectError("connection refused".into());
-        let lost = AttemptError::of_status(&Status::from_error(Box::new(refused)));
-        assert_eq!((lost.effect, lost.broken), (Effect::None, true));
-        assert!(lost.message.contains("connection refused"), "{}", lost.message);
+        let error = AttemptError::of_status(&Status::from_error(Box::new(refused)));
+        assert_eq!((error.effect, error.broken), (Effect::None, true));
+        assert!(error.message.contains("connection refused"), "{}", error.message);
         let expired = Status::from_error(Box::new(tonic::TimeoutExpired(())));
-        let lost = AttemptError::of_status(&expired);
-        assert_eq!((lost.effect, lost.broken), (Effect::Maybe, false));
-        assert_eq!(lost.code, Code::DeadlineExceeded);
-        assert_eq!(lost.message, "the node took the request and did not answer in time");
+        let error = AttemptError::of_status(&expired);
+        assert_eq!((error.effect, error.broken), (Effect::Maybe, false));
+        assert_eq!(error.code, Code::DeadlineExceeded);
+        assert_eq!(error.message, "the node accepted the request and did not answer in time");
         let other =
             Status::unimplemented("grpc-status header missing, mapped from HTTP status code 404");
         let message = AttemptError::of_status(&other).message;
         assert!(message.starts_with("the answer is not gRPC (HTTP status 404): "), "{message}");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        let lost = AttemptError::of_status(&Status::from_error(Box::new(reset)));
-        assert_eq!((lost.effect, lost.broken), (Effect::Maybe, true));
-        assert_eq!(lost.message, "connection reset", "the cause is named once");
+        let error = AttemptError::of_status(&Status::from_error(Box::new(reset)));
+        assert_eq!((error.effect, error.broken), (Effect::Maybe, true));
+        assert_eq!(error.message, "connection reset", "the cause is named once");
     }
 
     #[test]
-    fn errors_say_what_is_known_in_one_line() {
+    fn an_error_is_one_line_with_its_reason() {
         let error = of(&Failure::of(Reason::NoLeader, "shard 3 has no leader")).into_error("");
         assert_eq!(error.to_string(), "not done: shard 3 has no leader (NO_LEADER)");
         let error = AttemptError::unreachable("a:1 cannot be reached".into()).into_error("");

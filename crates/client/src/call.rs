@@ -1,4 +1,4 @@
-//! One call from its first attempt to its answer: routing, sessions, retries, and what is known at the end.
+//! Execution of one call: routing, sessions, retries, and the outcome at the end.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,48 +21,49 @@ use crate::rpc::{self, Answer, Rpc};
 use crate::session::{Session, Ticket};
 use crate::write_id::{WriteId, WriteIdSlot};
 
-/// The least time that is left for a repeated attempt.
+/// Minimum remaining time for another attempt.
 const REPEAT_MIN: Duration = Duration::from_millis(20);
 
-/// A request above this never reaches a node's handlers. Less than what nodes decode, for the route and
-/// the session that are added; what is above the limit of requests but below this, the node refuses.
+/// Maximum size of a request that this client sends. It is less than what nodes decode, because
+/// route and session are added. A node rejects a request below this and above its own limit.
 const SENDABLE_BYTES_MAX: usize = DECODE_BYTES_MAX - (1 << 10);
 
-/// A call takes at most so many sessions in place of refused ones. Each refusal is an entry in the log of
-/// its shard, and one that is born as the shard says the time is is not refused.
+/// Maximum number of sessions that one call opens to replace rejected ones. Each rejection is an
+/// entry in the log of the shard; a session created at the time that the shard reports is not
+/// rejected.
 const SESSIONS_REPLACED_MAX: u32 = 8;
 
 /// How a write is made exactly-once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SessionMode {
-    /// It is a read, or a write without a session.
+    /// No session: a read, or a write that is sent once.
     None,
-    /// The next number of the client's own session.
+    /// The next sequence number of the client's own session.
     Own,
-    /// The only number of a session of its own, which ends with it.
+    /// A session for this write only, which ends with it.
     OneShot,
-    /// This one, which the caller has from an earlier unknown outcome.
+    /// The session and sequence that the caller has from an earlier unknown outcome.
     Given(WriteId),
 }
 
-/// What a call asks of its execution.
+/// Options of the execution of a call.
 #[derive(Debug)]
 pub(crate) struct CallOptions {
     pub route: Route,
     pub class: RetryClass,
     pub session: SessionMode,
-    /// Where the identity of a write is left for its caller.
+    /// The slot that receives the id of the write, for the caller.
     pub slot: Option<WriteIdSlot>,
     pub deadline: Instant,
 }
 
-/// A session that a shard refused.
+/// A session that a shard rejected.
 struct Refused {
-    /// It is born in the shard's future; otherwise it is over.
+    /// Whether it was created in the shard's future; otherwise it has expired.
     from_future: bool,
-    /// The shard's log time; 0 = it did not say.
+    /// The shard's log time; 0 = not reported.
     log_time: u64,
-    /// The node that opened it, whose clocks may be wrong.
+    /// The node that opened it, whose clock may be wrong.
     opened_by: Option<Arc<Connection>>,
 }
 
@@ -72,11 +73,11 @@ struct Call<'a> {
     options: CallOptions,
     shard: Option<usize>,
     ticket: Option<Ticket>,
-    /// Nodes that were asked in this round; all of them, and a new round begins after a wait.
+    /// Nodes that were asked in this round. After all of them, a new round begins after a wait.
     tried: Vec<Arc<Connection>>,
-    /// An attempt may have been applied, and nothing since has settled it.
+    /// Whether an earlier attempt may have been applied and its outcome is still unknown.
     maybe: bool,
-    /// So many sessions were taken in place of refused ones.
+    /// Number of sessions that replaced rejected ones.
     sessions_replaced: u32,
     backoff: Backoff,
     request_id: String,
@@ -85,7 +86,7 @@ struct Call<'a> {
 }
 
 impl Inner {
-    /// Sends a request until it is answered, refused, or out of time.
+    /// Sends a request until it is answered or rejected, or its deadline has passed.
     pub(crate) async fn execute<R: Rpc>(
         &self,
         request: R,
@@ -94,7 +95,7 @@ impl Inner {
         self.execute_elsewhere(request, options, None).await.map(|(answer, _)| answer)
     }
 
-    /// The same, at any other node before this one; and the node that answered.
+    /// As `execute`, but prefers other nodes to `not_at`. Returns the node that answered too.
     async fn execute_elsewhere<R: Rpc>(
         &self,
         mut request: R,
@@ -126,8 +127,8 @@ impl Inner {
             if call.remaining() < call.least() {
                 return Err(call.out_of_time());
             }
-            if let Err(lost) = call.prepare(&mut request).await {
-                call.after(lost).await?;
+            if let Err(error) = call.prepare(&mut request).await {
+                call.after(error).await?;
                 continue;
             }
             match call.attempt(&request).await {
@@ -135,7 +136,7 @@ impl Inner {
                     self.learn(&answer);
                     return Ok((answer, call.tried.pop()));
                 }
-                Err(lost) => call.after(lost).await?,
+                Err(error) => call.after(error).await?,
             }
         }
     }
@@ -150,8 +151,8 @@ impl Inner {
         }
     }
 
-    /// Opens a session, at any other node before `not_at`; boxed, because a call that opens one is
-    /// inside a call. Answers which node opened it too.
+    /// Opens a session and returns the node that opened it; prefers other nodes to `not_at`. Boxed,
+    /// because a call opens a session inside a call.
     pub(crate) fn open_session(
         &self,
         request: OpenSessionRequest,
@@ -177,8 +178,8 @@ impl Call<'_> {
         self.options.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// The time that an attempt needs to make sense. A repeated one that begins with less would only turn
-    /// "not applied" into "unknown".
+    /// Minimum time for the next attempt. A retry with less time would only turn "not applied" into
+    /// "unknown".
     fn least(&self) -> Duration {
         match self.last {
             None => Duration::from_nanos(1),
@@ -201,8 +202,8 @@ impl Call<'_> {
             SessionMode::Given(id) => Some(WriteSession {
                 id: id.session.clone(),
                 sequence: id.sequence,
-                // What else was answered is not known here; only that no number is given while one
-                // more than a window below it is open.
+                // Only this is known here: every sequence at least one window below this one was
+                // answered.
                 answered_below: id.sequence.saturating_sub(SESSION_UNANSWERED_MAX - 1).max(1),
                 last: false,
             }),
@@ -221,11 +222,11 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// A number in the session of this call's shard, or in a session of its own; after a session that
-    /// was refused, with the refusal.
+    /// Takes a sequence number in the session of this call's shard, or, if `one_shot`, in a new
+    /// session for this write only. `refused` is the session that it replaces.
     async fn new_ticket(
         &self,
-        alone: bool,
+        one_shot: bool,
         refused: Option<&Refused>,
     ) -> Result<Ticket, AttemptError> {
         let inner = self.inner;
@@ -234,13 +235,13 @@ impl Call<'_> {
             None => 0,
         };
         loop {
-            let current = match alone {
+            let current = match one_shot {
                 true => None,
                 false => inner.sessions.current(shard),
             };
             let session = match current {
                 Some(session) => session,
-                None if alone => self.open(shard, refused).await?,
+                None if one_shot => self.open(shard, refused).await?,
                 None => {
                     let opening = inner.sessions.opening(shard);
                     let _one = self.in_time(opening.lock()).await?;
@@ -285,7 +286,7 @@ impl Call<'_> {
         Ok(Session::new(answer.session_id, begun + ttl / 2, opened_by))
     }
 
-    /// Waits for something of this client's own, until the deadline.
+    /// Waits for something inside this client, until the deadline.
     async fn in_time<T>(&self, what: impl Future<Output = T>) -> Result<T, AttemptError> {
         let waited = tokio::time::timeout(self.remaining(), what).await;
         waited.map_err(|_| {
@@ -294,13 +295,13 @@ impl Call<'_> {
         })
     }
 
-    /// One attempt at the best node not tried yet.
+    /// Makes one attempt at the best node that was not tried yet.
     async fn attempt<R: Rpc>(&mut self, request: &R) -> Result<R::Answer, AttemptError> {
         let inner = self.inner;
         let table = inner.router.table();
         let picked = inner.router.pick(&table, self.shard, self.options.route, &self.tried);
         let Some(connection) = picked else {
-            // Everybody was asked in this round.
+            // All nodes were asked in this round.
             self.tried.clear();
             let last = self.last.take();
             return Err(AttemptError {
@@ -309,48 +310,48 @@ impl Call<'_> {
                 ..last.unwrap_or_else(|| AttemptError::unreachable("no node is known".into()))
             });
         };
-        let patience = match self.options.class {
+        let timeout = match self.options.class {
             RetryClass::Bare => self.remaining(),
             RetryClass::Read | RetryClass::Sessioned => {
-                self.backoff.patience().min(self.remaining())
+                self.backoff.attempt_timeout().min(self.remaining())
             }
         };
         self.tried.push(Arc::clone(&connection));
         let begun = Instant::now();
-        let (channel, generation) = match tokio::time::timeout(patience, connection.channel()).await
+        let (channel, generation) = match tokio::time::timeout(timeout, connection.channel()).await
         {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(AttemptError::unreachable(error)),
             Err(_) => {
                 let address = connection.address();
-                let message = format!("{address} took no connection within {patience:.1?}");
+                let message = format!("{address} did not accept a connection within {timeout:.1?}");
                 return Err(AttemptError::unreachable(message));
             }
         };
         let mut envelope = tonic::Request::new(request.clone());
         envelope.metadata_mut().insert("x-request-id", self.header.clone());
-        let patience = patience.saturating_sub(begun.elapsed());
-        // The node is told how long this attempt waits, not the call: "not applied", said in time, is worth
-        // more than silence, which is unknown.
+        let timeout = timeout.saturating_sub(begun.elapsed());
+        // The node gets the timeout of this attempt, not of the call: "not applied" in time is
+        // better than no answer, which means "unknown".
         envelope.set_timeout(match R::STREAMS {
             true => self.remaining(),
-            false => patience,
+            false => timeout,
         });
         let sent = R::send(rpc::kv(channel), envelope);
-        match tokio::time::timeout(patience, sent).await {
+        match tokio::time::timeout(timeout, sent).await {
             Ok(Ok(answer)) => {
                 connection.answered();
                 Ok(answer.into_inner())
             }
             Ok(Err(status)) => {
-                let lost = AttemptError::of_status(&status);
-                match lost.is_silence() {
+                let error = AttemptError::of_status(&status);
+                match error.is_silence() {
                     true => connection.pass_over(),
-                    false if lost.broken => connection.broken(generation),
-                    false if lost.is_of_node() => connection.turned_away(generation),
+                    false if error.broken => connection.broken(generation),
+                    false if error.is_of_node() => connection.turned_away(generation),
                     false => connection.answered(),
                 }
-                Err(lost)
+                Err(error)
             }
             Err(_) => {
                 connection.pass_over();
@@ -359,11 +360,14 @@ impl Call<'_> {
         }
     }
 
-    /// Learns from a lost attempt and waits as long as it takes; an error when nothing more is tried.
-    async fn after(&mut self, lost: AttemptError) -> Result<()> {
-        self.maybe |= lost.effect == Effect::Maybe && self.options.class != RetryClass::Read;
+    /// Handles a failed attempt: learns from it and waits before the next one.
+    ///
+    /// # Errors
+    /// The error of the call, if there is no further attempt.
+    async fn after(&mut self, error: AttemptError) -> Result<()> {
+        self.maybe |= error.effect == Effect::Maybe && self.options.class != RetryClass::Read;
         let mut known_leader = false;
-        if let Some(failure) = &lost.failure {
+        if let Some(failure) = &error.failure {
             self.inner.heard_epoch(failure.map_epoch);
             if failure.leader_node_id != 0 {
                 let before = self.shard.map(|p| self.inner.router.table().leader(p));
@@ -374,19 +378,19 @@ impl Call<'_> {
         }
         tracing::debug!(
             request_id = self.request_id,
-            reason = lost.reason().map(Reason::name),
-            "attempt lost: {}",
-            lost.message
+            reason = error.reason().map(Reason::name),
+            error = error.message,
+            "attempt: failed"
         );
-        let wait = match retry::next(self.options.class, &lost) {
-            Next::GiveUp => return Err(self.give_up(lost)),
+        let wait = match retry::next(self.options.class, &error) {
+            Next::GiveUp => return Err(self.give_up(error)),
             Next::Elsewhere if self.tried.is_empty() => Some(self.backoff.wait(None)),
             Next::Elsewhere => None,
-            // Another node is said to lead: it is asked at once, the first time.
+            // The failure names another leader: ask it immediately, the first time.
             Next::Wait if known_leader => None,
             Next::Wait => {
                 self.tried.clear();
-                Some(self.backoff.wait(lost.retry_after()))
+                Some(self.backoff.wait(error.retry_after()))
             }
             Next::RefreshMap => {
                 self.tried.clear();
@@ -396,19 +400,19 @@ impl Call<'_> {
             Next::NewSession => {
                 self.tried.clear();
                 let earlier = self.maybe || matches!(self.options.session, SessionMode::Given(_));
-                let from_future = lost.reason() == Some(Reason::SessionFromFuture);
+                let from_future = error.reason() == Some(Reason::SessionFromFuture);
                 match earlier {
-                    // The time of the shard reaches the session, which may hold the answer.
+                    // The shard's time will reach the session, which may contain the answer.
                     true if from_future => Some(self.backoff.wait(None)),
-                    true => return Err(self.give_up(lost)),
+                    true => return Err(self.give_up(error)),
                     false if self.sessions_replaced >= SESSIONS_REPLACED_MAX => {
-                        return Err(self.give_up(lost));
+                        return Err(self.give_up(error));
                     }
-                    false => self.take_new_session(&lost).await?,
+                    false => self.take_new_session(&error).await?,
                 }
             }
         };
-        self.last = Some(lost);
+        self.last = Some(error);
         match wait {
             Some(wait) if wait + self.least() >= self.remaining() => Err(self.out_of_time()),
             Some(wait) => {
@@ -419,12 +423,12 @@ impl Call<'_> {
         }
     }
 
-    /// Replaces a session that the shard takes for over, or for not born yet, by one of another node
-    /// that is born as the shard says the time is.
-    async fn take_new_session(&mut self, lost: &AttemptError) -> Result<Option<Duration>> {
+    /// Replaces a session that the shard considers expired, or created in its future, by a session
+    /// of another node, created at the time that the shard reports.
+    async fn take_new_session(&mut self, error: &AttemptError) -> Result<Option<Duration>> {
         let mut refused = Refused {
-            from_future: lost.reason() == Some(Reason::SessionFromFuture),
-            log_time: lost.failure.as_ref().map_or(0, |f| f.log_time),
+            from_future: error.reason() == Some(Reason::SessionFromFuture),
+            log_time: error.failure.as_ref().map_or(0, |f| f.log_time),
             opened_by: None,
         };
         if let Some(ticket) = self.ticket.take() {
@@ -432,26 +436,26 @@ impl Call<'_> {
             refused.opened_by = ticket.session().opened_by().cloned();
         }
         self.sessions_replaced += 1;
-        let alone = self.options.session == SessionMode::OneShot;
-        match self.new_ticket(alone, Some(&refused)).await {
+        let one_shot = self.options.session == SessionMode::OneShot;
+        match self.new_ticket(one_shot, Some(&refused)).await {
             Ok(ticket) => self.ticket = Some(ticket),
-            Err(lost) => return Err(self.give_up(lost)),
+            Err(error) => return Err(self.give_up(error)),
         }
         Ok(Some(self.backoff.wait(None)))
     }
 
     /// The error of a call that ends with this attempt.
-    fn give_up(&mut self, lost: AttemptError) -> Error {
+    fn give_up(&mut self, error: AttemptError) -> Error {
         if self.options.class == RetryClass::Read {
-            let lost = match lost.is_silence() {
-                true => AttemptError::local(Reason::ReadTimeout, lost.message),
-                false => lost,
+            let error = match error.is_silence() {
+                true => AttemptError::local(Reason::ReadTimeout, error.message),
+                false => error,
             };
-            return lost.into_error(&self.request_id);
+            return error.into_error(&self.request_id);
         }
-        if lost.effect == Effect::Final || !(self.maybe || self.leaves_unknown(&lost)) {
-            let outcome = self.outcome_of_write(&lost);
-            return lost.into_error(&self.request_id).with_outcome(outcome);
+        if error.effect == Effect::Final || !(self.maybe || self.leaves_unknown(&error)) {
+            let outcome = self.outcome_of_write(&error);
+            return error.into_error(&self.request_id).with_outcome(outcome);
         }
         let write = match &self.options.session {
             SessionMode::None => None,
@@ -461,14 +465,14 @@ impl Call<'_> {
         if let Some(ticket) = self.ticket.take() {
             ticket.keep_open();
         }
-        // The last attempt may be known not to have been applied; the write as a whole is not.
-        let earlier = match lost.effect {
+        // Even if the last attempt was certainly not applied, the write as a whole may be.
+        let earlier = match error.effect {
             Effect::None | Effect::Final if self.maybe => {
-                "an attempt was sent and its answer was lost; then: "
+                "an earlier attempt may have been applied; then: "
             }
             Effect::Maybe | Effect::None | Effect::Final => "",
         };
-        let detail = lost.detail(&self.request_id);
+        let detail = error.detail(&self.request_id);
         Error::Unknown {
             detail: Box::new(Detail {
                 reason: Some(Reason::OutcomeUnknown),
@@ -480,30 +484,30 @@ impl Call<'_> {
         }
     }
 
-    /// Whether an attempt that changed nothing leaves the write unknown all the same, because an earlier
-    /// call has sent it. A request that is wrong is not that write, until it is asked rightly.
-    fn leaves_unknown(&self, lost: &AttemptError) -> bool {
-        matches!(self.options.session, SessionMode::Given(_)) && !lost.is_invalid()
+    /// Whether the write stays unknown although this attempt changed nothing, because an earlier
+    /// call has sent it. An invalid request says nothing about that write.
+    fn leaves_unknown(&self, error: &AttemptError) -> bool {
+        matches!(self.options.session, SessionMode::Given(_)) && !error.is_invalid()
     }
 
-    /// What is known of a write that this call did not leave unknown: of an attempt that was the first, it
-    /// is known of the write.
-    fn outcome_of_write(&self, lost: &AttemptError) -> Outcome {
+    /// The outcome of a write that this call did not leave unknown. If an earlier call may have
+    /// sent the write, only this attempt is known not to be applied.
+    fn outcome_of_write(&self, error: &AttemptError) -> Outcome {
         match &self.options.session {
-            SessionMode::Given(_) if lost.effect != Effect::Final => Outcome::AttemptNotApplied,
+            SessionMode::Given(_) if error.effect != Effect::Final => Outcome::AttemptNotApplied,
             _ => Outcome::NotApplied,
         }
     }
 
     fn out_of_time(&mut self) -> Error {
         let last = self.last.take();
-        let lost = last.unwrap_or_else(|| {
+        let error = last.unwrap_or_else(|| {
             let reason = match self.options.class {
                 RetryClass::Read => Reason::ReadTimeout,
                 RetryClass::Sessioned | RetryClass::Bare => Reason::NoLeader,
             };
-            AttemptError::local(reason, "the time was over before a node could be asked")
+            AttemptError::local(reason, "the deadline passed before a node could be asked")
         });
-        self.give_up(lost)
+        self.give_up(error)
     }
 }

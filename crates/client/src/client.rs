@@ -1,4 +1,4 @@
-//! The client itself: what a caller can ask of it.
+//! The client: its constructors and calls.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,15 +21,15 @@ use crate::router::{Route, Router};
 use crate::scan::Scan;
 use crate::write_id::WriteId;
 
-/// A client of one cluster. Cheap to clone, and all clones share connections, sessions and what was seen;
-/// made to be used by many tasks at once.
+/// A client of one cluster. It is cheap to clone, and many tasks can use it at the same time: all
+/// clones share connections, sessions and the session token.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
 }
 
 impl Client {
-    /// A client that asks for the map at its first call.
+    /// Creates a client that fetches the cluster map at its first call.
     #[must_use]
     pub fn new(config: ClientConfig) -> Client {
         let pool = Pool::new(config.connect_timeout);
@@ -38,15 +38,17 @@ impl Client {
         Client { inner: Inner::new(config, pool, router) }
     }
 
-    /// A client that has the map: all endpoints are asked for it at once, and one that answers is enough.
-    /// A cluster that is still forming has none; the client is ready to wait for it with its calls.
+    /// Creates a client and fetches the cluster map. All endpoints are asked in parallel, and the
+    /// first to answer is used. A cluster that is still forming has no map yet; then the calls of
+    /// the client wait for it.
     ///
     /// # Errors
-    /// When no endpoint answers in time; [`Error::Invalid`] when they are of several clusters.
+    /// When no endpoint answers in time; [`Error::Invalid`] when the endpoints belong to several
+    /// clusters.
     pub async fn connect(config: ClientConfig) -> Result<Client> {
         let client = Client::new(config);
-        let patience = client.inner.config.timeout;
-        client.inner.fetch_map(Instant::now() + patience).await?;
+        let timeout = client.inner.config.timeout;
+        client.inner.fetch_map(Instant::now() + timeout).await?;
         Ok(client)
     }
 
@@ -65,7 +67,9 @@ impl Client {
         Delete::new(&self.inner, key.into())
     }
 
-    /// Writes a key if it is as expected: say of what with one of `absent`, `revision`, `value`.
+    /// Writes a key if it is as expected. The expectation is set with one of `if_absent`,
+    /// `if_revision` and
+    /// `if_value`.
     pub fn compare_and_set(
         &self,
         key: impl Into<Bytes>,
@@ -79,7 +83,7 @@ impl Client {
         Increment::new(&self.inner, key.into(), delta)
     }
 
-    /// Several operations on keys of one shard, all or none.
+    /// Applies several operations on keys of one shard, all or none.
     pub fn batch(&self) -> Batch<'_> {
         Batch::new(&self.inner)
     }
@@ -89,7 +93,8 @@ impl Client {
         Scan::new(&self.inner)
     }
 
-    /// Opens a session for the caller's own use with `write_id`. Writes do so by themselves.
+    /// Opens a session for the caller's own use with `write_id`. Writes open sessions by
+    /// themselves.
     ///
     /// # Errors
     /// [`Error::NotApplied`] when no node answers in time.
@@ -99,12 +104,12 @@ impl Client {
         opened.map(|(session, _)| session)
     }
 
-    /// Settles a write whose outcome is unknown: its remembered answer, or the certainty that it is never
-    /// applied. Asking twice does no harm.
+    /// Settles a write of unknown outcome: returns its stored answer, or guarantees that it is
+    /// never applied. Idempotent.
     ///
     /// # Errors
-    /// [`Error::Unknown`] when no answer is had in time, or the session is over: the write is as unknown as
-    /// before. [`Error::Invalid`] when there can be no such write.
+    /// [`Error::Unknown`] when no node answers in time, or the session has expired: the outcome of
+    /// the write stays unknown. [`Error::Invalid`] when there can be no such write.
     pub async fn cancel(&self, key: impl Into<Bytes>, write: &WriteId) -> Result<CancelResponse> {
         let request = CancelRequest {
             key: key.into(),
@@ -123,54 +128,56 @@ impl Client {
         self.inner.execute(request, options).await
     }
 
-    /// What this client has seen: kept by a caller, it makes session reads of another client see as much.
+    /// The session token of everything this client has seen. With it, session reads of another
+    /// client see at least as much.
     #[must_use]
     pub fn token(&self) -> SessionToken {
         self.inner.tokens.whole()
     }
 
-    /// Makes session reads see at least what a kept token names.
+    /// Makes session reads see at least what this token names.
     pub fn absorb_token(&self, token: &SessionToken) {
         self.inner.tokens.note(token);
     }
 
-    /// Forgets what was seen, after the cluster's history changed.
+    /// Resets the session token, after the cluster's history changed.
     pub fn reset_token(&self) {
         self.inner.tokens.reset();
     }
 
-    /// The cluster map as this client knows it, without asking anybody; none before one was learnt.
+    /// The cluster map that this client knows, without a request; none before the first was
+    /// fetched.
     #[must_use]
     pub fn known_map(&self) -> Option<ClusterMap> {
         let table = self.inner.router.table();
         (table.map.epoch != 0).then(|| table.map.clone())
     }
 
-    /// Whether all endpoints that answered are nodes of one cluster, as far as this client was told. Calls
-    /// fail by themselves if not; this is for those who only ask for [`Client::status`]. Asks nobody.
+    /// Checks that all endpoints that answered are nodes of one cluster. Other calls check it
+    /// themselves; this is for callers that only use [`Client::status`]. Sends no request.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with a sentence that names the odd one out.
+    /// [`Error::Invalid`] with a sentence that names the endpoints of each cluster.
     pub fn check_endpoints(&self) -> Result<()> {
-        self.inner.clusters.check().map_err(|lost| Error::Invalid(Box::new(lost.detail(""))))
+        self.inner.clusters.check().map_err(|error| Error::Invalid(Box::new(error.detail(""))))
     }
 
-    /// The nodes that could not be reached at the address the cluster advertises for them when this client
-    /// last tried, and that address, in order of their ids. Calls to them go through the given endpoints,
-    /// which forward; a given endpoint itself is never among them. Asks nobody.
+    /// The nodes that this client could not reach at their advertised address at the last attempt,
+    /// with that address, in order of their ids. Calls to them go through the given endpoints,
+    /// which forward. A given endpoint itself is never among them. Sends no request.
     #[must_use]
     pub fn unreachable_nodes(&self) -> Vec<(u64, String)> {
-        let lost = self.inner.router.unreachable().into_iter();
-        lost.map(|(id, connection)| (id, connection.address().to_owned())).collect()
+        let unreachable = self.inner.router.unreachable().into_iter();
+        unreachable.map(|(id, connection)| (id, connection.address().to_owned())).collect()
     }
 }
 
-/// How many gets of one [`Client::multi_get`] are under way at once.
+/// Maximum number of gets of one [`Client::multi_get`] in flight.
 const MULTI_GET_AT_ONCE: usize = 64;
 
 impl Client {
-    /// Reads many keys, of any shards, each by itself; the results are in the order of the keys. With
-    /// `level` none the client's own level holds.
+    /// Reads many keys of any shards with one read each. The results are in the order of the keys.
+    /// If `level` is none, the client's own level is used.
     pub async fn multi_get<K: Into<Bytes>>(
         &self,
         keys: impl IntoIterator<Item = K>,

@@ -1,4 +1,4 @@
-//! Questions about the cluster itself.
+//! Calls about the cluster: map, location of keys, status, leadership.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,23 +20,23 @@ use crate::error::{Error, Result};
 use crate::inner::cluster;
 use crate::pool::Connection;
 
-/// How one node answered when its status was asked for.
+/// The status of one node, or why it did not report one.
 #[derive(Debug)]
 pub struct NodeStatus {
-    /// The node; none where only an endpoint is known and it did not answer.
+    /// The node's id; none if only an endpoint is known and it did not answer.
     pub node_id: Option<u64>,
-    /// Where it was asked: `host:port`.
+    /// The address of the request: `host:port`.
     pub address: String,
     /// Its status, or why there is none.
     pub status: Result<GetStatusResponse>,
 }
 
-/// Where a key lives.
+/// The location of a key: its shard and the replicas.
 #[derive(Clone, Debug)]
 pub struct Location {
     /// The part of the key that is hashed.
     pub tag: Bytes,
-    /// Its place in the hash space.
+    /// The hash of the key.
     pub hash: u64,
     /// The shard that owns it.
     pub shard: u64,
@@ -50,18 +50,18 @@ pub struct Location {
     pub map_epoch: u64,
     /// The shard's replicas, the preferred leader first.
     pub replicas: Vec<ReplicaLocation>,
-    /// The node that leads as far as this client was told; 0 = unknown.
+    /// The node of the leader as last reported to this client; 0 = unknown.
     pub leader_node_id: u64,
 }
 
-/// Where one replica lives.
+/// The location of one replica.
 #[derive(Clone, Debug)]
 pub struct ReplicaLocation {
-    /// The replica.
+    /// The id of the replica.
     pub replica_id: u64,
-    /// Its node.
+    /// The id of its node.
     pub node_id: u64,
-    /// Where clients reach that node; empty = the map does not say.
+    /// The address of that node for clients; empty = the map has none.
     pub address: String,
 }
 
@@ -78,7 +78,7 @@ impl Client {
         })
     }
 
-    /// Where a key lives, by a map fetched now.
+    /// Locates a key, by a map fetched now.
     ///
     /// # Errors
     /// As [`Client::map`].
@@ -114,15 +114,15 @@ impl Client {
         })
     }
 
-    /// Asks every node known for its status, all at once, each for at most `patience`. Needs neither a
-    /// quorum nor a session nor a map; nodes are in order of their ids, unknown ones last.
-    pub async fn status(&self, patience: Duration) -> Vec<NodeStatus> {
-        let deadline = Instant::now() + patience;
+    /// Asks all known nodes for their status in parallel, with `timeout` for each. Needs neither a
+    /// quorum nor a session nor a map. Nodes are in order of their ids, unknown ones last.
+    pub async fn status(&self, timeout: Duration) -> Vec<NodeStatus> {
+        let deadline = Instant::now() + timeout;
         if self.inner.router.epoch() == 0 {
             self.inner.need_map(deadline).await;
         }
-        // Learning the map may have used the patience up; each node has its own.
-        let deadline = Instant::now() + patience;
+        // Fetching the map may have used up the timeout; each node has its own.
+        let deadline = Instant::now() + timeout;
         let everyone = self.inner.router.everyone();
         let asked = everyone.iter().map(|(id, connection)| async move {
             let ask = |mut c: ClusterClient<Channel>| async move {
@@ -140,7 +140,7 @@ impl Client {
         self.inner.clusters.note(given.filter_map(|(_, node)| {
             Some((node.address.as_str(), &node.status.as_ref().ok()?.cluster_id))
         }));
-        // A given endpoint may be a node of the map under another address: one row for each node.
+        // A given endpoint may be a node of the map under another address: keep one row per node.
         all.sort_by_key(|n| (n.node_id.unwrap_or(u64::MAX), n.status.is_err()));
         all.dedup_by(|b, a| a.node_id.is_some() && a.node_id == b.node_id);
         let unknown_answered = |n: &NodeStatus| n.node_id.is_some() || n.status.is_err();
@@ -148,7 +148,7 @@ impl Client {
         all
     }
 
-    /// What a node is, from the first that answers.
+    /// The version, limits and defaults of a node, from the first that answers.
     ///
     /// # Errors
     /// [`Error::NotApplied`] when none answers in time.
@@ -163,7 +163,7 @@ impl Client {
         futures::future::select_ok(asked).await.map(|(info, _)| info)
     }
 
-    /// Hands the leadership of a shard to its replica on a node; 0 = to the preferred leader.
+    /// Transfers the leadership of a shard to its replica on a node; 0 = to the preferred leader.
     ///
     /// # Errors
     /// [`Error::Refused`] when the node holds no replica of it, or this version does not offer it.
@@ -206,16 +206,16 @@ where
         let (channel, generation) =
             connection.channel().await.map_err(AttemptError::unreachable)?;
         ask(cluster(channel)).await.map_err(|status| {
-            let lost = AttemptError::of_status(&status);
-            if lost.broken {
+            let error = AttemptError::of_status(&status);
+            if error.broken {
                 connection.broken(generation);
             }
-            lost
+            error
         })
     };
     let result = match tokio::time::timeout_at(deadline.into(), asked).await {
         Ok(result) => result.map(Response::into_inner),
         Err(_) => Err(AttemptError::silent(connection.address(), begun.elapsed())),
     };
-    result.map_err(|lost| lost.into_error(""))
+    result.map_err(|error| error.into_error(""))
 }

@@ -1,5 +1,5 @@
-//! Whether the given endpoints are nodes of one cluster: those of several are refused, because answers
-//! would come now from one and now from another.
+//! Check that the given endpoints are nodes of one cluster. Endpoints of several clusters are
+//! rejected, because answers would be from one or the other at random.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -9,23 +9,23 @@ use quorate_proto::v1::Reason;
 
 use crate::attempt::AttemptError;
 
-/// What is known of it; it stays once it is found out.
+/// Result of the check: once endpoints of several clusters were found, they stay rejected.
 #[derive(Debug, Default)]
 pub(crate) struct Clusters {
     mixed: OnceLock<String>,
 }
 
 impl Clusters {
-    /// Takes in to which cluster each endpoint that answered belongs.
+    /// Records the cluster of each endpoint that answered.
     pub fn note<'a>(&self, endpoints: impl IntoIterator<Item = (&'a str, &'a Bytes)>) {
         if let Some(sentence) = mixed(endpoints) {
-            tracing::warn!("{sentence}");
-            // It may have been found out already.
+            tracing::warn!(why = sentence, "endpoints: of several clusters");
+            // It may be set already.
             let _ = self.mixed.set(sentence);
         }
     }
 
-    /// Fails once endpoints of several clusters were seen.
+    /// Fails once endpoints of several clusters were found.
     pub fn check(&self) -> Result<(), AttemptError> {
         match self.mixed.get() {
             Some(sentence) => Err(AttemptError::local(Reason::BadRequest, sentence.as_str())),
@@ -34,7 +34,8 @@ impl Clusters {
     }
 }
 
-/// The sentence that names the odd ones out; none where all belong together.
+/// The sentence that names the endpoints of each cluster, the smallest group first; none if there
+/// is only one cluster.
 fn mixed<'a>(endpoints: impl IntoIterator<Item = (&'a str, &'a Bytes)>) -> Option<String> {
     let mut clusters: BTreeMap<&Bytes, Vec<&str>> = BTreeMap::new();
     for (address, cluster) in endpoints {
@@ -54,7 +55,7 @@ fn mixed<'a>(endpoints: impl IntoIterator<Item = (&'a str, &'a Bytes)>) -> Optio
     };
     let groups: Vec<String> = groups.iter().map(of).collect();
     Some(format!(
-        "the given endpoints are of several clusters: {}; give the nodes of one",
+        "the given endpoints belong to several clusters: {}; give the nodes of one",
         groups.join(", but ")
     ))
 }
@@ -69,13 +70,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_odd_one_out_is_named_first() {
+    fn the_smallest_cluster_is_named_first() {
         let (one, other) = (Bytes::from(vec![0xab; 16]), Bytes::from(vec![0x12; 16]));
         let forming = Bytes::new();
         assert_eq!(mixed([("a:1", &one), ("b:1", &one), ("c:1", &forming)]), None);
         assert_eq!(
             mixed([("a:1", &one), ("b:1", &other), ("c:1", &one)]).unwrap(),
-            "the given endpoints are of several clusters: b:1 belongs to cluster 12121212, but a:1 and \
+            "the given endpoints belong to several clusters: b:1 belongs to cluster 12121212, \
+             but a:1 and \
              c:1 belong to cluster abababab; give the nodes of one"
         );
     }

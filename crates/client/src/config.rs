@@ -1,4 +1,4 @@
-//! What a client is told before it starts.
+//! Configuration of a client.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -10,20 +10,21 @@ use quorate_proto::v1::{ReadLevel, Reason};
 
 use crate::error::{Error, Result};
 
-/// Where a client begins, and what its calls do unless they say otherwise.
+/// Configuration of a client: its endpoints and the defaults of its calls.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// Where to ask for the cluster map; one that answers is enough. Never empty.
+    /// Endpoints to fetch the cluster map from; the first to answer is used. Never empty.
     pub endpoints: Vec<Endpoint>,
-    /// The time a call may take with all its retries. At most 30 s make sense: a node cuts the rest.
+    /// Timeout of a call with all its retries. A node limits it to 30 s.
     pub timeout: Duration,
-    /// The time a connection may take to be made.
+    /// Timeout of opening a connection.
     pub connect_timeout: Duration,
     /// The keyspace; empty = the default one.
     pub keyspace: String,
-    /// The read level.
+    /// The read level of calls that do not set one.
     pub level: ReadLevel,
-    /// Whether writes go through sessions, which makes their retries safe. Without, a write is sent once.
+    /// Whether writes go through sessions, which makes retries safe. Without a session, a write is
+    /// sent once.
     pub sessions: bool,
 }
 
@@ -34,13 +35,13 @@ impl ClientConfig {
     /// When there is no endpoint, or one is malformed.
     pub fn new<E: AsRef<str>>(endpoints: impl IntoIterator<Item = E>) -> Result<ClientConfig> {
         let endpoints: Vec<E> = endpoints.into_iter().collect();
-        // All are looked at before one is refused: where a password with a comma came apart, the other
-        // half would be repeated.
+        // All are checked before one is parsed: a password with a comma is split into two
+        // endpoints, and the error would repeat its other half.
         endpoints.iter().try_for_each(|e| no_user_information(e.as_ref()))?;
         let endpoints: Vec<Endpoint> =
             endpoints.iter().map(|e| e.as_ref().parse()).collect::<Result<_>>()?;
         if endpoints.is_empty() {
-            let message = "no endpoint is given; one is needed to find the cluster";
+            let message = "no endpoint is given; expected at least one";
             return Err(Error::invalid(Reason::BadRequest, message));
         }
         Ok(ClientConfig {
@@ -53,35 +54,36 @@ impl ClientConfig {
         })
     }
 
-    /// Sets the time a call may take with all its retries.
+    /// Sets the timeout of a call with all its retries.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets the time a connection may take to be made.
+    /// Sets the timeout of opening a connection.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Sets the read level of calls that do not name one.
+    /// Sets the read level of calls that do not set one.
     #[must_use]
     pub fn level(mut self, level: ReadLevel) -> Self {
         self.level = level;
         self
     }
 
-    /// Sets the keyspace of calls that do not name one.
+    /// Sets the keyspace of calls that do not set one.
     #[must_use]
     pub fn keyspace(mut self, keyspace: impl Into<String>) -> Self {
         self.keyspace = keyspace.into();
         self
     }
 
-    /// Sends writes without sessions: each once, and a lost answer is an unknown outcome for good.
+    /// Sends writes without sessions: each once, and a lost answer leaves its outcome unknown
+    /// permanently.
     #[must_use]
     pub fn without_sessions(mut self) -> Self {
         self.sessions = false;
@@ -89,7 +91,8 @@ impl ClientConfig {
     }
 }
 
-/// One address to ask: `host:port`, `[v6]:port`, either with `http://` before it, in any case.
+/// The address of a node: `host:port`, `[v6]:port`, either with an optional `http://` in front, in
+/// any case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     address: String,
@@ -125,41 +128,41 @@ impl FromStr for Endpoint {
                 return wrong("asks for TLS, which is not offered yet");
             }
             Some(_) => {
-                return wrong("begins with a scheme that is not http; write host:port");
+                return wrong("has a scheme other than http; expected host:port");
             }
         };
         let address = address.strip_suffix('/').unwrap_or(address);
         let Some((host, port)) = address.rsplit_once(':') else {
-            return wrong("has no port; write host:port");
+            return wrong("has no port; expected host:port");
         };
         if !port.parse::<u16>().is_ok_and(|p| p != 0) {
-            return wrong("has no port from 1 to 65535");
+            return wrong("has an invalid port; expected 1 to 65535");
         }
         if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             if v6.parse::<Ipv6Addr>().is_err() {
-                return wrong("has no valid IPv6 address between its brackets");
+                return wrong("has an invalid IPv6 address between its brackets");
             }
             return Ok(Endpoint { address: address.to_owned() });
         }
         if host.parse::<Ipv6Addr>().is_ok() {
-            return wrong("looks like an IPv6 address; write [address]:port");
+            return wrong("is an IPv6 address without brackets; expected [address]:port");
         }
         let bad = |c: char| c.is_whitespace() || c.is_control() || "/@?#:[]".contains(c);
         if host.is_empty() || host.contains(bad) {
-            return wrong("has no valid host; write host:port");
+            return wrong("has an invalid host; expected host:port");
         }
         Ok(Endpoint { address: address.to_owned() })
     }
 }
 
-/// Refuses what stands before an `@` without repeating it: it may be a password, and messages end up in
-/// logs.
+/// Rejects user information, the part before an `@`, without repeating it: it may be a password,
+/// and messages end up in logs.
 fn no_user_information(text: &str) -> Result<()> {
     if !text.contains('@') {
         return Ok(());
     }
-    let message = "an endpoint has user information before its `@`, and a node takes none; \
-                   write host:port";
+    let message = "an endpoint has user information before its `@`, which nodes do not support; \
+                   expected host:port";
     Err(Error::invalid(Reason::BadRequest, message))
 }
 
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_read() {
+    fn endpoints_are_parsed() {
         for (text, address) in [
             ("127.0.0.1:7401", "127.0.0.1:7401"),
             (" node-1.example:80 ", "node-1.example:80"),
@@ -183,22 +186,22 @@ mod tests {
     }
 
     #[test]
-    fn bad_endpoints_are_refused_with_a_sentence() {
+    fn invalid_endpoints_are_rejected_with_a_sentence() {
         for (text, part) in [
             ("", "has no port"),
             ("host", "has no port"),
-            ("host:", "from 1 to 65535"),
-            ("host:0", "from 1 to 65535"),
-            ("host:70000", "from 1 to 65535"),
-            (":80", "no valid host"),
-            ("::1:80", "write [address]:port"),
-            ("a b:80", "no valid host"),
-            ("a/b:80", "no valid host"),
+            ("host:", "expected 1 to 65535"),
+            ("host:0", "expected 1 to 65535"),
+            ("host:70000", "expected 1 to 65535"),
+            (":80", "an invalid host"),
+            ("::1:80", "expected [address]:port"),
+            ("a b:80", "an invalid host"),
+            ("a/b:80", "an invalid host"),
             ("https://a:1", "TLS"),
             ("HTTPS://a:1", "TLS"),
-            ("grpc://a:1", "begins with a scheme that is not http"),
-            ("a:b:80", "no valid host"),
-            ("[a]:80", "no valid IPv6 address between its brackets"),
+            ("grpc://a:1", "has a scheme other than http"),
+            ("a:b:80", "an invalid host"),
+            ("[a]:80", "an invalid IPv6 address between its brackets"),
         ] {
             let error = text.parse::<Endpoint>().unwrap_err();
             assert!(error.to_string().contains(part), "{text}: {error}");
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn user_information_is_refused_without_repeating_it() {
+    fn user_information_is_rejected_without_repeating_it() {
         for texts in [
             &["http://user:secret@127.0.0.1:7401"][..],
             &["HTTPS://user:secret@127.0.0.1:7401"],
@@ -217,13 +220,13 @@ mod tests {
             &["secret@a:1"],
             &["a:1", "http://user:sec@secret:80@a:1/"],
             &["http://user:secret@a"],
-            // A password with a comma, as a list separated by commas comes apart.
+            // A password with a comma, which a list separated by commas splits.
             &["http://user:secret", "secret@a:1"],
         ] {
             let error = ClientConfig::new(texts).unwrap_err();
-            let told = format!("{error} {error:?}");
-            assert!(told.contains("has user information before its `@`"), "{texts:?}: {told}");
-            assert!(!told.contains("secret"), "{texts:?}: {told}");
+            let text = format!("{error} {error:?}");
+            assert!(text.contains("has user information before its `@`"), "{texts:?}: {text}");
+            assert!(!text.contains("secret"), "{texts:?}: {text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a call can fail with, told apart by what is known of its effect.
+//! Error types of calls, distinguished by what is known about the effect.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,23 +13,23 @@ use crate::write_id::WriteId;
 /// Why a call gave no answer. An absent key and a false condition are answers, not errors.
 #[derive(Clone, Debug)]
 pub enum Error {
-    /// It could not be done now, and certainly was not: no leader, no node reached, overload, or a
-    /// read that ran out of time. Trying again later is safe. Never said of a write that an earlier
-    /// call has sent with the same [`WriteId`]: that one stays unknown.
+    /// The call was certainly not applied: no leader, no reachable node, overload, or a read whose
+    /// timeout has passed. A later retry is safe. Never returned for a write that an earlier call
+    /// has sent with the same [`WriteId`]: that write stays unknown.
     NotApplied(Box<Detail>),
-    /// A write may have been applied, or may still be. Ask again with [`WriteId`], which is safe at
-    /// any time within the session's life, or settle it with
+    /// A write may have been applied, or may still be applied. Retry it with [`WriteId`], which is
+    /// safe during the life of the session, or settle it with
     /// [`Client::cancel`](crate::Client::cancel).
     Unknown {
-        /// What was last heard.
+        /// The detail of the last attempt.
         detail: Box<Detail>,
-        /// The write's identity; none for a write that was sent without a session.
+        /// The id of the write; none for a write without a session.
         write: Option<WriteId>,
     },
-    /// The cluster does not do this as things stand: a precondition, a feature that is not offered,
-    /// a damaged replica. Nothing was changed.
+    /// The cluster rejected the request in its current state: a failed precondition, a feature that
+    /// is not offered, a damaged replica. Nothing was changed.
     Refused(Box<Detail>),
-    /// The request is wrong in itself; sent again it fails again. It changed nothing; of an earlier
+    /// The request itself is invalid; a retry fails again. It changed nothing; about an earlier
     /// call with the same [`WriteId`] this says nothing.
     Invalid(Box<Detail>),
 }
@@ -37,39 +37,39 @@ pub enum Error {
 /// The result of a call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is known of a failure.
+/// Detail of a failure.
 #[derive(Clone, Debug)]
 pub struct Detail {
-    /// The gRPC code of the status, or the one that fits where there was none.
+    /// The gRPC code of the status, or the code that fits if there was no status.
     pub code: Code,
-    /// The node's reason; none where no node answered.
+    /// The node's reason; none if no node answered.
     pub reason: Option<Reason>,
     /// A sentence for people.
     pub message: String,
-    /// What is known of the effect of a write: not applied, unknown, or, where the request was
-    /// invalid and an earlier call may have sent the same [`WriteId`], this attempt not applied. Of
-    /// reads what the answer said, which means nothing.
+    /// What is known about the effect of a write: not applied, unknown, or, if the request was
+    /// invalid and an earlier call may have sent the same [`WriteId`], this attempt not applied.
+    /// Meaningless for reads.
     pub outcome: Outcome,
     /// The shard concerned; 0 = none or unknown.
     pub shard: u64,
-    /// The node that leads the shard as far as the answering node knew; 0 = unknown.
+    /// The node of the shard's leader, as far as the answering node knows; 0 = unknown.
     pub leader_node_id: u64,
-    /// Try again not before this has passed.
+    /// Minimum time before a retry.
     pub retry_after: Option<Duration>,
     /// The call's id in the logs of the nodes.
     pub request_id: String,
-    /// The field that is wrong; empty = none in particular.
+    /// The invalid field of the request; empty = none in particular.
     pub field: String,
-    /// The limit that was exceeded, in the unit of the field; 0 = none was.
+    /// The limit that was exceeded, in the unit of the field; 0 = none.
     pub limit: u64,
-    /// The configuration key that moves the limit; empty = it is fixed.
+    /// The configuration key that sets the limit; empty = the limit is fixed.
     pub config_key: String,
     /// With SESSION_EXPIRED the shard's log time; otherwise 0.
     pub log_time: u64,
 }
 
 impl Detail {
-    /// What a failure says; `Failure::default()` where no node described one.
+    /// Makes the detail of a failure; `Failure::default()` if no node described one.
     pub(crate) fn new(code: Code, failure: Failure, message: String, request_id: String) -> Detail {
         Detail {
             code,
@@ -87,8 +87,8 @@ impl Detail {
         }
     }
 
-    /// The reason's name as in the error table, such as `NO_LEADER`; the code's name where no node
-    /// gave a reason.
+    /// The name of the reason as in the error table, such as `NO_LEADER`; the name of the code if
+    /// no node gave a reason.
     #[must_use]
     pub fn reason_name(&self) -> &'static str {
         self.reason.map_or(code_name(self.code), Reason::name)
@@ -96,7 +96,7 @@ impl Detail {
 }
 
 impl Error {
-    /// What is known of it.
+    /// The detail of the failure.
     #[must_use]
     pub fn detail(&self) -> &Detail {
         match self {
@@ -105,7 +105,7 @@ impl Error {
         }
     }
 
-    /// The node's reason; none where no node gave one.
+    /// The node's reason; none if no node gave one.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
         self.detail().reason
@@ -117,7 +117,7 @@ impl Error {
         matches!(self, Error::Unknown { .. })
     }
 
-    /// The same with what is known of the effect as a whole.
+    /// The same error with another outcome.
     pub(crate) fn with_outcome(mut self, outcome: Outcome) -> Error {
         match &mut self {
             Error::NotApplied(detail)
@@ -128,7 +128,7 @@ impl Error {
         self
     }
 
-    /// The request is wrong, found before anything was sent.
+    /// The error of a request that was found invalid before it was sent.
     pub(crate) fn invalid(reason: Reason, message: impl Into<String>) -> Error {
         let failure = Failure::of(reason, message);
         let message = failure.message.clone();
@@ -139,7 +139,7 @@ impl Error {
     pub(crate) fn of_unchanged(detail: Detail) -> Error {
         let detail = Box::new(detail);
         match detail.code {
-            // OUT_OF_RANGE is a message that the other side would not decode.
+            // OUT_OF_RANGE means a message too large for the other side to decode.
             Code::InvalidArgument | Code::OutOfRange => Error::Invalid(detail),
             Code::FailedPrecondition
             | Code::Unimplemented
@@ -155,7 +155,7 @@ impl Error {
             | Code::Aborted
             | Code::Internal
             | Code::Unknown
-            // Of a status that brought no answer, this is a defect of whoever made it.
+            // A failure with this code is a bug of the sender of the status.
             | Code::Ok => Error::NotApplied(detail),
         }
     }

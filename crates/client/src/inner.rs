@@ -1,4 +1,4 @@
-//! The inside of a client: what all its calls share, and how it learns the cluster map.
+//! Shared state of a client, and the fetching of the cluster map.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,16 +21,16 @@ use crate::router::Router;
 use crate::session::Sessions;
 use crate::token::Tokens;
 
-/// How long one node may take to send its map.
+/// Timeout of one node's answer to a request for the map.
 const MAP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the other endpoints may take to name their cluster once the first map is there.
+/// Time for the other endpoints to name their cluster after the first map has arrived.
 const CLUSTERS_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long an attempt to learn the first map is not repeated.
+/// Minimum time between two attempts to fetch the first map.
 const MAP_PAUSE: Duration = Duration::from_millis(500);
 
-/// What all calls of a client share.
+/// State that all calls of a client share.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub config: ClientConfig,
@@ -40,20 +40,21 @@ pub(crate) struct Inner {
     pub tokens: Tokens,
     pub request_ids: RequestIds,
     pub clusters: Clusters,
-    /// Held while one task fetches the map, so that others wait for it; says when that was last.
+    /// Held while one task fetches the map, so that others wait for it. The value is the time of
+    /// the last attempt.
     fetching: tokio::sync::Mutex<Option<Instant>>,
-    /// A task in the background fetches the map.
+    /// Whether a background task is fetching the map.
     refreshing: AtomicBool,
     me: Weak<Inner>,
 }
 
-/// The cluster client of one connection with this crate's limits.
+/// A `Cluster` client of one connection with this crate's limits.
 pub(crate) fn cluster(channel: Channel) -> ClusterClient<Channel> {
     ClusterClient::new(channel).max_decoding_message_size(DECODE_BYTES_MAX)
 }
 
 impl Inner {
-    /// What a client that knows no map yet has.
+    /// The state of a client that has no map yet.
     pub fn new(config: ClientConfig, pool: Pool, router: Router) -> Arc<Inner> {
         Arc::new_cyclic(|me| Inner {
             config,
@@ -69,12 +70,13 @@ impl Inner {
         })
     }
 
-    /// When a call that begins now is over, by its own timeout or the client's.
+    /// The deadline of a call that begins now, by its own timeout or else the client's.
     pub fn deadline(&self, timeout: Option<Duration>) -> Instant {
         Instant::now() + timeout.unwrap_or(self.config.timeout)
     }
 
-    /// Makes sure that a map was asked for once. A call goes on without one: any node routes it.
+    /// Fetches the map if there is none and no recent attempt failed. A call continues without a
+    /// map, because any node can route it.
     pub async fn need_map(&self, deadline: Instant) {
         if self.router.epoch() != 0 {
             return;
@@ -85,13 +87,13 @@ impl Inner {
         };
         let paused = last.is_some_and(|at| at.elapsed() < MAP_PAUSE);
         if self.router.epoch() == 0 && !paused {
-            // That it failed shows in the call itself, which asks the same endpoints.
+            // A failure is reported by the call itself, which asks the same endpoints.
             let _ = self.ask_for_map(deadline).await;
             *last = Some(Instant::now());
         }
     }
 
-    /// Fetches the map now, for a call that was told its own is old.
+    /// Fetches the map now, for a call that was rejected because its map is old.
     pub async fn refresh_map(&self, deadline: Instant) {
         let epoch = self.router.epoch();
         let Ok(mut last) = tokio::time::timeout_at(deadline.into(), self.fetching.lock()).await
@@ -104,7 +106,7 @@ impl Inner {
         }
     }
 
-    /// Fetches the map and says why not.
+    /// Fetches the map, or returns why it could not.
     pub async fn fetch_map(&self, deadline: Instant) -> Result<()> {
         let mut last = self.fetching.lock().await;
         let result = self.ask_for_map(deadline).await;
@@ -112,7 +114,7 @@ impl Inner {
         result
     }
 
-    /// Fetches the map in the background when somebody has a newer one.
+    /// Fetches the map in the background if `epoch` is newer than the known map.
     pub fn heard_epoch(&self, epoch: u64) {
         if epoch <= self.router.epoch() || self.refreshing.swap(true, Ordering::AcqRel) {
             return;
@@ -126,8 +128,9 @@ impl Inner {
         });
     }
 
-    /// Asks everybody at once and is content with the first map that is newer. Before any map is known,
-    /// the others may say for a moment longer to which cluster they belong.
+    /// Asks all nodes in parallel and stops at the first map that is newer than the known one. If
+    /// no map is known yet, it waits up to [`CLUSTERS_TIMEOUT`] longer for the clusters of the
+    /// other endpoints.
     async fn ask_for_map(&self, deadline: Instant) -> Result<()> {
         let newer_than = self.router.epoch();
         let everyone = self.router.everyone();
@@ -144,7 +147,7 @@ impl Inner {
         loop {
             let next = match until {
                 None => asked.next().await,
-                // Who is later than this is not waited for.
+                // Do not wait for slower endpoints.
                 Some(until) => {
                     tokio::time::timeout_at(until.into(), asked.next()).await.unwrap_or(None)
                 }
@@ -155,9 +158,7 @@ impl Inner {
                     answered = true;
                     let cluster = answer.map.as_ref().map(|map| map.cluster_id.clone());
                     if !self.router.learn_map(answer, &self.pool) {
-                        tracing::warn!(
-                            "an endpoint belongs to another cluster; its map is ignored"
-                        );
+                        tracing::warn!(address, "map: of another cluster, ignored");
                     } else if cluster.is_some() && newer_than != 0 {
                         return Ok(());
                     }
@@ -166,18 +167,18 @@ impl Inner {
                         until.get_or_insert_with(|| Instant::now() + CLUSTERS_TIMEOUT);
                     }
                 }
-                Err(lost) => last = Some(lost),
+                Err(error) => last = Some(error),
             }
         }
         if newer_than == 0 {
             self.clusters.note(clusters.iter().map(|(address, cluster)| (*address, cluster)));
-            if let Err(lost) = self.clusters.check() {
-                return Err(Error::Invalid(Box::new(lost.detail(""))));
+            if let Err(error) = self.clusters.check() {
+                return Err(Error::Invalid(Box::new(error.detail(""))));
             }
         }
         match last {
-            Some(lost) if !answered => {
-                let detail = lost.detail("");
+            Some(error) if !answered => {
+                let detail = error.detail("");
                 let asked: Vec<_> = everyone.iter().map(|(_, c)| c.address()).collect();
                 Err(Error::NotApplied(Box::new(Detail {
                     message: format!("none of {} answers: {}", asked.join(", "), detail.message),
@@ -194,17 +195,17 @@ async fn get_map(
     newer_than: u64,
     deadline: Instant,
 ) -> Result<quorate_proto::v1::GetMapResponse, AttemptError> {
-    let deadline = deadline.min(Instant::now() + MAP_TIMEOUT + connection.connect_patience());
+    let deadline = deadline.min(Instant::now() + MAP_TIMEOUT + connection.connect_timeout());
     let ask = async {
         let (channel, generation) =
             connection.channel().await.map_err(AttemptError::unreachable)?;
         let answer = cluster(channel).get_map(GetMapRequest { newer_than }).await;
         answer.map_err(|status| {
-            let lost = AttemptError::of_status(&status);
-            if lost.broken {
+            let error = AttemptError::of_status(&status);
+            if error.broken {
                 connection.broken(generation);
             }
-            lost
+            error
         })
     };
     match tokio::time::timeout_at(deadline.into(), ask).await {

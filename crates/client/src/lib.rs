@@ -16,7 +16,7 @@
 //!     assert!(got.found);
 //!     println!("{}", String::from_utf8_lossy(&got.value));
 //!
-//!     // Any replica may serve this one; it sees the write above all the same.
+//!     // Any replica may serve this read; it sees the write above nevertheless.
 //!     let own = client.get("greeting").level(ReadLevel::Session).await?;
 //!     if let Some(receipt) = own.receipt {
 //!         println!("node {} at index {}", receipt.node_id, receipt.index);
@@ -26,7 +26,7 @@
 //!     let again = client.put("greeting", "hi").if_absent().return_previous().await?;
 //!     assert!(!again.applied);
 //!
-//!     // Keys with one hash tag share a shard, and can be written as one.
+//!     // Keys with the same hash tag share a shard, and can be written atomically.
 //!     let batch = client.batch().put("{42}name", "Ada").increment("{42}visits", 1);
 //!     println!("the sum is {}", batch.await?.results[1].number);
 //!
@@ -36,8 +36,8 @@
 //!     }
 //!
 //!     match client.delete("greeting").await {
-//!         Ok(deleted) => println!("there was one: {}", deleted.found),
-//!         // Not lost, not done: unknown, until somebody asks.
+//!         Ok(deleted) => println!("the key existed: {}", deleted.found),
+//!         // The write may have been applied. `cancel` settles it.
 //!         Err(Error::Unknown { write: Some(id), .. }) => {
 //!             let settled = client.cancel("greeting", &id).await?;
 //!             println!("{:?}", settled.result());
@@ -48,21 +48,21 @@
 //! }
 //! ```
 //!
-//! **Routing.** The client learns the cluster map from any endpoint, sends writes and linearizable reads to
-//! the leader of the key's shard and other reads to any of its replicas, and learns new leaders from
-//! receipts and failures. Every node answers every call, so that all this only shortens the way: a node
-//! whose advertised address cannot be reached is passed over, the others forward, and it is tried again
-//! in the background.
+//! **Routing.** The client learns the cluster map from any endpoint, sends writes and linearizable
+//! reads to the leader of the key's shard and other reads to any of its replicas, and learns new
+//! leaders from receipts and failures. Every node answers every call, so routing only saves hops: a
+//! node with an unreachable advertised address is skipped, the others forward, and the client
+//! retries the connection in the background.
 //!
-//! **Retries.** A call is repeated until it is answered, is refused for good, or its time is over. Writes go
-//! through sessions, opened at the first write: repeated with the same session and sequence, a write is
-//! applied once. So a dropped answer is no unknown outcome yet; only when the time is over it is, and
-//! [`Error::Unknown`] then carries the [`WriteId`] with which one can ask again at leisure. Without a
-//! session a write is sent once.
+//! **Retries.** A call is retried until it is answered or rejected permanently, or its timeout has
+//! passed. Writes go through sessions, opened at the first write: retried with the same session and
+//! sequence, a write is applied once. So a lost answer does not make the outcome unknown yet. If
+//! the timeout passes first, [`Error::Unknown`] contains the [`WriteId`] for a later retry. A write
+//! without a session is sent once.
 //!
-//! **Answers** are the messages of the API itself ([`api`]), with the receipt that says what was guaranteed.
-//! An absent key and a false condition are answers; [`Error`] tells the rest apart by what is known of
-//! the effect.
+//! **Answers** are the messages of the API itself ([`api`]), with the receipt that says what was
+//! guaranteed. An absent key and a false condition are answers. The variants of [`Error`] differ in
+//! what is known about the effect.
 
 #![warn(clippy::must_use_candidate)]
 
@@ -93,7 +93,7 @@ pub use request::{Batch, CompareAndSet, Delete, Get, Increment, Put, ResponseFut
 pub use scan::{Rows, Scan};
 pub use write_id::{InvalidWriteId, WriteId, WriteIdSlot};
 
-/// The messages of the API, as answers carry them.
+/// The messages of the API.
 pub use quorate_proto::v1 as api;
 
 /// The read levels: names, guarantees, and which of them this version offers.
@@ -103,5 +103,5 @@ pub use quorate_proto::level;
 pub use quorate_proto::code::code_name;
 pub use tonic::Code;
 
-/// How keys are hashed and where hashes fall: the rules that clients and nodes share.
+/// Hashing of keys and the mapping of hashes to shards: the rules that clients and nodes share.
 pub use quorate_proto::hash;

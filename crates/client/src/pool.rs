@@ -1,5 +1,5 @@
-//! Connections: one to each address, made when needed, resolved again each time, kept out of the way
-//! while they fail.
+//! Connections: one per address, opened when needed. Names are resolved again each time, and
+//! failing connections are skipped while others work.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,17 +9,19 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
-/// The first wait after a connection could not be made; it doubles up to [`GATE_MAX`].
+/// First wait after a connection could not be made; it doubles up to [`GATE_MAX`].
 const GATE_MIN: Duration = Duration::from_millis(100);
 const GATE_MAX: Duration = Duration::from_secs(5);
 
-/// How long a node that was silent, or turned a call away, is passed over while there are others.
+/// How long a node that did not answer, or rejected a call as overloaded, is skipped while there
+/// are others.
 const SUSPECT: Duration = Duration::from_secs(1);
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Every address ever used. Addresses come from the cluster map, so that there are few.
+/// The connections of all addresses ever used. There are few, because addresses are from the
+/// cluster map.
 #[derive(Debug)]
 pub(crate) struct Pool {
     connect_timeout: Duration,
@@ -31,7 +33,7 @@ impl Pool {
         Pool { connect_timeout, all: Mutex::default() }
     }
 
-    /// The connection to an address, which need not stand yet.
+    /// The connection to an address, which need not be open yet.
     pub fn at(&self, address: &str) -> Arc<Connection> {
         let mut all = self.all.lock();
         if let Some(connection) = all.get(address) {
@@ -43,13 +45,13 @@ impl Pool {
     }
 }
 
-/// Whether a connection is worth choosing.
+/// Preference of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fitness {
-    /// It stands, or was never tried.
+    /// It is open, or was never tried.
     Good,
-    /// Its last attempt failed, or its node was silent or turned a call away a moment ago: the last
-    /// resort.
+    /// Last resort: its last attempt failed, or its node recently did not answer or rejected a
+    /// call.
     Poor,
 }
 
@@ -59,7 +61,8 @@ pub(crate) struct Connection {
     address: String,
     endpoint: Result<Endpoint, String>,
     state: Mutex<State>,
-    /// Held while one task connects, so that the others wait for its result instead of connecting too.
+    /// Held while one task connects, so that the others wait for its result instead of connecting
+    /// too.
     connecting: tokio::sync::Mutex<()>,
     probing: AtomicBool,
 }
@@ -105,14 +108,14 @@ impl Connection {
         &self.address
     }
 
-    /// How long a connection may take to be made.
-    pub fn connect_patience(&self) -> Duration {
+    /// Timeout of opening the connection.
+    pub fn connect_timeout(&self) -> Duration {
         let endpoint = self.endpoint.as_ref().ok();
         endpoint.and_then(Endpoint::get_connect_timeout).unwrap_or_default()
     }
 
-    /// Whether to choose it now. A connection that failed is tried again in the background once its
-    /// wait is over, so that no call pays for finding out that it still fails.
+    /// Whether to choose it now. A failed connection is retried in the background after its wait,
+    /// so that no call is delayed by another failure.
     pub fn fitness(self: &Arc<Self>) -> Fitness {
         let state = self.state.lock();
         if let Some(failed) = &state.failed {
@@ -127,19 +130,19 @@ impl Connection {
         }
     }
 
-    /// The channel and its generation, connecting first where none stands.
+    /// The channel and its generation; connects first if there is none.
     ///
     /// # Errors
-    /// A sentence: the connection could not be made, so that nothing was sent.
+    /// A sentence, if the connection could not be made, so that nothing was sent.
     pub async fn channel(&self) -> Result<(Channel, u64), String> {
-        if let Some(standing) = self.standing() {
-            return Ok(standing);
+        if let Some(open) = self.open_channel() {
+            return Ok(open);
         }
         let endpoint = self.endpoint.as_ref().map_err(String::clone)?;
         let begun = Instant::now();
         let _one = self.connecting.lock().await;
-        if let Some(standing) = self.standing() {
-            return Ok(standing);
+        if let Some(open) = self.open_channel() {
+            return Ok(open);
         }
         if let Some(error) = self.failed_since(begun) {
             return Err(error);
@@ -163,18 +166,18 @@ impl Connection {
         }
     }
 
-    /// Notes that a node took a request and was silent for too long.
+    /// Notes that a node accepted a request and did not answer in time.
     pub fn pass_over(&self) {
         self.state.lock().suspect_until = Some(Instant::now() + SUSPECT);
     }
 
-    /// Notes that a node has no place for this connection, which is given up.
+    /// Notes that a node rejects this connection as one too many, and closes it.
     pub fn turned_away(&self, generation: u64) {
         self.pass_over();
         self.broken(generation);
     }
 
-    /// Drops a channel that broke; the next call connects anew.
+    /// Drops a broken channel; the next call connects again.
     pub fn broken(&self, generation: u64) {
         let mut state = self.state.lock();
         if state.generation == generation {
@@ -182,7 +185,7 @@ impl Connection {
         }
     }
 
-    fn standing(&self) -> Option<(Channel, u64)> {
+    fn open_channel(&self) -> Option<(Channel, u64)> {
         let state = self.state.lock();
         Some((state.channel.clone()?, state.generation))
     }
@@ -197,7 +200,7 @@ impl Connection {
     fn connected(&self, channel: Channel) -> (Channel, u64) {
         let mut state = self.state.lock();
         if state.failed.take().is_some() {
-            tracing::info!(address = self.address, "connected again");
+            tracing::info!(address = self.address, "connection: open again");
         }
         state.suspect_until = None;
         state.generation += 1;
@@ -215,7 +218,11 @@ impl Connection {
         let gate = match &state.failed {
             Some(failed) => (failed.gate * 2).min(GATE_MAX),
             None => {
-                tracing::warn!("{error}; other endpoints are used and this one is tried again");
+                tracing::warn!(
+                    address = self.address,
+                    error,
+                    "connection: failed; other endpoints are used and this one is retried"
+                );
                 GATE_MIN
             }
         };
@@ -229,7 +236,7 @@ impl Connection {
         }
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            // The outcome is noted in the state; there is nobody else to tell.
+            // The outcome is recorded in the state.
             let _ = this.channel().await;
             this.probing.store(false, Ordering::Release);
         });

@@ -1,4 +1,4 @@
-//! Calls as values: each is built with its options and sent by awaiting it.
+//! Builders of calls: each has its options and is sent by awaiting it.
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
@@ -21,10 +21,10 @@ use crate::retry::RetryClass;
 use crate::router::Route;
 use crate::write_id::{WriteId, WriteIdSlot};
 
-/// A call under way.
+/// The future of a call.
 pub type ResponseFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
-/// How fresh a read is to be.
+/// Required freshness of a read.
 #[derive(Clone, Debug)]
 pub(crate) struct Freshness {
     pub level: ReadLevel,
@@ -37,7 +37,7 @@ impl Freshness {
         Freshness { level: client.config.level, token: None, max_staleness: None }
     }
 
-    /// Which node serves such a read best.
+    /// The best node for such a read.
     fn route(&self) -> Route {
         match self.level.row().needs_leader {
             true => Route::Leader,
@@ -45,10 +45,10 @@ impl Freshness {
         }
     }
 
-    /// What is sent; a session read without a token of its own takes what this client has seen, of one
-    /// shard where only that is read.
+    /// The options to send. A session read without its own token gets the token of this client,
+    /// reduced to one shard if it reads only that shard.
     pub fn wire(self, inner: &Inner, key: Option<&Bytes>) -> Option<ReadOptions> {
-        // What is not sent means this level.
+        // Without options a read is linearizable.
         if self.level.row().level == ReadLevel::Linearizable {
             return None;
         }
@@ -72,10 +72,10 @@ impl Freshness {
     }
 }
 
-/// Options that every call has.
+/// Options of every call.
 macro_rules! every_call {
     () => {
-        /// Sets the time the call may take with all its retries.
+        /// Sets the timeout of the call with all its retries.
         pub fn timeout(mut self, timeout: Duration) -> Self {
             self.timeout = Some(timeout);
             self
@@ -89,24 +89,24 @@ macro_rules! every_call {
     };
 }
 
-/// Options that every read has.
+/// Options of every read.
 macro_rules! every_read {
     () => {
-        /// Sets how fresh the read must be.
+        /// Sets the read level.
         pub fn level(mut self, level: ReadLevel) -> Self {
             self.freshness.level = level;
             self
         }
 
-        /// Reads at least what this token names, at the session level. Without, a session read sees what
-        /// this client has seen.
+        /// Reads at the session level at least what this token names. Without a token, a session
+        /// read sees at least what this client has seen.
         pub fn token(mut self, token: SessionToken) -> Self {
             self.freshness.level = ReadLevel::Session;
             self.freshness.token = Some(token);
             self
         }
 
-        /// Reads what is at most so old, at the bounded level.
+        /// Reads at the bounded level data that is at most this old.
         pub fn max_staleness(mut self, age: Duration) -> Self {
             self.freshness.level = ReadLevel::Bounded;
             self.freshness.max_staleness = Some(age);
@@ -116,33 +116,34 @@ macro_rules! every_read {
 }
 pub(crate) use {every_call, every_read};
 
-/// Options that every write has.
+/// Options of every write.
 macro_rules! every_write {
     () => {
         every_call!();
 
-        /// Sends the write with this identity, to ask again for one whose outcome is unknown. The
-        /// operation must be the same.
+        /// Sends the write with this id, to retry a write of unknown outcome. The operation must be
+        /// the same.
         pub fn write_id(mut self, write: WriteId) -> Self {
             self.session = SessionMode::Given(write);
             self
         }
 
-        /// Gives the write a session of its own that ends with it, so that the cluster has least to
-        /// remember: for a program that writes once.
+        /// Sends the write in a session of its own that ends with it, which costs the cluster the
+        /// least state: for a program that writes once.
         pub fn one_shot(mut self) -> Self {
             self.session = SessionMode::OneShot;
             self
         }
 
-        /// Puts the write's identity into `slot` before it is first sent, for a caller that may stop
-        /// waiting for the answer and ask again later. One that was given is there at once.
+        /// Puts the write's id into `slot` before the write is first sent, for a caller that may
+        /// stop waiting for the answer and retry later. A given id is there immediately.
         pub fn note_write_id(mut self, slot: &WriteIdSlot) -> Self {
             self.slot = Some(slot.clone());
             self
         }
 
-        /// Sends the write without a session: once, and a lost answer is an unknown outcome for good.
+        /// Sends the write without a session: once, and a lost answer leaves its outcome unknown
+        /// permanently.
         pub fn without_session(mut self) -> Self {
             self.session = SessionMode::None;
             self
@@ -150,7 +151,7 @@ macro_rules! every_write {
     };
 }
 
-/// Conditions that a write of one key can have. `$field` holds the condition.
+/// Conditions of a write of one key. `$field` is the field with the condition.
 macro_rules! conditions {
     ($field:ident, $absent:ident, $revision:ident, $value:ident) => {
         /// Only if the key is absent.
@@ -168,13 +169,13 @@ macro_rules! conditions {
             self.condition(condition(Expect::Value(value.into())))
         }
 
-        /// Sets the condition as a whole.
+        /// Sets the condition.
         pub fn condition(mut self, condition: Condition) -> Self {
             self.request.$field = Some(condition);
             self
         }
 
-        /// Asks for what the key held before; with a false condition, still holds.
+        /// Requests the previous value of the key: with a false condition, its current value.
         pub fn return_previous(mut self) -> Self {
             self.request.return_previous = true;
             self
@@ -200,7 +201,7 @@ fn condition(expect: Expect) -> Condition {
     Condition { expect: Some(expect) }
 }
 
-/// How a client writes unless a call says otherwise.
+/// The session mode of writes that do not set one.
 fn own(client: &Inner) -> SessionMode {
     match client.config.sessions {
         true => SessionMode::Own,
@@ -214,7 +215,7 @@ fn write(
     slot: Option<WriteIdSlot>,
     timeout: Option<Duration>,
 ) -> CallOptions {
-    // An earlier call has sent it: it is out already, whether this call gets to send it or not.
+    // An earlier call has sent the write: its id is known even if this call does not send it.
     if let (Some(slot), SessionMode::Given(id)) = (&slot, &session) {
         slot.set(id.clone());
     }
@@ -337,7 +338,8 @@ impl<'a> Delete<'a> {
 }
 send_write!(Delete, DeleteResponse);
 
-/// Writes a key if it is as expected; see [`Client::compare_and_set`](crate::Client::compare_and_set).
+/// Writes a key if it is as expected; see
+/// [`Client::compare_and_set`](crate::Client::compare_and_set).
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct CompareAndSet<'a> {
@@ -401,7 +403,8 @@ impl<'a> Increment<'a> {
 }
 send_write!(Increment, IncrementResponse);
 
-/// Several operations, all or none; see [`Client::batch`](crate::Client::batch). Each key may appear once.
+/// Applies several operations, all or none; see [`Client::batch`](crate::Client::batch). Each key
+/// may appear once.
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct Batch<'a> {
@@ -454,12 +457,12 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// Adds a read of a key as it was before.
+    /// Adds a read of the value of a key before the batch.
     pub fn get(self, key: impl Into<Bytes>) -> Self {
         self.act(key, Action::Get(GetAction {}))
     }
 
-    /// Adds an operation as a whole, with a condition of its own if it has one.
+    /// Adds an operation, with its own condition if it has one.
     pub fn operation(mut self, operation: BatchOperation) -> Self {
         self.request.operations.push(operation);
         self

@@ -1,9 +1,10 @@
-//! The ids of requests, by which a call is found again in the logs of the nodes.
+//! Request ids, which identify a call in the logs of the nodes.
 
 use bytes::Bytes;
 use tonic::metadata::{Ascii, MetadataValue};
 
-/// Numbers the calls of a client: a random part and a count, so that ids are short and do not collide.
+/// Generator of request ids: a random part per client and a count, so that ids are short and do not
+/// collide.
 #[derive(Debug)]
 pub(crate) struct RequestIds {
     client: u64,

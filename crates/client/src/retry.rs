@@ -1,4 +1,4 @@
-//! What follows an attempt without an answer. Pure, so that the whole table is tested as one.
+//! Retry policy: what follows a failed attempt. Pure, so that one test checks the whole table.
 
 use std::time::Duration;
 
@@ -8,48 +8,51 @@ use tonic::Code;
 
 use crate::attempt::{AttemptError, Effect};
 
-/// The first wait between two attempts; it doubles up to [`BACKOFF_MAX`].
+/// First wait between two attempts; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// The patience of the first attempt; it doubles with each. A node that is paused costs so much once.
+/// Timeout of the first attempt; it doubles with each. A paused node delays a call once by this
+/// time.
 const ATTEMPT_MIN: Duration = Duration::from_secs(1);
 
-/// How an attempt may be repeated.
+/// Classes of calls by whether an attempt may be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryClass {
-    /// Changes nothing: always.
+    /// A read: may always be retried.
     Read,
-    /// A write in a session: always, with the same sequence.
+    /// A write in a session: may always be retried, with the same sequence.
     Sessioned,
-    /// A write without: only what certainly was not applied.
+    /// A write without a session: may be retried only if it was certainly not applied.
     Bare,
 }
 
-/// What to do next.
+/// The next step after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// It is final.
+    /// Return the error.
     GiveUp,
-    /// Try another node at once; this one cannot be reached, is leaving, or is not what was asked for.
+    /// Try another node immediately: this one cannot be reached, is shutting down, or cannot serve
+    /// the call.
     Elsewhere,
-    /// Try again after a wait.
+    /// Retry after a wait.
     Wait,
-    /// Fetch the map again, then try again.
+    /// Fetch the map, then retry.
     RefreshMap,
-    /// Take a new session, which is safe only while no earlier attempt may have been applied.
+    /// Retry in a new session, which is safe only while no earlier attempt may have been applied.
     NewSession,
 }
 
-/// What follows a lost attempt.
-pub(crate) fn next(class: RetryClass, lost: &AttemptError) -> Next {
-    if lost.effect == Effect::Final || (lost.effect == Effect::Maybe && class == RetryClass::Bare) {
+/// The next step after a failed attempt of a call of this class.
+pub(crate) fn next(class: RetryClass, error: &AttemptError) -> Next {
+    if error.effect == Effect::Final || (error.effect == Effect::Maybe && class == RetryClass::Bare)
+    {
         return Next::GiveUp;
     }
-    let Some(reason) = lost.reason() else {
-        return next_without_reason(lost);
+    let Some(reason) = error.reason() else {
+        return next_without_reason(error);
     };
-    if lost.is_of_node() {
+    if error.is_of_node() {
         return Next::Elsewhere;
     }
     match reason {
@@ -62,8 +65,9 @@ pub(crate) fn next(class: RetryClass, lost: &AttemptError) -> Next {
         | Reason::OutcomeUnknown
         | Reason::Overloaded
         | Reason::SessionsFull => Next::Wait,
-        // They pass only when somebody acts, or when leadership moves; the node says when it is worth it.
-        Reason::Quota | Reason::DiskFull => match lost.retry_after() {
+        // These persist until an operator acts or the leader changes; the node says if a retry may
+        // help.
+        Reason::Quota | Reason::DiskFull => match error.retry_after() {
             Some(_) => Next::Wait,
             None => Next::GiveUp,
         },
@@ -73,7 +77,7 @@ pub(crate) fn next(class: RetryClass, lost: &AttemptError) -> Next {
         {
             Next::NewSession
         }
-        // Without another session all that helps is time.
+        // Without another session, only waiting helps.
         Reason::SessionFromFuture => Next::Wait,
         Reason::SessionExpired
         | Reason::SequencePast
@@ -94,14 +98,14 @@ pub(crate) fn next(class: RetryClass, lost: &AttemptError) -> Next {
         | Reason::BadRequest
         | Reason::NotOffered
         | Reason::Internal => Next::GiveUp,
-        Reason::Unspecified => next_without_reason(lost),
+        Reason::Unspecified => next_without_reason(error),
     }
 }
 
-/// A status that no node of ours made: the library's, a proxy's, or none at all.
-fn next_without_reason(lost: &AttemptError) -> Next {
-    match lost.code {
-        _ if lost.broken => Next::Elsewhere,
+/// The next step after a status that is not from a node: from the library, a proxy, or none at all.
+fn next_without_reason(error: &AttemptError) -> Next {
+    match error.code {
+        _ if error.broken => Next::Elsewhere,
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Next::Elsewhere,
         Code::Unknown | Code::Internal | Code::Aborted | Code::ResourceExhausted => Next::Wait,
         Code::Ok
@@ -117,7 +121,7 @@ fn next_without_reason(lost: &AttemptError) -> Next {
     }
 }
 
-/// The waits of one call.
+/// Waits and attempt timeouts of one call.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     waits: u32,
@@ -125,7 +129,8 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The next wait: doubling, drawn from its upper half, at least what the node asked for.
+    /// The next wait: doubled each time, drawn at random from its upper half, at least what the
+    /// node asked for.
     pub fn wait(&mut self, asked: Option<Duration>) -> Duration {
         let ceiling = BACKOFF_MIN.saturating_mul(1 << self.waits.min(10)).min(BACKOFF_MAX);
         self.waits += 1;
@@ -133,11 +138,11 @@ impl Backoff {
         drawn.max(asked.unwrap_or_default())
     }
 
-    /// How long the next attempt may be silent.
-    pub fn patience(&mut self) -> Duration {
-        let patience = ATTEMPT_MIN.saturating_mul(1 << self.attempts.min(10));
+    /// Timeout of the next attempt.
+    pub fn attempt_timeout(&mut self) -> Duration {
+        let timeout = ATTEMPT_MIN.saturating_mul(1 << self.attempts.min(10));
         self.attempts += 1;
-        patience
+        timeout
     }
 }
 
@@ -149,14 +154,14 @@ mod tests {
 
     use super::*;
 
-    fn lost(reason: Reason) -> AttemptError {
+    fn of_reason(reason: Reason) -> AttemptError {
         let failure = Failure::of(reason, "");
         let details = failure.to_details("");
         AttemptError::of_status(&Status::with_details(reason.code(), "", details))
     }
 
     #[test]
-    fn the_whole_table() {
+    fn every_reason_has_its_next_step_for_each_class() {
         for row in &REASONS {
             let (read, sessioned, bare) = match row.reason {
                 Reason::Starting
@@ -176,25 +181,25 @@ mod tests {
                 }
                 _ => (Next::GiveUp, Next::GiveUp, Next::GiveUp),
             };
-            let lost = lost(row.reason);
+            let error = of_reason(row.reason);
             let all = [RetryClass::Read, RetryClass::Sessioned, RetryClass::Bare]
-                .map(|class| next(class, &lost));
+                .map(|class| next(class, &error));
             assert_eq!(all, [read, sessioned, bare], "{:?}", row.reason);
         }
     }
 
     #[test]
-    fn what_is_the_nodes_alone_is_asked_of_another_one() {
+    fn a_failure_of_one_node_only_is_retried_at_another() {
         let failure = Failure { only_this_node: true, ..Failure::of(Reason::Overloaded, "") };
         let status = Status::with_details(Reason::Overloaded.code(), "", failure.to_details(""));
-        let lost = AttemptError::of_status(&status);
+        let error = AttemptError::of_status(&status);
         for class in [RetryClass::Read, RetryClass::Sessioned, RetryClass::Bare] {
-            assert_eq!(next(class, &lost), Next::Elsewhere);
+            assert_eq!(next(class, &error), Next::Elsewhere);
         }
     }
 
     #[test]
-    fn a_full_disk_is_waited_for_only_when_the_node_says_how_long() {
+    fn a_full_disk_is_retried_only_after_the_delay_that_the_node_gives() {
         for reason in [Reason::Quota, Reason::DiskFull] {
             let failure = Failure {
                 retry_after: Some(Duration::from_secs(1).try_into().unwrap()),
@@ -202,12 +207,12 @@ mod tests {
             };
             let status = Status::with_details(reason.code(), "", failure.to_details(""));
             assert_eq!(next(RetryClass::Bare, &AttemptError::of_status(&status)), Next::Wait);
-            assert_eq!(next(RetryClass::Bare, &lost(reason)), Next::GiveUp);
+            assert_eq!(next(RetryClass::Bare, &of_reason(reason)), Next::GiveUp);
         }
     }
 
     #[test]
-    fn what_was_perhaps_applied_is_repeated_only_in_a_session() {
+    fn a_write_that_may_have_been_applied_is_retried_only_in_a_session() {
         let silent = AttemptError::silent("a:1", Duration::from_secs(1));
         assert_eq!(next(RetryClass::Sessioned, &silent), Next::Elsewhere);
         assert_eq!(next(RetryClass::Read, &silent), Next::Elsewhere);
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_up_to_a_bound_and_keep_what_was_asked() {
+    fn waits_double_up_to_a_bound_and_are_at_least_what_the_node_asks() {
         let mut backoff = Backoff::default();
         let mut ceiling = BACKOFF_MIN;
         for _ in 0..20 {
@@ -227,7 +232,7 @@ mod tests {
         }
         let asked = Duration::from_secs(3);
         assert_eq!(backoff.wait(Some(asked)), asked);
-        assert_eq!(backoff.patience(), ATTEMPT_MIN);
-        assert_eq!(backoff.patience(), ATTEMPT_MIN * 2);
+        assert_eq!(backoff.attempt_timeout(), ATTEMPT_MIN);
+        assert_eq!(backoff.attempt_timeout(), ATTEMPT_MIN * 2);
     }
 }

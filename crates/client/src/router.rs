@@ -1,4 +1,4 @@
-//! Where a call goes: the map as last heard, who leads each shard, which nodes answer.
+//! Routing of calls: the newest known map, the leader of each shard, and the reachable nodes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,8 +10,7 @@ use quorate_proto::v1::{ClusterMap, GetMapResponse, MapShard, RouteHint};
 
 use crate::pool::{Connection, Fitness, Pool};
 
-/// What a call needs of the node it goes to. Every node answers every call; this is about the shortest
-/// way.
+/// The preferred node of a call. Every node answers every call; the right one saves a hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     /// The leader of the key's shard.
@@ -22,11 +21,11 @@ pub(crate) enum Route {
     Any,
 }
 
-/// The map and what was learnt beside it. Replaced as a whole when the map changes.
+/// Routing table: the map and the known leaders. Replaced as a whole when the map changes.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub map: ClusterMap,
-    /// The leader of each shard of the map as last heard; 0 = unknown.
+    /// The last known leader of each shard of the map; 0 = unknown.
     leaders: Vec<AtomicU64>,
     /// Shard id → position in the map.
     positions: HashMap<u64, usize>,
@@ -43,7 +42,7 @@ impl Table {
         &self.map.shards[position]
     }
 
-    /// The node that leads, as last heard, else the preferred leader; 0 = unknown.
+    /// The node of the last known leader, else of the preferred leader; 0 = unknown.
     pub fn leader(&self, position: usize) -> u64 {
         match self.leaders[position].load(Ordering::Relaxed) {
             0 => self.shard(position).replicas.first().map_or(0, |r| r.node_id),
@@ -51,7 +50,7 @@ impl Table {
         }
     }
 
-    /// The node that leads, as far as anybody said so; 0 = nobody did.
+    /// The node of the last known leader; 0 = unknown.
     pub fn known_leader(&self, position: usize) -> u64 {
         self.leaders[position].load(Ordering::Relaxed)
     }
@@ -86,12 +85,12 @@ impl Table {
     }
 }
 
-/// Routing, shared by all calls of a client.
+/// Router, shared by all calls of a client.
 #[derive(Debug)]
 pub(crate) struct Router {
     table: RwLock<Arc<Table>>,
     seeds: Vec<Arc<Connection>>,
-    /// Spreads the calls that any node may serve.
+    /// Counter that spreads the calls that any node may serve.
     turn: AtomicUsize,
 }
 
@@ -108,7 +107,7 @@ impl Router {
         self.table.read().map.epoch
     }
 
-    /// Takes in an answer to GetMap. Returns false for a map of another cluster, which is ignored.
+    /// Learns the answer of a GetMap. Returns false for a map of another cluster, which is ignored.
     pub fn learn_map(&self, answer: GetMapResponse, pool: &Pool) -> bool {
         let mut table = self.table.write();
         if let Some(map) = answer.map {
@@ -129,7 +128,7 @@ impl Router {
         self.table.read().learn_leader(shard, node);
     }
 
-    /// The connections to try for a call, best first, without those in `tried`. None when all were.
+    /// The best connection for a call that is not in `tried`; none if all are.
     pub fn pick(
         &self,
         table: &Table,
@@ -166,20 +165,21 @@ impl Router {
         last_resort.cloned()
     }
 
-    /// The nodes whose advertised address could not be connected to, without those that were given under
-    /// that very address: the calls to them go through the given endpoints.
+    /// The nodes with an unreachable advertised address, without those whose given endpoint is that
+    /// very address. Calls to them go through the given endpoints.
     pub fn unreachable(&self) -> Vec<(u64, Arc<Connection>)> {
         let table = self.table();
-        let lost = table.nodes().filter(|(_, c)| c.is_unreachable() && !self.is_given(c));
-        lost.map(|(id, c)| (id, Arc::clone(c))).collect()
+        let unreachable = table.nodes().filter(|(_, c)| c.is_unreachable() && !self.is_given(c));
+        unreachable.map(|(id, c)| (id, Arc::clone(c))).collect()
     }
 
-    /// Whether it is one of the endpoints that were given.
+    /// Whether a connection is one of the given endpoints.
     pub fn is_given(&self, connection: &Arc<Connection>) -> bool {
         self.seeds.iter().any(|seed| Arc::ptr_eq(seed, connection))
     }
 
-    /// Every node of the map, and those given endpoints that are none of them; with node ids where known.
+    /// All nodes of the map, and the given endpoints that are not among them, with their ids if
+    /// known.
     pub fn everyone(&self) -> Vec<(Option<u64>, Arc<Connection>)> {
         let table = self.table();
         let mut all: Vec<_> = table.nodes().map(|(id, c)| (Some(id), Arc::clone(c))).collect();
@@ -196,7 +196,8 @@ fn rotated(len: usize, turn: usize) -> impl Iterator<Item = usize> {
     (0..len).map(move |i| (i + turn) % len)
 }
 
-/// The table of a new map; leaders that are still replicas of their shards are kept.
+/// Makes the table of a new map. Known leaders are kept if they still have a replica of their
+/// shard.
 fn table_of(map: ClusterMap, old: &Table, pool: &Pool) -> Table {
     let known = |shard: &MapShard| {
         let i = old.positions.get(&shard.id)?;

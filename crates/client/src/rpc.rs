@@ -1,4 +1,5 @@
-//! What the calls have in common: each carries a route, some a session, all bring receipts and a token.
+//! Common interface of the calls: all have a route, some a session; answers have receipts and a
+//! token.
 
 use std::future::Future;
 
@@ -14,11 +15,11 @@ use quorate_proto::v1::{
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-/// A request of the `Kv` service that is sent until it is answered.
+/// A request of the `Kv` service that is retried until it is answered.
 pub(crate) trait Rpc: prost::Message + Clone {
     type Answer: Answer;
 
-    /// The answer begins at once and goes on for longer than one attempt.
+    /// Whether the answer is a stream, which may last longer than the timeout of an attempt.
     const STREAMS: bool = false;
 
     fn send(
@@ -26,16 +27,16 @@ pub(crate) trait Rpc: prost::Message + Clone {
         request: Request<Self>,
     ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
 
-    /// The key that decides the shard; none where any node is as good.
+    /// The key that determines the shard; none if any node may serve the request.
     fn key(&self) -> Option<&Bytes>;
 
     fn set_route(&mut self, route: Option<RouteHint>);
 
-    /// Only called on writes; a Cancel names its session itself.
+    /// Sets the session of a write. A Cancel names its session itself.
     fn set_session(&mut self, _session: Option<WriteSession>) {}
 }
 
-/// What a client learns from an answer beside what its caller does.
+/// Parts of an answer that the client itself uses.
 pub(crate) trait Answer: Send {
     fn receipt(&self) -> Option<&Receipt> {
         None
@@ -46,10 +47,10 @@ pub(crate) trait Answer: Send {
     }
 }
 
-/// The client of one connection with this crate's limits.
+/// A `Kv` client of one connection with this crate's limits.
 pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
-    // What is too large to be sent is found before a call begins: found while it is sent, it breaks the
-    // stream and looks like a lost answer.
+    // The size of requests is checked before a call begins: if the library rejected one while
+    // sending, the broken stream would look like a lost answer.
     KvClient::new(channel).max_decoding_message_size(DECODE_BYTES_MAX)
 }
 

@@ -1,4 +1,4 @@
-//! Scans: pages follow each other by themselves, and a stream that breaks goes on where it was.
+//! Scans: they fetch page after page, and resume a broken stream after its last row.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +15,11 @@ use crate::request::{Freshness, every_call, every_read, read};
 use crate::retry::{self, Backoff, Next, RetryClass};
 use crate::router::Route;
 
-/// Reads keys in byte order over all shards; see [`Client::scan`](crate::Client::scan). Each page shows every shard at one
-/// index of its own; pages, and the parts of a scan that had to begin anew, are different instants.
+/// Reads keys in byte order over all shards; see [`Client::scan`](crate::Client::scan). Each page
+/// reads every shard at one index of that shard; pages, and parts before and after a resumption,
+/// are from different times.
 #[derive(Debug)]
-#[must_use = "a scan is begun with `rows`, `count` or `collect`"]
+#[must_use = "a scan is started with `rows`, `count` or `collect`"]
 pub struct Scan<'a> {
     client: &'a Arc<Inner>,
     request: ScanRequest,
@@ -42,43 +43,43 @@ impl<'a> Scan<'a> {
     every_call!();
     every_read!();
 
-    /// Only keys that begin with this.
+    /// Scans only keys that begin with this prefix.
     pub fn prefix(mut self, prefix: impl Into<Bytes>) -> Self {
         self.request.prefix = prefix.into();
         self
     }
 
-    /// Only keys from this one on, inclusive. Not together with a prefix.
+    /// Scans only keys from this one on, inclusive. Cannot be combined with a prefix.
     pub fn start(mut self, start: impl Into<Bytes>) -> Self {
         self.request.start = start.into();
         self
     }
 
-    /// Only keys before this one. Not together with a prefix.
+    /// Scans only keys before this one. Cannot be combined with a prefix.
     pub fn end(mut self, end: impl Into<Bytes>) -> Self {
         self.request.end = end.into();
         self
     }
 
-    /// From the greatest key downwards.
+    /// Scans from the greatest key downwards.
     pub fn reverse(mut self) -> Self {
         self.request.reverse = true;
         self
     }
 
-    /// Without values.
+    /// Omits the values.
     pub fn keys_only(mut self) -> Self {
         self.request.keys_only = true;
         self
     }
 
-    /// At most so many rows; 0 = no limit.
+    /// Limits the number of rows; 0 = no limit.
     pub fn limit(mut self, rows: u64) -> Self {
         self.request.limit = rows;
         self
     }
 
-    /// Begins the scan, to be read row by row.
+    /// Starts the scan, to be read row by row.
     #[must_use]
     pub fn rows(mut self) -> Rows {
         self.request.read = self.freshness.wire(self.client, None);
@@ -98,7 +99,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Counts the rows and reads none.
+    /// Counts the rows without reading them.
     ///
     /// # Errors
     /// As any read.
@@ -106,7 +107,7 @@ impl<'a> Scan<'a> {
         self.count_with_receipts().await.map(|(count, _)| count)
     }
 
-    /// As [`Scan::count`], and what was guaranteed: receipts as [`Rows::receipts`] has them.
+    /// As [`Scan::count`], with the receipts as in [`Rows::receipts`].
     ///
     /// # Errors
     /// As any read.
@@ -135,17 +136,17 @@ impl<'a> Scan<'a> {
 #[derive(Debug)]
 pub struct Rows {
     client: Arc<Inner>,
-    /// What the next page asks for.
+    /// The request for the next page.
     request: ScanRequest,
     timeout: Option<Duration>,
     page: Option<Streaming<ScanResponse>>,
     pending: std::vec::IntoIter<ScanRow>,
-    /// The last key that was taken in from the page under way.
+    /// The last key received from the current page.
     last_key: Option<Bytes>,
-    /// Rows that may still come; none = without limit.
+    /// Number of rows left; none = no limit.
     left: Option<u64>,
     backoff: Backoff,
-    /// When the page under way must have moved on.
+    /// Deadline of the next message of the current page.
     deadline: Instant,
     done: bool,
     counted: u64,
@@ -156,8 +157,8 @@ impl Rows {
     /// The next row; none at the end.
     ///
     /// # Errors
-    /// As any read: [`crate::Error::NotApplied`] when no node goes on with the scan within the timeout, which
-    /// holds anew for each message of rows.
+    /// As any read: [`crate::Error::NotApplied`] when no node continues the scan within the
+    /// timeout, which applies to each message of rows.
     pub async fn next(&mut self) -> Result<Option<ScanRow>> {
         loop {
             if let Some(row) = self.pending.next() {
@@ -173,8 +174,7 @@ impl Rows {
         }
     }
 
-    /// What was guaranteed so far: the receipts of the finished pages, several per shard where a shard
-    /// was read for several pages.
+    /// The receipts of the finished pages, several per shard if a shard was read for several pages.
     #[must_use]
     pub fn receipts(&self) -> &[Receipt] {
         &self.receipts
@@ -197,12 +197,12 @@ impl Rows {
         let options = read(Route::Any, self.deadline);
         let mut request = self.request.clone();
         request.limit = self.left.unwrap_or(0);
-        // Boxed: it is large, rarely needed, and would make the future of every row as large.
+        // Boxed: it is large and rarely needed, and would enlarge the future of every row.
         self.page = Some(Box::pin(self.client.execute(request, options)).await?);
         Ok(())
     }
 
-    /// Takes in one message of the page under way.
+    /// Receives one message of the current page.
     async fn advance(&mut self) -> Result<()> {
         let Some(page) = &mut self.page else {
             return Ok(());
@@ -210,15 +210,15 @@ impl Rows {
         let message = match tokio::time::timeout_at(self.deadline.into(), page.message()).await {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => {
-                let lost = AttemptError::unreachable(
+                let error = AttemptError::unreachable(
                     "the scan's stream ended before its last message".into(),
                 );
-                return self.resume(lost).await;
+                return self.resume(error).await;
             }
             Ok(Err(status)) => return self.resume(AttemptError::of_status(&status)).await,
             Err(_) => {
                 let waited = self.timeout.unwrap_or(self.client.config.timeout);
-                return Err(AttemptError::silent("the node that scans", waited).into_error(""));
+                return Err(AttemptError::silent("the scanning node", waited).into_error(""));
             }
         };
         self.deadline = self.client.deadline(self.timeout);
@@ -229,7 +229,7 @@ impl Rows {
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(message.rows.len() as u64);
         }
-        // The last message of a page is the one with receipts.
+        // Only the last message of a page has receipts.
         if !message.receipts.is_empty() {
             self.page_ends(&message);
         }
@@ -257,18 +257,19 @@ impl Rows {
         self.request.page_token = message.next_page_token.clone();
     }
 
-    /// Goes on after a page that broke off: after the last row that came, or with the same page again.
-    async fn resume(&mut self, lost: AttemptError) -> Result<()> {
+    /// Resumes after a broken page: after the last row received, or with the same page if there was
+    /// none.
+    async fn resume(&mut self, error: AttemptError) -> Result<()> {
         self.page = None;
         if self.left == Some(0) {
             self.done = true;
             return Ok(());
         }
-        let next = retry::next(RetryClass::Read, &lost);
-        let wait = self.backoff.wait(lost.retry_after());
+        let next = retry::next(RetryClass::Read, &error);
+        let wait = self.backoff.wait(error.retry_after());
         let remaining = self.deadline.saturating_duration_since(Instant::now());
         if !matches!(next, Next::Elsewhere | Next::Wait | Next::RefreshMap) || wait >= remaining {
-            return Err(lost.into_error(""));
+            return Err(error.into_error(""));
         }
         if let Some(last) = self.last_key.take() {
             restart_after(&mut self.request, &last);
@@ -278,7 +279,7 @@ impl Rows {
     }
 }
 
-/// Turns a scan into one of what is left of it after a row.
+/// Changes a scan to its rest after a row.
 fn restart_after(request: &mut ScanRequest, last: &Bytes) {
     let prefix = std::mem::take(&mut request.prefix);
     if !prefix.is_empty() {
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn restart_keeps_what_is_left() {
+    fn a_restart_scans_what_is_left() {
         let mut forward = ScanRequest {
             prefix: Bytes::from_static(b"ab"),
             page_token: Bytes::from_static(b"t"),

@@ -1,10 +1,10 @@
-//! Sessions: the identities that make the retries of writes safe.
+//! Write sessions of a client, which make retries of writes safe.
 //!
-//! A client has one session for each shard it writes to, so that a shard without a leader holds up no
-//! other, opened at the first write. Each write takes the next sequence number; all below the lowest
-//! unanswered one are announced as answered, so that the shard forgets them. A session takes new writes
-//! until half its life is over, while at most 1,024 numbers are open, and until one of its writes ended
-//! with an unknown outcome: that number must stay open for whoever asks again.
+//! A client opens one session per shard at the first write to it, so that a shard without a leader
+//! does not delay others. Each write takes the next sequence number. Every write announces that all
+//! numbers below the lowest unanswered one are answered, so that the shard can forget them. A
+//! session accepts new writes until half its life has passed or one of its writes has ended with an
+//! unknown outcome, whose number must stay open for a retry. At most 1,024 numbers are open.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::pool::Connection;
 
-/// The sessions of a client, by shard; shard 0 stands for all while no map is known.
+/// The sessions of a client, by shard; shard 0 means all shards while no map is known.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     current: Mutex<HashMap<u64, Arc<Session>>>,
@@ -27,7 +27,7 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// The session that new writes to a shard go through; none when one has to be opened.
+    /// The session for new writes to a shard; none if one must be opened.
     pub fn current(&self, shard: u64) -> Option<Arc<Session>> {
         let current = self.current.lock();
         current.get(&shard).filter(|s| s.takes_new()).cloned()
@@ -42,31 +42,31 @@ impl Sessions {
     }
 }
 
-/// One session.
+/// A session.
 #[derive(Debug)]
 pub(crate) struct Session {
     id: Bytes,
     /// The node that opened it.
     opened_by: Option<Arc<Connection>>,
-    /// From when on nothing new is begun in it.
+    /// The time after which it accepts no new writes.
     no_new_after: Instant,
     window: Mutex<Window>,
-    /// Told when the window moves on or the session retires.
+    /// Notified when the window advances or the session retires.
     moved: Notify,
 }
 
-/// The sequence numbers that were given and not all answered.
+/// The window of sequence numbers from the lowest unanswered one.
 #[derive(Debug)]
 struct Window {
     /// Every number below was answered.
     answered_below: u64,
-    /// For each number from `answered_below` on, whether it was answered. Never begins with true.
+    /// Whether each number from `answered_below` on was answered. The first is never true.
     answered: VecDeque<bool>,
     retired: bool,
 }
 
 impl Session {
-    /// A session that takes new writes until `no_new_after`.
+    /// A session that accepts new writes until `no_new_after`.
     pub fn new(
         id: Bytes,
         no_new_after: Instant,
@@ -93,12 +93,14 @@ impl Session {
         Instant::now() < self.no_new_after && !self.window.lock().retired
     }
 
-    /// The next number, waiting while too many are open; none once the session takes nothing new.
+    /// Takes the next number; waits while too many are open. None once the session accepts no new
+    /// writes.
     pub async fn next(self: &Arc<Self>) -> Option<Ticket> {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
-            // Registered before the look at the window, so that no move in between is missed.
+            // Registered before the window is checked, so that no notification in between is
+            // missed.
             moved.as_mut().enable();
             if !self.takes_new() {
                 return None;
@@ -110,7 +112,7 @@ impl Session {
         }
     }
 
-    /// Begins nothing new in this session.
+    /// Stops the session from accepting new writes.
     pub fn retire(&self) {
         self.window.lock().retired = true;
         self.moved.notify_waiters();
@@ -142,9 +144,10 @@ impl Session {
     }
 }
 
-/// One number of a session, held by one write. Dropped, it counts as answered: nobody is left who could
-/// ask about it again.
+/// One sequence number of a session, held by one write. A dropped ticket counts as answered,
+/// because no caller is left that could retry it.
 #[derive(Debug)]
+#[must_use = "a dropped ticket counts as answered"]
 pub(crate) struct Ticket {
     session: Arc<Session>,
     sequence: u64,
@@ -160,7 +163,7 @@ impl Ticket {
         crate::WriteId { session: self.session.id.clone(), sequence: self.sequence }
     }
 
-    /// What travels with the write now.
+    /// The session fields to send with the write.
     pub fn wire(&self, last: bool) -> WriteSession {
         WriteSession {
             id: self.session.id.clone(),
@@ -170,7 +173,7 @@ impl Ticket {
         }
     }
 
-    /// The outcome stays unknown: the number is kept open for good, and the session takes nothing new.
+    /// Keeps the number open permanently, because its outcome is unknown, and retires the session.
     pub fn keep_open(mut self) {
         self.open = false;
         self.session.retire();
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_window_waits_for_the_lowest() {
+    async fn a_full_window_waits_for_its_lowest_number() {
         let session = session();
         let mut open = VecDeque::new();
         for _ in 0..SESSION_UNANSWERED_MAX {
@@ -239,11 +242,11 @@ mod tests {
         unknown.keep_open();
         assert!(!session.takes_new());
         assert!(session.next().await.is_none());
-        assert_eq!(other.wire(false).answered_below, 1, "others go on beside it");
+        assert_eq!(other.wire(false).answered_below, 1, "other writes continue");
     }
 
     #[tokio::test]
-    async fn nothing_new_past_the_rest() {
+    async fn an_old_session_accepts_no_new_writes() {
         let over = Session::new(Bytes::new(), Instant::now(), None);
         assert!(over.next().await.is_none());
     }

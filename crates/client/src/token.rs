@@ -1,4 +1,4 @@
-//! What this client has seen, for its session reads.
+//! Session token of this client: what it has seen, for its session reads.
 
 use parking_lot::Mutex;
 use quorate_proto::v1::{SessionToken, SessionTokenPart};
@@ -10,13 +10,11 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// Takes in an answer's token. One of another history is left out: data may have gone back, and the
-    /// old token makes session reads say so until [`Tokens::reset`].
+    /// Merges the token of an answer. A token of another history is ignored: the cluster may have
+    /// lost data, and with the old token session reads fail until [`Tokens::reset`].
     pub fn note(&self, token: &SessionToken) {
         if self.seen.lock().merge(token).is_err() {
-            tracing::warn!(
-                "the cluster's history changed; session reads fail until the token is reset"
-            );
+            tracing::warn!("token: of another history; session reads fail until it is reset");
         }
     }
 
@@ -24,7 +22,7 @@ impl Tokens {
         self.seen.lock().clone()
     }
 
-    /// The part of one shard; none while nothing of it was seen.
+    /// The token of one shard only; none while nothing of it was seen.
     pub fn of_shard(&self, shard: u64) -> Option<SessionToken> {
         let seen = self.seen.lock();
         let index = seen.index_of(shard);

@@ -1,4 +1,4 @@
-//! The identity of a write, with which it can be asked for again.
+//! Write ids, with which a write can be retried or cancelled.
 
 use std::error::Error;
 use std::fmt;
@@ -9,23 +9,23 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_proto::limits::SESSION_ID_BYTES;
 
-/// The identity of a write: sent again with the same one, it is applied once all the same.
+/// The id of a write. However often a write is sent with the same id, it is applied once.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct WriteId {
     /// The session's id.
     pub session: Bytes,
-    /// The write's number in the session, from 1 on.
+    /// The sequence number of the write in the session, from 1.
     pub sequence: u64,
 }
 
-/// Where a write under way leaves its identity; empty until it may be out: until it is about to be
-/// sent, unless an earlier call has sent it.
+/// Slot that receives the id of a write. It is empty until the write is about to be sent, unless an
+/// earlier call has sent it.
 #[derive(Clone, Debug, Default)]
 pub struct WriteIdSlot(Arc<Mutex<Option<WriteId>>>);
 
 impl WriteIdSlot {
-    /// The identity that the write was last sent with, or was given; none while it is certainly not
-    /// out.
+    /// The id that the write was given or last sent with; none while the write was certainly not
+    /// sent.
     #[must_use]
     pub fn get(&self) -> Option<WriteId> {
         self.0.lock().clone()

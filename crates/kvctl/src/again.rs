@@ -1,17 +1,19 @@
-//! The command that asks a write of unknown outcome again, safely: the same words, and the session and
-//! sequence that it was sent with, by which the cluster knows it again. A load needs neither: it writes
-//! only what is not there yet.
+//! Retry commands: the command line that retries a write of unknown outcome safely.
+//!
+//! It is the same command line with the session and the sequence that the write was sent with, so
+//! that the cluster recognises it. A load needs neither: it only writes what is not stored yet.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
 use quorate_client::WriteId;
 
-/// The line before the command.
+/// The line printed before the retry command.
 pub const INTRODUCTION: &str =
-    "To ask again safely (it is applied once, however often it is asked):";
+    "To retry safely (the write is applied once, however often it is retried):";
 
-/// The command line to type into a shell, made of the words that this process was started with.
+/// The command line that retries a write: the words of this process plus the write's id, quoted for
+/// a shell.
 pub fn command_line(words: &[OsString], id: &WriteId) -> String {
     let mut words = words.iter();
     let program = words.next().map_or_else(|| OsStr::new("kvctl"), OsString::as_os_str);
@@ -36,14 +38,14 @@ pub fn command_line(words: &[OsString], id: &WriteId) -> String {
     line
 }
 
-/// The command line that deletes one key of several again, by the session and sequence of its own write.
+/// The command line that retries the deletion of one key of several, with that write's own id.
 /// `options` are the conditions it was sent with.
 pub fn delete_line(endpoints: &[String], options: &[String], key: &[u8], id: &WriteId) -> String {
     let mut words: Vec<OsString> = std::env::args_os().take(1).collect();
     words.extend(["--endpoints".into(), endpoints.join(",").into(), "del".into()]);
     words.extend(options.iter().map(OsString::from));
     if key.contains(&0) {
-        // No argument can hold this byte.
+        // An argument cannot contain this byte.
         words.extend(["--key-encoding".into(), "hex".into(), hex::encode(key).into()]);
     } else {
         words.extend(["--".into(), OsStr::from_bytes(key).to_owned()]);
@@ -51,7 +53,8 @@ pub fn delete_line(endpoints: &[String], options: &[String], key: &[u8], id: &Wr
     command_line(&words, id)
 }
 
-/// The command line that loads the same file again. A journal is a new file each time, and is left out.
+/// The command line that loads the same file again. It omits `--journal`, because a journal must be
+/// a new file.
 pub fn load_line(words: &[OsString]) -> String {
     let mut line: Vec<String> = Vec::new();
     let mut is_journal = false;
@@ -67,8 +70,8 @@ pub fn load_line(words: &[OsString]) -> String {
     line.join(" ")
 }
 
-/// One word as a shell reads it back: plain where that is safe, in single quotes where it is text,
-/// and as `$'…'` with escapes (bash, zsh, ksh, POSIX 2024) where it is not.
+/// Quotes one word for a shell: plain where that is safe, in single quotes if it is text, else as
+/// `$'…'` with escapes (bash, zsh, ksh, POSIX 2024).
 fn quote(word: &OsStr) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:=,@%+".contains(byte);
     match word.to_str() {
@@ -82,7 +85,7 @@ fn quote(word: &OsStr) -> String {
                 match byte {
                     b'\'' | b'\\' => quoted.extend(['\\', char::from(byte)]),
                     b' '..=b'~' => quoted.push(char::from(byte)),
-                    // Octal, because a hexadecimal escape would go on into digits that follow it.
+                    // Octal, because a hexadecimal escape would swallow digits that follow it.
                     _ => quoted.push_str(&format!("\\{byte:03o}")),
                 }
             }
@@ -108,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_words_with_the_session() {
+    fn a_retry_has_the_same_words_and_the_write_id() {
         assert_eq!(
             again(&["kvctl", "--endpoints", "h:1", "put", "k", "it's new"]),
             r"kvctl --write-id ID/7 --endpoints h:1 put k 'it'\''s new'"
@@ -144,7 +147,7 @@ mod tests {
     fn a_shell_reads_every_byte_back() {
         let word = OsString::from_vec((1..=255).collect());
         let quoted = quote(&word);
-        // `sh` need not know $'…'; bash does.
+        // `sh` need not support $'…'; bash does.
         let Ok(output) = std::process::Command::new("bash")
             .arg("-c")
             .arg(format!("printf %s {quoted}"))

@@ -21,21 +21,21 @@ pub use bench::{BenchArgs, BenchCommand, Distribution};
 pub use bulk::{DumpArgs, LoadArgs, RecordFormat, ScanArgs};
 pub use kv::{BatchArgs, CasArgs, DelArgs, GetArgs, IncrArgs, LocateArgs, PutArgs};
 
-/// The nodes that are asked when no `--endpoints` is given: those of `kvnode dev`.
+/// Endpoints used when neither `--endpoints` nor the environment names any: those of `kvnode dev`.
 pub const DEFAULT_ENDPOINTS: &str = "127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403";
 
-/// Where endpoints are looked for that are not given.
+/// Environment variable with the endpoints, used when `--endpoints` is absent.
 const ENDPOINTS_VARIABLE: &str = "KVCTL_ENDPOINTS";
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    the answer is no: an absent key, a false condition, an unhealthy cluster
-  2    a wrong command line or argument
-  3    unavailable or overloaded, certainly not applied: asking again is safe
-  4    a write whose outcome is unknown; the command that asks again safely is printed
-  5    refused
-  70   a defect of Quorate
+  1    negative answer: an absent key, a false condition, an unhealthy cluster
+  2    invalid usage
+  3    unavailable or overloaded; certainly not applied, safe to retry
+  4    the outcome of a write is unknown; the command that retries it safely is printed
+  5    rejected; a retry will be rejected too
+  70   internal error (a bug)
   130  interrupted";
 
 /// Talks to a Quorate cluster.
@@ -52,51 +52,49 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    // Not a doc comment: there the brackets would be a link. The environment is looked at by
-    // `Global::settle`, because clap would show an option that it finds there in each usage line.
-    #[arg(
-        help = "Nodes to ask, as host:port, [v6]:port or http://host:port; repeated or separated \
-        by commas. They are asked in parallel, and one that answers is enough \
-        [env: KVCTL_ENDPOINTS] [default: 127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403]"
-    )]
+    // `help` and not a doc comment, in which the brackets would be a link. `Global::settle` reads
+    // the environment, because clap would show an option that it finds there in each usage line.
+    #[arg(help = "Nodes to contact, as host:port, [v6]:port or http://host:port; repeated or \
+        separated by commas. All are asked in parallel, and the first to answer is used \
+        [env: KVCTL_ENDPOINTS] [default: 127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403]")]
     #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
     pub endpoints: Vec<String>,
 
-    /// What a read must guarantee
+    /// Consistency level of reads
     #[arg(long, global = true, value_enum, value_name = "LEVEL")]
     #[arg(default_value_t, hide_possible_values = false)]
     pub consistency: Consistency,
 
-    /// How old a bounded read may be at most
+    /// Maximum age of the data that a bounded read returns
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse)]
     pub max_staleness: Option<Duration>,
 
-    /// Keep the session token in FILE: what one call has seen, the next one sees too
+    /// Keep the session token in FILE, so that later calls see what earlier ones saw
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// Ask a write again: the session and the sequence number that it was first sent with
+    /// Retry a write: the session and sequence number that it was first sent with
     #[arg(long, global = true, value_name = "HEX/N")]
     pub write_id: Option<WriteId>,
 
-    /// How to print what was found; each command has a default of its own
+    /// Output format; each command has its own default
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     pub output: Option<Format>,
 
-    /// Say on standard error what was guaranteed (level, shard, index, node)
+    /// Print the receipt to standard error (level, shard, index, node)
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
-    /// How long the whole command may take [default: 5s]; scan, load, dump and bench take it for each
-    /// request [default: 30s]
+    /// Timeout of the whole command [default: 5s]; of each request for scan, load, dump and bench
+    /// [default: 30s]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse_positive)]
     pub timeout: Option<Duration>,
 
-    /// How long opening a connection may take
+    /// Timeout of opening a connection
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse_positive)]
     #[arg(default_value = "2s")]
     pub connect_timeout: Duration,
@@ -125,8 +123,8 @@ pub struct Global {
 }
 
 impl Global {
-    /// Fills in the endpoints that the command line does not name: those of the environment, else those
-    /// of `kvnode dev`.
+    /// Fills in the endpoints if the command line names none: from the environment, else those of
+    /// `kvnode dev`.
     pub fn settle(&mut self) {
         if self.endpoints.is_empty() {
             let named = std::env::var(ENDPOINTS_VARIABLE).ok().filter(|named| !named.is_empty());
@@ -136,7 +134,7 @@ impl Global {
     }
 }
 
-/// What a read guarantees: a row of the table of levels.
+/// A read level, as `--consistency` takes it: a row of the table of levels.
 #[derive(Clone, Copy, Debug)]
 pub struct Consistency(&'static LevelRow);
 
@@ -151,7 +149,7 @@ impl Consistency {
         all
     };
 
-    /// The level that reads ask for.
+    /// The level to send with reads.
     pub fn level(self) -> ReadLevel {
         self.0.level
     }
@@ -175,74 +173,74 @@ impl ValueEnum for Consistency {
     }
 }
 
-/// How results are printed.
+/// Output formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// The bytes and nothing else
+    /// Only the bytes
     Raw,
-    /// One line each, fields separated by a tab, with \t \n \r \\ \xHH escapes
+    /// One line per result, fields separated by tabs, with \t \n \r \\ \xHH escapes
     Tsv,
-    /// A table for people
+    /// A table with headings
     Table,
-    /// One JSON object each, one per line
+    /// One JSON object per result, one per line
     Json,
 }
 
-/// What to do.
+/// The commands with their arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Store a value under a key
     Put(PutArgs),
     /// Print the value of a key; exit code 1 if it is absent
     Get(GetArgs),
-    /// Remove keys; a key that is absent is no error
+    /// Remove keys; absent keys are not an error
     Del(DelArgs),
     /// Store a value only if the key is as expected
     Cas(CasArgs),
     /// Add to the decimal number under a key; an absent key is 0
     Incr(IncrArgs),
-    /// Several operations on one shard, all or nothing
+    /// Apply several operations on one shard, all or nothing
     Batch(BatchArgs),
     /// Print keys and values in byte order
     Scan(ScanArgs),
     /// Store the records of a file
     Load(LoadArgs),
-    /// Write all records in a form that load reads
+    /// Write all records in a format that load reads
     Dump(DumpArgs),
-    /// Tell where a key lives: hash tag, hash, shard, replicas, leader
+    /// Show where a key is stored: hash tag, hash, shard, replicas, leader
     Locate(LocateArgs),
-    /// Tell what serves and what does not; needs no quorum
+    /// Show which nodes and shards serve and which do not; needs no quorum
     Status(WatchArgs),
     /// List the shards: leader, term, indexes, lag, keys, bytes
     Shards(WatchArgs),
     /// List the nodes: address, state, shards led, keys, bytes, disk, memory
     Nodes(WatchArgs),
-    /// Exit code 0 if every shard serves, 1 if not
+    /// Check the cluster: exit code 0 if every shard serves, 1 if not
     Health,
     /// Print the limits of the cluster
     Limits,
     /// Measure throughput and latency
     Bench(BenchArgs),
-    /// Hand the leadership of a shard to a node
+    /// Transfer the leadership of a shard to a node
     Transfer {
-        /// Shard to hand over
+        /// Shard whose leader to change
         shard: u64,
-        /// Node that shall lead it, as n2 or 2
+        /// Node to make leader, as n2 or 2
         #[arg(value_parser = node_id)]
         node: u64,
     },
-    /// Print the version of kvctl and of the nodes that answer
+    /// Print the versions of kvctl and of the nodes that answer
     Version,
     /// Print a completion script for a shell
     Completion {
-        /// Shell to complete in
+        /// Shell to write the script for
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
 }
 
 impl Command {
-    /// The name, as it is typed.
+    /// The command's name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Command::Put(_) => "put",
@@ -267,7 +265,7 @@ impl Command {
         }
     }
 
-    /// Whether its output itself says which nodes cannot be reached.
+    /// Whether the command's own output says which nodes cannot be reached.
     pub fn reports_nodes(&self) -> bool {
         matches!(
             self,
@@ -279,7 +277,7 @@ impl Command {
         )
     }
 
-    /// Whether it is one write that can be asked again by session and sequence.
+    /// Whether the command is a single write, which `--write-id` can retry.
     pub fn is_single_write(&self) -> bool {
         match self {
             Command::Put(_) | Command::Cas(_) | Command::Incr(_) | Command::Batch(_) => true,
@@ -291,32 +289,32 @@ impl Command {
 
 fn node_id(text: &str) -> Result<u64, String> {
     let number = text.strip_prefix('n').unwrap_or(text).parse();
-    number.ok().filter(|id| *id != 0).ok_or_else(|| "must be a node, as n2 or 2".into())
+    number.ok().filter(|id| *id != 0).ok_or_else(|| "expected a node, as n2 or 2".into())
 }
 
-/// For the tables that can be watched.
+/// Arguments of the commands whose tables can be watched.
 #[derive(Debug, Args)]
 pub struct WatchArgs {
-    /// Print again every DURATION (1s if none is given) until interrupted
+    /// Print again every DURATION (default 1s) until interrupted
     #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "1s")]
     #[arg(value_parser = duration::parse_positive)]
     pub watch: Option<Duration>,
 }
 
-/// How arguments are to be read, and results printed.
+/// Encodings of keys and values in arguments and in output.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Encodings {
-    /// How keys are written, as arguments and in raw, tsv and table output
+    /// Encoding of keys in arguments and in raw, tsv and table output
     #[arg(long, value_enum, value_name = "ENCODING", default_value_t)]
     pub key_encoding: Encoding,
 
-    /// How values are written, as arguments and in raw, tsv and table output
+    /// Encoding of values in arguments and in raw, tsv and table output
     #[arg(long, value_enum, value_name = "ENCODING", default_value_t)]
     pub value_encoding: Encoding,
 }
 
 impl Encodings {
-    /// The key that an argument stands for.
+    /// The key in an argument, decoded.
     pub fn key(&self, argument: &OsString) -> Result<bytes::Bytes, String> {
         use std::os::unix::ffi::OsStrExt as _;
         let key = self.key_encoding.decode(argument.as_bytes());
@@ -324,7 +322,7 @@ impl Encodings {
         if key.is_empty() { Err("a key has at least one byte".into()) } else { Ok(key) }
     }
 
-    /// The value that an argument, or what was read for it, stands for.
+    /// The value in an argument or in a file, decoded.
     pub fn value(&self, argument: &[u8]) -> Result<bytes::Bytes, String> {
         self.value_encoding.decode(argument).map_err(|error| format!("the value {error}"))
     }

@@ -1,4 +1,4 @@
-//! The commands, one family per file.
+//! The commands: one file per family.
 
 use crate::cli::Command;
 use crate::context::Context;
@@ -13,7 +13,7 @@ mod kv;
 mod load;
 mod scan;
 
-/// Carries out a command.
+/// Runs a command.
 pub async fn run(context: &mut Context, command: Command) -> Result<Exit> {
     match command {
         Command::Put(args) => kv::put(context, args).await,

@@ -1,4 +1,4 @@
-//! What every command works with: the client, the outputs, the flags that all commands share.
+//! Context of a command: the client, the outputs, and the flags that all commands share.
 
 use std::cell::OnceCell;
 use std::future::Future;
@@ -16,31 +16,31 @@ use crate::token_file::TokenFile;
 use crate::view::node_names;
 use crate::wire::{ReadLevel, Receipt};
 
-/// How long a command may take that says nothing else.
+/// Default timeout of a whole command.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one request of a long command may take: longer than any election.
+/// Default timeout of each request of a long command: longer than any election.
 const TIMEOUT_EACH: Duration = Duration::from_secs(30);
 
-/// What a command works with.
+/// Context of a command.
 pub struct Context {
-    /// The client; it connects when it is first used.
+    /// The client; connects at its first use.
     pub client: Client,
-    /// Where data goes.
+    /// The output for data.
     pub output: Output,
-    /// Ctrl-C.
+    /// State of Ctrl-C and of the writes in flight.
     pub interrupt: Interrupt,
-    /// The flags of all commands.
+    /// The flags that all commands share.
     pub global: Global,
-    /// The time for the whole command; `None` where it holds for each request.
+    /// Timeout of the whole command; `None` if the timeout applies to each request.
     pub time_for_all: Option<Duration>,
     token_file: Option<TokenFile>,
-    /// Set when a write was applied: which one, where there is but one.
+    /// Set once a write was applied; holds its id if it is the only write of the command.
     applied: OnceCell<Option<WriteId>>,
 }
 
 impl Context {
-    /// For one command.
+    /// Creates the context of a command.
     pub fn new(global: &Global, command: &Command, interrupt: Interrupt) -> Result<Context> {
         check(global, command)?;
         let long = takes_long(command);
@@ -68,7 +68,7 @@ impl Context {
         })
     }
 
-    /// The answer of `future`; people who wait long for it are told for what.
+    /// Awaits `future`; on a terminal, says what it is waiting for.
     pub async fn wait_for<T>(
         &self,
         what: impl std::fmt::Display,
@@ -78,24 +78,25 @@ impl Context {
         waiting::notify_if_slow(|| format!("{what} from {of}"), future).await
     }
 
-    /// The level that reads ask for.
+    /// The level to send with reads.
     pub fn level(&self) -> ReadLevel {
         self.global.consistency.level()
     }
 
-    /// The write that is asked again, if one is.
+    /// The id of the write to retry, if `--write-id` names one.
     pub fn write_again(&self) -> Option<WriteId> {
         self.global.write_id.clone()
     }
 
-    /// Notes that a write was applied, from when on nothing may be called a wrong command line any more;
-    /// its identity if it is the only one.
+    /// Notes that a write was applied, with its id if it is the only one. From then on no failure
+    /// is reported as invalid usage.
     pub fn note_applied(&self, write: Option<WriteId>) {
-        // The first of many is enough.
+        // One of several writes is enough.
         let _ = self.applied.set(write);
     }
 
-    /// The failure to tell: one of printing or keeping the answer says if a write was applied before.
+    /// The failure to report: if an answer could not be printed or kept, it says whether a write
+    /// was applied before.
     pub fn after_writes(&self, failure: Failure) -> Failure {
         match self.applied.get() {
             Some(write) => failure.though_applied(write.clone()),
@@ -103,7 +104,7 @@ impl Context {
         }
     }
 
-    /// Tells what was guaranteed, to those who asked and, of reads that may be old, to people.
+    /// Prints receipts: all with `--verbose`, and those of reads that may be old on a terminal.
     pub fn report_receipts<'a>(&self, receipts: impl IntoIterator<Item = &'a Receipt>) {
         for receipt in receipts {
             let must = !describe::is_current(receipt) && io::stderr().is_terminal();
@@ -117,20 +118,21 @@ impl Context {
         }
     }
 
-    /// A line for people on standard error; with `-o json` an object with this message.
+    /// Prints a line to standard error; with `-o json` an object with this message.
     pub fn remark(&self, message: impl AsRef<str>) {
         output::remark(self.global.output, message.as_ref());
     }
 
-    /// A line for people about what is printed; nothing with `-o json`, where the result says it itself.
+    /// Prints an explanation of the result to standard error; nothing with `-o json`, where the
+    /// result itself contains it.
     pub fn explain(&self, message: impl AsRef<str>) {
         if self.global.output != Some(Format::Json) {
             note(message);
         }
     }
 
-    /// Tells that calls took the longer way, through the given endpoints, because advertised addresses
-    /// cannot be reached from here. For the end of a command, so that it is told once.
+    /// Reports that calls went through the given endpoints, because advertised addresses cannot be
+    /// reached from here. Called at the end of a command, so that it is reported once.
     pub fn report_fallback(&self) {
         let (nodes, addresses): (Vec<u64>, Vec<String>) =
             self.client.unreachable_nodes().into_iter().unzip();
@@ -145,7 +147,7 @@ impl Context {
         }
     }
 
-    /// Keeps what this call has seen for the next one.
+    /// Saves the session token for the next command.
     pub fn keep_token(&self) -> Result<()> {
         let Some(file) = &self.token_file else { return Ok(()) };
         let token = self.client.token();
@@ -154,8 +156,8 @@ impl Context {
             && (token.cluster_id != map.cluster_id || token.history != map.history)
         {
             self.remark(
-                "the session file holds the token of another cluster, or of this one before a \
-                 restore; it was not used and not changed",
+                "the token file holds the token of another cluster, or of this one before a \
+                 restore; it was neither used nor changed",
             );
             return Ok(());
         }
@@ -163,7 +165,7 @@ impl Context {
     }
 }
 
-/// Flags that do not go together, or not with this version.
+/// Rejects flags that cannot be combined, or that this version does not offer.
 fn check(global: &Global, command: &Command) -> Result<()> {
     let tls = [&global.cacert, &global.cert, &global.tls_key].iter().any(|file| file.is_some());
     if tls || global.server_name.is_some() {
@@ -174,18 +176,18 @@ fn check(global: &Global, command: &Command) -> Result<()> {
         return Err(Failure::usage("--consistency bounded needs --max-staleness"));
     }
     if global.max_staleness.is_some() && !bounded {
-        return Err(Failure::usage("--max-staleness goes with --consistency bounded"));
+        return Err(Failure::usage("--max-staleness needs --consistency bounded"));
     }
     if global.write_id.is_some() && !command.is_single_write() {
         let name = command.name();
         return Err(Failure::usage(format!(
-            "--write-id asks one write again; this {name} is not one write"
+            "--write-id retries a single write; this {name} is not a single write"
         )));
     }
     Ok(())
 }
 
-/// Whether the time given holds for each request and not for the whole command.
+/// Whether the timeout applies to each request and not to the whole command.
 fn takes_long(command: &Command) -> bool {
     match command {
         Command::Scan(_) | Command::Load(_) | Command::Dump(_) | Command::Bench(_) => true,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// Reads a duration; a bare number other than 0 is refused, because its unit would be a guess.
+/// Parses a duration. A bare number other than 0 is rejected, because its unit would be a guess.
 pub fn parse(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let wrong = || format!("{text:?} is not a duration; write it like 500ms, 5s, 2m or 1m30s");
+    let wrong = || "expected a duration such as 500ms, 5s, 2m or 1m30s".to_owned();
     let mut total = Duration::ZERO;
     let mut rest = text;
     if rest.is_empty() {
@@ -33,7 +33,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
-/// Reads a duration that must be longer than nothing.
+/// Parses a duration greater than zero.
 pub fn parse_positive(text: &str) -> Result<Duration, String> {
     match parse(text)? {
         Duration::ZERO => Err("must be longer than 0".into()),
@@ -41,7 +41,7 @@ pub fn parse_positive(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A duration for people who want its size, not its figures: `4 s`, `350 ms`, `2 min 30 s`.
+/// Formats a duration roughly: `4 s`, `350 ms`, `2 min 30 s`.
 pub fn show_rough(duration: Duration) -> String {
     match duration.as_millis() {
         millis @ 0..1_000 => format!("{millis} ms"),
@@ -50,7 +50,7 @@ pub fn show_rough(duration: Duration) -> String {
     }
 }
 
-/// A duration for people: at most three significant digits, and the unit that suits it.
+/// Formats a duration with at most three significant digits and a suitable unit.
 pub fn show(duration: Duration) -> String {
     let micros = duration.as_micros();
     let seconds = duration.as_secs();
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_people_write() {
+    fn durations_are_parsed() {
         assert_eq!(parse("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse("5s").unwrap(), Duration::from_secs(5));
         assert_eq!(parse("1.5s").unwrap(), Duration::from_millis(1500));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_guess() {
+    fn a_duration_without_a_unit_is_rejected() {
         for text in ["", "5", "s", "5d", "-5s", "1e400s", "5s ", "99999999999999999999h"] {
             assert!(parse(text).is_err(), "{text:?}");
         }
@@ -89,14 +89,14 @@ mod tests {
     }
 
     #[test]
-    fn shows_the_size() {
+    fn a_rough_duration_has_whole_units() {
         assert_eq!(show_rough(Duration::from_millis(37)), "37 ms");
         assert_eq!(show_rough(Duration::from_millis(4_900)), "4 s");
         assert_eq!(show_rough(Duration::from_secs(150)), "2 min 30 s");
     }
 
     #[test]
-    fn shows_the_unit_that_suits() {
+    fn a_duration_has_three_digits_and_a_suitable_unit() {
         let show = |micros| show(Duration::from_micros(micros));
         assert_eq!(show(37), "37 µs");
         assert_eq!(show(1_234), "1.23 ms");

@@ -1,14 +1,15 @@
-//! How keys and values are written on a command line, in a file and on a terminal.
+//! Encodings of keys and values on a command line, in a file and on a terminal.
 //!
-//! Keys and values are bytes. Three encodings carry any of them on a command line; the escaped form
-//! carries any of them in one field of a line of text, and leaves ordinary text as it is.
+//! Keys and values are bytes. Each of three encodings can represent any bytes on a command line;
+//! the escaped form can represent any bytes in one field of a line of text, and leaves ordinary
+//! text as it is.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::ValueEnum;
 
-/// How bytes are written as an argument, and printed by `raw` and `tsv`.
+/// Encodings of bytes in arguments and in the output formats `raw` and `tsv`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Encoding {
     /// The bytes themselves (an argument may hold any byte but NUL)
@@ -21,8 +22,8 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The bytes that an argument in this encoding stands for; the error is a sentence without a
-    /// full stop, to follow the name of the argument.
+    /// Decodes an argument. The error is a sentence without subject and full stop, to follow the
+    /// name of the argument.
     pub fn decode(self, text: &[u8]) -> Result<Bytes, String> {
         match self {
             Encoding::Utf8 => Ok(Bytes::copy_from_slice(text)),
@@ -40,7 +41,7 @@ impl Encoding {
         }
     }
 
-    /// The exact form: what `get` prints. With `utf8` these are the bytes themselves.
+    /// Encodes bytes exactly, as `get` prints them. With `utf8` these are the bytes themselves.
     pub fn encode(self, bytes: &[u8]) -> Vec<u8> {
         match self {
             Encoding::Utf8 => bytes.to_vec(),
@@ -49,7 +50,8 @@ impl Encoding {
         }
     }
 
-    /// One field of a line: as [`Encoding::encode`], but `utf8` is escaped (see [`escape`]).
+    /// Encodes bytes as one field of a line: as [`Encoding::encode`], but `utf8` is escaped (see
+    /// [`escape`]).
     pub fn field(self, bytes: &[u8]) -> String {
         match self {
             Encoding::Utf8 => escape(bytes),
@@ -59,7 +61,8 @@ impl Encoding {
     }
 }
 
-/// Base64 with the standard alphabet and padding, as JSON's `key_base64` and `value_base64` have it.
+/// Encodes bytes in base64 with the standard alphabet and padding, as in the JSON fields
+/// `key_base64` and `value_base64`.
 pub fn to_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
@@ -69,12 +72,13 @@ pub fn from_base64(text: &str) -> Result<Vec<u8>, String> {
     STANDARD.decode(text).map_err(|error| error.to_string())
 }
 
-/// At the beginning of a file it says how the file is encoded, elsewhere nobody sees it.
+/// The byte order mark: at the beginning of a file it names the encoding, elsewhere it is
+/// invisible.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Any bytes as one field of a line: printable text stays as it is, `\`, tab, line feed and
-/// carriage return become `\\`, `\t`, `\n` and `\r`, and every other control character, the byte order
-/// mark and every byte that is not UTF-8 becomes `\x` and two hexadecimal digits.
+/// Encodes any bytes as one field of a line: printable text stays as it is, `\`, tab, line feed and
+/// carriage return become `\\`, `\t`, `\n` and `\r`, and every other control character, the byte
+/// order mark and every byte that is not UTF-8 becomes `\x` and two hexadecimal digits.
 ///
 /// A line of such fields is safe to print: no byte of a key can move a terminal's cursor.
 pub fn escape(bytes: &[u8]) -> String {
@@ -109,7 +113,7 @@ fn push_hex(text: &mut String, byte: u8) {
     text.push(char::from(DIGITS[usize::from(byte & 15)]));
 }
 
-/// The inverse of [`escape`]. Bytes that `escape` would have escaped are taken as they stand; a
+/// The inverse of [`escape`]. Bytes that `escape` would have escaped are accepted as they are; a
 /// backslash that begins none of its escapes is an error.
 pub fn unescape(field: &[u8]) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(field.len());
@@ -170,7 +174,7 @@ mod tests {
         let text = escape(&all_bytes());
         assert!(!text.chars().any(char::is_control), "{text:?}");
         assert_eq!(unescape(text.as_bytes()).unwrap(), all_bytes());
-        // Each pair of bytes too: an escape must not eat what follows it.
+        // Pairs of bytes too: an escape must not swallow the byte after it.
         for first in 0..=255u8 {
             for second in [0u8, b'0', b'\\', b'n', b'x', 0x80, 0xc3, 0xff] {
                 let bytes = [first, second];
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn text_stays_text() {
+    fn ordinary_text_is_not_escaped() {
         assert_eq!(escape("grüße, 世界".as_bytes()), "grüße, 世界");
         assert_eq!(escape(b"a\tb\\c\n\x1b[2J\xff"), "a\\tb\\\\c\\n\\x1b[2J\\xff");
         // A C1 control character is two bytes of UTF-8, and terminals obey it.
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_error_says_what_is_wrong() {
         let hex = |text: &str| Encoding::Hex.decode(text.as_bytes()).unwrap_err();
         assert_eq!(hex("abc"), "has an odd number of hexadecimal digits");
         assert_eq!(hex("zz"), "has 'z' at position 0, which is not a hexadecimal digit");

@@ -1,33 +1,33 @@
-//! The exit codes: one meaning each, for ever.
+//! Exit codes. The meaning of each is fixed forever.
 
 use std::process::ExitCode;
 
-/// How a command ended.
+/// The exit code of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything asked for was done.
+    /// Everything was done.
     Done = 0,
-    /// The answer is no: an absent key, a false condition, an unhealthy cluster.
+    /// Negative answer: an absent key, a false condition, an unhealthy cluster.
     No = 1,
-    /// The command line, its input or an argument of the request is wrong.
+    /// Invalid usage: the command line, its input or an argument of the request is wrong.
     Usage = 2,
-    /// Unavailable or overloaded, and certainly not applied: asking again is safe.
+    /// Unavailable or overloaded, and certainly not applied: a retry is safe.
     Unavailable = 3,
-    /// A write was sent and its outcome is not known.
+    /// The outcome of a write is unknown.
     Unknown = 4,
-    /// Refused: it will not succeed by asking again as it stands.
+    /// Rejected: the same request will be rejected again.
     Refused = 5,
-    /// A defect of kvctl or of a node.
+    /// Internal error: a bug of kvctl or of a node.
     Bug = 70,
-    /// Interrupted with Ctrl-C while no write was out.
+    /// Interrupted with Ctrl-C while no write was in flight.
     Interrupted = 130,
 }
 
 impl Exit {
-    /// What weighs most comes first: the code of a command on many items is the first of these
-    /// that occurred. An interruption outweighs all of them but an unknown outcome and a bug,
-    /// because the items that were never reached have no outcome at all.
+    /// The codes, weightiest first: a command on many items ends with the first of these that
+    /// occurred. Only an unknown outcome and a bug outweigh an interruption, because the items that
+    /// were never reached have no outcome at all.
     const BY_WEIGHT: [Exit; 8] = [
         Exit::Bug,
         Exit::Unknown,
@@ -39,7 +39,7 @@ impl Exit {
         Exit::Done,
     ];
 
-    /// The code of two items together.
+    /// The weightier of two codes: the code of two items together.
     #[must_use]
     pub fn and(self, other: Exit) -> Exit {
         let weight = |exit| Exit::BY_WEIGHT.iter().position(|candidate| *candidate == exit);
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn many_items_give_the_weightiest() {
+    fn many_items_end_with_the_weightiest_code() {
         let documented = [Exit::Bug, Exit::Unknown, Exit::Unavailable, Exit::Refused, Exit::Usage];
         for (place, heavy) in documented.into_iter().enumerate() {
             for light in documented[place..].iter().copied().chain([Exit::No, Exit::Done]) {

@@ -1,4 +1,4 @@
-//! What a command ends with when it does not succeed, and how that is told.
+//! Failures of commands, and how they are printed.
 
 use std::fmt;
 use std::io;
@@ -14,28 +14,28 @@ use crate::wire::Outcome;
 /// Why a command, or one item of it, did not succeed.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit code that it gives.
+    /// The exit code of the command.
     pub exit: Exit,
     /// A sentence for people.
     pub message: String,
-    /// What the cluster says of it; absent where it was not asked.
+    /// The cluster's description of the failure; absent if the cluster was not asked.
     pub answer: Option<Box<AnswerOfCluster>>,
-    /// Standard output is gone: there is nobody to tell anything.
+    /// The reader of standard output has closed it: nothing is reported.
     pub reader_gone: bool,
 }
 
-/// The part of a failure that the cluster, or the client on its behalf, has said.
+/// The part of a failure that comes from the cluster, or from the client on its behalf.
 #[derive(Clone, Debug, Default)]
 pub struct AnswerOfCluster {
-    /// The reason as in the error table, or the name of the gRPC code where no node gave one.
+    /// The reason as in the error table, or the name of the gRPC code if no node gave a reason.
     pub reason: &'static str,
-    /// What is known of the effect.
+    /// What is known about the effect.
     pub outcome: Outcome,
-    /// When to ask again at the earliest.
+    /// Minimum time before a retry.
     pub retry_after: Option<Duration>,
-    /// By which the nodes' logs know the request; empty if unknown.
+    /// The id of the request in the logs of the nodes; empty if unknown.
     pub request_id: String,
-    /// The write, if asking again with this is safe.
+    /// The id of the write, if a retry with it is safe.
     pub write: Option<WriteId>,
 }
 
@@ -43,17 +43,17 @@ pub struct AnswerOfCluster {
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
-    /// The command line or its input is wrong.
+    /// Invalid usage: the command line or its input is wrong.
     pub fn usage(message: impl Into<String>) -> Failure {
         Failure::of(Exit::Usage, message)
     }
 
-    /// With an exit code of its own.
+    /// A failure with this exit code.
     pub fn of(exit: Exit, message: impl Into<String>) -> Failure {
         Failure { exit, message: message.into(), answer: None, reader_gone: false }
     }
 
-    /// A write was sent and nobody waits for its answer any more.
+    /// An unknown outcome: a write was sent, and this process no longer waits for its answer.
     pub fn unknown(message: impl Into<String>, write: Option<WriteId>) -> Failure {
         let answer = AnswerOfCluster {
             reason: "OUTCOME_UNKNOWN",
@@ -64,34 +64,34 @@ impl Failure {
         Failure { answer: Some(Box::new(answer)), ..Failure::of(Exit::Unknown, message) }
     }
 
-    /// What is told if writes were applied before this came: when it is that the answer could not be
-    /// printed or kept, the caller does not know the outcome, though it can be asked for again.
+    /// The failure to report if writes were applied before it. If the answer could not be printed
+    /// or kept, the caller does not know the outcome, but can retry.
     #[must_use]
     pub fn though_applied(self, write: Option<WriteId>) -> Failure {
         if self.exit != Exit::Usage || self.answer.is_some() || self.reader_gone {
             return self;
         }
         let answer = AnswerOfCluster { reason: "ANSWER_LOST", write, ..AnswerOfCluster::default() };
-        let message = format!("applied, but the answer could not be given: {}", self.message);
+        let message = format!("applied, but the answer could not be printed: {}", self.message);
         Failure { answer: Some(Box::new(answer)), ..Failure::of(Exit::Unknown, message) }
     }
 
-    /// A file could not be read or written.
+    /// A failure to read or write a file.
     pub fn file(path: &std::path::Path, error: &io::Error) -> Failure {
         Failure::usage(format!("{}: {}", path.display(), plain(error)))
     }
 
-    /// One JSON object, for `-o json`.
+    /// The failure as one JSON object, for `-o json`.
     pub fn json(&self, again: Option<&str>) -> Value {
         self.json_of(Object::new(), again)
     }
 
-    /// The write to ask again with, if its outcome is unknown and that is safe.
+    /// The id of the write to retry, if its outcome is unknown and a retry is safe.
     pub fn write(&self) -> Option<&WriteId> {
         self.answer.as_ref().and_then(|answer| answer.write.as_ref())
     }
 
-    /// As [`Failure::json`], after the fields that say which item it belongs to.
+    /// As [`Failure::json`], after the fields that identify the item it belongs to.
     pub fn json_of(&self, item: Object, again: Option<&str>) -> Value {
         self.object(item).with_some("ask_again", again).into()
     }
@@ -120,7 +120,7 @@ impl fmt::Display for Failure {
         f.write_str(&self.message)?;
         let Some(answer) = &self.answer else { return Ok(()) };
         if let Some(after) = answer.retry_after.filter(|after| !after.is_zero()) {
-            write!(f, "; try again after {}", crate::duration::show_rough(after))?;
+            write!(f, "; retry after {}", crate::duration::show_rough(after))?;
         }
         if !answer.request_id.is_empty() {
             write!(f, " (request {})", answer.request_id)?;
@@ -129,7 +129,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Output that cannot be written ends the command; a reader that went away is no error.
+/// Output that cannot be written ends the command; a closed pipe is not an error.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
         let reader_gone = error.kind() == io::ErrorKind::BrokenPipe;
@@ -138,7 +138,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// An error of the system without its number, which says nothing to people.
+/// An error of the system without its number, which means nothing to most users.
 fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
@@ -147,7 +147,7 @@ fn plain(error: &io::Error) -> String {
     }
 }
 
-/// The name of an outcome in JSON; null where the question does not arise.
+/// The name of an outcome in JSON; null if there is no outcome.
 fn outcome(outcome: Outcome) -> Value {
     match outcome {
         Outcome::Unspecified => Value::Null,
@@ -187,10 +187,10 @@ impl From<Error> for Failure {
     }
 }
 
-/// The exit code of what was certainly not applied, or was a read, by its gRPC code.
+/// The exit code of a request that was certainly not applied, or was a read, by its gRPC code.
 fn exit_of(code: Code) -> Exit {
     match code {
-        // OUT_OF_RANGE is a message that the other side would not decode.
+        // OUT_OF_RANGE means a message too large for the other side to decode.
         Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
         Code::Unavailable
         | Code::DeadlineExceeded
@@ -204,7 +204,7 @@ fn exit_of(code: Code) -> Exit {
         | Code::Unauthenticated
         | Code::NotFound
         | Code::AlreadyExists => Exit::Refused,
-        // A failure is never OK, and the other two say that something broke.
+        // A failure is never OK; the other two mean an internal error.
         Code::Ok | Code::Unknown | Code::Internal => Exit::Bug,
     }
 }
@@ -316,12 +316,12 @@ mod tests {
         }));
         assert_eq!(
             failure.json(None).to_string(),
-            r#"{"reason":"NO_LEADER","outcome":"not_applied","message":"shard 3 has no leader","retry_after_ms":250,"request_id":"r-1"}"#
+            concat!(
+                r#"{"reason":"NO_LEADER","outcome":"not_applied","#,
+                r#""message":"shard 3 has no leader","retry_after_ms":250,"request_id":"r-1"}"#
+            )
         );
-        assert_eq!(
-            failure.to_string(),
-            "shard 3 has no leader; try again after 250 ms (request r-1)"
-        );
+        assert_eq!(failure.to_string(), "shard 3 has no leader; retry after 250 ms (request r-1)");
         assert_eq!(
             Failure::usage("no").json(Some("kvctl put")).to_string(),
             r#"{"reason":"USAGE","outcome":null,"message":"no","ask_again":"kvctl put"}"#
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_failure() {
+    fn a_closed_pipe_is_not_a_failure() {
         let gone = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert!(gone.reader_gone && gone.exit == Exit::Done);
         let full = Failure::from(io::Error::from(io::ErrorKind::StorageFull));

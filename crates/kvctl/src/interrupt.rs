@@ -1,4 +1,5 @@
-//! Ctrl-C or SIGTERM, which ends a command in the same order, and what may be under way when it comes.
+//! Ctrl-C and SIGTERM, which end a command in the same orderly way, and the writes that are in
+//! flight.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,28 +9,29 @@ use tokio::sync::watch;
 
 use crate::exit::Exit;
 
-/// Listens for Ctrl-C and knows which writes are out. Clones share one state.
+/// Listens for Ctrl-C and tracks the writes in flight. Clones share one state.
 #[derive(Clone)]
 pub struct Interrupt {
     seen: watch::Receiver<u32>,
-    /// Which Ctrl-C ends the process: the first, or the second where the command has use for the first.
+    /// Number of the Ctrl-C that ends the process: the second if the command handles the first
+    /// itself.
     ends_at: Arc<AtomicU32>,
-    out: Arc<Out>,
+    in_flight: Arc<InFlight>,
 }
 
 #[derive(Default)]
-struct Out {
+struct InFlight {
     writes: AtomicUsize,
-    /// Where the only write of this command leaves its identity, so that it can be asked again.
+    /// The slot with the id of the only write of this command, for a retry.
     single: Mutex<Option<WriteIdSlot>>,
 }
 
 impl Interrupt {
-    /// Begins to listen; must be called within the runtime.
+    /// Starts to listen; must be called within the runtime.
     pub fn listen() -> Interrupt {
         use tokio::signal::unix::{SignalKind, signal};
         let (sender, seen) = watch::channel(0);
-        // Here and not in the task, so that none is missed once the command has begun.
+        // Registered here and not in the task, so that no signal is missed once the command runs.
         let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
         tokio::spawn(async move {
             if let (Ok(mut interrupts), Ok(mut ends)) = signals {
@@ -41,23 +43,23 @@ impl Interrupt {
                     sender.send_modify(|count| *count += 1);
                 }
             }
-            // Without a handler Ctrl-C still ends the process; nobody is to be told.
+            // Without a handler Ctrl-C ends the process by itself; there is nothing to report.
             std::future::pending::<()>().await;
         });
-        Interrupt { seen, ends_at: Arc::new(AtomicU32::new(1)), out: Arc::default() }
+        Interrupt { seen, ends_at: Arc::new(AtomicU32::new(1)), in_flight: Arc::default() }
     }
 
-    /// The command itself acts on the first Ctrl-C; only the second one ends it.
+    /// Lets the command handle the first Ctrl-C itself; only the second one ends the process.
     pub fn take_first(&self) {
         self.ends_at.store(2, Ordering::Relaxed);
     }
 
-    /// The first Ctrl-C.
+    /// Waits for the first Ctrl-C.
     pub async fn first(&self) {
         self.after(|| 1).await;
     }
 
-    /// The Ctrl-C that ends the process.
+    /// Waits for the Ctrl-C that ends the process.
     pub async fn last(&self) {
         self.after(|| self.ends_at.load(Ordering::Relaxed)).await;
     }
@@ -69,22 +71,23 @@ impl Interrupt {
         }
     }
 
-    /// A write of many is out until the guard is dropped.
-    pub fn write_out(&self) -> WriteOut {
-        self.out.writes.fetch_add(1, Ordering::Relaxed);
-        WriteOut(Arc::clone(&self.out))
+    /// Counts one of several writes as in flight until the guard is dropped.
+    pub fn write_in_flight(&self) -> WriteInFlight {
+        self.in_flight.writes.fetch_add(1, Ordering::Relaxed);
+        WriteInFlight(Arc::clone(&self.in_flight))
     }
 
-    /// The only write of the command is out from when its identity is in `slot` until the guard is
-    /// dropped; one that is asked again has been out since an earlier command.
-    pub fn single_write_out(&self, slot: &WriteIdSlot) -> WriteOut {
+    /// Counts the only write of the command as in flight from when its id is in `slot` until the
+    /// guard is dropped. A retried write has been in flight since an earlier command.
+    pub fn single_write_in_flight(&self, slot: &WriteIdSlot) -> WriteInFlight {
         *self.single() = Some(slot.clone());
-        self.write_out()
+        self.write_in_flight()
     }
 
-    /// How a command that is interrupted now ends, and the write that is out if it is the only one.
+    /// The exit code of a command that is interrupted now, and the id of the write in flight if it
+    /// is the only one.
     pub fn exit(&self) -> (Exit, Option<WriteId>) {
-        if self.out.writes.load(Ordering::Relaxed) == 0 {
+        if self.in_flight.writes.load(Ordering::Relaxed) == 0 {
             return (Exit::Interrupted, None);
         }
         match &*self.single() {
@@ -97,14 +100,15 @@ impl Interrupt {
     }
 
     fn single(&self) -> MutexGuard<'_, Option<WriteIdSlot>> {
-        self.out.single.lock().unwrap_or_else(PoisonError::into_inner)
+        self.in_flight.single.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A write that was sent and not answered.
-pub struct WriteOut(Arc<Out>);
+/// Guard of a write that was sent and is not yet answered.
+#[must_use = "the write counts as in flight until the guard is dropped"]
+pub struct WriteInFlight(Arc<InFlight>);
 
-impl Drop for WriteOut {
+impl Drop for WriteInFlight {
     fn drop(&mut self) {
         self.0.writes.fetch_sub(1, Ordering::Relaxed);
     }
@@ -115,15 +119,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_that_is_out_is_an_unknown_outcome() {
+    async fn an_interrupted_write_in_flight_has_an_unknown_outcome() {
         let interrupt = Interrupt::listen();
         assert_eq!(interrupt.exit(), (Exit::Interrupted, None));
-        let out = interrupt.write_out();
+        let in_flight = interrupt.write_in_flight();
         assert_eq!(interrupt.exit(), (Exit::Unknown, None));
-        drop(out);
+        drop(in_flight);
         assert_eq!(interrupt.exit().0, Exit::Interrupted);
-        // A single write is not out before it has an identity.
-        let _out = interrupt.single_write_out(&WriteIdSlot::default());
+        // A single write is not in flight before it has an id.
+        let _in_flight = interrupt.single_write_in_flight(&WriteIdSlot::default());
         assert_eq!(interrupt.exit(), (Exit::Interrupted, None));
     }
 }

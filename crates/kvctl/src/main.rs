@@ -1,7 +1,8 @@
-//! `kvctl`, the command-line tool of Quorate.
+//! Entry point of `kvctl`, the command-line tool of Quorate.
 //!
-//! Data goes to standard output, everything else to standard error, and the exit code says how it ended
-//! ([`exit`]). One command is one [`context::Context`] and one function in [`command`].
+//! Data goes to standard output, everything else to standard error, and the exit code says how the
+//! command ended ([`exit`]). Each command is one function in [`command`], which works with a
+//! [`context::Context`].
 
 mod again;
 mod cli;
@@ -31,8 +32,8 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output::note;
 
-/// What the whole command may take beyond its time, so that the client's own and more exact error of the
-/// same moment is told instead.
+/// Extra time for the whole command beyond `--timeout`, so that the client's own timeout error,
+/// which is more exact, is reported first.
 const GRACE: Duration = Duration::from_millis(250);
 
 fn main() -> ExitCode {
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
             return Exit::Usage.into();
         }
         Err(error) => {
-            // Help and version go to standard output, which may be closed; both are no errors.
+            // Help and version go to standard output, which may be closed; neither is an error.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done });
         }
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            note(format!("kvctl: no runtime: {error}"));
+            note(format!("kvctl: cannot start the runtime: {error}"));
             return Exit::Bug.into();
         }
     };
@@ -68,12 +69,12 @@ fn main() -> ExitCode {
             failure.exit
         }
     };
-    // Tasks that wait for a node, or for standard input, must not hold up the end.
+    // Tasks that wait for a node, or for standard input, must not delay the exit.
     runtime.shutdown_background();
     exit.into()
 }
 
-/// Runs the command within its time, unless Ctrl-C ends it.
+/// Runs the command within its timeout, unless Ctrl-C ends it.
 async fn run(cli: Cli) -> Result<Exit> {
     let interrupt = Interrupt::listen();
     let mut context = Context::new(&cli.global, &cli.command, interrupt.clone())?;
@@ -81,7 +82,8 @@ async fn run(cli: Cli) -> Result<Exit> {
     let reports_nodes = cli.command.reports_nodes();
     let done = async {
         let done = command::run(&mut context, cli.command).await;
-        // What was printed and seen before a failure counts all the same; but the failure is told first.
+        // Output and session token are kept even after a failure; the failure of the command itself
+        // is the one that is reported.
         let flushed = context.output.flush();
         let kept = context.keep_token();
         if !reports_nodes {
@@ -94,7 +96,8 @@ async fn run(cli: Cli) -> Result<Exit> {
         });
         ended.map_err(|failure| context.after_writes(failure))
     };
-    // What is out is asked within these branches: the command is dropped before a handler runs.
+    // Writes in flight are looked up inside these branches: `select!` drops the command before it
+    // runs a handler.
     let interrupted = async {
         interrupt.last().await;
         ended(&interrupt, Exit::Interrupted, "interrupted")
@@ -104,7 +107,7 @@ async fn run(cli: Cli) -> Result<Exit> {
             Some(time) => tokio::time::sleep(time + GRACE).await,
             None => std::future::pending().await,
         }
-        ended(&interrupt, Exit::Unavailable, "the time of --timeout is over")
+        ended(&interrupt, Exit::Unavailable, "the timeout (--timeout) has passed")
     };
     tokio::select! {
         biased;
@@ -114,24 +117,25 @@ async fn run(cli: Cli) -> Result<Exit> {
     }
 }
 
-/// The failure of a command that is ended from outside.
+/// The failure of a command that was interrupted or timed out.
 fn ended(interrupt: &Interrupt, otherwise: Exit, what: &str) -> Failure {
     let (exit, write) = interrupt.exit();
     if exit != Exit::Unknown {
         return Failure::of(otherwise, what);
     }
     let message = match &write {
-        Some(_) => format!("{what} while a write was out; its outcome is unknown"),
-        // One of the commands on many keys, which may be given twice.
+        Some(_) => format!("{what} while a write was in flight; its outcome is unknown"),
+        // A command on many keys: running it twice is safe.
         None => format!(
-            "{what} while writes were out; their outcomes are unknown until the same command is \
-             given again and ends"
+            "{what} while writes were in flight; their outcomes are unknown until the same command \
+             is run again and succeeds"
         ),
     };
     Failure::unknown(message, write)
 }
 
-/// Tells a failure on standard error, and how the write is asked again if its outcome is unknown.
+/// Reports a failure on standard error, with the command that retries the write if its outcome is
+/// unknown.
 fn report(failure: &Failure, format: Option<Format>, words: &[OsString]) {
     if failure.reader_gone {
         return;
@@ -148,7 +152,7 @@ fn report(failure: &Failure, format: Option<Format>, words: &[OsString]) {
     }
 }
 
-/// Whether a command line that could not be understood asks for JSON.
+/// Whether a command line that could not be parsed asks for JSON.
 fn asks_for_json(words: &[OsString]) -> bool {
     let pairs = words.iter().zip(words.iter().skip(1));
     let apart = |(flag, format): (&OsString, &OsString)| {
@@ -158,7 +162,7 @@ fn asks_for_json(words: &[OsString]) -> bool {
         || words.iter().any(|word| word == "-ojson" || word == "-o=json" || word == "--output=json")
 }
 
-/// The client's own log, for those who set `KVCTL_LOG` (such as `debug`); nothing otherwise.
+/// Writes the client's log to standard error if `KVCTL_LOG` is set (for example to `debug`).
 fn log_to_stderr() {
     let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("KVCTL_LOG") else { return };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

@@ -1,4 +1,4 @@
-//! What is printed: data on standard output, everything else on standard error.
+//! Output: data on standard output, everything else on standard error.
 
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 
@@ -14,15 +14,15 @@ pub mod shapes;
 pub mod table;
 pub mod waiting;
 
-/// Standard output: what the command was asked for, and nothing else.
+/// Standard output, for the data of a command only.
 pub struct Output {
     writer: Box<dyn Write + Send>,
-    /// Whether people read it.
+    /// Whether standard output is a terminal.
     pub terminal: bool,
-    /// Whether it may be coloured: a terminal, and no NO_COLOR.
+    /// Whether colours may be used: on a terminal without NO_COLOR.
     pub color: bool,
     format: Option<Format>,
-    /// Rows that wait for others of their table: the columns are as wide as all of them need.
+    /// Buffered rows of a table, whose column widths depend on all of them.
     entries: Option<Entries>,
 }
 
@@ -33,11 +33,11 @@ struct Entries {
     rows: usize,
 }
 
-/// Rows of one table; more begin another one.
+/// Maximum number of rows of one table; further rows start a new one.
 const ENTRIES_MAX: usize = 1_000;
 
 impl Output {
-    /// The process's own standard output.
+    /// Standard output of this process.
     pub fn stdout(format: Option<Format>) -> Output {
         let terminal = io::stdout().is_terminal();
         Output {
@@ -49,29 +49,29 @@ impl Output {
         }
     }
 
-    /// The format asked for, or what this command prints if none was.
+    /// The format that `--output` names, else the default of this command.
     pub fn format_or(&self, default: Format) -> Format {
         self.format.unwrap_or(default)
     }
 
-    /// Exactly these bytes.
+    /// Writes exactly these bytes.
     pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.writer.write_all(bytes)
     }
 
-    /// A line of text.
+    /// Writes a line of text.
     pub fn line(&mut self, line: impl AsRef<str>) -> io::Result<()> {
         self.writer.write_all(line.as_ref().as_bytes())?;
         self.writer.write_all(b"\n")
     }
 
-    /// A line of fields, separated by tabs; they must be free of tabs and line ends.
+    /// Writes a line of fields, separated by tabs; they must not contain tabs or line ends.
     pub fn fields(&mut self, fields: &[&str]) -> io::Result<()> {
         self.line(fields.join("\t"))
     }
 
-    /// A key and what belongs to it under this heading: a row of a table if one was asked for, else a
-    /// line of fields. Both must be free of tabs and line ends.
+    /// Writes a key and a cell under this heading: a row of a table if `--output table` was given,
+    /// else a line of fields. Neither may contain tabs or line ends.
     pub fn entry(&mut self, heading: &'static str, key: &str, cell: &str) -> io::Result<()> {
         if self.format != Some(Format::Table) {
             return self.fields(&[key, cell]);
@@ -90,7 +90,7 @@ impl Output {
         Ok(())
     }
 
-    /// Prints the rows that wait.
+    /// Prints the buffered rows.
     fn end_table(&mut self) -> io::Result<()> {
         match self.entries.take() {
             Some(entries) => self.table(&entries.table),
@@ -98,13 +98,13 @@ impl Output {
         }
     }
 
-    /// A line with one JSON object.
+    /// Writes a line with one JSON object.
     pub fn json(&mut self, value: &Value) -> io::Result<()> {
         serde_json::to_writer(&mut self.writer, value)?;
         self.writer.write_all(b"\n")
     }
 
-    /// Sends on what is buffered.
+    /// Writes everything that is buffered.
     pub fn flush(&mut self) -> io::Result<()> {
         self.end_table()?;
         self.writer.flush()
@@ -116,13 +116,13 @@ impl Output {
     }
 }
 
-/// A line for people on standard error. A closed standard error is no reason to fail.
+/// Writes a line to standard error. A closed standard error is not a failure.
 pub fn note(line: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", line.as_ref());
 }
 
-/// A remark for people on standard error; with `-o json` an object with this message, so that a program
-/// that reads standard error finds objects alone.
+/// Writes a remark to standard error; with `-o json` an object with this message, so that a program
+/// that reads standard error finds only objects.
 pub fn remark(format: Option<Format>, message: &str) {
     match format {
         Some(Format::Json) => note(serde_json::json!({ "message": message }).to_string()),
@@ -143,7 +143,7 @@ mod captured {
 
     use super::{Format, Output};
 
-    /// What an output was given.
+    /// Captured output, for tests.
     #[derive(Clone, Default)]
     pub struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -169,7 +169,7 @@ mod captured {
     }
 
     impl Output {
-        /// An output that is no terminal, and what it is given.
+        /// An output that is not a terminal, and its captured bytes.
         pub fn captured(format: Option<Format>) -> (Output, Captured) {
             let captured = Captured::default();
             let writer = Box::new(captured.clone());

@@ -1,8 +1,8 @@
-//! The records of a file: what `load` reads and `dump` writes.
+//! Records of files: the formats that `load` reads and `dump` writes.
 //!
-//! A file holds either *pairs*, a key and its value, in a form that carries any bytes; or *records* as
-//! other programs write them, of which one field is the key and the whole text is the value.
-//! Reading is exact about lines, so that an error can name the one it is on.
+//! A file contains either *pairs*, a key and its value, in a form that can represent any bytes; or
+//! *records* as other programs write them, of which one field is the key and the whole text is the
+//! value. The reader counts lines exactly, so that an error can name its line.
 
 use std::io::{self, BufRead, Read as _, Write};
 
@@ -18,7 +18,8 @@ mod mark;
 pub use jsonl::{one_of, why};
 pub use mark::strip as strip_mark;
 
-/// The longest text of one record: a value of 1 MiB and a key of 4 KiB fit with every byte escaped.
+/// Maximum length of the text of one record: a value of 1 MiB and a key of 4 KiB fit with every
+/// byte escaped.
 const TEXT_BYTES_MAX: usize = 6 << 20;
 
 /// One record of a file.
@@ -37,32 +38,32 @@ pub struct Record {
 /// Why a record could not be read.
 #[derive(Debug)]
 pub enum RecordError {
-    /// The text is not a record; the sentence goes on after "line N".
+    /// The text is not a record.
     Malformed {
         /// The line the record begins on, from 1.
         line: u64,
-        /// What is wrong.
+        /// What is wrong: a sentence that continues after "line N: ".
         message: String,
     },
     /// The file could not be read.
     Io(io::Error),
 }
 
-/// How the text of a file is to be understood.
+/// Format of a file, and how its records become keys and values.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// The form of the file.
+    /// The format of the file.
     pub format: RecordFormat,
-    /// What separates fields; `None` is the format's own.
+    /// The delimiter of fields; `None` means the one of the format.
     pub delimiter: Option<u8>,
-    /// The field that is the key, from 1.
+    /// The number of the key field, from 1.
     pub key_field: Option<usize>,
-    /// What is put before each key.
+    /// The prefix to put before each key.
     pub key_prefix: Bytes,
 }
 
 impl Layout {
-    /// Whether each record is one field and the whole text, not a key and a value.
+    /// Whether the value is the whole record and the key one of its fields.
     fn takes_whole_records(&self) -> bool {
         self.delimiter.is_some() || self.key_field.is_some()
     }
@@ -74,7 +75,7 @@ impl Layout {
         })
     }
 
-    /// The key and the value of one record's text; the error goes on after "line N".
+    /// Parses the text of one record into key and value. The error continues after "line N: ".
     fn parse(&self, text: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
         if self.takes_whole_records() {
             let number = self.key_field.unwrap_or(1);
@@ -105,7 +106,7 @@ impl Layout {
         }
     }
 
-    /// The field with this number, from 1, of a record that is taken whole.
+    /// The field with this number, from 1, of a record that is stored whole.
     fn field(&self, text: &[u8], number: usize) -> Result<Vec<u8>, String> {
         let delimiter = self.delimiter();
         let fields = match self.format {
@@ -115,15 +116,15 @@ impl Layout {
         let count = fields.len();
         fields.into_iter().nth(number - 1).ok_or_else(|| {
             let plural = if count == 1 { "" } else { "s" };
-            format!("there is no field {number}: the record has {count} field{plural}")
+            format!("the record has {count} field{plural}; expected a field {number}")
         })
     }
 }
 
 fn wrong_fields(count: usize) -> String {
     format!(
-        "a key and a value are expected, and there are {count} fields; with --key-field N the \
-         record is taken whole and its field N is the key"
+        "expected a key and a value, found {count} fields; with --key-field N the \
+         whole record is the value and its field N is the key"
     )
 }
 
@@ -133,7 +134,7 @@ pub struct RecordReader<R> {
     layout: Layout,
     /// Line ends seen.
     lines: u64,
-    /// Bytes taken from the file.
+    /// Bytes read from the file.
     taken: u64,
 }
 
@@ -143,7 +144,8 @@ impl<R: BufRead> RecordReader<R> {
         RecordReader { input, layout, lines: 0, taken: 0 }
     }
 
-    /// The text of the next record that is not blank, without its line end, and the line it begins on.
+    /// The text of the next record that is not blank, without its line end, and the line it begins
+    /// on.
     fn next_text(&mut self) -> Result<Option<(u64, Vec<u8>)>, RecordError> {
         loop {
             let line = self.lines + 1;
@@ -173,7 +175,7 @@ impl<R: BufRead> RecordReader<R> {
                     break;
                 }
                 if read == 0 {
-                    let message = "a quote is opened here and never closed".into();
+                    let message = "a quote that is opened here is never closed".into();
                     return Err(RecordError::Malformed { line, message });
                 }
             }

@@ -1,11 +1,12 @@
-//! The session token between calls: a small JSON file that anything may read.
+//! Token file: a small JSON file that keeps the session token between calls and is easy to read for
+//! other programs.
 //!
 //! ```json
 //! {"cluster_id":"…","history":"…","map_epoch":3,"parts":[{"shard":1,"index":812}]}
 //! ```
 //!
-//! The file is locked while it is read, merged and written, so that calls which run at the same time
-//! lose nothing of one another.
+//! The file is locked while it is read, merged and written, so that parallel calls do not overwrite
+//! each other's entries.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -39,12 +40,12 @@ struct StoredPart {
 }
 
 impl TokenFile {
-    /// The file need not exist; it is made by the first [`TokenFile::check`].
+    /// The token file at `path`. It need not exist; the first [`TokenFile::check`] creates it.
     pub fn new(path: &Path) -> TokenFile {
         TokenFile { path: path.to_owned() }
     }
 
-    /// What earlier calls have seen; `None` for a file that is absent or empty.
+    /// Reads the token of earlier calls; `None` if the file is absent or empty.
     pub fn read(&self) -> Result<Option<SessionToken>> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -55,8 +56,8 @@ impl TokenFile {
         self.parse(&mut file)
     }
 
-    /// Makes sure that the file can be written, before anything is asked of the cluster: afterwards it
-    /// would be too late to say that nothing was done.
+    /// Checks that the file can be written. Called before the first request, so that a failure
+    /// means that nothing was done.
     pub fn check(&self) -> Result<()> {
         self.open().map(drop)
     }
@@ -67,7 +68,7 @@ impl TokenFile {
         options.open(&self.path).map_err(|error| self.failed(&error))
     }
 
-    /// Adds what this call has seen.
+    /// Merges the token of this call into the file.
     pub fn merge(&self, seen: &SessionToken) -> Result<()> {
         let failed = |error| self.failed(&error);
         let mut file = self.open()?;
@@ -79,7 +80,7 @@ impl TokenFile {
                 Exit::Refused,
                 format!(
                     "{path} holds the token of another cluster, or of this one before a restore; \
-                     remove the file to begin anew"
+                     remove the file to start over"
                 ),
             )
         })?;
@@ -93,7 +94,7 @@ impl TokenFile {
         };
         let mut text = serde_json::to_vec(&stored).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
-        // In place, in one write that only ever grows in effect: the lock must stay on this very file.
+        // Written in place and in one write, because the lock is on this very file.
         file.rewind().map_err(failed)?;
         file.write_all(&text).map_err(failed)?;
         file.set_len(text.len() as u64).map_err(failed)
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_the_greatest_of_each_shard() {
+    fn a_merge_keeps_the_greatest_index_of_each_shard() {
         let directory = tempfile::tempdir().unwrap();
         let file = TokenFile::new(&directory.path().join("token"));
         assert_eq!(file.read().unwrap(), None);
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_foreign_or_no_token() {
+    fn a_foreign_token_and_a_malformed_file_are_rejected() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("token");
         let file = TokenFile::new(&path);

@@ -1,7 +1,7 @@
-//! One picture of the cluster out of what its nodes say.
+//! View of the cluster, merged from the status of its nodes.
 //!
-//! Each node answers for itself and needs no quorum to do so; nothing here asks anything of the
-//! cluster as a whole. Where answers differ, the higher term and the higher epoch are believed.
+//! Each node reports its own status, for which it needs no quorum. Where reports differ, the higher
+//! term and the higher epoch win.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,103 +19,105 @@ pub use summary::node_names;
 /// The group that replicates the cluster map.
 pub const META: u64 = 0;
 
-/// What one address answered.
+/// The status that one address reported.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The node, if it is known.
     pub id: Option<u64>,
-    /// The address asked, as given or as the map has it.
+    /// The address, as given or from the map.
     pub address: String,
     /// The status, or why there is none.
     pub status: Result<GetStatusResponse, String>,
 }
 
-/// The cluster as far as it can be seen.
+/// The state of the cluster, as far as its nodes answer.
 #[derive(Debug)]
 pub struct View {
     /// The nodes, those with problems first.
     pub nodes: Vec<NodeView>,
     /// The shards in order of their ids, the meta group first.
     pub shards: Vec<ShardView>,
-    /// The newest map that is known.
+    /// The newest known map.
     pub map: Option<ClusterMap>,
 }
 
-/// One node.
+/// The state of one node.
 #[derive(Debug)]
 pub struct NodeView {
-    /// The node; `None` where an address did not answer and no map names it.
+    /// The node's id; `None` if an address did not answer and no map names it.
     pub id: Option<u64>,
-    /// Where it was asked.
+    /// The address at which its status was requested.
     pub address: String,
-    /// What it answered, or why it did not.
+    /// Its status, or why it did not answer.
     pub status: Result<GetStatusResponse, String>,
-    /// What is wrong with it, in words that go on after its name.
+    /// Its problem, as words that follow the node's name.
     pub problem: Option<String>,
-    /// It did not answer here, but a node that did is connected with it.
+    /// It did not answer this client, but a node that answered is connected to it.
     pub out_of_reach: bool,
-    /// By how many milliseconds its wall clock is ahead of the median of all; `None` = not known.
+    /// Offset of its wall clock from the median of all, in milliseconds, positive if ahead; `None`
+    /// = not known.
     pub clock_ahead_ms: Option<i64>,
 }
 
-/// One shard.
+/// The state of one shard.
 #[derive(Debug)]
 pub struct ShardView {
-    /// The shard; 0 is the meta group.
+    /// The shard's id; 0 is the meta group.
     pub id: u64,
-    /// The nodes that vote in it, in order.
+    /// The nodes of its voters, in order.
     pub voters: Vec<u64>,
-    /// Those of them whose replica answered.
+    /// Those voters' nodes whose status shows the replica.
     pub present: Vec<u64>,
-    /// The node that leads it: it says so itself, or its followers do and it is only out of reach here.
+    /// The node of its leader, as the leader itself reports, or as its followers do if only this
+    /// client cannot reach the leader.
     pub leader: Option<u64>,
-    /// The highest term that was seen.
+    /// The highest reported term.
     pub term: u64,
-    /// The highest commit index that was seen.
+    /// The highest reported commit index.
     pub commit: u64,
-    /// How far the leader, else the furthest replica, has applied.
+    /// The applied index of the leader, else of the replica that is furthest ahead.
     pub applied: u64,
-    /// Of the voters, by how many entries the last one is behind, and which one it is; `None` where a
-    /// voter's place is not known.
+    /// The lag of the voter that is furthest behind, in entries, and its node; `None` if the
+    /// progress of a voter is not known.
     pub lag: Option<(u64, u64)>,
-    /// Live keys.
+    /// Number of keys.
     pub keys: u64,
-    /// Bytes of keys and values.
+    /// Size of keys and values in bytes.
     pub bytes: u64,
-    /// The nodes whose replica of it is not in order, and how.
+    /// The nodes whose replica is not healthy, and its problem.
     pub ailing: Vec<(u64, &'static str)>,
-    /// Its replicas do not hold the same; `None` = nothing shows that.
+    /// Evidence that its replicas differ; `None` = there is none.
     pub diverged: Option<Diverged>,
-    /// Why it does not serve; `None` = it does.
+    /// Why it does not serve; `None` = it serves.
     pub trouble: Option<Trouble>,
     /// It has fewer replicas than the cluster wants.
     pub under_replicated: bool,
 }
 
-/// Replicas of one shard that have applied the same entries and do not hold the same rows: some of
-/// them give wrong answers.
+/// Divergence: replicas of one shard that have applied the same entries and hold different rows, so
+/// that some of them return wrong data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diverged {
-    /// The lowest index at which it shows.
+    /// The lowest index at which their digests differ.
     pub index: u64,
-    /// The nodes whose replicas agree with each other there, the most first.
+    /// Groups of nodes whose replicas have the same digest there, the largest first.
     pub sides: Vec<Vec<u64>>,
 }
 
 /// Why a shard does not serve.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
-    /// No replica that answered leads, or knows who does.
+    /// No reported replica leads or knows the leader.
     NoLeader {
-        /// For how long, as far as one of them knows.
+        /// How long it has had no leader, as far as a replica knows.
         since: Option<Duration>,
     },
-    /// It is said to be led by a node that does not answer, and that no node that answers hears.
+    /// Its replicas name a leader that does not answer, and no node that answers hears from it.
     LeaderSilent {
-        /// That node.
+        /// The node of that leader.
         leader: u64,
     },
-    /// Its leader hears fewer than a majority of its voters.
+    /// Its leader hears from fewer than a majority of its voters.
     NoQuorum {
         /// The leader.
         leader: u64,
@@ -125,7 +127,7 @@ pub enum Trouble {
 }
 
 impl View {
-    /// The picture that these answers give, beside the newest map that is known.
+    /// Merges the answers of the nodes with the newest known map.
     pub fn of(answers: Vec<Answer>, map: Option<ClusterMap>) -> View {
         let connected = connected(&answers);
         let nodes = nodes(answers, &connected);
@@ -143,33 +145,32 @@ impl View {
         View { nodes, shards, map }
     }
 
-    /// Shards that hold keys, so without the meta group.
+    /// The shards that hold keys: all but the meta group.
     pub fn user_shards(&self) -> impl Iterator<Item = &ShardView> {
         self.shards.iter().filter(|shard| shard.id != META)
     }
 
-    /// How many of them serve.
+    /// Number of these shards that serve.
     pub fn serving(&self) -> usize {
         self.user_shards().filter(|shard| shard.trouble.is_none()).count()
     }
 
-    /// How many nodes answered.
+    /// Number of nodes that answered.
     pub fn answering(&self) -> usize {
         self.nodes.iter().filter(|node| node.status.is_ok()).count()
     }
 
-    /// Whether there are shards and every one of them serves, and the same everywhere, as far as the
-    /// nodes that answer know.
+    /// Whether there are shards, every shard serves, and no replicas are known to differ.
     pub fn healthy(&self) -> bool {
-        let in_order = |shard: &ShardView| shard.trouble.is_none() && shard.diverged.is_none();
-        self.user_shards().next().is_some() && self.shards.iter().all(in_order)
+        let is_healthy = |shard: &ShardView| shard.trouble.is_none() && shard.diverged.is_none();
+        self.user_shards().next().is_some() && self.shards.iter().all(is_healthy)
     }
 }
 
-/// A connection on which nothing was heard for so long says nothing of the other end.
+/// Maximum silence of a connection that still counts as evidence that the peer is alive.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// The nodes that a node which answered is connected with, and heard a moment ago.
+/// The nodes that are connected to a node that answered and were heard recently.
 fn connected(answers: &[Answer]) -> BTreeSet<u64> {
     let peers = answers.iter().filter_map(|answer| answer.status.as_ref().ok());
     peers
@@ -214,28 +215,28 @@ fn problem(status: &Result<GetStatusResponse, String>) -> Option<String> {
         detail => format!("{what}: {detail}"),
     };
     if !status.live {
-        return Some(with_detail("does not move"));
+        return Some(with_detail("is stuck"));
     }
     match status.phase() {
         NodePhase::Forming => return Some(with_detail("waits for the cluster to form")),
         NodePhase::Starting => return Some(with_detail("is starting")),
-        NodePhase::Draining => return Some(with_detail("is going down")),
+        NodePhase::Draining => return Some(with_detail("is shutting down")),
         NodePhase::StorageFailed => return Some(with_detail("could not open its storage")),
         NodePhase::Ready | NodePhase::Unspecified => {}
     }
     match status.disk.as_ref().map(|disk| (disk.level(), disk.writes_refused)) {
         Some((DiskLevel::Critical, _)) => {
-            return Some("takes no writes, not even deletes: its disk is full".into());
+            return Some("rejects all writes, even deletes: its disk is full".into());
         }
         Some((DiskLevel::Low, _) | (_, true)) => {
-            return Some("takes deletes only: its disk is full up to the reserve".into());
+            return Some("accepts only deletes: its disk is full up to the reserve".into());
         }
         Some((DiskLevel::Ok | DiskLevel::Unspecified, false)) | None => {}
     }
     (!status.ready).then(|| with_detail("is not ready"))
 }
 
-/// Every replica that answered, by shard.
+/// All reported replicas, by shard.
 fn replicas(nodes: &[NodeView]) -> BTreeMap<u64, Vec<(u64, &ReplicaStatus)>> {
     let mut replicas: BTreeMap<u64, Vec<_>> = BTreeMap::new();
     for node in nodes {
@@ -254,7 +255,7 @@ fn shard(
     connected: &BTreeSet<u64>,
 ) -> ShardView {
     let term = replicas.iter().map(|(_, replica)| replica.term).max().unwrap_or(0);
-    // A leader of an older term has been deposed and does not know it yet.
+    // A leader of an older term has been deposed and has not noticed it yet.
     let leader = replicas
         .iter()
         .find(|(_, replica)| replica.role() == ReplicaRole::Leader && replica.term == term);
@@ -264,10 +265,10 @@ fn shard(
     let furthest = leader.or_else(|| replicas.iter().max_by_key(|(_, replica)| replica.applied));
     let commit = replicas.iter().map(|(_, replica)| replica.commit).max().unwrap_or(0);
     let wanted = map.map_or(0, |map| map.replicas_wanted as usize);
-    let standing = standing(&voters, replicas, leader.copied(), connected);
+    let leader_or_trouble = leader_or_trouble(&voters, replicas, leader.copied(), connected);
     ShardView {
         id,
-        leader: standing.as_ref().ok().copied().or(leader.map(|(node, _)| *node)),
+        leader: leader_or_trouble.as_ref().ok().copied().or(leader.map(|(node, _)| *node)),
         term,
         commit,
         applied: furthest.map_or(0, |(_, replica)| replica.applied),
@@ -279,14 +280,15 @@ fn shard(
             .filter_map(|(node, replica)| Some((*node, ailment(replica.health())?)))
             .collect(),
         diverged: diverged(replicas),
-        trouble: standing.err(),
+        trouble: leader_or_trouble.err(),
         under_replicated: id != META && !voters.is_empty() && voters.len() < wanted,
         voters,
         present,
     }
 }
 
-/// A group's own configuration is the truth about it; the map stands in where no replica answers.
+/// The nodes of the voters: from the group's own configuration, else, if no replica is reported,
+/// from the map.
 fn voters(id: u64, replica: Option<&ReplicaStatus>, map: Option<&ClusterMap>) -> Vec<u64> {
     let of_map = || {
         let map = map?;
@@ -304,8 +306,8 @@ fn voters(id: u64, replica: Option<&ReplicaStatus>, map: Option<&ClusterMap>) ->
     voters
 }
 
-/// The voter that is furthest behind, where the place of every voter is known: from its own answer,
-/// else from what the leader knows to be durable there.
+/// The lag of the voter that is furthest behind, and its node, if the progress of every voter is
+/// known: from its own report, else from what the leader knows to be durable there.
 fn lag(
     commit: u64,
     voters: &[u64],
@@ -323,13 +325,12 @@ fn lag(
     lags.collect::<Option<Vec<_>>>()?.into_iter().max_by_key(|(lag, _)| *lag)
 }
 
-/// Compares the digests of replicas at each index for which two of them tell one. Each replica is
-/// asked at another moment: what it has applied by then, and the marks that it has passed, are
-/// facts whenever they are read.
+/// Compares the digests of replicas at each index for which at least two report one. The reports
+/// are from different times, which does not matter: the digest at an index never changes.
 fn diverged(replicas: &[(u64, &ReplicaStatus)]) -> Option<Diverged> {
     let mut at: BTreeMap<u64, BTreeMap<&[u8], BTreeSet<u64>>> = BTreeMap::new();
     for (node, replica) in replicas {
-        // One that is known to be damaged is named as such.
+        // A replica that is known to be damaged is reported as damaged instead.
         if replica.health() == ReplicaHealth::Damaged {
             continue;
         }
@@ -355,8 +356,8 @@ fn ailment(health: ReplicaHealth) -> Option<&'static str> {
     }
 }
 
-/// Who leads a shard that serves, or why it does not serve.
-fn standing(
+/// The node of the leader of a shard that serves, or why the shard does not serve.
+fn leader_or_trouble(
     voters: &[u64],
     replicas: &[(u64, &ReplicaStatus)],
     leader: Option<(u64, &ReplicaStatus)>,
@@ -366,7 +367,7 @@ fn standing(
         return Err(Trouble::Unseen);
     }
     let Some((leader, status)) = leader else {
-        // The newest term knows best who leads now.
+        // The replica with the newest term knows the current leader best.
         let said = replicas
             .iter()
             .filter(|(_, replica)| replica.leader_node_id != 0)
@@ -375,7 +376,7 @@ fn standing(
         if let Some(leader) = said
             && !replicas.iter().any(|(node, _)| *node == leader)
         {
-            // One that is only out of reach here serves all the same.
+            // A leader that only this client cannot reach serves.
             let heard = connected.contains(&leader);
             return if heard { Ok(leader) } else { Err(Trouble::LeaderSilent { leader }) };
         }

@@ -1,10 +1,10 @@
-//! The messages of the API, by the names that the rest of kvctl uses.
+//! The messages of the API, re-exported for the rest of kvctl.
 
 use std::time::Duration;
 
 pub use quorate_client::api::*;
 
-/// A duration of the wire; what is negative or out of range there is none.
+/// Converts a duration of the wire; a negative one or one out of range becomes zero.
 pub fn std_duration<D: Copy>(duration: &D) -> Duration
 where
     Duration: TryFrom<D>,

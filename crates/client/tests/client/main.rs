@@ -1,4 +1,4 @@
-//! The client against scripted nodes.
+//! Tests of the client against scripted nodes.
 #![allow(clippy::unwrap_used)]
 
 mod outcomes;

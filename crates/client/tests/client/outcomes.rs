@@ -1,4 +1,4 @@
-//! What a call says of its effect when no answer came.
+//! Outcomes of failed calls.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ fn class(error: &Error) -> Class {
     }
 }
 
-/// Each reason for good, from every node: what the caller is told, with and without a session.
+/// The error of the call for each reason, permanently from every node, with and without a session.
 #[tokio::test]
 async fn every_reason_is_classified() {
     let fake = FakeCluster::start(3);
@@ -82,9 +82,9 @@ async fn every_reason_is_classified() {
     }
 }
 
-/// Statuses that no node of ours made.
+/// Statuses that are not from a node.
 #[tokio::test]
-async fn foreign_statuses_are_unknown_unless_they_cannot_be() {
+async fn a_status_that_is_not_from_a_node_is_unknown_unless_no_handler_saw_the_request() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     use Class::*;
@@ -110,7 +110,7 @@ async fn foreign_statuses_are_unknown_unless_they_cannot_be() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_asked_again_with_the_same_sequence() {
+async fn a_write_on_a_lost_connection_is_retried_with_the_same_sequence() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     client.put("k", "v").await.unwrap();
@@ -125,7 +125,7 @@ async fn a_lost_connection_is_asked_again_with_the_same_sequence() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_without_a_session_is_unknown_at_once() {
+async fn a_write_without_a_session_on_a_lost_connection_is_unknown_immediately() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     fake.script(1, [Step::Break]);
@@ -136,7 +136,7 @@ async fn a_lost_connection_without_a_session_is_unknown_at_once() {
 }
 
 #[tokio::test]
-async fn what_never_reached_a_node_is_not_applied() {
+async fn a_request_that_never_reached_a_node_is_not_applied() {
     let config = quorate_client::ClientConfig::new(["127.0.0.1:1"]).unwrap();
     let client = Client::new(config);
     for session in [true, false] {
@@ -147,7 +147,7 @@ async fn what_never_reached_a_node_is_not_applied() {
 }
 
 #[tokio::test]
-async fn an_unknown_attempt_stays_unknown_whatever_later_ones_say() {
+async fn an_unknown_attempt_stays_unknown_whatever_later_attempts_return() {
     for later in [Reason::NoLeader, Reason::BadValue, Reason::SessionExpired, Reason::SequencePast]
     {
         let fake = FakeCluster::start(3);
@@ -169,7 +169,7 @@ async fn an_answer_settles_an_unknown_attempt() {
     let client = client(&fake).await;
     fake.script(1, [Step::Foreign(Code::Unknown), Step::Answer]);
     assert!(client.put("k", "v").await.unwrap().applied);
-    // Barred by Cancel: whatever the first attempt did, it was not applied and never is.
+    // Barred by Cancel: the first attempt was not applied and never will be.
     fake.script(1, [Step::Foreign(Code::Unknown)]);
     let barred = quorate_client::api::Failure {
         outcome: Outcome::NotApplied as i32,
@@ -182,7 +182,7 @@ async fn an_answer_settles_an_unknown_attempt() {
     assert_eq!(error.detail().outcome, Outcome::NotApplied);
 }
 
-/// A failure as a node gives it to a write with a session.
+/// A failure as a node returns it for a write with a session.
 fn of_attempt(reason: Reason) -> Failure {
     Failure { outcome: Outcome::AttemptNotApplied as i32, ..failure(reason) }
 }
@@ -193,7 +193,7 @@ fn sent_before() -> WriteId {
 }
 
 #[tokio::test]
-async fn a_refused_attempt_is_the_whole_write_when_it_is_the_first() {
+async fn a_rejected_first_attempt_means_that_the_write_is_not_applied() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     for reason in [Reason::NoLeader, Reason::Overloaded, Reason::DiskFull, Reason::WrongShard] {
@@ -211,7 +211,7 @@ async fn a_refused_attempt_is_the_whole_write_when_it_is_the_first() {
 }
 
 #[tokio::test]
-async fn a_refused_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
+async fn a_rejected_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     let again = || client.put("k", "v").write_id(sent_before()).timeout(SHORT);
@@ -232,24 +232,24 @@ async fn a_refused_attempt_of_a_write_that_was_sent_before_leaves_it_unknown() {
         Reason::NotOffered,
         Reason::Internal,
     ] {
-        // Also what a node says that does not look at the session.
+        // Also the failure of a node that does not look at the session.
         for said in [of_attempt(reason), failure(reason)] {
             everywhere(&fake, &Step::Fail(said.clone()));
             let error = again().await.unwrap_err();
             let Error::Unknown { write, detail } = error else { panic!("{said:?}: {error}") };
             assert_eq!(write, Some(sent_before()), "{said:?}");
             assert_eq!(detail.outcome, Outcome::Unknown);
-            assert!(!detail.message.contains("an attempt was sent"), "none was lost here");
+            assert!(!detail.message.contains("an earlier attempt"), "this call made only one");
         }
     }
-    // The request is wrong, and is asked again when it is right; of the earlier one it says nothing.
+    // The request is invalid, which says nothing about the earlier one.
     for reason in [Reason::BadKey, Reason::SequenceReused, Reason::TooLarge] {
         everywhere(&fake, &Step::Fail(failure(reason)));
         let error = again().await.unwrap_err();
         assert!(matches!(error, Error::Invalid(_)), "{reason:?}: {error}");
         assert_eq!(error.detail().outcome, Outcome::AttemptNotApplied, "{reason:?}");
     }
-    // What the session remembers stands for every attempt.
+    // A result that the session stored holds for every attempt.
     for reason in [Reason::SequencePast, Reason::NotANumber] {
         let remembered = Failure { outcome: Outcome::NotApplied as i32, ..failure(reason) };
         everywhere(&fake, &Step::Fail(remembered));
@@ -270,7 +270,7 @@ async fn a_write_that_was_sent_before_is_unknown_while_no_node_can_be_reached() 
     let error = client.put("k", "v").write_id(sent_before()).timeout(Duration::ZERO).await;
     let error = error.unwrap_err();
     assert!(matches!(error, Error::Unknown { write: Some(_), .. }), "{error}");
-    // Not even asked to be sent: the request itself is too long.
+    // Not sent at all: the request is too long.
     let error = client.put("k", vec![0; 5 << 20]).write_id(sent_before()).await.unwrap_err();
     assert_eq!(error.detail().outcome, Outcome::AttemptNotApplied, "{error}");
 }
@@ -300,7 +300,7 @@ async fn a_cancel_that_fails_leaves_the_write_as_unknown_as_before() {
 }
 
 #[tokio::test]
-async fn an_unknown_outcome_can_be_asked_again_and_settled() {
+async fn an_unknown_outcome_can_be_settled_and_retried() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     everywhere(&fake, &Step::Hang);
@@ -316,7 +316,7 @@ async fn an_unknown_outcome_can_be_asked_again_and_settled() {
     assert_eq!(settled.result(), CancelResult::Answered);
     let again = client.put("k", "v").write_id(id.clone()).await.unwrap();
     assert!(again.replayed);
-    // The number stays open for whoever asks; new writes take another session.
+    // The number stays open for a retry; new writes use another session.
     client.put("k", "w").await.unwrap();
     let last = fake.writes().pop().unwrap().session.unwrap();
     assert_ne!(last.id, id.session);
@@ -327,7 +327,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn reads_out_of_time_are_not_unknown() {
+async fn a_read_that_times_out_is_not_applied() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     everywhere(&fake, &Step::Hang);
@@ -337,7 +337,7 @@ async fn reads_out_of_time_are_not_unknown() {
 }
 
 #[tokio::test]
-async fn the_node_says_when_to_try_again() {
+async fn a_retry_waits_for_the_delay_that_the_node_gives() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     let full = quorate_client::api::Failure {
@@ -354,13 +354,13 @@ async fn the_node_says_when_to_try_again() {
 }
 
 #[tokio::test]
-async fn what_no_node_takes_in_is_refused_here() {
+async fn a_request_that_no_node_would_decode_is_rejected_by_the_client() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     let error = client.put("k", vec![0; 5 << 20]).await.unwrap_err();
     assert!(matches!(error, Error::Invalid(_)), "{error}");
     assert_eq!(error.reason(), Some(Reason::TooLarge));
     assert!(fake.writes().is_empty());
-    // Above the limit of requests, but decoded: that is the node's to say.
+    // Above the limit of requests, but small enough to be decoded: the node decides.
     client.put("k", vec![0; 3 << 20]).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Which node is asked, and what the client learns from the answers.
+//! Routing: the nodes that the client asks, and what it learns from answers.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ async fn a_write_goes_to_the_preferred_leader_with_its_route() {
         assert_eq!((route.shard, route.shard_epoch, route.map_epoch), (1, 1, 1));
         let timeout = seen.timeout.as_ref().unwrap().strip_suffix('u').unwrap();
         let micros: u64 = timeout.parse().unwrap();
-        assert!((500_000..=1_000_000).contains(&micros), "the patience of a first attempt");
+        assert!((500_000..=1_000_000).contains(&micros), "the timeout of a first attempt");
     }
     assert_ne!(writes[0].request_id, writes[1].request_id);
     assert_eq!(fake.state().reads[0].0, 1);
@@ -48,7 +48,7 @@ async fn a_failure_that_names_the_leader_is_followed_with_the_same_write() {
 }
 
 #[tokio::test]
-async fn a_leader_whose_connections_are_all_taken_is_gone_round() {
+async fn a_leader_with_too_many_connections_is_skipped() {
     let fake = FakeCluster::start(3);
     let full = Failure { only_this_node: true, ..failure(Reason::Overloaded) };
     fake.always(1, Step::Fail(full));
@@ -61,13 +61,13 @@ async fn a_leader_whose_connections_are_all_taken_is_gone_round() {
     assert!(begun.elapsed() < Duration::from_secs(1), "took {:?}", begun.elapsed());
     let nodes: Vec<u64> = fake.writes().iter().map(|w| w.node).collect();
     let asked = nodes.iter().filter(|node| **node == 1).count();
-    assert!(asked <= 2, "the full node is passed over for a while: {nodes:?}");
+    assert!(asked <= 2, "the full node is skipped for a while: {nodes:?}");
     let sequences: Vec<_> = fake.writes().iter().map(|w| w.session.clone().unwrap()).collect();
     assert!(sequences.iter().all(|s| s.id == sequences[0].id), "one session is enough");
 }
 
 #[tokio::test]
-async fn nodes_whose_connections_are_all_taken_are_asked_again_after_a_wait() {
+async fn nodes_with_too_many_connections_are_retried_after_a_wait() {
     let fake = FakeCluster::start(3);
     let full = Failure { only_this_node: true, ..failure(Reason::Overloaded) };
     for node in 1..=3 {
@@ -85,7 +85,7 @@ async fn nodes_whose_connections_are_all_taken_are_asked_again_after_a_wait() {
 }
 
 #[tokio::test]
-async fn a_receipt_names_the_leader() {
+async fn the_client_learns_the_leader_from_a_receipt() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     fake.state().leader = 2;
@@ -97,7 +97,7 @@ async fn a_receipt_names_the_leader() {
 }
 
 #[tokio::test]
-async fn the_answer_with_the_map_names_the_leader() {
+async fn the_client_learns_the_leader_with_the_map() {
     let fake = FakeCluster::start(3);
     fake.state().leader = 3;
     let client = client(&fake).await;
@@ -123,7 +123,7 @@ async fn stale_reads_are_spread_over_the_replicas() {
 }
 
 #[tokio::test]
-async fn one_endpoint_that_answers_is_enough() {
+async fn the_first_endpoint_to_answer_is_used() {
     let fake = FakeCluster::start(3);
     let endpoints = ["127.0.0.1:1", fake.addresses[2].as_str(), "127.0.0.1:2"];
     let client = Client::connect(ClientConfig::new(endpoints).unwrap()).await.unwrap();
@@ -133,7 +133,7 @@ async fn one_endpoint_that_answers_is_enough() {
 }
 
 #[tokio::test]
-async fn no_endpoint_answers() {
+async fn connecting_fails_when_no_endpoint_answers() {
     let config = ClientConfig::new(["127.0.0.1:1"]).unwrap();
     let error = Client::connect(config).await.unwrap_err();
     assert!(matches!(error, Error::NotApplied(_)), "{error}");
@@ -163,7 +163,7 @@ async fn unreachable_advertised_addresses_fall_back_to_the_given_endpoint() {
 }
 
 #[tokio::test]
-async fn a_given_endpoint_that_is_down_is_no_unreachable_advertised_address() {
+async fn a_given_endpoint_that_is_down_is_not_an_unreachable_advertised_address() {
     let fake = FakeCluster::start(3);
     let closed = "127.0.0.1:1";
     fake.state().map.as_mut().unwrap().nodes[0].client_address = closed.into();
@@ -215,7 +215,7 @@ async fn a_map_of_another_cluster_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_silent_node_costs_one_second_and_is_then_passed_over() {
+async fn a_silent_node_costs_one_second_and_is_then_skipped() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     fake.always(1, Step::Hang);
@@ -259,7 +259,7 @@ async fn status_asks_every_node_once_and_shows_the_silent() {
 }
 
 #[tokio::test]
-async fn endpoints_of_several_clusters_are_refused() {
+async fn endpoints_of_several_clusters_are_rejected() {
     let (fake, other) = (FakeCluster::start(3), FakeCluster::start(3));
     let odd = bytes::Bytes::from_static(b"other---16-bytes");
     other.state().map.as_mut().unwrap().cluster_id = odd;

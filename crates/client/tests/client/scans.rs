@@ -1,4 +1,4 @@
-//! Scans: pages, limits, and going on after a break.
+//! Scans: pages, limits, and resumption after a broken stream.
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -23,7 +23,7 @@ async fn with_rows(n: usize) -> (FakeCluster, Vec<Bytes>) {
 }
 
 #[tokio::test]
-async fn pages_follow_each_other() {
+async fn a_scan_returns_the_rows_of_all_pages() {
     let (fake, rows) = with_rows(11).await;
     let client = client(&fake).await;
     let mut scan = client.scan().prefix("row-").rows();
@@ -60,7 +60,7 @@ async fn counting_adds_pages_up() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_goes_on_after_its_last_row() {
+async fn a_broken_stream_is_resumed_after_its_last_row() {
     for breaks_after in 0..=3 {
         let (fake, rows) = with_rows(11).await;
         fake.state().scan_breaks_after = Some(breaks_after);
@@ -72,7 +72,7 @@ async fn a_broken_stream_goes_on_after_its_last_row() {
 }
 
 #[tokio::test]
-async fn a_scan_that_is_refused_ends_with_the_error() {
+async fn a_rejected_scan_ends_with_the_error() {
     let (fake, _) = with_rows(3).await;
     let client = client(&fake).await;
     for node in 1..=3 {

@@ -1,4 +1,4 @@
-//! Sessions and tokens.
+//! Write sessions and session tokens.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -68,7 +68,7 @@ async fn a_session_past_half_its_life_is_replaced() {
 }
 
 #[tokio::test]
-async fn one_shot_uses_a_session_of_its_own_and_says_so() {
+async fn one_shot_uses_a_session_of_its_own_and_marks_it_as_last() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     client.put("k", "v").await.unwrap();
@@ -84,7 +84,7 @@ async fn one_shot_uses_a_session_of_its_own_and_says_so() {
 }
 
 #[tokio::test]
-async fn an_expired_session_is_replaced_by_one_born_later() {
+async fn an_expired_session_is_replaced_by_one_created_later() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     let expired = Failure { log_time: 77 << 16, ..failure(Reason::SessionExpired) };
@@ -99,7 +99,7 @@ async fn an_expired_session_is_replaced_by_one_born_later() {
 }
 
 #[tokio::test]
-async fn a_refused_session_is_replaced_by_one_of_another_node_at_the_time_of_the_shard() {
+async fn a_rejected_session_is_replaced_by_one_of_another_node_at_the_time_of_the_shard() {
     for reason in [Reason::SessionFromFuture, Reason::SessionExpired] {
         let fake = FakeCluster::start(3);
         let client = client(&fake).await;
@@ -125,7 +125,7 @@ async fn a_refused_session_is_replaced_by_one_of_another_node_at_the_time_of_the
 }
 
 #[tokio::test]
-async fn sessions_that_are_refused_again_and_again_end_the_call() {
+async fn repeatedly_rejected_sessions_end_the_call() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     for reason in [Reason::SessionFromFuture, Reason::SessionExpired] {
@@ -145,7 +145,7 @@ async fn sessions_that_are_refused_again_and_again_end_the_call() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_applied_is_asked_in_its_own_session_though_that_is_from_the_future() {
+async fn a_write_that_may_have_been_applied_keeps_its_session_even_if_that_is_from_the_future() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     let future = failure(Reason::SessionFromFuture);
@@ -159,7 +159,7 @@ async fn what_may_have_been_applied_is_asked_in_its_own_session_though_that_is_f
     let seen = ids(&fake.writes());
     assert!(seen.len() > 2 && seen.iter().all(|id| *id == seen[0]), "{seen:?}");
 
-    // Asked again, it waits until the shard's time has come.
+    // A retry waits until the shard's time reaches the session.
     fake.state().always.clear();
     fake.script(1, [Step::Fail(future)]);
     let id = WriteId { session: seen[0].0.clone(), sequence: seen[0].1 };
@@ -168,7 +168,7 @@ async fn what_may_have_been_applied_is_asked_in_its_own_session_though_that_is_f
 }
 
 #[tokio::test]
-async fn a_given_identity_is_sent_as_it_is() {
+async fn a_given_write_id_is_sent_unchanged() {
     let fake = FakeCluster::start(3);
     let client = client(&fake).await;
     let id = WriteId { session: Bytes::from_static(b"a-session-from-elsewhere"), sequence: 5_000 };
@@ -177,8 +177,8 @@ async fn a_given_identity_is_sent_as_it_is() {
     let sent = fake.writes()[0].session.clone().unwrap();
     assert_eq!(sent.answered_below, 3_977, "what a full window allows");
     assert!(fake.state().opened.is_empty());
-    // What it is not: a session that may be replaced. Whether it was applied before it expired, nobody
-    // knows any more.
+    // Such a session is not replaced: the write may have been applied before the session expired,
+    // and that can no longer be found out.
     fake.script(1, [Step::Fail(failure(Reason::SessionExpired))]);
     let error = client.put("k", "v").write_id(id).await.unwrap_err();
     assert!(matches!(error, quorate_client::Error::Unknown { .. }), "{error}");
@@ -231,7 +231,7 @@ async fn session_reads_carry_what_was_seen_and_no_more() {
     assert_eq!(token.index_of(1), written.revision);
     assert_eq!((token.cluster_id, token.history), (CLUSTER, HISTORY));
 
-    // A kept token is merged: the greater index of each shard.
+    // A token is merged: the greater index of each shard is kept.
     let mut kept = client.token();
     kept.parts[0].index = 100;
     client.absorb_token(&kept);
@@ -240,7 +240,7 @@ async fn session_reads_carry_what_was_seen_and_no_more() {
     let read = fake.state().reads[1].1.clone();
     assert_eq!(read.token.unwrap().index_of(1), 100);
 
-    // One of another history changes nothing, and can be left behind on purpose.
+    // A token of another history changes nothing; a reset drops the own one.
     let foreign = SessionToken { history: Bytes::from_static(b"another-history!"), ..kept };
     client.absorb_token(&foreign);
     assert_eq!(client.token().history, HISTORY);

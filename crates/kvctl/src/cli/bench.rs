@@ -6,23 +6,23 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::duration;
 
-/// `bench`
+/// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
     pub command: BenchCommand,
 }
 
-/// What to measure.
+/// The kinds of load.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Writes: each stores a value that was never stored before
+    /// Writes; each stores a new value
     Put(LoadShape),
-    /// Reads at the level of --consistency, of keys that are stored first
+    /// Reads at the level of --consistency; the keys are stored first
     Get(LoadShape),
     /// Reads and writes
     Mixed {
-        /// Reads in a hundred operations
+        /// Share of reads, in percent
         #[arg(long, value_name = "PERCENT", default_value_t = 50)]
         #[arg(value_parser = clap::value_parser!(u8).range(0..=100))]
         reads: u8,
@@ -35,12 +35,12 @@ pub enum BenchCommand {
 /// The size and form of the load.
 #[derive(Clone, Debug, Args)]
 pub struct LoadShape {
-    /// Clients; each has one operation under way
+    /// Number of clients; each has one operation in flight
     #[arg(long, value_name = "N", default_value_t = 64)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub clients: u32,
 
-    /// Connections that the clients share [default: one for 64 clients]
+    /// Number of connections that the clients share [default: one per 64 clients]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: Option<u32>,
 
@@ -49,11 +49,11 @@ pub struct LoadShape {
     #[arg(value_parser = duration::parse_positive)]
     pub duration: Duration,
 
-    /// Stop after N operations, even if the duration is not over
+    /// Stop after N operations, even before the duration has passed
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// Bytes of a value
+    /// Size of each value in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub value_size: u32,
@@ -63,29 +63,29 @@ pub struct LoadShape {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub keys: u64,
 
-    /// Which keys are taken
+    /// Distribution of the keys
     #[arg(long, value_enum, default_value_t)]
     pub distribution: Distribution,
 
-    /// Put PREFIX before each key
+    /// Prefix of every key
     #[arg(long, value_name = "PREFIX", default_value = "bench/")]
     pub key_prefix: String,
 
-    /// At most N operations per second, all clients together
+    /// Maximum number of operations per second over all clients
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: Option<u32>,
 
-    /// Seed of the choice of keys, to take the same ones again
+    /// Seed of the random choice of keys, for repeatable runs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 }
 
-/// Which keys are taken how often.
+/// Distributions of the keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Distribution {
-    /// All keys equally
+    /// All keys equally often
     #[default]
     Uniform,
-    /// Few keys often, most keys seldom (exponent 0.99)
+    /// A few keys often, most keys rarely (Zipf, exponent 0.99)
     Zipf,
 }

@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args};
 
 use super::Encodings;
 
-/// `put`
+/// Arguments of `put`.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("content").required(true).args(["value", "stdin", "file"]))]
 #[command(override_usage = "kvctl put [OPTIONS] <KEY> <VALUE|--stdin|--file FILE>")]
@@ -15,7 +15,7 @@ pub struct PutArgs {
     /// Key to store under
     pub key: OsString,
 
-    /// Value to store, also one that begins with a dash (after -- also one that is an option here)
+    /// Value to store; may begin with a dash; put -- before one that looks like an option
     #[arg(allow_hyphen_values = true)]
     pub value: Option<OsString>,
 
@@ -31,7 +31,7 @@ pub struct PutArgs {
     #[arg(long, conflicts_with = "if_revision")]
     pub if_absent: bool,
 
-    /// Only if the key was last written at revision N (0: is absent)
+    /// Only if the key was last written at revision N (0: if it is absent)
     #[arg(long, value_name = "N")]
     pub if_revision: Option<u64>,
 
@@ -39,10 +39,10 @@ pub struct PutArgs {
     pub encodings: Encodings,
 }
 
-/// `get`
+/// Arguments of `get`.
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// Keys to read; with several, one line each (key, tab, value)
+    /// Keys to read; several keys print one line each (key, tab, value)
     #[arg(required = true, value_name = "KEY")]
     pub keys: Vec<OsString>,
 
@@ -50,7 +50,7 @@ pub struct GetArgs {
     pub encodings: Encodings,
 }
 
-/// `del`
+/// Arguments of `del`.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["keys", "prefix"]))]
 #[command(override_usage = "kvctl del [OPTIONS] <KEY...|--prefix PREFIX>")]
@@ -59,16 +59,16 @@ pub struct DelArgs {
     #[arg(value_name = "KEY")]
     pub keys: Vec<OsString>,
 
-    /// Remove all keys that begin with PREFIX (all keys if it is empty); counts them first, and asks on a
-    /// terminal
+    /// Remove all keys that begin with PREFIX (all keys if it is empty); counts them first and asks
+    /// for confirmation on a terminal
     #[arg(long, value_name = "PREFIX", conflicts_with_all = ["if_absent", "if_revision"])]
     pub prefix: Option<OsString>,
 
-    /// Do not ask before removing a prefix
+    /// Remove a prefix without asking for confirmation
     #[arg(short, long, requires = "prefix")]
     pub yes: bool,
 
-    /// Only if the key is absent (which changes nothing, and tells)
+    /// Only if the key is absent: a check that changes nothing
     #[arg(long, conflicts_with = "if_revision")]
     pub if_absent: bool,
 
@@ -80,7 +80,7 @@ pub struct DelArgs {
     pub encodings: Encodings,
 }
 
-/// `cas`
+/// Arguments of `cas`.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("expected").required(true)
     .args(["expect", "absent", "expect_revision"]))]
@@ -90,15 +90,15 @@ pub struct CasArgs {
     /// Key to store under
     pub key: OsString,
 
-    /// The value that must be there
+    /// Value that the key must have
     #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
     pub expect: Option<OsString>,
 
-    /// The key must be absent
+    /// Require that the key is absent
     #[arg(long)]
     pub absent: bool,
 
-    /// The revision that must be there
+    /// Revision that the key must have
     #[arg(long, value_name = "N")]
     pub expect_revision: Option<u64>,
 
@@ -110,13 +110,13 @@ pub struct CasArgs {
     pub encodings: Encodings,
 }
 
-/// `incr`
+/// Arguments of `incr`.
 #[derive(Debug, Args)]
 pub struct IncrArgs {
-    /// Key of the number
+    /// Key that holds the number
     pub key: OsString,
 
-    /// What to add; may be negative
+    /// Number to add; may be negative
     #[arg(default_value_t = 1, allow_negative_numbers = true)]
     pub by: i64,
 
@@ -124,7 +124,7 @@ pub struct IncrArgs {
     pub encodings: Encodings,
 }
 
-/// `batch`
+/// Arguments of `batch`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each line is one operation, a JSON object:
@@ -136,7 +136,7 @@ Each line is one operation, a JSON object:
 put, delete and increment take a CONDITION too: \"if_absent\": true, \"if_revision\": N or
 \"if_value\": V. Instead of key, value and if_value: key_base64, value_base64, if_value_base64.
 
-Example, of keys that share the hash tag 42 and so the shard:
+Example; the keys share the hash tag 42 and therefore the shard:
 kvctl batch <<'END'
 {\"op\": \"check\", \"key\": \"{42}owner\", \"if_value\": \"Ada\"}
 {\"op\": \"put\", \"key\": \"{42}name\", \"value\": \"Analytical Engine\"}
@@ -148,13 +148,13 @@ pub struct BatchArgs {
     pub file: PathBuf,
 }
 
-/// `locate`
+/// Arguments of `locate`.
 #[derive(Debug, Args)]
 pub struct LocateArgs {
-    /// Key to look for; it need not exist
+    /// Key to locate; it need not exist
     pub key: OsString,
 
-    /// How the key is written
+    /// Encoding of the key
     #[arg(long, value_enum, value_name = "ENCODING", default_value_t)]
     pub key_encoding: crate::encoding::Encoding,
 }

@@ -21,7 +21,8 @@ use crate::wire::{
     IncrementAction, PutAction,
 };
 
-/// More than a request may hold, so that one over the limit is refused by the cluster's own sentence.
+/// Maximum size of the input: more than a request may contain, so that the cluster rejects a
+/// request over its limit with its own error.
 const INPUT_BYTES_MAX: u64 = 16 << 20;
 
 /// One line of the input.
@@ -45,7 +46,7 @@ struct Line {
 #[serde(rename_all = "snake_case")]
 enum Op {
     Put,
-    // Also by the name of the command.
+    // Alias: the name of the command.
     #[serde(alias = "del")]
     Delete,
     #[serde(alias = "incr")]
@@ -79,7 +80,7 @@ pub async fn batch(context: &mut Context, args: BatchArgs) -> Result<Exit> {
     Ok(Exit::No)
 }
 
-/// One operation per line; blank lines are passed over.
+/// Parses one operation per line; ignores blank lines.
 fn operations(input: impl BufRead) -> Result<Vec<BatchOperation>> {
     let mut operations = Vec::new();
     for (place, line) in input.take(INPUT_BYTES_MAX).split(b'\n').enumerate() {
@@ -93,7 +94,7 @@ fn operations(input: impl BufRead) -> Result<Vec<BatchOperation>> {
         }
     }
     match operations.is_empty() {
-        true => Err(Failure::usage("there is no operation in the input")),
+        true => Err(Failure::usage("the input contains no operation")),
         false => Ok(operations),
     }
 }
@@ -105,7 +106,7 @@ fn wrong(place: usize, error: &dyn std::fmt::Display) -> Failure {
 fn operation(text: &str) -> Result<BatchOperation, String> {
     let line: Line = serde_json::from_str(text).map_err(|error| why(&error))?;
     let given = |field: &str, is_given: bool, wanted: bool| match (is_given, wanted) {
-        (true, false) => Err(format!("{field} does not go with this operation")),
+        (true, false) => Err(format!("{field} is not allowed with this operation")),
         _ => Ok(()),
     };
     given("value", line.value.is_some() || line.value_base64.is_some(), line.op == Op::Put)?;
@@ -142,12 +143,12 @@ fn condition(line: &Line) -> Result<Option<Condition>, String> {
     ];
     let mut expects = expects.into_iter().flatten();
     match (expects.next(), expects.next()) {
-        (_, Some(_)) => Err("there is more than one condition".into()),
+        (_, Some(_)) => Err("expected at most one condition".into()),
         (expect, None) => Ok(expect.map(|expect| Condition { expect: Some(expect) })),
     }
 }
 
-/// A line for each operation, in their order.
+/// Prints the results, one line per operation, in order.
 fn print(
     context: &mut Context,
     operations: &[BatchOperation],
@@ -208,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_operation_is_read() {
+    fn each_operation_is_parsed() {
         let text = "\
 {\"op\":\"put\",\"key\":\"{a}1\",\"value_base64\":\"/w==\",\"if_absent\":true}
 
@@ -233,19 +234,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line() {
+    fn an_error_names_its_line() {
         for (line, part) in [
-            ("{\"op\":\"put\",\"key\":\"a\"}", "neither value nor value_base64"),
+            ("{\"op\":\"put\",\"key\":\"a\"}", "expected value or value_base64"),
             ("{\"op\": put", "line 2: expected value (column 8)"),
             ("{\"op\":\"putt\",\"key\":\"a\"}", "unknown variant `putt`"),
             ("{\"op\":\"get\",\"key\":\"a\",\"valu\":1}", "unknown field `valu`"),
-            ("{\"op\":\"get\",\"key\":\"a\",\"value\":\"\"}", "value does not go with"),
-            ("{\"op\":\"put\",\"key\":\"a\",\"value\":\"\",\"by\":1}", "by does not go with"),
+            ("{\"op\":\"get\",\"key\":\"a\",\"value\":\"\"}", "value is not allowed with"),
+            ("{\"op\":\"put\",\"key\":\"a\",\"value\":\"\",\"by\":1}", "by is not allowed with"),
             ("{\"op\":\"check\",\"key\":\"a\"}", "check needs a condition"),
-            ("{\"op\":\"get\",\"key\":\"a\",\"if_absent\":true}", "a condition does not go with"),
+            (
+                "{\"op\":\"get\",\"key\":\"a\",\"if_absent\":true}",
+                "a condition is not allowed with",
+            ),
             (
                 "{\"op\":\"delete\",\"key\":\"a\",\"if_absent\":true,\"if_revision\":1}",
-                "more than one condition",
+                "at most one condition",
             ),
         ] {
             let failure = operations(format!("\n{line}\n").as_bytes()).unwrap_err();

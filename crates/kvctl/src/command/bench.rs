@@ -29,8 +29,8 @@ const COLUMNS: [Column; 9] = [
     Column("MAX", Align::Right),
 ];
 
-/// How many clients share a connection unless told otherwise: beyond this, one connection's task becomes
-/// what is measured.
+/// Default number of clients per connection: with more, the task of one connection becomes the
+/// bottleneck that is measured.
 const CLIENTS_PER_CONNECTION: u32 = 64;
 
 pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
@@ -63,7 +63,7 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
         max_staleness: context.global.max_staleness,
         timeout,
     };
-    // Nobody there is told at once, not after a run that fails as a whole.
+    // An unreachable cluster is reported immediately, not after a run in which everything fails.
     context.wait_for("the cluster map", context.client.map()).await?;
     let progress = Arc::new(Progress::default());
     context.interrupt.take_first();
@@ -74,19 +74,19 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
         progress.end();
         std::future::pending().await
     };
-    // What is read is written before.
-    let out = interrupt.write_out();
-    let writes_out = async {
+    // A read benchmark writes its keys first; writes are in flight only until then.
+    let in_flight = interrupt.write_in_flight();
+    let until_measuring = async {
         progress.begun_measuring().await;
         if kind == Kind::Get {
-            drop(out);
+            drop(in_flight);
         }
         std::future::pending().await
     };
     let report = tokio::select! {
         report = waiting::show_progress(&progress, plan.duration, running) => report,
         never = stop => never,
-        never = writes_out => never,
+        never = until_measuring => never,
     };
     let report = report.map_err(failed)?;
     print(context, &plan, connections, &report)?;

@@ -1,4 +1,4 @@
-//! `load` and `dump`: many records from and to files.
+//! `load` and `dump`: read many records from files and write them to files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,11 +34,11 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     if layout.format == RecordFormat::Jsonl
         && (args.delimiter.is_some() || args.key_field.is_some())
     {
-        return Err(Failure::usage("--delimiter and --key-field do not go with jsonl"));
+        return Err(Failure::usage("--delimiter and --key-field cannot be used with jsonl"));
     }
     let (input, size) = load::open(&args.file)?;
-    // Endpoints of several clusters are told once, not for each record. Other failures to learn the map
-    // may pass while records wait.
+    // Endpoints of several clusters are reported once, not for each record. Other failures to fetch
+    // the map may be temporary; the records are retried.
     if context.wait_for("the cluster map", context.client.map()).await.is_err() {
         context.client.check_endpoints()?;
     }
@@ -51,14 +51,15 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     context.interrupt.take_first();
     let interrupt = context.interrupt.clone();
     let client = context.client.clone();
-    // The last receipt of each shard stands for all: one for each record would drown everything else.
+    // Only the last receipt of each shard is printed: one for each record would drown everything
+    // else.
     let receipts: Arc<Mutex<BTreeMap<u64, Receipt>>> = Arc::default();
     let store = |key, value| {
-        let out = interrupt.write_out();
+        let in_flight = interrupt.write_in_flight();
         let stored = store(client.clone(), key, value, Arc::clone(&receipts));
         async move {
             let stored = stored.await;
-            drop(out);
+            drop(in_flight);
             stored
         }
     };
@@ -93,13 +94,15 @@ pub async fn load(context: &mut Context, args: LoadArgs) -> Result<Exit> {
     }
 }
 
-/// The command that settles records of unknown outcome: it writes what is not there, and nothing twice.
+/// Prints the command that settles records of unknown outcome: loading again writes only what is
+/// not stored yet.
 fn report_load_again(context: &Context, file: &Path) {
     let words: Vec<_> = std::env::args_os().collect();
     let again = again::load_line(&words);
     let input = if file.as_os_str() == "-" { " with the same input" } else { "" };
     let message = format!(
-        "To settle what is unknown, load again{input} (what is there already is not written again):"
+        "To settle the unknown outcomes, load again{input} (records that are \
+         already stored are not written again):"
     );
     if context.global.output == Some(Format::Json) {
         note(json!({ "message": message, "ask_again": again }).to_string());
@@ -109,7 +112,7 @@ fn report_load_again(context: &Context, file: &Path) {
     }
 }
 
-/// What a load came to, so that it is known to be out.
+/// Prints the counts of a load and flushes them.
 fn print_counts(output: &mut Output, counts: Counts, took: Duration) -> io::Result<()> {
     match output.format_or(Format::Raw) {
         Format::Json => output.json(&json!({
@@ -131,8 +134,8 @@ fn print_counts(output: &mut Output, counts: Counts, took: Duration) -> io::Resu
     output.flush()
 }
 
-/// Stores a record unless its value is there already. A new key takes one write; a changed one takes a
-/// second, which is unconditional: the file says what the value shall be.
+/// Stores a record unless the key already has its value. A new key takes one write; a changed one
+/// takes a second, unconditional write, because the file decides the value.
 async fn store(
     client: Client,
     key: Bytes,
@@ -184,7 +187,7 @@ pub async fn dump(context: &mut Context, args: DumpArgs) -> Result<Exit> {
             let file = File::create_new(path).map_err(|error| Failure::file(path, &error))?;
             let mut file = BufWriter::with_capacity(256 << 10, file);
             let dumped = copy(context, &mut rows, format, Some((&mut file, path))).await?;
-            // A dump is kept for bad days: it is on the disk when the command ends well.
+            // A dump may be a backup: it is durable when the command succeeds.
             let failed = |error| Failure::file(path, &error);
             file.flush().map_err(failed)?;
             file.get_ref().sync_all().map_err(failed)?;
@@ -197,7 +200,7 @@ pub async fn dump(context: &mut Context, args: DumpArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Writes every row to the file, or to standard output; how many there were.
+/// Writes every row to the file, or to standard output, and returns their number.
 async fn copy(
     context: &mut Context,
     rows: &mut Rows,
@@ -216,7 +219,7 @@ async fn copy(
     Ok(count)
 }
 
-/// The form that the name of a file says, else tsv.
+/// The format that the extension of a file names, else tsv.
 fn format_of(path: &Path) -> RecordFormat {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("csv") => RecordFormat::Csv,

@@ -1,4 +1,5 @@
-//! `status`, `shards`, `nodes`, `health`, `locate`, `limits`, `version`: what is known of the cluster.
+//! `status`, `shards`, `nodes`, `health`, `locate`, `limits`, `version` and `transfer`: commands
+//! about the cluster.
 
 use std::io;
 use std::time::Duration;
@@ -19,11 +20,11 @@ use crate::output::json::Object;
 use crate::view::{Answer, View};
 use crate::wire::{Limits, std_duration};
 
-/// How long a node may take to say how it stands.
+/// Timeout of one node's answer to a status request.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub async fn status(context: &mut Context, args: WatchArgs) -> Result<Exit> {
-    // Its own output names the problems already.
+    // The output of `status` already names the problems.
     show(context, &args, Output::status, false).await
 }
 
@@ -35,7 +36,7 @@ pub async fn nodes(context: &mut Context, args: WatchArgs) -> Result<Exit> {
     show(context, &args, Output::nodes, true).await
 }
 
-/// Shows the cluster once, or again and again.
+/// Prints the state of the cluster once, or repeatedly with `--watch`.
 async fn show(
     context: &mut Context,
     args: &WatchArgs,
@@ -76,7 +77,7 @@ pub async fn health(context: &mut Context) -> Result<Exit> {
     })
 }
 
-/// Asks every node how it stands, all at once.
+/// Asks all nodes for their status in parallel.
 async fn look(context: &Context) -> Result<View> {
     let asked = context.wait_for("the nodes' status", context.client.status(TIMEOUT)).await;
     context.client.check_endpoints()?;
@@ -88,14 +89,15 @@ async fn look(context: &Context) -> Result<View> {
     Ok(View::of(answers.collect(), context.client.known_map()))
 }
 
-/// Why a node does not answer, without what its row says already and without the system's number.
+/// Why a node does not answer, without the address, which its row already shows, and without the
+/// number of the system's error.
 fn why_silent(message: &str, address: &str) -> String {
     let own = message.strip_prefix(address).map_or(message, str::trim_start);
     let own = own.strip_prefix("cannot be reached: ").unwrap_or(own);
     own.split(" (os error").next().unwrap_or(own).to_owned()
 }
 
-/// Nobody answered: what that means is said once more, because the data may go to a file.
+/// Reports on standard error that no node answered, because standard output may be a file.
 fn unanswered(context: &Context, view: &View) -> Exit {
     if context.global.output == Some(Format::Json) {
         return Exit::Unavailable;
@@ -121,7 +123,7 @@ pub async fn locate(context: &mut Context, args: LocateArgs) -> Result<Exit> {
         replicas: at.replicas.iter().map(|replica| replica.node_id).collect(),
         leader: Some(at.leader_node_id).filter(|node| *node != 0),
     });
-    // Tag and hash are the key's own, and told even when no node answers.
+    // Tag and hash depend only on the key and are printed even when no node answers.
     let at = Location { key: &key, tag: &tag, hash: hash::key_hash(&key), place };
     context.output.location(&at)?;
     found?;
@@ -167,7 +169,7 @@ pub async fn limits(context: &mut Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Hands a shard over; prints who leads it now.
+/// Transfers the leadership of a shard and prints the node that leads it now.
 pub async fn transfer(context: &mut Context, shard: u64, node: u64) -> Result<Exit> {
     let asked = context.client.transfer_leader(shard, node);
     let answer = context.wait_for("the new leader", asked).await?;
@@ -195,7 +197,7 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// The versions; that no node answers is no failure of asking for kvctl's own.
+/// Prints the versions. It succeeds even if no node answers, because kvctl's own version is known.
 pub async fn version(context: &mut Context) -> Result<Exit> {
     let own = env!("CARGO_PKG_VERSION");
     let view = look(context).await?;
@@ -237,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_is_explained_once() {
+    fn the_reason_of_a_missing_answer_repeats_neither_address_nor_error_number() {
         let why = |message| why_silent(message, "h:1");
         assert_eq!(
             why("h:1 cannot be reached: Connection refused (os error 111)"),

@@ -1,4 +1,4 @@
-//! `put`, `get`, `del`, `cas`, `incr`: the commands on single keys.
+//! `put`, `get`, `del`, `cas` and `incr`: the commands on single keys.
 
 use std::ffi::OsStr;
 use std::future::IntoFuture as _;
@@ -22,26 +22,27 @@ use crate::output::note;
 use crate::output::shapes::Written;
 use crate::wire::{Condition, GetResponse, condition::Expect};
 
-/// How many keys of one command are asked for at once.
+/// Maximum number of keys of one command in flight.
 const AT_ONCE: usize = 64;
 
-/// More than a value may have, so that one over the limit is refused by the cluster's own sentence.
+/// Maximum size of the input: more than a value may have, so that the cluster rejects a value over
+/// its limit with its own error.
 const INPUT_BYTES_MAX: u64 = 8 << 20;
 
-/// Sends the only write of a command, under the identity that was given or in a session of its own, and
-/// knows it to be out meanwhile.
+/// Sends the only write of a command, with the given write id or in a session of its own, and
+/// counts it as in flight meanwhile.
 macro_rules! single_write {
     ($context:expr, $what:expr, $call:expr) => {{
         let context: &Context = $context;
         let again = context.write_again();
         let slot = quorate_client::WriteIdSlot::default();
-        let out = context.interrupt.single_write_out(&slot);
+        let in_flight = context.interrupt.single_write_in_flight(&slot);
         let call = match again {
             Some(id) => $call.write_id(id),
             None => $call.one_shot(),
         };
         let answer = context.wait_for($what, call.note_write_id(&slot).into_future()).await;
-        drop(out);
+        drop(in_flight);
         if answer.as_ref().is_ok_and(|answer| answer.applied) {
             context.note_applied(slot.get());
         }
@@ -126,7 +127,7 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Reads a key as the flags ask.
+/// Reads a key at the level that the flags ask for.
 async fn read(context: &Context, key: Bytes) -> Result<GetResponse> {
     read_of(&context.client, context.level(), context.global.max_staleness, key).await
 }
@@ -155,7 +156,7 @@ fn report_absent(context: &Context, key: &[u8], found: bool) -> Exit {
 pub async fn del(context: &mut Context, args: DelArgs) -> Result<Exit> {
     let with = args.encodings;
     if let Some(prefix) = &args.prefix {
-        // An empty prefix is one too: every key begins with it.
+        // An empty prefix is valid: every key begins with it.
         let prefix = decode(with.key_encoding, prefix)?;
         return del_prefix(context, prefix, args.yes, &with).await;
     }
@@ -179,23 +180,24 @@ pub async fn del(context: &mut Context, args: DelArgs) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Removes all keys that begin with a prefix, after their number was said and, on a terminal, agreed to.
+/// Removes all keys that begin with a prefix, after it has printed their number and, on a terminal,
+/// the user has confirmed.
 async fn del_prefix(
     context: &mut Context,
     prefix: Bytes,
-    agreed: bool,
+    confirmed: bool,
     with: &Encodings,
 ) -> Result<Exit> {
     let scan = context.client.scan().prefix(prefix.clone());
     let count = context.wait_for("the number of keys", scan.count()).await?;
     let what = counted(count, &with.key_encoding.field(&prefix));
     let asks = io::stdin().is_terminal() && io::stderr().is_terminal();
-    if prefix.is_empty() && !agreed && !asks {
+    if prefix.is_empty() && !confirmed && !asks {
         return Err(Failure::usage(format!(
-            "an empty prefix stands for every key, {what}; --yes removes them"
+            "an empty prefix means every key, {what}; --yes removes them"
         )));
     }
-    if count > 0 && !agreed && asks {
+    if count > 0 && !confirmed && asks {
         let asked =
             tokio::task::spawn_blocking(move || ask(&format!("Remove {what}? [y/N] "))).await;
         if !asked.unwrap_or(false) {
@@ -211,7 +213,7 @@ async fn del_prefix(
         let key = match row {
             Ok(row) => Some(row.key),
             Err(error) => {
-                // The stream ends here; what it met is told after the keys that came before.
+                // The stream ends here; its error is reported after the keys received before it.
                 *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
                 None
             }
@@ -230,7 +232,7 @@ async fn del_prefix(
     }
 }
 
-/// `2 keys that begin with a/`; the prefix as it is shown, and empty for all keys.
+/// A count with its prefix: `2 keys that begin with a/`. An empty prefix means all keys.
 fn counted(count: u64, prefix: &str) -> String {
     let keys = plural(count, "key");
     let begin = if count == 1 { "begins" } else { "begin" };
@@ -240,7 +242,7 @@ fn counted(count: u64, prefix: &str) -> String {
     }
 }
 
-/// Removes keys, many at a time; how many were there, and the weightiest exit code.
+/// Removes keys, many in parallel. Returns how many existed, and the weightiest exit code.
 async fn remove(
     context: &mut Context,
     keys: impl stream::Stream<Item = Bytes>,
@@ -254,10 +256,10 @@ async fn remove(
         if let Some(condition) = &condition {
             call = call.condition(condition.clone()).return_previous();
         }
-        let out = interrupt.write_out();
+        let in_flight = interrupt.write_in_flight();
         async move {
             let answer = call.await;
-            drop(out);
+            drop(in_flight);
             (key, answer)
         }
     });
@@ -290,7 +292,7 @@ async fn remove(
     Ok((removed, exit))
 }
 
-/// How many keys were there, in the format that has no line for each.
+/// Prints the number of removed keys, in the format that has no line for each key.
 fn say_removed(context: &mut Context, removed: u64) -> Result<()> {
     if context.output.format_or(Format::Raw) == Format::Raw {
         context.output.line(removed.to_string())?;
@@ -305,7 +307,7 @@ fn ask(question: &str) -> bool {
     read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-/// Tells the failure of one of several items, and the command that asks for it again if there is one.
+/// Reports the failure of one of several items, and the command that retries it if there is one.
 fn report_item(context: &Context, key: &[u8], failure: &Failure, again: Option<&str>) {
     if context.global.output == Some(Format::Json) {
         note(failure.json_of(Object::new().with_bytes("key", key), again).to_string());
@@ -318,11 +320,11 @@ fn report_item(context: &Context, key: &[u8], failure: &Failure, again: Option<&
     }
 }
 
-/// Tells the receipt of a write and why it was not applied, and gives the exit code.
+/// Prints the receipt of a write and why it was not applied, and returns the exit code.
 pub(super) fn report_write(context: &Context, written: &Written) -> Exit {
     context.report_receipts(&written.receipt);
     if written.replayed && context.global.verbose {
-        context.explain("this is the remembered answer of an earlier attempt");
+        context.explain("this is the stored answer of an earlier attempt");
     }
     if written.applied {
         return Exit::Done;
@@ -343,23 +345,24 @@ fn condition(if_absent: bool, if_revision: Option<u64>) -> Option<Condition> {
     Some(Condition { expect: Some(expect) })
 }
 
-/// The flags of `del` that stand for a condition.
+/// The flags of `del` for a condition.
 fn flags_of(condition: &Option<Condition>) -> Vec<String> {
     match condition.as_ref().and_then(|condition| condition.expect.as_ref()) {
         Some(Expect::Absent(_)) => vec!["--if-absent".into()],
         Some(Expect::Revision(revision)) => vec!["--if-revision".into(), revision.to_string()],
-        // del offers no other.
+        // `del` has no flag for it.
         Some(Expect::Value(_)) | None => Vec::new(),
     }
 }
 
-/// The bytes that an argument stands for.
+/// Decodes an argument.
 pub(super) fn decode(encoding: Encoding, argument: &OsStr) -> Result<Bytes> {
     let decoded = encoding.decode(argument.as_bytes());
     decoded.map_err(|error| Failure::usage(format!("{} {error}", argument.display())))
 }
 
-/// The whole of a file, or of standard input; without the line end where the encoding has no use for one.
+/// Reads a whole file, or standard input. Encodings other than UTF-8 lose trailing white space,
+/// such as the line end.
 fn input(path: &Path, with: &Encodings) -> Result<Vec<u8>> {
     let failed = |error| Failure::file(path, &error);
     let mut bytes = Vec::new();

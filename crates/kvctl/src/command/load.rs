@@ -1,4 +1,4 @@
-//! `load`: stores the records of a file, many at a time, each key in the order of the file.
+//! Loader of `load`: stores the records of a file, many in parallel, records of one key in order.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -22,63 +22,63 @@ use crate::records::{Layout, Record, RecordError, RecordReader};
 mod progress;
 pub use progress::Progress;
 
-/// Records read ahead of those under way.
+/// Number of records that are read ahead of those in flight.
 const READ_AHEAD: usize = 64;
 
-/// What became of a record that was stored.
+/// Result of a record that was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// The value was there already, and nothing was written.
+    /// The key already had the value, and nothing was written.
     pub unchanged: bool,
-    /// The revision at which the key has the value.
+    /// The revision at which the key got the value.
     pub revision: u64,
-    /// The shard that said so.
+    /// The shard of the key.
     pub shard: u64,
 }
 
-/// How many records ended how.
+/// Numbers of records by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Written.
+    /// Records that were written.
     pub put: u64,
-    /// There already, with this value.
+    /// Records whose key already had the value.
     pub unchanged: u64,
-    /// Certainly not written.
+    /// Records that were certainly not written.
     pub failed: u64,
-    /// Perhaps written.
+    /// Records whose outcome is unknown.
     pub unknown: u64,
 }
 
 impl Counts {
-    /// Records that were answered.
+    /// Number of records that are stored.
     pub fn stored(&self) -> u64 {
         self.put + self.unchanged
     }
 }
 
-/// How much is done at a time, and when to give up.
+/// Limits of a load: parallelism, rate, and failures.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Records under way at the same time.
+    /// Maximum number of records in flight.
     pub in_flight: usize,
-    /// Records begun per second, at most.
+    /// Maximum number of records started per second.
     pub rate: Option<u32>,
-    /// Failures after which the rest is not tried; 0 = never.
+    /// Number of failures after which the load stops; 0 = never.
     pub max_failures: u64,
 }
 
-/// What the whole of it came to.
+/// Result of a whole load.
 #[derive(Debug)]
 pub struct Loaded {
-    /// How many records ended how.
+    /// Numbers of records by result.
     pub counts: Counts,
     /// The weightiest exit code that occurred.
     pub exit: Exit,
-    /// Why it ended before the end of the file.
+    /// Why the load stopped before the end of the file.
     pub stopped: Option<Failure>,
 }
 
-/// Reads records in a thread of their own: files are not asynchronous.
+/// Reads records in a thread of its own, because reading a file blocks.
 pub fn read_records(
     input: impl io::Read + Send + 'static,
     layout: Layout,
@@ -96,11 +96,12 @@ pub fn read_records(
     receiver
 }
 
-/// The acknowledgements, one line each: key, revision, shard.
+/// Journal of acknowledgements, one line each: key, revision, shard.
 pub struct Journal(LineWriter<File>);
 
 impl Journal {
-    /// A new file; an old one of that name would be mixed up with it, and is refused.
+    /// Creates the file. An existing file is rejected, because its lines would mix with the new
+    /// ones.
     pub fn create(path: &Path) -> Result<Journal> {
         let file = File::create_new(path).map_err(|error| Failure::file(path, &error))?;
         Ok(Journal(LineWriter::new(file)))
@@ -111,7 +112,7 @@ impl Journal {
     }
 }
 
-/// One load on its way.
+/// State of one load.
 pub struct Loading<S> {
     store: S,
     limits: Limits,
@@ -120,9 +121,9 @@ pub struct Loading<S> {
     counts: Counts,
     exit: Exit,
     stopped: Option<Failure>,
-    /// Keys under way: the next record of such a key waits for it.
+    /// Keys with a record in flight; the next record of such a key waits for it.
     busy: HashSet<Bytes>,
-    /// When the next record may begin.
+    /// Earliest start of the next record.
     next_begin: Option<Instant>,
 }
 
@@ -148,8 +149,8 @@ where
         }
     }
 
-    /// Stores all records; ends early with a record that is malformed, after too many failures and on
-    /// Ctrl-C, but never before what is under way was answered.
+    /// Stores all records. Stops early at a malformed record, after too many failures and on
+    /// Ctrl-C, but always waits for the records in flight.
     pub async fn run(
         mut self,
         mut records: mpsc::Receiver<Result<Record, RecordError>>,
@@ -160,7 +161,8 @@ where
         let mut at_end = false;
         let mut interrupted = std::pin::pin!(interrupt.first());
         loop {
-            // One look at the clock decides both: what is not due yet is waited for.
+            // The clock is read once for both decisions, so that a record is either due or waited
+            // for.
             let now = Instant::now();
             if let Some(record) = self.take_ready(&mut head, under_way.len(), now) {
                 under_way.push(self.begin(record));
@@ -189,7 +191,7 @@ where
         Loaded { counts: self.counts, exit: self.exit, stopped: self.stopped }
     }
 
-    /// The next record, if it may begin now.
+    /// Takes the next record if it may start now.
     fn take_ready(
         &mut self,
         head: &mut Option<Record>,
@@ -203,7 +205,7 @@ where
             !self.busy.contains(&record.key) && self.next_begin.is_none_or(|at| at <= now)
         })?;
         if let Some(rate) = self.limits.rate {
-            // What was not begun in time is not caught up: the rate is a bound, not an average.
+            // A late start is not caught up: the rate is an upper bound, not an average.
             let due = self.next_begin.unwrap_or(now);
             let late = now.saturating_duration_since(due) > Duration::from_millis(20);
             let from = if late { now } else { due };
@@ -247,7 +249,7 @@ where
                 if failures == self.limits.max_failures {
                     self.stop(Failure::of(
                         failure.exit,
-                        format!("given up at line {line} after {}", plural(failures, "failure")),
+                        format!("stopped at line {line} after {}", plural(failures, "failure")),
                     ));
                 }
             }
@@ -255,7 +257,7 @@ where
         self.progress.stored(self.counts.stored());
     }
 
-    /// Begins nothing more. The first reason stands.
+    /// Starts no more records. The first reason is kept.
     fn stop(&mut self, failure: Failure) {
         self.exit = self.exit.and(failure.exit);
         self.stopped.get_or_insert(failure);
@@ -271,7 +273,7 @@ fn unreadable(error: RecordError) -> Failure {
     }
 }
 
-/// What is read: a file, or standard input, and its size if it has one.
+/// Opens a file, or standard input, and returns its size if it has one.
 pub fn open(path: &Path) -> Result<(Box<dyn io::Read + Send>, Option<u64>)> {
     if path.as_os_str() == "-" {
         return Ok((Box::new(io::stdin()), None));

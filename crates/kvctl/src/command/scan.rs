@@ -1,4 +1,4 @@
-//! `scan`: keys and values in byte order.
+//! `scan`: prints keys and values in byte order.
 
 use quorate_client::Rows;
 
@@ -11,7 +11,7 @@ use crate::output::shapes::row_json;
 use crate::output::table::{Align, Column, Table, Tone};
 use crate::wire::ScanRow;
 
-/// Rows of one table: its columns are as wide as these need.
+/// Maximum number of rows of one table; the widths of its columns fit these rows.
 const TABLE_ROWS: usize = 1_000;
 
 pub async fn scan(context: &mut Context, args: ScanArgs) -> Result<Exit> {
@@ -50,7 +50,7 @@ pub async fn scan(context: &mut Context, args: ScanArgs) -> Result<Exit> {
     }
     let mut rows = scan.rows();
     let printed = print(context, &args, &mut rows).await;
-    // What came before an error is printed all the same.
+    // Rows received before an error are printed.
     context.output.flush()?;
     printed?;
     context.report_receipts(rows.receipts());

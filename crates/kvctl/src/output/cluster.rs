@@ -1,4 +1,4 @@
-//! The shapes of `status`, `shards`, `nodes` and `locate`.
+//! Output of `status`, `shards`, `nodes` and `locate` in each format.
 
 use std::io;
 use std::time::Duration;
@@ -45,7 +45,7 @@ const NODES: [Column; 12] = [
 ];
 
 impl Output {
-    /// `status`: the sentence, the problems, then the nodes.
+    /// Prints `status`: the summary, the problems, then the nodes.
     pub fn status(&mut self, view: &View) -> io::Result<()> {
         let problems = view.problems();
         match self.format_or(Format::Table) {
@@ -80,7 +80,7 @@ impl Output {
         }
     }
 
-    /// `shards`: one row or object each.
+    /// Prints `shards`: one row or object per shard.
     pub fn shards(&mut self, view: &View) -> io::Result<()> {
         match self.format_or(Format::Table) {
             Format::Json => {
@@ -100,7 +100,7 @@ impl Output {
         }
     }
 
-    /// `nodes`: one row or object each.
+    /// Prints `nodes`: one row or object per node.
     pub fn nodes(&mut self, view: &View) -> io::Result<()> {
         match self.format_or(Format::Table) {
             Format::Json => view.nodes.iter().try_for_each(|node| self.json(&node_json(node))),
@@ -111,15 +111,15 @@ impl Output {
         }
     }
 
-    /// A line of cells, separated by tabs.
+    /// Writes a line of cells, separated by tabs.
     fn cells(&mut self, cells: &[String]) -> io::Result<()> {
         self.line(cells.join("\t"))
     }
 
-    /// Clears the screen for the next picture of a watched table.
+    /// Clears the screen before a watched table is printed again.
     pub fn begin_picture(&mut self) -> io::Result<()> {
         if self.terminal && color_wanted() {
-            // Home, then clear to the end: without a blank screen in between.
+            // Cursor home, then clear to the end, so that the screen does not flicker.
             self.bytes(b"\x1b[H\x1b[J")?;
         }
         Ok(())
@@ -153,17 +153,17 @@ fn shard_tone(shard: &ShardView) -> Tone {
     }
 }
 
-/// `-` stands for what is not known.
+/// `-`, for a value that is not known.
 fn unknown() -> String {
     "-".into()
 }
 
-/// How numbers are written.
+/// Formats of numbers.
 #[derive(Clone, Copy, PartialEq)]
 enum Figures {
     /// For programs: plain integers, bytes and milliseconds.
     Exact,
-    /// For people: in groups, and in the unit that suits.
+    /// For people: digits in groups, sizes and times in suitable units.
     Rounded,
 }
 
@@ -187,7 +187,7 @@ impl Figures {
 fn shard_cells(shard: &ShardView, figures: Figures) -> Vec<String> {
     let seen = |text: String| if shard.present.is_empty() { unknown() } else { text };
     let replicas = shard.voters.iter().map(|voter| {
-        // A replica that did not answer stands in parentheses.
+        // A replica that did not answer is in parentheses.
         if shard.present.contains(voter) { format!("n{voter}") } else { format!("(n{voter})") }
     });
     vec![
@@ -265,7 +265,7 @@ fn node_state(status: &GetStatusResponse) -> &'static str {
     }
 }
 
-/// Over the shards of a node, the meta group left out.
+/// Totals over the shards of a node, without the meta group.
 #[derive(Default)]
 struct Totals {
     leads: usize,
@@ -350,7 +350,7 @@ fn node_json(node: &NodeView) -> Value {
     object.with("peers", peers.collect::<Vec<Value>>()).into()
 }
 
-/// The digests of a replica at the indexes by which replicas are compared.
+/// The digests of a replica at the indexes at which replicas are compared.
 fn marks_json(replica: &ReplicaStatus) -> Vec<Value> {
     let marks = replica.marks.iter().map(|mark| {
         Object::new().with("applied", mark.applied).with("digest", hex::encode(&mark.digest))
@@ -406,12 +406,12 @@ fn shard_json(view: &View, shard: &ShardView) -> Value {
         .into()
 }
 
-/// An enum value's name as JSON has it: `REPLICA_ROLE_PRE_CANDIDATE` is `pre_candidate`.
+/// The name of an enum value in JSON: `REPLICA_ROLE_PRE_CANDIDATE` is `pre_candidate`.
 fn lower_name(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
 }
 
-/// What `locate` tells.
+/// The result of `locate`.
 pub struct Location<'a> {
     /// The key asked for.
     pub key: &'a [u8],
@@ -419,28 +419,28 @@ pub struct Location<'a> {
     pub tag: &'a [u8],
     /// The hash of the tag.
     pub hash: u64,
-    /// Where the map puts it; `None` where no node gave a map.
+    /// The shard of the hash; `None` if no node sent a map.
     pub place: Option<Place>,
 }
 
-/// Where the map puts a hash.
+/// The shard that owns a hash, from the cluster map.
 pub struct Place {
-    /// The shard.
+    /// The id of the shard.
     pub shard: u64,
     /// Its first and last hash, both inclusive.
     pub range: (u64, u64),
-    /// Its epoch.
+    /// The epoch of the shard.
     pub shard_epoch: u64,
     /// The epoch of the map.
     pub map_epoch: u64,
     /// The nodes of its replicas, the preferred leader first.
     pub replicas: Vec<u64>,
-    /// The leader, as far as the node that gave the map knows.
+    /// The leader, as far as the node that sent the map knows.
     pub leader: Option<u64>,
 }
 
 impl Output {
-    /// `locate`
+    /// Prints `locate`.
     pub fn location(&mut self, at: &Location<'_>) -> io::Result<()> {
         let hash = format!("{:016x}", at.hash);
         if self.format_or(Format::Table) == Format::Json {

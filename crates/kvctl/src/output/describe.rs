@@ -1,4 +1,4 @@
-//! Sentences about what was guaranteed.
+//! Text forms of receipts, sizes and counts.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::json;
 use crate::duration;
 use crate::wire::{Receipt, std_duration};
 
-/// A receipt in one line: `stale · at most 37 ms old · shard 3 · term 4 · index 812 · n2`.
+/// Formats a receipt in one line: `stale · at most 37 ms old · shard 3 · term 4 · index 812 · n2`.
 pub fn receipt(receipt: &Receipt) -> String {
     let mut parts = vec![json::level(receipt.level).to_owned()];
     match &receipt.age_bound {
@@ -26,12 +26,12 @@ pub fn receipt(receipt: &Receipt) -> String {
     parts.join(" · ")
 }
 
-/// Whether an answer with this receipt is as new as any, so that people need not be told its age.
+/// Whether an answer with this receipt cannot be outdated, so that its age need not be shown.
 pub fn is_current(receipt: &Receipt) -> bool {
     LevelRow::of_number(receipt.level).is_some_and(|row| row.needs_leader)
 }
 
-/// A number of bytes for people: `812 B`, `37.4 KiB`, `2.1 GiB`.
+/// Formats a number of bytes: `812 B`, `37.4 KiB`, `2.1 GiB`.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
@@ -39,7 +39,7 @@ pub fn bytes(bytes: u64) -> String {
     }
     let mut amount = bytes as f64 / 1024.0;
     let mut unit = 0;
-    // What would be rounded to 1024 belongs to the next unit.
+    // An amount that would be rounded to 1024 belongs to the next unit.
     while amount >= 1023.95 && unit + 1 < UNITS.len() {
         amount /= 1024.0;
         unit += 1;
@@ -47,19 +47,19 @@ pub fn bytes(bytes: u64) -> String {
     format!("{amount:.1} {}", UNITS[unit])
 }
 
-/// `1 key`, `2 keys`; for nouns that only take an s.
+/// Formats a count with its noun: `1 key`, `2 keys`; for nouns with a regular plural.
 pub fn plural(number: u64, noun: &str) -> String {
     let s = if number == 1 { "" } else { "s" };
     format!("{} {noun}{s}", count(number))
 }
 
-/// A count for people, in groups of three digits: `34 924`.
+/// Formats a count in groups of three digits: `34 924`.
 pub fn count(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.chars().enumerate() {
         if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            // A narrow no-break space: a number is one word, and no comma can be taken for a point.
+            // A narrow no-break space keeps the number one word and cannot be mistaken for a point.
             text.push('\u{202f}');
         }
         text.push(digit);
@@ -73,7 +73,7 @@ mod tests {
     use crate::wire::ReadLevel;
 
     #[test]
-    fn a_receipt_says_what_is_known() {
+    fn a_receipt_is_one_line() {
         let mut it = Receipt { shard: 3, term: 4, index: 812, node_id: 2, ..Default::default() };
         it.level = ReadLevel::Linearizable.into();
         assert_eq!(receipt(&it), "linearizable · shard 3 · term 4 · index 812 · n2");
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts() {
+    fn sizes_and_counts_are_formatted() {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1024), "1.0 KiB");

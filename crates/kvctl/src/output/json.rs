@@ -1,5 +1,5 @@
-//! The JSON of every result: names as in the proto, integers as numbers, ids in hexadecimal, bytes
-//! as text where they are UTF-8 and else in base64 under another name. These names are for ever.
+//! JSON of results: names as in the proto, integers as numbers, ids in hexadecimal, bytes as text
+//! if they are UTF-8, else in base64 under another name. The names are fixed forever.
 
 use std::time::Duration;
 
@@ -9,24 +9,24 @@ use serde_json::{Map, Value};
 use crate::encoding::to_base64;
 use crate::wire::{self, std_duration};
 
-/// An object whose fields keep the order in which they were put.
+/// An object whose fields keep the order in which they were added.
 #[derive(Default)]
 pub struct Object(Map<String, Value>);
 
 impl Object {
-    /// Without fields.
+    /// An empty object.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With one more field.
+    /// Adds a field.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.0.insert(name.to_owned(), value.into());
         self
     }
 
-    /// With one more field if there is a value.
+    /// Adds a field if there is a value.
     #[must_use]
     pub fn with_some(self, name: &str, value: Option<impl Into<Value>>) -> Self {
         match value {
@@ -35,7 +35,7 @@ impl Object {
         }
     }
 
-    /// With bytes: `name` if they are UTF-8, else `name_base64`.
+    /// Adds bytes: as `name` if they are UTF-8, else as `name_base64`.
     #[must_use]
     pub fn with_bytes(self, name: &str, bytes: &[u8]) -> Self {
         match str::from_utf8(bytes) {
@@ -44,7 +44,8 @@ impl Object {
         }
     }
 
-    /// With a revision, the one that created the key, and the log time: what every record has.
+    /// Adds the version of a record: its revision, the revision that created the key, and the log
+    /// time.
     #[must_use]
     pub fn with_version(self, revision: u64, create_revision: u64, log_time: u64) -> Self {
         self.with("revision", revision)
@@ -52,13 +53,13 @@ impl Object {
             .with_log_time(log_time)
     }
 
-    /// With a log time, in its two parts.
+    /// Adds a log time, in its two parts.
     #[must_use]
     pub fn with_log_time(self, log_time: u64) -> Self {
         self.with("log_time_ms", log_time >> 16).with("log_time_logical", log_time & 0xffff)
     }
 
-    /// With the receipt of an answer.
+    /// Adds the receipt of an answer, if there is one.
     #[must_use]
     pub fn with_receipt(self, receipt: Option<&wire::Receipt>) -> Self {
         self.with_some("receipt", receipt.map(crate::output::json::receipt))
@@ -71,7 +72,8 @@ impl From<Object> for Value {
     }
 }
 
-/// A receipt, as in the proto; the age is `age_bound_ms`, rounded up so that it stays a bound.
+/// A receipt with the names of the proto; the age is `age_bound_ms`, rounded up so that it stays an
+/// upper bound.
 pub fn receipt(receipt: &wire::Receipt) -> Value {
     Object::new()
         .with("level", level(receipt.level))
@@ -89,7 +91,7 @@ pub fn receipt(receipt: &wire::Receipt) -> Value {
         .into()
 }
 
-/// What a key held before.
+/// The previous value of a key.
 pub fn stored_value(stored: &wire::StoredValue) -> Value {
     let object = if stored.value_omitted {
         Object::new().with("value_omitted", true)
@@ -99,7 +101,7 @@ pub fn stored_value(stored: &wire::StoredValue) -> Value {
     object.with_version(stored.revision, stored.create_revision, stored.log_time).into()
 }
 
-/// A level's name, as `--consistency` has it.
+/// The name of a level, as `--consistency` accepts it.
 pub fn level(level: i32) -> &'static str {
     LevelRow::of_number(level).map_or("unknown", |row| row.name)
 }

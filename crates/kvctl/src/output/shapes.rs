@@ -1,4 +1,4 @@
-//! The shape of each result on single keys, in each output format. Each is golden-tested below.
+//! Output of commands on single keys in each format. The tests below hold each form.
 
 use std::io;
 
@@ -12,12 +12,12 @@ use crate::wire::{
     ScanRow, StoredValue,
 };
 
-/// What every write of one key answers.
+/// The answer of every write of one key.
 #[derive(Clone, Debug, Default)]
 pub struct Written {
-    /// False only where a condition did not hold.
+    /// Whether the write was applied; false only if a condition did not hold.
     pub applied: bool,
-    /// The key was present right before.
+    /// Whether the key existed immediately before.
     pub found: bool,
     /// The revision of the key now; 0 = absent.
     pub revision: u64,
@@ -25,13 +25,13 @@ pub struct Written {
     pub create_revision: u64,
     /// The log time of the entry at `revision`; 0 = none.
     pub log_time: u64,
-    /// What the key held right before, where it was asked for.
+    /// The value of the key immediately before, if it was requested.
     pub previous: Option<StoredValue>,
-    /// Of an increment that was applied, the sum.
+    /// The sum, if this is an increment that was applied.
     pub number: Option<i64>,
-    /// The remembered answer of an earlier attempt.
+    /// Whether this is the stored answer of an earlier attempt.
     pub replayed: bool,
-    /// What was guaranteed.
+    /// The receipt.
     pub receipt: Option<Receipt>,
 }
 
@@ -76,14 +76,14 @@ impl Written {
             .into()
     }
 
-    /// What the key holds because a condition did not hold; `None` if it is absent.
+    /// The value that made a condition false; `None` if the key is absent.
     fn there(&self) -> Option<&StoredValue> {
         self.previous.as_ref().filter(|stored| !stored.value_omitted)
     }
 }
 
 impl Output {
-    /// One key that was read, alone: the value and nothing else, with a line end only on a terminal.
+    /// Prints the only key that was read: just its value, with a line end only on a terminal.
     pub fn got(&mut self, key: &[u8], got: &GetResponse, with: &Encodings) -> io::Result<()> {
         match self.format_or(Format::Raw) {
             Format::Json => self.json(&got_json(key, got)),
@@ -96,7 +96,7 @@ impl Output {
         }
     }
 
-    /// One of several keys that were read.
+    /// Prints one of several keys that were read.
     pub fn got_one(&mut self, key: &[u8], got: &GetResponse, with: &Encodings) -> io::Result<()> {
         match self.format_or(Format::Tsv) {
             Format::Json => self.json(&got_json(key, got)),
@@ -109,12 +109,12 @@ impl Output {
         }
     }
 
-    /// A key and its value, in a line or a row.
+    /// Prints a key and its value, in a line or a row.
     pub fn pair(&mut self, key: &[u8], value: &[u8], with: &Encodings) -> io::Result<()> {
         self.entry("VALUE", &with.key_encoding.field(key), &with.value_encoding.field(value))
     }
 
-    /// A write that stores something: `OK`, or what is there instead.
+    /// Prints a write that stores a value: `OK`, or the value that made its condition false.
     pub fn stored(&mut self, key: &[u8], it: &Written, with: &Encodings) -> io::Result<()> {
         match self.format_or(Format::Raw) {
             Format::Json => self.json(&it.json(key)),
@@ -127,7 +127,7 @@ impl Output {
         }
     }
 
-    /// An increment: the sum.
+    /// Prints an increment: the sum.
     pub fn summed(&mut self, key: &[u8], it: &Written, with: &Encodings) -> io::Result<()> {
         let number = it.number.unwrap_or_default().to_string();
         match self.format_or(Format::Raw) {
@@ -139,12 +139,12 @@ impl Output {
         }
     }
 
-    /// One key that was removed, in the formats that name each key.
+    /// Prints one key that was removed, in the formats with a line for each key.
     pub fn removed(&mut self, key: &[u8], it: &Written, with: &Encodings) -> io::Result<()> {
         match self.format_or(Format::Raw) {
             Format::Json => self.json(&it.json(key)),
             format if !it.applied => self.there(key, it, with, format),
-            // How many were removed is printed once, at the end.
+            // The number of removed keys is printed once, at the end.
             Format::Raw => Ok(()),
             Format::Tsv | Format::Table => {
                 let revision = it.revision.to_string();
@@ -153,7 +153,7 @@ impl Output {
         }
     }
 
-    /// What a false condition met, as `get` would print it.
+    /// Prints the value that made a condition false, as `get` would print it.
     fn there(
         &mut self,
         key: &[u8],
@@ -185,7 +185,7 @@ fn got_json(key: &[u8], got: &GetResponse) -> Value {
     object.with_receipt(got.receipt.as_ref()).into()
 }
 
-/// One row of a scan.
+/// The JSON of one row of a scan.
 pub fn row_json(row: &ScanRow, with_value: bool) -> Value {
     let object = Object::new().with_bytes("key", &row.key);
     let object = if with_value { object.with_bytes("value", &row.value) } else { object };
@@ -217,7 +217,10 @@ mod tests {
         }
     }
 
-    const RECEIPT: &str = r#""receipt":{"level":"stale","shard":3,"term":4,"index":812,"node_id":2,"map_epoch":1,"history":"abababababababababababababababab","age_bound_ms":37,"leader_node_id":1}"#;
+    const RECEIPT: &str = concat!(
+        r#""receipt":{"level":"stale","shard":3,"term":4,"index":812,"node_id":2,"map_epoch":1,"#,
+        r#""history":"abababababababababababababababab","age_bound_ms":37,"leader_node_id":1}"#
+    );
 
     /// What is printed in each format, the default first.
     fn printed(print: impl Fn(&mut Output) -> io::Result<()>) -> [String; 5] {
@@ -242,14 +245,18 @@ mod tests {
     }
 
     #[test]
-    fn get() {
+    fn a_get_prints_the_value() {
         let text = printed(|output| output.got(b"k", &got(b"a\tb\n"), &TEXT));
         assert_eq!(text[..4], ["a\tb\n", "a\tb\n", "k\ta\\tb\\n\n", "KEY  VALUE\nk    a\\tb\\n\n"]);
         assert_eq!(
             text[4],
             format!(
-                r#"{{"key":"k","found":true,"value":"a\tb\n","revision":812,"create_revision":7,"log_time_ms":1764000000000,"log_time_logical":5,{RECEIPT}}}{}"#,
-                "\n"
+                concat!(
+                    r#"{{"key":"k","found":true,"value":"a\tb\n","#,
+                    r#""revision":812,"create_revision":7,"#,
+                    r#""log_time_ms":1764000000000,"log_time_logical":5,{}}}{}"#
+                ),
+                RECEIPT, "\n"
             )
         );
         let several = printed(|output| output.got_one(b"k", &got(b"v"), &TEXT));
@@ -257,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn get_of_bytes_that_are_no_text() {
+    fn a_get_prints_bytes_that_are_not_text() {
         let (mut output, written) = Output::captured(None);
         output.got(b"\xff", &got(b"\x00\xfe"), &TEXT).unwrap();
         assert_eq!(written.bytes(), b"\x00\xfe");
@@ -270,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn get_of_an_absent_key() {
+    fn a_get_of_an_absent_key_prints_nothing() {
         let absent = GetResponse { receipt: Some(receipt()), ..Default::default() };
         let text = printed(|output| output.got(b"k", &absent, &TEXT));
         assert_eq!(text[..4], ["", "", "", ""]);
@@ -278,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn get_on_a_terminal_ends_the_line() {
+    fn a_get_on_a_terminal_ends_the_line() {
         let (mut output, written) = Output::captured(None);
         output.terminal = true;
         output.got(b"k", &got(b"v"), &TEXT).unwrap();
@@ -301,14 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn put() {
+    fn a_put_prints_ok_or_the_revision() {
         let text = printed(|output| output.stored(b"k", &written(), &TEXT));
         assert_eq!(text[..4], ["OK\n", "OK\n", "k\t812\n", "KEY  REVISION\nk    812\n"]);
         assert_eq!(
             text[4],
             format!(
-                r#"{{"key":"k","applied":true,"found":true,"revision":812,"create_revision":7,"log_time_ms":9,"log_time_logical":1,"replayed":false,{RECEIPT}}}{}"#,
-                "\n"
+                concat!(
+                    r#"{{"key":"k","applied":true,"found":true,"#,
+                    r#""revision":812,"create_revision":7,"#,
+                    r#""log_time_ms":9,"log_time_logical":1,"replayed":false,{}}}{}"#
+                ),
+                RECEIPT, "\n"
             )
         );
     }
@@ -326,9 +337,16 @@ mod tests {
         for print in [Output::stored, Output::removed] {
             let text = printed(|output| print(output, b"k", &refused, &TEXT));
             assert_eq!(text[..3], ["there", "there", "k\tthere\n"]);
-            assert!(text[4].contains(
-                r#""applied":false,"found":true,"revision":812,"create_revision":7,"log_time_ms":9,"log_time_logical":1,"previous":{"value":"there","revision":5,"create_revision":5,"log_time_ms":1,"log_time_logical":0}"#
-            ), "{}", text[4]);
+            assert!(
+                text[4].contains(concat!(
+                    r#""applied":false,"found":true,"revision":812,"create_revision":7,"#,
+                    r#""log_time_ms":9,"log_time_logical":1,"#,
+                    r#""previous":{"value":"there","revision":5,"create_revision":5,"#,
+                    r#""log_time_ms":1,"log_time_logical":0}"#
+                )),
+                "{}",
+                text[4]
+            );
         }
         let absent = Written { applied: false, found: false, ..Default::default() };
         let text = printed(|output| output.stored(b"k", &absent, &TEXT));
@@ -336,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn incr_and_del() {
+    fn an_increment_prints_the_sum_and_a_removal_the_revision() {
         let sum: Written =
             IncrementResponse { applied: true, number: -5, ..Default::default() }.into();
         let text = printed(|output| output.summed(b"k", &sum, &TEXT));
@@ -351,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_a_scan() {
+    fn a_row_of_a_scan_is_one_json_object() {
         let row = ScanRow {
             key: bytes::Bytes::from_static(b"k"),
             value: bytes::Bytes::from_static(b"\xff"),
@@ -361,7 +379,10 @@ mod tests {
         };
         assert_eq!(
             row_json(&row, true).to_string(),
-            r#"{"key":"k","value_base64":"/w==","revision":3,"create_revision":2,"log_time_ms":1,"log_time_logical":0}"#
+            concat!(
+                r#"{"key":"k","value_base64":"/w==","revision":3,"create_revision":2,"#,
+                r#""log_time_ms":1,"log_time_logical":0}"#
+            )
         );
         assert_eq!(
             row_json(&row, false).to_string(),

@@ -1,4 +1,4 @@
-//! Tables for people: columns by display width, no lines, colour by row.
+//! Tables: columns aligned by display width, no rules, colours by row.
 
 use std::io;
 
@@ -6,15 +6,15 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table as Layout, pres
 
 use super::Output;
 
-/// How a row stands out.
+/// Severity of a row, shown as its colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
-    /// Not at all.
+    /// Normal; no colour.
     #[default]
     Plain,
-    /// Something is on its way to be well.
+    /// A problem that is expected to pass.
     Warning,
-    /// Something is wrong.
+    /// An error.
     Bad,
 }
 
@@ -28,26 +28,26 @@ impl Tone {
     }
 }
 
-/// A column: its heading, and whether it holds numbers (which stand to the right).
+/// A column: its heading and its alignment.
 pub struct Column(pub &'static str, pub Align);
 
-/// Where the text of a column stands.
+/// Alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
-/// Rows under headings.
+/// A table: rows under headings.
 pub struct Table {
     layout: Layout,
     tones: Vec<Tone>,
 }
 
 impl Table {
-    /// Without rows.
+    /// A table without rows.
     pub fn new(columns: &[Column]) -> Table {
         let mut layout = Layout::new();
         layout.load_preset(presets::NOTHING);
@@ -65,14 +65,14 @@ impl Table {
         Table { layout, tones: Vec::new() }
     }
 
-    /// One more row; cells must be free of line ends and control characters.
+    /// Adds a row; its cells must not contain line ends or control characters.
     pub fn row(&mut self, tone: Tone, cells: Vec<String>) {
         debug_assert!(!cells.iter().any(|cell| cell.contains(char::is_control)));
         self.layout.add_row(cells.into_iter().map(Cell::new));
         self.tones.push(tone);
     }
 
-    /// The lines, painted if they may be.
+    /// The lines of the table, coloured if `color` is set.
     pub fn lines(&self, color: bool) -> Vec<String> {
         let mut lines: Vec<String> =
             self.layout.lines().map(|line| line.trim_end().to_owned()).collect();
@@ -90,14 +90,14 @@ impl Table {
 }
 
 impl Output {
-    /// A table, painted if it may be.
+    /// Writes a table, coloured if the output allows it.
     pub fn table(&mut self, table: &Table) -> io::Result<()> {
         let color = self.color;
         table.lines(color).iter().try_for_each(|line| self.line(line))
     }
 }
 
-/// A line for people, painted if it may be.
+/// A line, coloured if `color` is set.
 pub fn painted(tone: Tone, line: &str, color: bool) -> String {
     if color { tone.paint(line) } else { line.to_owned() }
 }

@@ -1,4 +1,4 @@
-//! After half a second of waiting, people on a terminal are told for what.
+//! Waiting messages: after half a second, a line on the terminal says what the command waits for.
 
 use std::future::Future;
 use std::io::{self, IsTerminal as _};
@@ -10,10 +10,10 @@ use quorate_bench::Progress;
 use super::describe;
 use crate::duration;
 
-/// How long nothing is said.
+/// Time before the line appears.
 const QUIET_TIME: Duration = Duration::from_millis(500);
 
-/// The answer of `future`; if it takes long, the line `waiting for …` stands on the terminal until then.
+/// Awaits `future`; if it takes long, the terminal shows the line `waiting for …` until then.
 pub async fn notify_if_slow<T>(
     what: impl FnOnce() -> String,
     future: impl Future<Output = T>,
@@ -28,7 +28,7 @@ pub async fn notify_if_slow<T>(
         () = tokio::time::sleep(QUIET_TIME) => {}
     }
     let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    // The template is a constant that parses; a plain spinner would do as well.
+    // The template is a constant that parses; the default is only a fallback.
     line.set_style(
         ProgressStyle::with_template("waiting for {msg} … {elapsed}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
@@ -40,7 +40,7 @@ pub async fn notify_if_slow<T>(
     done
 }
 
-/// The outcome of a benchmark, with a line on the terminal that says how far it is.
+/// Awaits a benchmark; a line on the terminal shows its progress.
 pub async fn show_progress<T>(
     progress: &Progress,
     measured: Duration,

@@ -1,11 +1,11 @@
-//! Comma-separated values: where a record ends, and what its fields are.
+//! Comma-separated values: the end of a record, and its fields.
 
 use std::io::{self, Read as _, Write};
 
 use super::mark;
 
-/// Follows the quotes of a record over its lines: a quote opens a field only at its beginning, so
-/// that a stray one within a field (`5" pipe`) is text, as the parser has it too.
+/// Tracks the quotes of a record over its lines. A quote opens a field only at its beginning, so
+/// that a stray quote within a field (`5" pipe`) is text, as for the parser.
 pub struct Quotes {
     delimiter: u8,
     state: State,
@@ -21,12 +21,13 @@ enum State {
 }
 
 impl Quotes {
-    /// At the beginning of a record.
+    /// The state at the beginning of a record.
     pub fn new(delimiter: u8) -> Self {
         Quotes { delimiter, state: State::FieldStart }
     }
 
-    /// Whether a quoted field is still open after this text, so that the record goes on.
+    /// Reads more text of the record. Returns whether a quoted field is still open, so that the
+    /// record continues.
     pub fn open_after(&mut self, text: &[u8]) -> bool {
         for &byte in text {
             self.state = match (self.state, byte) {
@@ -49,15 +50,16 @@ pub fn fields(text: &[u8], delimiter: u8) -> Result<Vec<Vec<u8>>, String> {
         .flexible(true)
         .delimiter(delimiter)
         .buffer_capacity(text.len().clamp(16, 64 << 10))
-        // The reader drops a byte order mark at its beginning, which here is part of a field; blank
-        // lines it passes over.
+        // The reader drops a byte order mark at its beginning, but here it is part of a field. A
+        // blank line before it is skipped.
         .from_reader(b"\n".chain(text));
     let mut record = csv::ByteRecord::new();
     reader.read_byte_record(&mut record).map_err(|error| format!("is not CSV: {error}"))?;
     Ok(record.iter().map(<[u8]>::to_vec).collect())
 }
 
-/// Writes one record, quoted where it must be, and where it would begin a file with a byte order mark.
+/// Writes one record. Quotes fields if necessary, and all fields if the record begins with a byte
+/// order mark, which a reader would drop at the beginning of a file.
 pub fn write(output: &mut impl Write, fields: &[&[u8]]) -> io::Result<()> {
     let quote = match fields.first() {
         Some(first) if first.starts_with(mark::UTF_8) => csv::QuoteStyle::Always,

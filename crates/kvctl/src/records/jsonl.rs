@@ -1,5 +1,5 @@
-//! One JSON object per line, with `key` and `value`, or `key_base64` and `value_base64` for bytes
-//! that are not UTF-8: the names that every JSON output of kvctl has.
+//! JSON lines: one JSON object per line, with `key` and `value`, or `key_base64` and `value_base64`
+//! for bytes that are not UTF-8. Every JSON output of kvctl has these names.
 
 use std::io::{self, Write};
 
@@ -28,7 +28,7 @@ pub fn parse(text: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
     Ok((key, value))
 }
 
-/// What is wrong with the JSON of one line, without the line that the parser counts: it sees only one.
+/// The message of a JSON error without the parser's line number: the parser sees only one line.
 pub fn why(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -38,15 +38,15 @@ pub fn why(error: &serde_json::Error) -> String {
     }
 }
 
-/// The bytes of a field that may be given as text or in base64, but must be given once.
+/// The bytes of a field that is given either as text or in base64.
 pub fn one_of(name: &str, text: Option<String>, base64: Option<String>) -> Result<Vec<u8>, String> {
     match (text, base64) {
         (Some(text), None) => Ok(text.into_bytes()),
         (None, Some(base64)) => {
             from_base64(&base64).map_err(|error| format!("{name}_base64 is not base64: {error}"))
         }
-        (None, None) => Err(format!("there is neither {name} nor {name}_base64")),
-        (Some(_), Some(_)) => Err(format!("there are both {name} and {name}_base64")),
+        (None, None) => Err(format!("expected {name} or {name}_base64")),
+        (Some(_), Some(_)) => Err(format!("expected only one of {name} and {name}_base64")),
     }
 }
 

@@ -1,9 +1,10 @@
-//! The byte order mark that some programs put at the beginning of a text file.
+//! Byte order marks, which some programs write at the beginning of a text file.
 
 /// U+FEFF in UTF-8.
 pub const UTF_8: &[u8] = b"\xef\xbb\xbf";
 
-/// The marks of encodings that are not read. Those of UTF-32 come first: one begins like UTF-16.
+/// The marks of encodings that are not supported. Those of UTF-32 are first: one begins like
+/// UTF-16.
 const OTHERS: [(&[u8], &str); 4] = [
     (b"\xff\xfe\0\0", "UTF-32"),
     (b"\0\0\xfe\xff", "UTF-32"),
@@ -11,10 +12,10 @@ const OTHERS: [(&[u8], &str); 4] = [
     (b"\xfe\xff", "UTF-16"),
 ];
 
-/// Takes the mark off the first line of a file.
+/// Removes the mark from the first line of a file.
 ///
 /// # Errors
-/// A sentence: the mark is the one of another encoding than UTF-8.
+/// A sentence, if the mark is that of an encoding other than UTF-8.
 pub fn strip(first_line: &mut Vec<u8>) -> Result<(), String> {
     if first_line.starts_with(UTF_8) {
         first_line.drain(..UTF_8.len());

@@ -13,7 +13,7 @@ fn pairs(text: &[u8], layout: Layout) -> Vec<(Vec<u8>, Vec<u8>)> {
     records.map(|record| (record.key.to_vec(), record.value.to_vec())).collect()
 }
 
-/// The line and the sentence of the only error, which must come last.
+/// The line and the sentence of the only error, which must be last.
 fn error(text: &[u8], layout: Layout) -> (u64, String) {
     match read(text, layout).pop().unwrap() {
         Err(RecordError::Malformed { line, message }) => (line, message),
@@ -51,7 +51,7 @@ fn dump_then_load_is_the_identity_on_binary_data() {
     }
 }
 
-/// A dump is kept for years, and read by other programs.
+/// A dump may be kept for years, and other programs read it.
 #[test]
 fn the_bytes_of_a_dump_are_fixed() {
     let pair = ("k\té".as_bytes(), &b"v,\xff\"\n"[..]);
@@ -87,12 +87,12 @@ fn a_delimited_file_gives_a_field_and_the_whole_line() {
     with.key_field = Some(4);
     assert_eq!(
         error(b"a;b;c;d\na;b;c\n", with),
-        (2, "there is no field 4: the record has 3 fields".into())
+        (2, "the record has 3 fields; expected a field 4".into())
     );
 }
 
 #[test]
-fn a_quoted_field_may_hold_line_ends() {
+fn a_quoted_field_may_contain_line_ends() {
     let mut with = layout(RecordFormat::Csv);
     with.key_field = Some(2);
     let text = b"\"a\r\nb\",k1,5\" pipe\n\"x\",\"k,\"\"2\",\n";
@@ -105,7 +105,7 @@ fn a_quoted_field_may_hold_line_ends() {
     );
     assert_eq!(
         error(b"k,v\nk,\"never\nclosed\n", layout(RecordFormat::Csv)),
-        (2, "a quote is opened here and never closed".into())
+        (2, "a quote that is opened here is never closed".into())
     );
 }
 
@@ -113,20 +113,22 @@ fn a_quoted_field_may_hold_line_ends() {
 fn an_error_names_its_line() {
     let tsv = |text: &str| error(text.as_bytes(), layout(RecordFormat::Tsv));
     assert_eq!(tsv("a\tb\n\n\nc\n").0, 4);
-    assert!(tsv("a\tb\tc").1.contains("there are 3 fields"));
+    assert!(tsv("a\tb\tc").1.contains("found 3 fields"));
     assert_eq!(tsv("\tv"), (1, "the key is empty".into()));
     assert!(tsv("k\t\\q").1.starts_with("the value has the unknown escape"));
     let csv = |text: &str| error(text.as_bytes(), layout(RecordFormat::Csv));
     assert!(csv("a,b\n\"x\ny\",1\nlone").0 == 4);
     let json = |text: &str| error(text.as_bytes(), layout(RecordFormat::Jsonl));
-    assert!(json("{\"key\": \"a\"}").1.contains("neither value nor value_base64"));
-    assert!(json("{\"key\":\"a\",\"key_base64\":\"\",\"value\":\"\"}").1.contains("both key"));
+    assert!(json("{\"key\": \"a\"}").1.contains("expected value or value_base64"));
+    assert!(
+        json("{\"key\":\"a\",\"key_base64\":\"\",\"value\":\"\"}").1.contains("only one of key")
+    );
     assert!(json("{\"key\":1,\"value\":\"\"}").1.contains("is not a JSON object"));
     assert!(json("{\"key_base64\":\"*\",\"value\":\"\"}").1.contains("key_base64 is not base64"));
 }
 
 #[test]
-fn an_endless_line_is_an_error_and_not_all_memory() {
+fn an_endless_line_is_an_error_and_does_not_fill_the_memory() {
     let endless = io::BufReader::new(io::repeat(b'x').take(1 << 30));
     let mut reader = RecordReader::new(endless, layout(RecordFormat::Tsv));
     let Some(Err(RecordError::Malformed { line: 1, message })) = reader.next() else {
@@ -142,7 +144,7 @@ fn what_scan_prints_as_json_can_be_loaded() {
 }
 
 #[test]
-fn a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_record() {
+fn a_byte_order_mark_at_the_beginning_is_not_part_of_the_first_record() {
     let mark = "\u{feff}";
     for (format, text) in [
         (RecordFormat::Tsv, "k\tv\n"),
@@ -153,7 +155,7 @@ fn a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_record() {
     ] {
         let file = format!("{mark}{text}");
         assert_eq!(pairs(file.as_bytes(), layout(format)), [(b"k".to_vec(), b"v".to_vec())]);
-        // A reader that gets a byte at a time, as from a slow pipe.
+        // A reader that returns one byte at a time, as from a slow pipe.
         let slow = io::BufReader::with_capacity(1, file.as_bytes());
         let mut slow = RecordReader::new(slow, layout(format));
         let record = slow.next().unwrap().unwrap();

@@ -1,17 +1,18 @@
-//! How far the wall clocks of the nodes stand from each other, by what they say of their peers.
+//! Clock offsets: the wall clocks of the nodes compared with each other, from the offsets that
+//! nodes measure to their peers.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Answer, View, node_names};
 use crate::duration;
 
-/// A clock that is further than this from the median of all is off, in milliseconds. Nodes hold the log
-/// time as near to it.
+/// Maximum offset of a correct clock from the median of all, in milliseconds. Nodes keep the log
+/// time as close to the wall clock.
 const OFF_MS: u64 = 500;
 
-/// By how many milliseconds the clock of each node is ahead of the median of all that are known: of
-/// an even number the smaller of the middle two. Nodes whose clock nobody compares with others' are
-/// left out.
+/// Offset of each node's clock from the median of all known clocks, in milliseconds, positive if
+/// ahead. The median of an even number is the smaller of the middle two. Nodes with a clock that is
+/// compared with no other are left out.
 pub(super) fn ahead_of_median(answers: &[Answer]) -> BTreeMap<u64, i64> {
     let mut edges: BTreeMap<u64, Vec<(u64, i64)>> = BTreeMap::new();
     for status in answers.iter().filter_map(|answer| answer.status.as_ref().ok()) {
@@ -21,7 +22,7 @@ pub(super) fn ahead_of_median(answers: &[Answer]) -> BTreeMap<u64, i64> {
             edges.entry(peer.node_id).or_default().push((status.node_id, offset.saturating_neg()));
         }
     }
-    // Not every pair of nodes hears each other: from one of them, on the shortest way.
+    // Not every pair of nodes is connected: offsets are summed along shortest paths from one node.
     let mut ahead = BTreeMap::new();
     let mut reached: VecDeque<(u64, i64)> = edges.keys().take(1).map(|node| (*node, 0)).collect();
     while let Some((node, clock)) = reached.pop_front() {
@@ -38,13 +39,13 @@ pub(super) fn ahead_of_median(answers: &[Answer]) -> BTreeMap<u64, i64> {
     ahead.into_iter().map(|(node, clock)| (node, clock.saturating_sub(median))).collect()
 }
 
-/// Whether a clock that is so many milliseconds ahead is off.
+/// Whether a clock with this offset, in milliseconds, is wrong.
 pub(super) fn is_off(ahead_ms: i64) -> bool {
     ahead_ms.unsigned_abs() > OFF_MS
 }
 
 impl View {
-    /// A sentence for each clock that is off; of two clocks nobody can say which one is.
+    /// A sentence for each wrong clock; of two clocks it is not known which one is wrong.
     pub(super) fn clock_problems(&self) -> Vec<String> {
         let known = self.nodes.iter().filter_map(|node| Some((node.id?, node.clock_ahead_ms?)));
         let known: BTreeMap<u64, i64> = known.collect();
@@ -68,7 +69,8 @@ mod tests {
     use super::*;
     use crate::wire::PeerStatus;
 
-    /// Three nodes; each row says by how much a node's clock is ahead of another's, as that one says.
+    /// Three nodes. Each row has the reporting node, the other node, and how far the other's clock
+    /// is ahead.
     fn view(said: &[(u64, u64, i64)]) -> View {
         let mut answers = healthy_three();
         for (by, of, offset) in said {
@@ -80,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_off_is_named() {
+    fn a_wrong_clock_is_named() {
         let said = [(1, 2, 3_590_000), (1, 3, 5), (2, 1, -3_590_020), (3, 2, 3_589_990)];
         let view = view(&said);
         assert!(view.healthy());
@@ -88,7 +90,7 @@ mod tests {
             view.problems(),
             ["the clock of n2 is 59 min 49 s ahead of the median of 3 nodes"]
         );
-        assert_eq!(view.nodes[0].id, Some(2), "it comes first");
+        assert_eq!(view.nodes[0].id, Some(2), "it is listed first");
         let ahead: Vec<_> = view.nodes.iter().map(|node| node.clock_ahead_ms).collect();
         assert_eq!(ahead, [Some(3_589_995), Some(-5), Some(0)]);
     }
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_second_is_no_problem() {
+    fn half_a_second_is_not_a_problem() {
         assert_eq!(view(&[(1, 2, 500), (1, 3, -500)]).problems(), [""; 0]);
         assert_eq!(view(&[]).problems(), [""; 0]);
     }

@@ -1,4 +1,4 @@
-//! The picture in one sentence, and its problems one by one.
+//! Summary of a view: one sentence, and the list of problems.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use super::{Diverged, META, ShardView, Trouble, View};
 use crate::duration;
 use crate::wire::NodePhase;
 
-/// How many groups of shards the sentence names before it only counts the rest.
+/// Maximum number of groups of shards that the sentence names; the rest is only counted.
 const GROUPS_NAMED_MAX: usize = 3;
 
 impl View {
-    /// What serves and what does not: `7 of 8 shards serve; shard 3 has no leader for 4 s (needs 2 of
-    /// n1 n2 n3; has n2)`.
+    /// The summary of what serves and what does not: `7 of 8 shards serve; shard 3 has no leader
+    /// for 4 s (needs 2 of n1 n2 n3; has n2)`.
     pub fn sentence(&self) -> String {
         if self.answering() == 0 {
             return "no node answers".into();
@@ -36,7 +36,7 @@ impl View {
         parts.join("; ")
     }
 
-    /// `1 of 3 nodes answers; n2 n3 cannot be reached from here`
+    /// The part about nodes: `1 of 3 nodes answers; n2 n3 cannot be reached from here`.
     fn nodes_sentence(&self) -> String {
         let (answering, total) = (self.answering(), self.nodes.len());
         let nodes = if total == 1 { "node" } else { "nodes" };
@@ -51,7 +51,8 @@ impl View {
         }
     }
 
-    /// `n2 could not open its storage`: such a node answers, and serves nothing.
+    /// The part about nodes that answer but could not open their storage: `n2 could not open its
+    /// storage`.
     fn storage_failed_sentence(&self) -> Option<String> {
         let failed = self.nodes.iter().filter(|node| {
             let status = node.status.as_ref();
@@ -64,7 +65,7 @@ impl View {
         Some(format!("{names} could not open {its} storage"))
     }
 
-    /// Each problem, the gravest first.
+    /// All problems, the most severe first.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.diverged();
         problems.extend(self.troubled());
@@ -99,7 +100,7 @@ impl View {
         self.user_shards().filter(|shard| shard.under_replicated)
     }
 
-    /// The shards whose replicas do not hold the same: nothing is graver, for some answers are wrong.
+    /// The shards whose replicas differ. Nothing is more severe, because some answers are wrong.
     fn diverged(&self) -> Vec<String> {
         let diverged = self.shards.iter().filter_map(|shard| {
             let Diverged { index, sides } = shard.diverged.as_ref()?;
@@ -111,7 +112,7 @@ impl View {
         diverged.collect()
     }
 
-    /// The shards that do not serve: those with the same trouble and the same voters together.
+    /// The shards that do not serve, grouped by trouble and voters.
     fn troubled(&self) -> Vec<String> {
         type Kind<'a> = (std::mem::Discriminant<Trouble>, &'a [u64], &'a [u64], Option<u64>);
         let mut groups: Vec<(Kind, Vec<&ShardView>)> = Vec::new();
@@ -135,13 +136,13 @@ impl View {
 }
 
 impl ShardView {
-    /// Its name within a sentence.
+    /// The shard's name within a sentence.
     pub fn name(&self) -> String {
         shards(&[self.id])
     }
 }
 
-/// Shards that share a trouble, which the one troubled longest stands for.
+/// A sentence about shards with the same trouble; it shows the longest time of them.
 fn sentence_of(members: &[&ShardView]) -> Option<String> {
     let shard = members.iter().max_by_key(|shard| &shard.trouble)?;
     let ids: Vec<u64> = members.iter().map(|shard| shard.id).collect();
@@ -164,14 +165,14 @@ fn sentence_of(members: &[&ShardView]) -> Option<String> {
             format!("{names} {is} led by n{leader}, which does not answer")
         }
         Trouble::NoQuorum { leader } => {
-            let alone = format!("{names} {is} led by n{leader}, which hears no quorum");
-            format!("{alone}{}", needs(&shard.present))
+            let led = format!("{names} {is} led by n{leader}, which hears from no quorum");
+            format!("{led}{}", needs(&shard.present))
         }
         Trouble::Unseen => format!("{names} {has} no replica that answers{}", needs(&[])),
     })
 }
 
-/// `shard 3`, `shards 3 5 7`, `shards 1–8`, `the meta group`.
+/// The names of shards: `shard 3`, `shards 3 5 7`, `shards 1–8`, `the meta group`.
 fn shards(ids: &[u64]) -> String {
     match ids {
         [META] => "the meta group".into(),
@@ -196,7 +197,7 @@ fn shards(ids: &[u64]) -> String {
     }
 }
 
-/// `n1 n2 n3`.
+/// The names of nodes: `n1 n2 n3`.
 pub fn node_names(ids: &[u64]) -> String {
     ids.iter().map(|id| format!("n{id}")).collect::<Vec<_>>().join(" ")
 }

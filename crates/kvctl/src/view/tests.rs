@@ -89,7 +89,7 @@ pub fn healthy_three() -> Vec<Answer> {
 }
 
 #[test]
-fn a_cluster_in_order() {
+fn a_healthy_cluster_has_no_problems() {
     let view = View::of(healthy_three(), Some(map(2)));
     assert_eq!(view.sentence(), "2 of 2 shards serve; 3 of 3 nodes answer");
     assert!(view.problems().is_empty(), "{:?}", view.problems());
@@ -101,7 +101,7 @@ fn a_cluster_in_order() {
 }
 
 #[test]
-fn a_shard_without_a_leader() {
+fn a_shard_without_a_leader_is_in_the_sentence() {
     let lonely =
         ReplicaStatus { leaderless_for: Duration::from_secs(4).try_into().ok(), ..follower(3, 0) };
     let view = View::of(
@@ -130,7 +130,7 @@ fn a_shard_without_a_leader() {
         view.nodes.iter().map(|node| node.id).collect::<Vec<_>>(),
         [Some(1), Some(3), Some(2)]
     );
-    // n1 was last heard of by the leader of shard 1: its place is what the leader knows of it.
+    // n1 does not answer; the leader of shard 1 knows its progress.
     assert_eq!(view.shards[1].lag.unwrap().0, 5);
 }
 
@@ -152,11 +152,11 @@ fn a_leader_that_hears_no_quorum_does_not_serve() {
     status.replicas[1] = leader(1, 1, &[]);
     let view = View::of(answers, Some(map(2)));
     assert_eq!(view.shards[1].trouble, Some(Trouble::NoQuorum { leader: 1 }));
-    assert!(view.sentence().contains("shard 1 is led by n1, which hears no quorum"));
+    assert!(view.sentence().contains("shard 1 is led by n1, which hears from no quorum"));
 }
 
 #[test]
-fn a_deposed_leader_is_not_believed() {
+fn a_deposed_leader_is_ignored() {
     let mut answers = healthy_three();
     let Ok(status) = &mut answers[2].status else { unreachable!() };
     let mut deposed = leader(1, 3, &[1, 2]);
@@ -175,7 +175,7 @@ fn a_leader_that_does_not_answer_is_named() {
 }
 
 #[test]
-fn a_leader_that_is_only_out_of_reach_here_serves() {
+fn a_leader_that_only_this_client_cannot_reach_serves() {
     let mut answers = healthy_three();
     answers[1] = silent(2);
     answers[2] = silent(3);
@@ -197,7 +197,7 @@ fn a_leader_that_is_only_out_of_reach_here_serves() {
         })
     );
 
-    // A connection that stands and carries nothing is no sign of life.
+    // An open connection without traffic does not show that the peer is alive.
     let Ok(status) = &mut answers[0].status else { unreachable!() };
     status.peers[0].silent_for = Duration::from_secs(3).try_into().ok();
     let view = View::of(answers, Some(map(2)));
@@ -206,7 +206,7 @@ fn a_leader_that_is_only_out_of_reach_here_serves() {
 }
 
 #[test]
-fn nodes_and_replicas_that_ail_are_problems_though_all_serve() {
+fn unhealthy_nodes_and_replicas_are_problems_though_all_shards_serve() {
     let mut answers = healthy_three();
     let Ok(status) = &mut answers[2].status else { unreachable!() };
     status.phase = NodePhase::StorageFailed.into();
@@ -239,7 +239,8 @@ fn replicas_that_differ_at_the_same_index_are_the_first_problem() {
         (replica.digest, replica.digest_applied) = (newest.digest, newest.applied);
         replica.marks = marks.collect();
     };
-    // Each is asked at another moment, and they differ where they stand; but not at index 1,024.
+    // The reports are from different times and differ at their newest indexes, but not at index
+    // 1,024.
     let mut answers = healthy_three();
     of_shard_1(&mut answers, 0, &[(1_024, 7), (2_048, 8), (2_050, 1)]);
     of_shard_1(&mut answers, 1, &[(1_024, 7), (2_047, 2)]);
@@ -247,14 +248,14 @@ fn replicas_that_differ_at_the_same_index_are_the_first_problem() {
     let view = View::of(answers.clone(), Some(map(2)));
     assert!(view.healthy() && view.problems().is_empty(), "{:?}", view.problems());
 
-    // Where two stand at the same index, and not at a mark.
+    // Two replicas at the same index, which is not a mark.
     let mut at_rest = answers.clone();
     of_shard_1(&mut at_rest, 1, &[(1_024, 7), (2_050, 9)]);
     let view = View::of(at_rest, Some(map(2)));
     let first = "DIVERGED: the replicas of shard 1 differ at index 2050 (n1 | n2)";
     assert_eq!(view.problems(), [first]);
 
-    // At a mark that all have passed, however far they are by now.
+    // At a mark that all have passed, whatever they have applied since.
     of_shard_1(&mut answers, 2, &[(1_024, 4), (2_048, 5), (2_049, 3)]);
     answers[1] = silent(2);
     of_shard_1(&mut answers, 0, &[(1_024, 7), (2_048, 8), (2_050, 1)]);
@@ -263,7 +264,7 @@ fn replicas_that_differ_at_the_same_index_are_the_first_problem() {
     assert_eq!(two.problems()[0], first);
     assert!(!two.healthy() && two.sentence().contains(first), "{}", two.sentence());
 
-    // One that is known to be damaged is named for that.
+    // A replica that is known to be damaged is reported as damaged.
     let Ok(status) = &mut answers[2].status else { unreachable!() };
     status.replicas[1].health = ReplicaHealth::Damaged.into();
     let known = View::of(answers, Some(map(2)));
@@ -271,7 +272,7 @@ fn replicas_that_differ_at_the_same_index_are_the_first_problem() {
 }
 
 #[test]
-fn nothing_answers() {
+fn a_cluster_that_does_not_answer_is_one_sentence() {
     let view = View::of(vec![silent(1), silent(2)], None);
     assert_eq!(view.sentence(), "no node answers");
     assert_eq!(view.problems().len(), 2);
@@ -292,10 +293,10 @@ fn what_a_full_disk_still_takes() {
     };
     assert!(problems(DiskLevel::Ok).is_empty());
     let node = "n2 (127.0.0.1:7402)";
-    let low = format!("{node} takes deletes only: its disk is full up to the reserve");
+    let low = format!("{node} accepts only deletes: its disk is full up to the reserve");
     assert_eq!(problems(DiskLevel::Low), std::slice::from_ref(&low));
     // A node that does not say more than that it refuses.
     assert_eq!(problems(DiskLevel::Unspecified), [low]);
-    let critical = format!("{node} takes no writes, not even deletes: its disk is full");
+    let critical = format!("{node} rejects all writes, even deletes: its disk is full");
     assert_eq!(problems(DiskLevel::Critical), [critical]);
 }

@@ -1,4 +1,4 @@
-//! A write that was sent before, and whose outcome is asked for again: until it is known it is unknown.
+//! Retries of a write of unknown outcome, with `--write-id`: it stays unknown until it is settled.
 
 use std::io::Read as _;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use crate::endings::{again, send, wait};
 use crate::{Called, call, program, run};
 
-/// Runs a command line that was printed.
+/// Runs a printed command line in a shell.
 fn typed(line: &str) -> Called {
     let mut shell = Command::new("sh");
     shell.args(["-c", line]).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -58,7 +58,7 @@ fn the_same_refusal_of_a_first_attempt_is_3_and_not_applied() {
     assert_eq!(outcome(&first), (Some(3), "not_applied".into(), false), "{first:?}");
     let again = call(&fake, &[&words[..], &GIVEN].concat());
     assert_eq!(outcome(&again), (Some(4), "unknown".into(), true), "{again:?}");
-    // The words are wrong, which says nothing of the write that was sent with others.
+    // Invalid usage now says nothing about the write that was sent before.
     fake.always_on(1, Calls::Writes, Step::Refuse(Reason::SequenceReused));
     let wrong = call(&fake, &[&words[..], &GIVEN].concat());
     assert_eq!(outcome(&wrong), (Some(2), "attempt_not_applied".into(), false), "{wrong:?}");
@@ -76,7 +76,7 @@ fn a_write_asked_again_of_nobody_is_4() {
 
 #[test]
 fn a_write_asked_again_that_is_interrupted_before_it_is_sent_is_4() {
-    // It takes connections and never says a word, so that nothing is ever sent.
+    // Accepts connections and never answers, so that no request is ever sent.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     for (given, code) in [(&GIVEN[..], 4), (&[], 130)] {
@@ -86,16 +86,16 @@ fn a_write_asked_again_that_is_interrupted_before_it_is_sent_is_4() {
         let connection = silent.accept().unwrap();
         send(&child, Signal::INT);
         assert_eq!(wait(&mut child), Some(code), "{given:?}");
-        let mut told = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
-        assert_eq!(told.contains("--write-id"), code == 4, "{told}");
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(stderr.contains("--write-id"), code == 4, "{stderr}");
         drop(connection);
     }
 }
 
 #[test]
-fn a_bench_that_ends_while_writes_are_out_is_4() {
-    // After the first Ctrl-C it waits for what is out; the second ends it at once.
+fn a_bench_that_ends_while_writes_are_in_flight_is_4() {
+    // After the first Ctrl-C it waits for the writes in flight; the second ends it immediately.
     for (timeout, twice) in [("1s", false), ("20s", true)] {
         let fake = FakeCluster::single();
         fake.always_on(1, Calls::Writes, Step::Hang);
@@ -109,7 +109,7 @@ fn a_bench_that_ends_while_writes_are_out_is_4() {
             std::thread::sleep(Duration::from_millis(5));
         }
         send(&child, Signal::INT);
-        // Two that come at once are one.
+        // Two signals in quick succession may be delivered as one.
         while twice && child.try_wait().unwrap().is_none() {
             assert!(begun.elapsed() < Duration::from_secs(15), "the second does not end it");
             std::thread::sleep(Duration::from_millis(50));

@@ -68,8 +68,8 @@ fn a_delimited_file_is_loaded_line_by_line_with_a_journal() {
     let begun = std::time::Instant::now();
     let loaded = call(&fake, &words);
     assert!(begun.elapsed().as_millis() >= 249, "500 records at 2000/s took {:?}", begun.elapsed());
-    let told: serde_json::Value = serde_json::from_str(&loaded.ends(0)).unwrap();
-    assert_eq!((&told["put"], &told["failed"]), (&500.into(), &0.into()));
+    let counts: serde_json::Value = serde_json::from_str(&loaded.ends(0)).unwrap();
+    assert_eq!((&counts["put"], &counts["failed"]), (&500.into(), &0.into()));
     let rows = fake.state().store.rows.clone();
     assert_eq!(&rows[&b"u/01F3"[..]].value[..], b"01F3;NAME 499;Lu;0");
     let acknowledged = std::fs::read_to_string(&journal).unwrap();
@@ -111,7 +111,7 @@ fn refused_counts(command: &str) -> &'static str {
 fn an_error_names_the_line() {
     let fake = FakeCluster::single();
     let loaded = call_with(&fake, &["load", "-"], b"a\t1\nb\n");
-    assert!(loaded.stderr.contains("kvctl: line 2: a key and a value are expected"), "{loaded:?}");
+    assert!(loaded.stderr.contains("kvctl: line 2: expected a key and a value"), "{loaded:?}");
     assert_eq!(loaded.ends(2), "1 put, 0 unchanged, 0 failed, 0 unknown\n");
 }
 
@@ -125,8 +125,8 @@ fn a_record_that_the_cluster_refuses_is_named_and_the_rest_is_stored() {
 
     fake.script(1, [Step::Refuse(Reason::BadValue)]);
     let loaded = call_with(&fake, &["load", "-", "-o", "json"], b"c\t1\n");
-    let told = "{\"line\":1,\"reason\":\"BAD_VALUE\",\"outcome\":\"not_applied\",";
-    assert!(loaded.stderr.starts_with(told), "{loaded:?}");
+    let object = "{\"line\":1,\"reason\":\"BAD_VALUE\",\"outcome\":\"not_applied\",";
+    assert!(loaded.stderr.starts_with(object), "{loaded:?}");
 }
 
 #[test]
@@ -149,12 +149,12 @@ fn bench_measures_for_the_time_it_was_given() {
         "json",
     ];
     let begun = std::time::Instant::now();
-    let told = call(&fake, &words);
+    let measured = call(&fake, &words);
     assert!(begun.elapsed().as_secs() < 15, "it took {:?}", begun.elapsed());
-    let told = told.ends(0);
+    let report = measured.ends(0);
     let lines: Vec<serde_json::Value> =
-        told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 2, "{told}");
+        report.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{report}");
     for (line, name) in lines.iter().zip(["put", "get"]) {
         assert_eq!(line["operation"], name);
         assert!(line["count"].as_u64().unwrap() > 0);
@@ -177,7 +177,7 @@ fn bench_ends_with_its_count() {
     let fake = FakeCluster::single();
     let words =
         ["bench", "put", "--clients", "3", "--count", "50", "--duration", "60s", "-o", "tsv"];
-    let told = call(&fake, &words).ends(0);
-    assert!(told.starts_with("put\t50\t"), "{told}");
+    let report = call(&fake, &words).ends(0);
+    assert!(report.starts_with("put\t50\t"), "{report}");
     assert_eq!(fake.writes().len(), 50);
 }

@@ -1,4 +1,4 @@
-//! What is told of the cluster.
+//! Commands about the cluster.
 
 use quorate_testkit::FakeCluster;
 
@@ -29,10 +29,10 @@ fn status_health_and_shards() {
 }
 
 #[test]
-fn locate_tells_tag_hash_and_place() {
+fn locate_prints_tag_hash_and_place() {
     let fake = FakeCluster::single();
-    let told = call(&fake, &["locate", "user{42}name"]).ends(0);
-    let lines: Vec<&str> = told.lines().collect();
+    let output = call(&fake, &["locate", "user{42}name"]).ends(0);
+    let lines: Vec<&str> = output.lines().collect();
     let hash = format!("hash      {:016x}", quorate_client::hash::key_hash(b"42"));
     assert_eq!(lines[..2], ["tag       42", &hash]);
     assert_eq!(
@@ -50,8 +50,8 @@ fn locate_tells_tag_hash_and_place() {
 fn version_and_limits() {
     let fake = FakeCluster::single();
     let own = env!("CARGO_PKG_VERSION");
-    let told = call(&fake, &["version", "-o", "tsv"]).ends(0);
-    assert_eq!(told, format!("kvctl\t{own}\nn1\t0.1.0\n"));
+    let output = call(&fake, &["version", "-o", "tsv"]).ends(0);
+    assert_eq!(output, format!("kvctl\t{own}\nn1\t0.1.0\n"));
     let limits = call(&fake, &["limits", "-o", "tsv"]).ends(0);
     assert!(limits.starts_with("key_bytes_max\t4096\n"), "{limits}");
 }
@@ -60,7 +60,7 @@ fn version_and_limits() {
 fn transfer_names_the_leader() {
     let fake = FakeCluster::single();
     assert_eq!(call(&fake, &["transfer", "1", "n1"]).ends(0), "n1\n");
-    // The node of the test leads whatever it is asked.
+    // The node of the test stays the leader whatever the request says.
     assert_eq!(call(&fake, &["transfer", "1", "2"]).ends(1), "n1\n");
-    call(&fake, &["transfer", "1", "nobody"]).ends(2);
+    call(&fake, &["transfer", "1", "unknown"]).ends(2);
 }

@@ -1,4 +1,4 @@
-//! How calls end that do not go well: exit codes, what is said, and what can be done about it.
+//! Failures: exit codes, messages, and the commands that retry.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command};
@@ -66,7 +66,8 @@ fn what_is_not_offered_is_5() {
     assert_eq!(
         refused.stderr,
         format!(
-            "{{\"reason\":\"NOT_OFFERED\",\"outcome\":\"not_applied\",\"message\":\"as the test says\",\
+            "{{\"reason\":\"NOT_OFFERED\",\"outcome\":\"not_applied\",\
+             \"message\":\"as the test says\",\
              \"request_id\":\"{REQUEST_ID}\"}}\n"
         )
     );
@@ -75,7 +76,7 @@ fn what_is_not_offered_is_5() {
 
 #[test]
 fn nobody_there_is_3() {
-    // The near end of a connection: its port is taken, and nobody listens there.
+    // The near end of a connection: its port is taken, and no process listens on it.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let address = near.local_addr().unwrap().to_string();
@@ -83,9 +84,9 @@ fn nobody_there_is_3() {
         let mut command = program();
         command.args(["--timeout", "400ms", "--endpoints", &address]).args(words);
         let called = run(command, b"");
-        // The status is data, also when it is that nobody answers.
-        let told = if words == ["status"] { called.text() } else { called.stderr.clone() };
-        assert!(told.contains("Connection refused"), "{words:?} {called:?}");
+        // The status is data, even if no node answers.
+        let text = if words == ["status"] { called.text() } else { called.stderr.clone() };
+        assert!(text.contains("Connection refused"), "{words:?} {called:?}");
         assert_eq!(called.code, Some(3), "{words:?} {called:?}");
     }
 }
@@ -102,20 +103,20 @@ fn the_environment_names_endpoints_and_is_not_in_the_usage() {
     assert_eq!(fake.writes().len(), 1);
     let wrong = with(&["get"]);
     assert!(wrong.stderr.contains("Usage: kvctl get <KEY>..."), "{wrong:?}");
-    let told = {
+    let version = {
         let mut command = program();
         command.args(["--endpoints", "127.0.0.1:1", "version"]);
         run(command, b"")
     };
-    assert_eq!(told.stderr, "no node answers (127.0.0.1:1)\n");
-    told.ends(0);
+    assert_eq!(version.stderr, "no node answers (127.0.0.1:1)\n");
+    version.ends(0);
 }
 
 #[test]
-fn one_endpoint_that_answers_is_enough() {
+fn the_first_endpoint_to_answer_is_used() {
     let fake = FakeCluster::single();
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    // This one takes connections and never says a word.
+    // Accepts connections and never answers.
     let silent = reserved.local_addr().unwrap().to_string();
     let mut command = program();
     command.args(["--endpoints", &format!("{silent},{}", fake.addresses[0]), "put", "k", "v"]);
@@ -123,20 +124,20 @@ fn one_endpoint_that_answers_is_enough() {
 }
 
 #[test]
-fn the_way_through_the_given_endpoint_is_told_once() {
+fn calls_through_the_given_endpoint_are_reported_once() {
     let fake = FakeCluster::single();
     fake.state().map.as_mut().unwrap().nodes[0].client_address = "127.0.0.1:1".into();
-    let told = "n1 cannot be reached from here at the address that the cluster advertises \
+    let remark = "n1 cannot be reached from here at the address that the cluster advertises \
                 (127.0.0.1:1); the given endpoints forward instead";
     let put = call(&fake, &["put", "k", "v"]);
-    assert_eq!(put.stderr, format!("{told}\n"));
+    assert_eq!(put.stderr, format!("{remark}\n"));
     assert_eq!(put.ends(0), "OK\n");
     let got = call(&fake, &["get", "k", "nothing", "k", "-o", "json"]);
     let line = got.stderr.lines().find(|line| line.contains("advertises")).unwrap();
     let object: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!(object["message"], told);
+    assert_eq!(object["message"], remark);
     assert_eq!(got.stderr.matches("advertises").count(), 1);
-    // The status answers by the given endpoint, and that is all there is to tell.
+    // The node answers a status request at the given endpoint, so there is nothing to report.
     assert_eq!(call(&fake, &["status"]).stderr, "");
 }
 
@@ -154,7 +155,7 @@ fn endpoints_of_several_clusters_are_2() {
             .args(words);
         let called = run(command, b"k\tv\nl\tv\n");
         assert_eq!(called.stderr.matches("several").count(), 1, "{called:?}");
-        assert!(called.stderr.contains("endpoints are of several clusters"), "{called:?}");
+        assert!(called.stderr.contains("endpoints belong to several clusters"), "{called:?}");
         let odd = format!("{} belongs to cluster 6f746865", other.addresses[0]);
         assert!(called.stderr.contains(&odd), "{called:?}");
         assert_eq!(called.ends(2), "", "{words:?}");
@@ -197,7 +198,7 @@ fn a_refusal_of_the_cluster_has_its_code() {
     }
 }
 
-/// The command line that a failed call printed to ask again.
+/// The retry command that a failed call printed.
 pub fn again(stderr: &str) -> String {
     let line = stderr.lines().find(|line| line.contains("--write-id")).expect(stderr);
     line.trim().to_owned()
@@ -215,13 +216,13 @@ fn a_lost_answer_is_4_and_the_printed_command_settles_it() {
     shell.args(["-c", &again]);
     shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     assert_eq!(run(shell, b"").ends(0), "5\n");
-    // It came at least twice and was applied once.
+    // It was received at least twice and applied once.
     assert!(fake.writes().len() >= 2);
     assert_eq!(&fake.state().store.rows[&b"n"[..]].value[..], b"5");
 }
 
 #[test]
-fn a_token_file_that_cannot_be_written_is_told_before_the_write() {
+fn a_token_file_that_cannot_be_written_is_reported_before_the_write() {
     let fake = FakeCluster::single();
     let put = call(&fake, &["put", "k", "v", "--token-file", "/no/such/place/session"]);
     assert_eq!(put.stderr, "kvctl: /no/such/place/session: No such file or directory\n");
@@ -245,23 +246,23 @@ fn an_applied_write_whose_answer_cannot_be_printed_is_4() {
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let lost =
-        "applied, but the answer could not be given: standard output: No space left on device";
-    let (code, told) = called(&["incr", "n"], b"");
-    assert!(told.starts_with(&format!("kvctl: {lost}\n")), "{told}");
-    assert_eq!(code, Some(4), "{told}");
+        "applied, but the answer could not be printed: standard output: No space left on device";
+    let (code, stderr) = called(&["incr", "n"], b"");
+    assert!(stderr.starts_with(&format!("kvctl: {lost}\n")), "{stderr}");
+    assert_eq!(code, Some(4), "{stderr}");
     let mut shell = Command::new("sh");
-    shell.args(["-c", &again(&told)]);
+    shell.args(["-c", &again(&stderr)]);
     shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     assert_eq!(run(shell, b"").ends(0), "1\n");
 
     for (words, input) in [(&["del", "n", "m"][..], &b""[..]), (&["load", "-"], b"k\tv\n")] {
-        let (code, told) = called(words, input);
-        assert_eq!(code, Some(4), "{words:?} {told}");
-        assert!(told.contains(lost), "{words:?} {told}");
+        let (code, stderr) = called(words, input);
+        assert_eq!(code, Some(4), "{words:?} {stderr}");
+        assert!(stderr.contains(lost), "{words:?} {stderr}");
     }
-    // What wrote nothing is as before.
-    let (code, told) = called(&["get", "k"], b"");
-    assert_eq!((code, &*told), (Some(2), "kvctl: standard output: No space left on device\n"));
+    // A command that writes nothing keeps its exit code.
+    let (code, stderr) = called(&["get", "k"], b"");
+    assert_eq!((code, &*stderr), (Some(2), "kvctl: standard output: No space left on device\n"));
 }
 
 #[test]
@@ -282,7 +283,7 @@ fn each_lost_delete_of_several_can_be_asked_again() {
         let mut shell = Command::new("sh");
         shell.args(["-c", command]);
         shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        // The remembered answer: it was there.
+        // The stored answer: the key existed.
         assert_eq!(run(shell, b"").ends(0), "1\n", "{command}");
     }
     fake.always_on(1, Calls::Writes, Step::Hang);
@@ -330,7 +331,7 @@ pub fn send(child: &Child, signal: Signal) {
 }
 
 #[test]
-fn ctrl_c_is_130_but_4_when_a_write_is_out() {
+fn ctrl_c_is_130_but_4_when_a_write_is_in_flight() {
     let fake = FakeCluster::single();
     fake.always_on(1, Calls::Reads, Step::Hang);
     fake.always_on(1, Calls::Writes, Step::Hang);
@@ -355,26 +356,26 @@ fn ctrl_c_is_130_but_4_when_a_write_is_out() {
     until(&|| !fake.writes().is_empty());
     interrupt(&write);
     assert_eq!(wait(&mut write), Some(4));
-    let mut told = String::new();
-    write.stderr.take().unwrap().read_to_string(&mut told).unwrap();
-    assert!(told.starts_with("kvctl: interrupted while a write was out"), "{told}");
-    assert!(again(&told).contains("put k v"), "{told}");
+    let mut stderr = String::new();
+    write.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert!(stderr.starts_with("kvctl: interrupted while a write was in flight"), "{stderr}");
+    assert!(again(&stderr).contains("put k v"), "{stderr}");
 }
 
 #[test]
-fn an_interrupted_load_waits_for_what_is_out_and_counts() {
+fn an_interrupted_load_waits_for_the_writes_in_flight_and_prints_its_counts() {
     a_load_ended_by(Signal::INT);
 }
 
 #[test]
-fn a_load_that_is_told_to_end_counts_too() {
+fn a_load_ended_by_sigterm_prints_its_counts_too() {
     a_load_ended_by(Signal::TERM);
 }
 
 fn a_load_ended_by(signal: Signal) {
     let fake = FakeCluster::single();
     let mut command = program();
-    // Slow enough that it cannot end by itself while the test waits.
+    // Slow enough that it cannot end by itself during the test.
     command.args(["--endpoints", &fake.addresses[0], "load", "-", "--rate", "20"]);
     command.stdin(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -389,10 +390,10 @@ fn a_load_ended_by(signal: Signal) {
     }
     send(&child, signal);
     assert_eq!(wait(&mut child), Some(130));
-    let mut told = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    let mut stdout = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
     let stored = fake.state().store.rows.len();
-    assert_eq!(told, format!("{stored} put, 0 unchanged, 0 failed, 0 unknown\n"));
+    assert_eq!(stdout, format!("{stored} put, 0 unchanged, 0 failed, 0 unknown\n"));
     assert!((3..2_000).contains(&stored), "{stored}");
 }
 
@@ -413,7 +414,7 @@ fn a_closed_pipe_ends_quietly() {
     assert!(first.starts_with("k00000\tvvv"));
     drop(lines);
     assert_eq!(wait(&mut child), Some(0));
-    let mut told = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
-    assert_eq!(told, "");
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(stderr, "");
 }

@@ -1,6 +1,6 @@
-//! The help of every command is golden: a change of it is a change of the interface.
+//! Golden help texts of every command: a change of one is a change of the interface.
 //!
-//! After an intended change, `cargo bless` writes the files anew.
+//! After an intended change, `cargo bless` rewrites the files.
 
 use std::path::Path;
 
@@ -47,7 +47,8 @@ fn help_is_golden() {
     for command in COMMANDS {
         let name = if command.is_empty() { "kvctl".into() } else { command.replace(' ', "-") };
         let path = golden.join(format!("{name}.txt"));
-        // The whole text once; of the commands what is their own, without the global options.
+        // The whole text for `kvctl` itself; for a command its own part, without the global
+        // options.
         let shown = match command {
             "" => help(command, "--help"),
             _ => {
@@ -68,7 +69,7 @@ fn help_is_golden() {
 }
 
 #[test]
-fn every_command_is_here() {
+fn every_command_has_golden_help() {
     let text = help("", "-h");
     let listed = text.lines().skip_while(|line| *line != "Commands:").skip(1);
     for line in listed.take_while(|line| !line.is_empty()) {

@@ -23,7 +23,7 @@ fn put_then_get_prints_the_value_and_nothing_else() {
 }
 
 #[test]
-fn any_value_is_a_value() {
+fn any_argument_can_be_a_value() {
     let fake = FakeCluster::single();
     for value in ["-5", "--", "-x", "--no-such-flag", "", " ", "="] {
         let words: &[&str] =
@@ -31,7 +31,7 @@ fn any_value_is_a_value() {
         call(&fake, words).ends(0);
         assert_eq!(call(&fake, &["get", "k"]).ends(0), value);
     }
-    // Also one that is a flag of put itself, after the marker that ends flags.
+    // Also a value that is an option of put, after `--`.
     call(&fake, &["put", "--", "k", "-v"]).ends(0);
     assert_eq!(call(&fake, &["get", "k"]).ends(0), "-v");
 }
@@ -62,7 +62,7 @@ fn all_byte_values_go_in_and_come_out_by_each_way() {
     let shown = call(&fake, &["get", "k", "--value-encoding", "hex"]);
     assert_eq!(shown.ends(0), hexadecimal);
 
-    // Keys too, and as arguments every byte that an argument can hold.
+    // Keys too; an argument may contain every byte but NUL.
     let key = std::ffi::OsString::from_vec((1..=255).collect());
     call_with(&fake, &["put".into(), key.clone(), "v".into()], b"").ends(0);
     call(&fake, &["put", &hexadecimal, "w", "--key-encoding", "hex"]).ends(0);
@@ -90,7 +90,7 @@ fn conditions_decide_and_a_false_one_prints_what_is_there() {
 }
 
 #[test]
-fn numbers_count() {
+fn an_increment_adds_and_rejects_what_is_not_a_number() {
     let fake = FakeCluster::single();
     assert_eq!(call(&fake, &["incr", "n"]).ends(0), "1\n");
     assert_eq!(call(&fake, &["incr", "n", "41"]).ends(0), "42\n");
@@ -98,8 +98,8 @@ fn numbers_count() {
     assert_eq!(call(&fake, &["get", "n"]).ends(0), "-8");
     call(&fake, &["put", "n", "text"]).ends(0);
     let refused = call(&fake, &["incr", "n"]);
-    let told = format!("kvctl: the value is not a number (request {REQUEST_ID})\n");
-    assert_eq!(refused.stderr, told);
+    let message = format!("kvctl: the value is not a number (request {REQUEST_ID})\n");
+    assert_eq!(refused.stderr, message);
     refused.ends(5);
 }
 
@@ -121,17 +121,17 @@ fn del_counts_what_was_there() {
 }
 
 #[test]
-fn an_empty_prefix_stands_for_every_key() {
+fn an_empty_prefix_means_every_key() {
     let fake = FakeCluster::single();
     for key in ["a", "b"] {
         call(&fake, &["put", key, "v"]).ends(0);
     }
     assert_eq!(call(&fake, &["scan", "", "--keys-only"]).ends(0), "a\nb\n");
-    // Nobody can be asked, and nobody has agreed.
+    // There is no terminal to ask on, and `--yes` is missing.
     let refused = call(&fake, &["del", "--prefix", ""]);
     assert_eq!(
         refused.stderr,
-        "kvctl: an empty prefix stands for every key, 2 keys in all; --yes removes them\n"
+        "kvctl: an empty prefix means every key, 2 keys in all; --yes removes them\n"
     );
     refused.ends(2);
     let removed = call(&fake, &["del", "--prefix", "", "--yes"]);
@@ -189,14 +189,14 @@ fn scan_prints_ranges() {
     );
 }
 
-/// The levels of the reads that came, and whether they had a token.
+/// The levels of the reads that the cluster received, and whether they had a token.
 fn asked(fake: &FakeCluster) -> Vec<(ReadLevel, bool)> {
     let state = fake.state();
     state.reads.iter().map(|(_, read)| (read.level(), read.token.is_some())).collect()
 }
 
 #[test]
-fn receipts_are_told_to_those_who_ask() {
+fn verbose_prints_receipts() {
     let fake = FakeCluster::single();
     let put = call(&fake, &["put", "k", "v", "-v"]);
     assert_eq!(put.stderr, "linearizable · shard 1 · term 2 · index 1 · n1\n");

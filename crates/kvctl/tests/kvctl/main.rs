@@ -1,6 +1,6 @@
-//! The program from outside: what it prints where, and the code it ends with.
+//! End-to-end tests of the `kvctl` program against scripted nodes: its output and exit codes.
 
-// Helpers of tests are tests too, but the lint knows only functions marked so.
+// The lint exempts only functions marked as tests, not their helpers.
 #![allow(clippy::unwrap_used)]
 
 mod asked_again;
@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 
 use quorate_testkit::FakeCluster;
 
-/// What one call printed, and how it ended.
+/// Output and exit code of one call.
 #[derive(Debug)]
 struct Called {
     code: Option<i32>,
@@ -29,7 +29,7 @@ impl Called {
         String::from_utf8(self.stdout.clone()).unwrap()
     }
 
-    /// Standard output of a call that ended with this code.
+    /// Standard output of a call, which must have ended with this code.
     #[track_caller]
     fn ends(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -37,7 +37,7 @@ impl Called {
     }
 }
 
-/// The program, with nothing of this process's surroundings that it would look at.
+/// The program, without the environment variables that it would read.
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
     for name in ["KVCTL_ENDPOINTS", "KVCTL_LOG", "COLUMNS"] {
@@ -62,7 +62,7 @@ fn run(mut command: Command, input: &[u8]) -> Called {
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     let writer = std::thread::spawn(move || {
-        // A program that does not read its input closes it; that is for the test to judge.
+        // The program may end without reading its input; the test decides whether that is an error.
         let _ = stdin.write_all(&input);
     });
     let output = child.wait_with_output().unwrap();

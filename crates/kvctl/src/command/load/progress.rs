@@ -1,4 +1,4 @@
-//! How far a load is: on a terminal a line with rate and time left, elsewhere nothing.
+//! Progress of a load: on a terminal a line with rate and time left, elsewhere nothing.
 
 use std::io::{self, IsTerminal as _};
 
@@ -8,16 +8,16 @@ use crate::failure::Failure;
 use crate::output::json::Object;
 use crate::output::{describe, note};
 
-/// The line, where there is one.
+/// The progress line, if standard error is a terminal.
 pub struct Progress {
     bar: Option<ProgressBar>,
     begun: std::time::Instant,
-    /// Failures are told as JSON.
+    /// Failures are printed as JSON.
     json: bool,
 }
 
 impl Progress {
-    /// For a file of `size` bytes, or of unknown size.
+    /// Starts the progress of a file of `size` bytes, or of unknown size.
     pub fn begin(size: Option<u64>, json: bool) -> Progress {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr());
@@ -25,7 +25,7 @@ impl Progress {
                 Some(_) => "{bar:30} {percent:>3}%  {msg}  {eta} left",
                 None => "{spinner} {bytes}  {msg}",
             };
-            // The templates are constants that parse; a plain line would do as well.
+            // The templates are constants that parse; the default is only a fallback.
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
@@ -34,20 +34,20 @@ impl Progress {
         Progress { bar, begun: std::time::Instant::now(), json }
     }
 
-    /// Without a line.
+    /// Progress that prints no line.
     #[cfg(test)]
     pub fn silent() -> Progress {
         Progress { bar: None, begun: std::time::Instant::now(), json: false }
     }
 
-    /// The file was read up to here.
+    /// Sets the position up to which the file was read.
     pub fn at(&self, position: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(position);
         }
     }
 
-    /// So many records were stored.
+    /// Sets the number of records that were stored.
     pub fn stored(&self, records: u64) {
         if let Some(bar) = &self.bar {
             let rate = records as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
@@ -56,19 +56,19 @@ impl Progress {
         }
     }
 
-    /// Tells the failure of the record on a line, above the progress.
+    /// Prints the failure of the record at `line` above the progress line.
     pub fn failed(&self, line: u64, failure: &Failure) {
-        let told = match self.json {
+        let message = match self.json {
             true => failure.json_of(Object::new().with("line", line), None).to_string(),
             false => format!("line {line}: {failure}"),
         };
         match &self.bar {
-            Some(bar) => bar.suspend(|| note(told)),
-            None => note(told),
+            Some(bar) => bar.suspend(|| note(message)),
+            None => note(message),
         }
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -37,7 +37,7 @@ async fn many_at_a_time_but_each_key_in_order() {
         most.set(most.get().max(under_way.get()));
         let (under_way, last) = (&under_way, &last);
         async move {
-            // Those that came first take longest, so that order is not kept by chance.
+            // The first records take longest, so that the order is not kept by accident.
             let number: u32 = str::from_utf8(&value).unwrap().parse().unwrap();
             for _ in 0..(7 - number % 7) * 3 {
                 tokio::task::yield_now().await;
@@ -67,7 +67,7 @@ async fn a_malformed_line_stops_but_what_is_before_it_is_stored() {
     assert_eq!(loaded.counts.put, 2);
     assert_eq!(loaded.exit, Exit::Usage);
     let stopped = loaded.stopped.unwrap().message;
-    assert!(stopped.starts_with("line 3: a key and a value are expected"), "{stopped}");
+    assert!(stopped.starts_with("line 3: expected a key and a value"), "{stopped}");
 }
 
 #[tokio::test]
@@ -88,21 +88,21 @@ async fn failures_are_counted_and_the_weightiest_decides() {
 }
 
 #[tokio::test]
-async fn too_many_failures_end_it() {
+async fn too_many_failures_stop_the_load() {
     let text: String = (0..1_000).map(|i| format!("{i}\t\n")).collect();
     let limits = Limits { in_flight: 4, rate: None, max_failures: 10 };
     let loaded = load(&text, limits, None, |_, _| async {
         Err(Failure::of(Exit::Unavailable, "no leader"))
     })
     .await;
-    // Those that were under way when the tenth failed are counted too.
+    // Records in flight when the tenth failed are counted too.
     assert!((10..=14).contains(&loaded.counts.failed), "{:?}", loaded.counts);
     assert!(loaded.stopped.unwrap().message.contains("after 10 failures"));
     assert_eq!(loaded.exit, Exit::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_rate_is_a_bound() {
+async fn the_rate_is_an_upper_bound() {
     let text: String = (0..50).map(|i| format!("{i}\t\n")).collect();
     let begun = Instant::now();
     let limits = Limits { rate: Some(200), ..limits() };
@@ -133,13 +133,13 @@ async fn the_journal_has_a_line_for_each_acknowledgement() {
     assert!(Journal::create(&path).is_err(), "an old journal was overwritten");
 }
 
-/// The time of a record may come between two looks at the clock, with nothing under way that would wake
-/// the load again.
+/// A record may become due between two readings of the clock, with nothing in flight that would
+/// wake the load again.
 #[tokio::test]
-async fn a_record_that_is_due_while_the_load_looks_is_not_waited_for() {
+async fn a_record_that_becomes_due_during_the_check_does_not_stall_the_load() {
     let text: String = (0..100_000).map(|i| format!("{i}\t\n")).collect();
     let limits = Limits { rate: Some(100_000), ..limits() };
     let loading = load(&text, limits, None, |_, _| async { Ok(put(1)) });
     let loaded = tokio::time::timeout(Duration::from_secs(20), loading).await;
-    assert_eq!(loaded.expect("it does not stand still").counts.put, 100_000);
+    assert_eq!(loaded.expect("the load does not stall").counts.put, 100_000);
 }

@@ -15,7 +15,7 @@ fn view() -> View {
 }
 
 #[test]
-fn shards_as_a_table() {
+fn shards_are_a_table() {
     assert_eq!(
         printed(None, |output| output.shards(&view())),
         "\
@@ -28,21 +28,24 @@ SHARD  STATE          LEADER  REPLICAS    TERM  COMMIT  APPLIED  LAG  KEYS  BYTE
 }
 
 #[test]
-fn shards_as_lines() {
+fn shards_are_lines_of_exact_numbers_in_tsv() {
     let tsv = printed(Some(Format::Tsv), |output| output.shards(&view()));
     assert_eq!(tsv.lines().nth(1).unwrap(), "1\tserves\tn1\tn1 (n2) n3\t4\t100\t100\t10\t7\t700");
     let json = printed(Some(Format::Json), |output| output.shards(&view()));
     let line = json.lines().nth(2).unwrap();
     assert!(
-        line.starts_with(
-            r#"{"shard":2,"state":"leader_silent","serves":false,"leader_node_id":0,"term":4,"commit":100,"applied":90,"lag":null,"keys":0,"bytes":0,"voter_node_ids":[1,2,3],"replicas":[{"node_id":1,"replica_id":0,"role":"follower","term":4,"#
-        ),
+        line.starts_with(concat!(
+            r#"{"shard":2,"state":"leader_silent","serves":false,"#,
+            r#""leader_node_id":0,"term":4,"commit":100,"applied":90,"lag":null,"#,
+            r#""keys":0,"bytes":0,"voter_node_ids":[1,2,3],"#,
+            r#""replicas":[{"node_id":1,"replica_id":0,"role":"follower","term":4,"#
+        )),
         "{line}"
     );
 }
 
 #[test]
-fn status_begins_with_what_is_wrong() {
+fn status_begins_with_the_problems() {
     let text = printed(None, |output| output.status(&view()));
     let mut lines = text.lines();
     assert_eq!(
@@ -64,15 +67,22 @@ fn status_as_json_is_one_object() {
     let text = printed(Some(Format::Json), |output| output.status(&view()));
     assert_eq!(text.lines().count(), 1);
     assert!(
-        text.starts_with(
-            r#"{"summary":"1 of 2 shards serve; shard 2 is led by n2, which does not answer; 2 of 3 nodes answer","healthy":false,"shards":2,"serving":1,"problems":["shard 2 is led by n2, which does not answer","n2 (127.0.0.1:7402) does not answer: connection refused"],"nodes":[{"node_id":2,"address":"127.0.0.1:7402","answers":false,"problem":"does not answer: connection refused"},{"node_id":1,"#
-        ),
+        text.starts_with(concat!(
+            r#"{"summary":"1 of 2 shards serve; shard 2 is led by n2, "#,
+            r#"which does not answer; 2 of 3 nodes answer","#,
+            r#""healthy":false,"shards":2,"serving":1,"#,
+            r#""problems":["shard 2 is led by n2, which does not answer","#,
+            r#""n2 (127.0.0.1:7402) does not answer: connection refused"],"#,
+            r#""nodes":[{"node_id":2,"address":"127.0.0.1:7402","answers":false,"#,
+            r#""problem":"does not answer: connection refused"},"#,
+            r#"{"node_id":1,"#
+        )),
         "{text}"
     );
 }
 
 #[test]
-fn location() {
+fn locate_prints_tag_hash_and_shard() {
     let place = Place {
         shard: 3,
         range: (0x4000_0000_0000_0000, 0x5fff_ffff_ffff_ffff),
