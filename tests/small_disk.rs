@@ -189,7 +189,7 @@ async fn each_level_takes_what_it_says_and_passes_without_a_restart() {
         seen.writes_refused && seen.free_bytes + seen.reusable_bytes < RESERVE_BYTES,
         "{seen:?}"
     );
-    assert!(status(&cluster).contains("takes deletes only"), "{}", status(&cluster));
+    assert!(status(&cluster).contains("accepts only deletes"), "{}", status(&cluster));
     assert!(!taken("a put", client.put("kept-0", "new").timeout(REFUSED).await));
     assert!(taken("a delete", client.delete("kept-0").await));
     // A program that begins now has to open a session first.
@@ -200,7 +200,7 @@ async fn each_level_takes_what_it_says_and_passes_without_a_restart() {
     small.leave_free(RESERVE_BYTES / 8);
     let seen = wait_level(&cluster, 1, DiskLevel::Critical).await;
     assert!(seen.writes_refused, "{seen:?}");
-    assert!(status(&cluster).contains("not even deletes"), "{}", status(&cluster));
+    assert!(status(&cluster).contains("rejects all writes"), "{}", status(&cluster));
     assert!(!taken("a put", client.put("kept-2", "new").timeout(REFUSED).await));
     assert!(!taken("a delete", client.delete("kept-2").timeout(REFUSED).await));
     assert_eq!(client.get("kept-2").await.expect("reads go on").value, "kept 2");

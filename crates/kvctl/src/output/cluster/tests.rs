@@ -111,7 +111,7 @@ fn locate_prints_tag_hash_and_shard() {
 }
 
 #[test]
-fn nodes_tell_how_much_room_their_disks_have() {
+fn nodes_show_the_room_on_their_disks() {
     let mut answers = healthy_three();
     let disk = DiskStatus {
         used_bytes: 40 << 20,
@@ -129,6 +129,9 @@ fn nodes_tell_how_much_room_their_disks_have() {
     let of = |wanted: &str| row[NODES.iter().position(|column| column.0 == wanted).unwrap()];
     assert_eq!([of("DISK"), of("FREE"), of("REUSABLE")], ["41943040", "31457280", "5242880"]);
     let json = printed(Some(Format::Json), |output| output.nodes(&view));
-    let disk = r#""disk":{"used_bytes":41943040,"free_bytes":31457280,"total_bytes":83886080,"reserve_bytes":33554432,"writes_refused":false,"reusable_bytes":5242880,"level":"ok"}"#;
+    let disk = concat!(
+        r#""disk":{"used_bytes":41943040,"free_bytes":31457280,"total_bytes":83886080,"#,
+        r#""reserve_bytes":33554432,"writes_refused":false,"reusable_bytes":5242880,"level":"ok"}"#
+    );
     assert!(json.lines().next().unwrap().contains(disk), "{json}");
 }
