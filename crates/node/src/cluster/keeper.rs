@@ -322,6 +322,6 @@ mod tests {
         let mut with_a_gap = map();
         with_a_gap.shards.remove(1);
         let broken = check_fetched(&with_a_gap, &[7; 16]).expect_err("a hash has no owner");
-        assert!(broken.contains("where the shard before does not end"), "{broken}");
+        assert!(broken.contains("not where the previous shard ends"), "{broken}");
     }
 }
