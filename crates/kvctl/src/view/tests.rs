@@ -280,7 +280,7 @@ fn a_cluster_that_does_not_answer_is_one_sentence() {
 }
 
 #[test]
-fn what_a_full_disk_still_takes() {
+fn the_problem_of_a_full_disk_names_the_accepted_writes() {
     let problems = |level: DiskLevel| {
         let mut answers = healthy_three();
         let disk = DiskStatus {
@@ -295,7 +295,7 @@ fn what_a_full_disk_still_takes() {
     let node = "n2 (127.0.0.1:7402)";
     let low = format!("{node} accepts only deletes: its disk is full up to the reserve");
     assert_eq!(problems(DiskLevel::Low), std::slice::from_ref(&low));
-    // A node that does not say more than that it refuses.
+    // An older node, which only reports `writes_refused`.
     assert_eq!(problems(DiskLevel::Unspecified), [low]);
     let critical = format!("{node} rejects all writes, even deletes: its disk is full");
     assert_eq!(problems(DiskLevel::Critical), [critical]);
