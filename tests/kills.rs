@@ -234,7 +234,7 @@ impl Campaign {
 
     /// A hit is a kill of a node whose log ends within a checkpoint.
     async fn kill_in_checkpoint(&mut self) -> bool {
-        const WORDS: [&str; 2] = ["checkpoint: begun", "checkpoint: done"];
+        const WORDS: [&str; 2] = ["checkpoint: started", "checkpoint: written"];
         let victim = self.any_node();
         let mut log = self.cluster.watch_log(victim);
         self.registers.set_heavy(true);
