@@ -183,7 +183,7 @@ async fn a_wiped_directory_has_no_vote_and_two_of_three_form_no_second_cluster()
     assert_eq!(cluster.wait_end_within(3, TIMEOUT), Exit::Code(10));
     let log = cluster.log(3);
     assert!(log.contains("node 3 is already a member of cluster quorate"), "{log}");
-    assert!(log.contains("it may not come back as node 3"), "{log}");
+    assert!(log.contains("it cannot be used as node 3"), "{log}");
     fill(&cluster.client(), "later", 10).await;
 
     // Two wiped and the third away: they wait for it, and found nothing.
@@ -279,7 +279,7 @@ async fn formation_waits_for_the_last_node_and_for_equal_flags() {
     cluster.start_node_with(3, &["--cluster-name", "another"]);
     assert_eq!(cluster.wait_end_within(3, TIMEOUT), Exit::Code(10));
     let log = cluster.log(3);
-    assert!(log.contains("this directory belongs to cluster quorate, and this node was started"));
+    assert!(log.contains("this directory belongs to cluster quorate, but this node was started"));
     cluster.start_node(3);
     cluster.wait_ready().await;
     check(&cluster.client(), "formed", 10).await;

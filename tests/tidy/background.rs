@@ -21,7 +21,8 @@ fn period(expression: &str) -> Option<String> {
     }
 }
 
-/// Every constant of the code that is the interval of something: its path and its period.
+/// Every constant of the code that is the interval of something: its name with its module, which
+/// together are unique, and its period.
 fn constants() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for name in CRATES {
@@ -33,12 +34,13 @@ fn constants() -> BTreeMap<String, String> {
                     continue;
                 };
                 if constant.ends_with("INTERVAL") {
-                    let module = source.path[root.len()..].trim_end_matches(".rs");
-                    let path = format!("{name}::{}::{constant}", module.replace('/', "::"));
+                    let file = source.path.rsplit('/').next().unwrap_or_default();
+                    let path = format!("{}::{constant}", file.trim_end_matches(".rs"));
                     let period = period(value.trim_end_matches(';'));
                     let period =
                         period.unwrap_or_else(|| panic!("{}:{number}: {value}", source.path));
-                    found.insert(path, period);
+                    let twice = found.insert(path, period).is_some();
+                    assert!(!twice, "{}:{number}: name it otherwise", source.path);
                 }
             }
         }
@@ -46,7 +48,7 @@ fn constants() -> BTreeMap<String, String> {
     found
 }
 
-/// The rows of the table: the path of the constant and the period.
+/// The rows of the table: the constant, with its module, and the period.
 fn rows() -> BTreeMap<String, String> {
     let node = sources("crates/node/src");
     let text = node.iter().find(|source| source.path == "crates/node/src/lib.rs");

@@ -1,5 +1,5 @@
-//! This node in its cluster: who it is, how the cluster forms, the map and what follows from it, where
-//! leaders should be.
+//! Membership of this node: its identity, the formation of the cluster, the cluster map and what
+//! follows from it, and the placement of leaders.
 
 mod addresses;
 mod bootstrap;

@@ -1,41 +1,41 @@
-//! How the process ends: one exit code per reason, and the panic hook.
+//! End of the process: one exit code per reason, and the panic hook.
 //!
-//! A panic means that an invariant does not hold, and nothing that the process would do afterwards can
-//! be trusted: any thread's panic therefore ends the whole process at once with code 70, and the other
-//! replicas go on. Exempt are the places that handle bytes that may be damaged and can be given up as
-//! a whole: opening the storage, from the engine to the last replica, and the quarantined apply of one
-//! shard, which run inside [`quorate_engine::quarantine::guarded`]; and each call of the storage engine, which turns a panic into
-//! an error itself.
+//! A panic means that an invariant does not hold, and later results of the process cannot be
+//! trusted: a panic of any thread therefore ends the whole process immediately with code 70, and
+//! the other replicas continue. Exempt are operations on bytes that may be damaged, whose result
+//! can be discarded as a whole: opening the storage, from the engine to the last replica, and the
+//! quarantined apply of one shard, which run inside [`quorate_engine::quarantine::guarded`]; and
+//! each call of the storage engine, which turns a panic into an error itself.
 
 use std::panic::PanicHookInfo;
 
 use quorate_engine::quarantine::{is_guarded, payload_text};
 use quorate_storage::StorageError;
 
-/// Why the process ends before it was asked to. Each reason has one exit code, stable for ever; the
-/// text is a sentence for the operator.
+/// Reasons for which the process ends without a request. Each has one exit code, which never
+/// changes; the text is a sentence for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fatal {
     /// The command line, the environment or the configuration file cannot be used (exit 2).
     #[error("{0}")]
     Usage(String),
     /// The data directory belongs to another node, cluster or incarnation, or the cluster does not
-    /// know this one (exit 10).
+    /// know this node (exit 10).
     #[error("{0}")]
     Identity(String),
-    /// Another process holds the data directory (exit 11).
+    /// Another process uses the data directory (exit 11).
     #[error("{0}")]
     InUse(String),
     /// The data directory was written in a format newer than this program knows (exit 12).
     #[error("{0}")]
     NewerFormat(String),
-    /// An address to listen on is taken, or cannot be bound for another reason (exit 13).
+    /// An address to listen on is in use, or cannot be bound for another reason (exit 13).
     #[error("{0}")]
     AddressTaken(String),
     /// The storage failed while the node was running (exit 20).
     #[error("{0}")]
     Storage(String),
-    /// A barrier failed: what it should have made durable is in an unknown state (exit 21).
+    /// A barrier failed: it is unknown which of its writes are durable (exit 21).
     #[error("{0}")]
     Fsync(String),
     /// A panic, or an internal inconsistency found without one (exit 70).
@@ -59,14 +59,14 @@ impl Fatal {
         }
     }
 
-    /// Logs the reason and ends the process at once, from any thread: no destructor runs, nothing is
-    /// flushed. What must survive is already behind a barrier.
+    /// Logs the reason and ends the process immediately, from any thread: no destructor runs,
+    /// nothing is flushed. Data that must survive is already durable.
     pub fn end_process(&self) -> ! {
         self.report();
         std::process::exit(i32::from(self.code()))
     }
 
-    /// Says the reason once: in the log if there is one that takes errors, else plainly on stderr.
+    /// Reports the reason once: in the log if it accepts errors, otherwise as text on stderr.
     pub fn report(&self) {
         if tracing::dispatcher::has_been_set() && tracing::enabled!(tracing::Level::ERROR) {
             tracing::error!(exit_code = self.code(), "{self}");
@@ -77,7 +77,7 @@ impl Fatal {
 }
 
 impl From<&StorageError> for Fatal {
-    /// The exit reason of a storage failure while running.
+    /// The exit reason of a storage failure in a running node.
     fn from(error: &StorageError) -> Self {
         if error.is_barrier_failure() {
             Self::Fsync(error.to_string())
@@ -87,7 +87,7 @@ impl From<&StorageError> for Fatal {
     }
 }
 
-/// Ends the process for a storage failure: what was written is in an unknown state.
+/// Ends the process for a storage failure: it is unknown which writes are durable.
 pub fn end_for_storage(error: &StorageError) -> ! {
     Fatal::from(error).end_process()
 }
@@ -97,7 +97,7 @@ pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         let fatal = Fatal::Bug(panic_sentence(info));
         if is_guarded() {
-            tracing::warn!("{fatal} (inside a guarded section)");
+            tracing::warn!("panic: caught in a guarded section; {fatal}");
         } else {
             // The hook runs before unwinding begins, so no destructor sees the broken state.
             fatal.end_process();
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(codes, [2, 10, 11, 12, 13, 20, 21, 70]);
     }
 
-    /// Writes on a node on whose disk every sync ends like this once it leads.
+    /// Writes on a node whose syncs all end like this once it leads.
     fn write_on(disk: fn() -> io::Result<()>) {
         let is_bad = Arc::new(AtomicBool::new(false));
         let is_bad_now = is_bad.clone();
@@ -169,8 +169,8 @@ mod tests {
     /// Chooses what [`a_process_to_watch`] does.
     const SCENE: &str = "EXIT_TEST_SCENE";
 
-    /// Not a test of its own: the process that the tests below start, because how a process ends can
-    /// only be seen from outside.
+    /// Not a test of its own: the process that the tests below start, because the end of a process
+    /// can only be observed from outside.
     #[test]
     fn a_process_to_watch() {
         let Ok(scene) = std::env::var(SCENE) else { return };
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_ends_with_the_code_of_its_reason_and_goes_on_after_a_guarded_panic() {
+    fn a_process_ends_with_the_code_of_its_reason_and_continues_after_a_guarded_panic() {
         for (scene, code) in [
             ("thread", 70),
             ("guarded", 33),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_barrier_that_fails_or_hangs_is_a_sentence() {
+    fn a_barrier_that_fails_or_hangs_is_reported_in_a_sentence() {
         let endings =
             [("disk that fails", "): no medium"), ("disk that hangs", "not returned for 2 s")];
         for (scene, ending) in endings {
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_says_which_thread_and_why() {
+    fn a_panic_names_its_thread_and_reason() {
         let (_, said) = watch("thread");
         assert!(
             said.contains("kvnode: thread worker panicked at crates/node/src/exit.rs:"),

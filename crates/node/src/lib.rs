@@ -1,6 +1,6 @@
-//! The Quorate server as a library: what the binary `kvnode` runs.
+//! The Quorate server as a library: the parts that the binary `kvnode` runs.
 //!
-//! # Who runs where
+//! # Threads
 //!
 //! | thread | owns | blocks on |
 //! |---|---|---|
@@ -9,72 +9,72 @@
 //! | `log-writer` | the record log | the disk |
 //! | `apply-N` | the states of its groups | reads of old rows |
 //! | `checkpointer` | nothing; writes frozen deltas | the disk |
-//! | `peer-memory` | what peers have told of their disks | the disk |
-//! | `watchdog` | nothing; looks for barriers that hang | nothing |
+//! | `peer-memory` | the positions that peers have reported | the disk |
+//! | `watchdog` | nothing; checks for barriers that hang | nothing |
 //! | blocking pool (16) | nothing; tree reads, scans, snapshots | the disk |
 //!
 //! # Queues
 //!
-//! Every queue has a bound. Completions are counters in the shape of messages: there are never more of
-//! them than tokens that are outstanding, so they are never refused, and a ring of full queues cannot
-//! come to a stop.
+//! Every queue has a bound. Completions are counters in the form of messages: there are never more
+//! of them than outstanding tokens, so they are never rejected, and a ring of full queues cannot
+//! block itself. *Rejected* means with OVERLOADED.
 //!
 //! | queue | unit | bound | full |
 //! |---|---|---|---|
-//! | engine inbox, offers | bytes | the share `request queues` | a request is refused (OVERLOADED), a peer's message is dropped |
-//! | engine inbox, completions | tokens | what is outstanding | – |
+//! | engine inbox, offers | bytes | the share `request queues` | rejected; from a peer: dropped |
+//! | engine inbox, completions | tokens | outstanding tokens | – |
 //! | log writer | entries of the core | `max_uncommitted_bytes` per group | – |
-//! | apply pool | entries of the core | `max_committed_bytes` per group | committed entries wait in the log |
-//! | delta | bytes | the share `delta` | writes are refused (OVERLOADED); at twice that, apply pauses |
-//! | control lane, per peer | messages | one per group, replica and kind | the latest wins |
-//! | bulk lane, per peer | bytes | the share `transport queues` over the peers | the append is dropped, the core probes |
+//! | apply pool | entries of the core | `max_committed_bytes` per group | they wait in the log |
+//! | delta | bytes | the share `delta` | writes are rejected; at twice that, apply pauses |
+//! | control lane, per peer | messages | one per group, replica, kind | the latest wins |
+//! | bulk lane, per peer | bytes | share `transport queues` / peers | dropped; the core probes |
 //! | snapshot orders | orders | 4,096 | the core asks again later |
 //! | snapshot chunks | chunks | 2 per transfer | the sender waits |
-//! | scan answers | messages | 2 per scan | the scan waits for its reader, and ends its page when the time of its pins is up |
-//! | disk work of scans | scans | 8 at once, of the pool of 16 | the scan waits, then OVERLOADED |
-//! | clients, per listener | connections | `--max-connections` | refused (OVERLOADED) |
-//! | peers, per listener | connections | 256 | refused (OVERLOADED) |
-//! | connections that asked nothing yet | connections | 256, each for 10 s | the oldest is closed |
-//! | calls, per connection | streams | `--max-calls-per-connection` | HTTP/2 makes the client wait |
+//! | scan answers | messages | 2 per scan | the scan waits, until its pins expire |
+//! | disk work of scans | scans | 8 of the pool of 16 | the scan waits, then is rejected |
+//! | clients, per listener | connections | `--max-connections` | rejected |
+//! | peers, per listener | connections | 256 | rejected |
+//! | new connections, per listener | connections | 256, each for 10 s | the oldest is closed |
+//! | calls, per connection | streams | `--max-calls-per-connection` | the client waits |
 //!
 //! # Background work
 //!
-//! What runs without being asked, how often, and what it may wait for. A period is the longest pause
-//! between two runs, or, where the task says *at most*, the shortest. `tests/tidy` compares the table
-//! with the constants.
+//! Work that starts without a request, its period, and what it may wait for. A period is the
+//! longest pause between two runs, or, for a task with *at most*, the shortest. A constant is named
+//! with its module. `tests/tidy` compares the table with the constants.
 //!
 //! | task | period | constant | may wait for |
 //! |---|---|---|---|
-//! | forming: asks the founders | 100 ms | `node::cluster::bootstrap::ROUND_INTERVAL` | peers |
-//! | forming: says for whom it waits, at most | 2 s | `node::cluster::bootstrap::SAY_INTERVAL` | nothing |
-//! | readiness: looks whether all shards are served, until they are | 20 ms | `node::background::readiness::READY_POLL_INTERVAL` | engine loops |
-//! | keeper: follows and proposes maps, creates replicas | 500 ms | `node::cluster::keeper::POLL_INTERVAL` | the disk (blocking pool), group 0 |
-//! | keeper: asks for a newer map, outside of group 0 | 5 s | `node::cluster::keeper::ASK_INTERVAL` | peers |
-//! | leadership: leaves a slow disk and replicas that serve nothing | 100 ms | `node::cluster::leadership::POLL_INTERVAL` | engine loops |
-//! | leadership: hands shards to preferred leaders | 1 s | `node::cluster::leadership::PREFER_INTERVAL` | engine loops |
-//! | leadership: hands the same unserved leadership on, at most | 5 s | `node::cluster::leadership::RELIEVE_INTERVAL` | engine loops |
-//! | leadership: leaves a slow disk again, at most | 10 s | `node::cluster::leadership::FLEE_INTERVAL` | engine loops |
-//! | disk: measures the space, gives leaderships away at the reserve | 1 s | `node::background::disk::POLL_INTERVAL` | the disk (blocking pool), engine loops |
-//! | gauges: sets them, looks at the peers' clocks | 1 s | `node::background::gauges::POLL_INTERVAL` | engine loops |
-//! | health: updates the gRPC health service | 100 ms | `service::health::REPORT_INTERVAL` | nothing |
-//! | engine loop: turns without input | 500 ms | `engine::event_loop::TURN_INTERVAL` | its inbox |
-//! | log writer: looks after the log without input | 200 ms | `engine::log_writer::MAINTAIN_INTERVAL` | the disk |
-//! | log writer: the same while dead records wait | 1 ms | `engine::log_writer::BEHIND_INTERVAL` | the disk |
-//! | log writer: writes `MARK`, at most | 1 s | `storage::mark::MARK_INTERVAL` | the disk |
-//! | apply thread: looks whether it may go on applying | 50 ms | `engine::apply_pool::RESUME_INTERVAL` | reads of old rows |
-//! | checkpointer: looks whether a checkpoint is due | 100 ms | `engine::checkpointer::POLL_INTERVAL` | the disk |
-//! | checkpointer: removes what was deleted, at the reserve, at most | 1 s | `engine::checkpointer::MAKE_ROOM_INTERVAL` | the disk |
-//! | watchdog: looks for barriers that hang | 1 s | `engine::watchdog::WATCH_INTERVAL` | nothing |
-//! | scrub: looks whether one is due | 30 s | `engine::scrub::POLL_INTERVAL` | nothing |
-//! | scrub: reads a replica | 24 h | `engine::scrub::SCRUB_INTERVAL` | the disk (blocking pool) |
-//! | transport: reports to the peers how far the log has grown | 250 ms | `transport::tell::TELL_INTERVAL` | nothing |
-//! | transport: the same while it has not grown | 1 s | `transport::tell::IDLE_INTERVAL` | nothing |
-//! | transport: saves what the peers have reported, at most | 1 s | `transport::memory::SAVE_INTERVAL` | the disk (`peer-memory`) |
-//! | transport: acknowledges frames, at most | 250 ms | `transport::service::ACK_INTERVAL` | nothing |
-//! | transport: pings an idle connection | 2 s | `transport::dial::KEEPALIVE_INTERVAL` | nothing |
-//! | transport: looks whether a peer is silent | a quarter of `silence_max` | – | nothing |
-//! | listener: pings an idle client | 10 s | `node::net::listener::KEEPALIVE_INTERVAL` | nothing |
-//! | forwarding: pings an idle connection | 5 s | `service::forward::KEEPALIVE_INTERVAL` | nothing |
+//! | forming: asks the founders | 100 ms | `bootstrap::ROUND_INTERVAL` | peers |
+//! | forming: logs the peers it waits for, at most | 2 s | `bootstrap::SAY_INTERVAL` | nothing |
+//! | readiness: polls until it is ready | 20 ms | `readiness::READY_POLL_INTERVAL` | engine loops |
+//! | keeper: follows and proposes maps | 500 ms | `keeper::POLL_INTERVAL` | the disk, group 0 |
+//! | keeper: asks for a newer map, outside group 0 | 5 s | `keeper::ASK_INTERVAL` | peers |
+//! | leadership: checks disk and replicas | 100 ms | `leadership::POLL_INTERVAL` | engine loops |
+//! | leadership: moves to preferred leaders | 1 s | `leadership::PREFER_INTERVAL` | engine loops |
+//! | leadership: leaves a replica, at most | 5 s | `leadership::RELIEVE_INTERVAL` | engine loops |
+//! | leadership: leaves a slow disk, at most | 10 s | `leadership::FLEE_INTERVAL` | engine loops |
+//! | disk: measures the space | 1 s | `disk::POLL_INTERVAL` | the disk, engine loops |
+//! | gauges: sets them, checks the peers' clocks | 1 s | `gauges::POLL_INTERVAL` | engine loops |
+//! | health: updates the gRPC health service | 100 ms | `health::REPORT_INTERVAL` | nothing |
+//! | engine loop: runs without input | 500 ms | `event_loop::TURN_INTERVAL` | its inbox |
+//! | log writer: maintains an idle log | 200 ms | `log_writer::MAINTAIN_INTERVAL` | the disk |
+//! | log writer: the same, with dead records | 1 ms | `log_writer::BEHIND_INTERVAL` | the disk |
+//! | log writer: writes `MARK`, at most | 1 s | `mark::MARK_INTERVAL` | the disk |
+//! | apply: checks whether it may resume | 50 ms | `apply_pool::RESUME_INTERVAL` | the disk |
+//! | checkpointer: checks for due checkpoints | 100 ms | `checkpointer::POLL_INTERVAL` | the disk |
+//! | checkpointer: frees space, at most | 1 s | `checkpointer::MAKE_ROOM_INTERVAL` | the disk |
+//! | watchdog: checks for barriers that hang | 1 s | `watchdog::WATCH_INTERVAL` | nothing |
+//! | scrub: checks whether one is due | 30 s | `scrub::POLL_INTERVAL` | nothing |
+//! | scrub: reads a replica | 24 h | `scrub::SCRUB_INTERVAL` | the disk (blocking pool) |
+//! | transport: reports how far the log has grown | 250 ms | `tell::TELL_INTERVAL` | nothing |
+//! | transport: the same while it has not grown | 1 s | `tell::IDLE_INTERVAL` | nothing |
+//! | transport: saves reports of peers, at most | 1 s | `memory::SAVE_INTERVAL` | the disk |
+//! | transport: acknowledges frames, at most | 250 ms | `service::ACK_INTERVAL` | nothing |
+//! | transport: pings an idle connection | 2 s | `dial::KEEPALIVE_INTERVAL` | nothing |
+//! | transport: checks for silent peers | a quarter of `silence_max` | – | nothing |
+//! | listener: pings an idle client | 10 s | `listener::KEEPALIVE_INTERVAL` | nothing |
+//! | forwarding: pings an idle connection | 5 s | `forward::KEEPALIVE_INTERVAL` | nothing |
 
 mod background;
 mod cluster;

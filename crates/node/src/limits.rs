@@ -5,16 +5,15 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::exit::Fatal;
 
-/// Files that are open besides the connections of clients: storage, logs, peers, snapshots,
-/// connections that have not asked anything yet (256) and those that have yielded their places and are
-/// not closed yet (64).
+/// Open files other than the connections of clients: storage, logs, peers, snapshots, connections
+/// without a request so far (256), and connections that have yielded their places and are not
+/// closed yet (64).
 const OWN_FILES: u64 = 576;
 
-/// Raises the limit of open files to what the configured connections need.
+/// Raises the limit of open files to the number that the configured connections need.
 ///
 /// # Errors
-/// The system does not allow as many: accepting would fail under load, which is the worst moment to
-/// learn of it.
+/// The system does not allow as many: otherwise accepting connections would fail later, under load.
 pub fn raise_open_files(config: &Config) -> Result<(), Fatal> {
     let needed = OWN_FILES + config.max_connections as u64;
     let mut limit = getrlimit(Resource::Nofile);

@@ -1,4 +1,4 @@
-//! What the node measures, in one registry with the rows of the engine and the services.
+//! Metrics of the node, in one registry with those of the engine and the services.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,17 +29,17 @@ metrics! {
         groups_without_leader: gauge,
         /// Largest apply lag on this node, in entries.
         apply_lag_entries: gauge,
-        /// Most entries that a follower of a group led here has yet to acknowledge.
+        /// Largest number of entries that a follower of a group led here has not acknowledged.
         replication_lag_entries: gauge,
-        /// Sessions remembered by the replicas of this node.
+        /// Sessions stored by the replicas of this node.
         sessions: gauge,
         /// Snapshots sent whole to a follower.
         snapshots_sent: counter,
         /// Open connections of clients.
         connections: gauge,
-        /// Requests refused at the limit of connections, and connections closed that asked nothing.
+        /// Requests rejected at the limit of connections, and connections closed without a request.
         connections_refused: counter,
-        /// Bytes the data directory takes.
+        /// Bytes used by the data directory.
         disk_used_bytes: gauge,
         /// Bytes free on the file system of the data directory.
         disk_free_bytes: gauge,
@@ -53,11 +53,11 @@ metrics! {
 /// All metrics of a node.
 pub struct Metrics {
     registry: Registry,
-    /// What the engine counts.
+    /// Metrics of the engine.
     pub engine: Arc<EngineMetrics>,
-    /// What the services count.
+    /// Metrics of the services.
     pub service: Arc<ServiceMetrics>,
-    /// What the node itself sets.
+    /// Metrics that the node itself sets.
     pub node: NodeMetrics,
     connections_closed: Family<ReasonLabel, Counter>,
     queues: QueueFamilies,
@@ -82,14 +82,14 @@ struct PeerLabel {
 /// Handles of one bounded queue.
 #[derive(Debug, Clone)]
 pub struct QueueMetrics {
-    /// The bytes that wait in it now.
+    /// The bytes that wait in it.
     pub bytes: Gauge,
 }
 
 /// Handles of one other node.
 #[derive(Debug, Clone)]
 pub struct PeerMetrics {
-    /// 1 while the control connection to it stands, else 0.
+    /// 1 while the control connection to it is up, otherwise 0.
     pub connected: Gauge,
     /// Messages handed to its connections.
     pub sent: Counter,
@@ -116,9 +116,9 @@ impl Metrics {
         process::register(&mut root);
         let r = root.sub_registry_with_prefix("quorate");
         let build = Info::new([("version", VERSION)]);
-        r.register("build", "The program that runs", build);
+        r.register("build", "The version of the running program", build);
         let closed =
-            "Connections of clients asked to leave: idle, aged, or yielded to another client";
+            "Connections of clients asked to close: idle, aged, or yielded to another client";
         Self {
             engine: Arc::new(EngineMetrics::register(r)),
             service: Arc::new(ServiceMetrics::register(r)),
@@ -130,7 +130,7 @@ impl Metrics {
         }
     }
 
-    /// The counter of connections that were asked to leave for this reason. Keep the handle.
+    /// The counter of connections that were asked to close for this reason. Keep the handle.
     #[must_use]
     pub fn connections_closed(&self, reason: &'static str) -> Counter {
         self.connections_closed.get_or_create_owned(&ReasonLabel { reason })
@@ -154,8 +154,8 @@ impl Metrics {
         }
     }
 
-    /// Sets the wall clock of another node less ours, in seconds. `None` = not known: then there is
-    /// no such series, rather than one that stands still.
+    /// Sets the difference of the wall clock of another node to ours, in seconds. `None` = not
+    /// known: the series is then removed, so that it does not keep an old value.
     pub fn set_clock_offset(&self, peer: u64, seconds: Option<f64>) {
         let label = PeerLabel { peer };
         match seconds {
@@ -203,8 +203,9 @@ impl PeerFamilies {
     fn register(r: &mut Registry) -> Self {
         let connected = "1 if the control connection to a peer is up";
         let dropped = "Messages to a peer that were dropped";
-        let offset = "How far the wall clock of a peer is ahead of ours, as its heartbeats and answers to \
-                      ours report; too low by their time under way; absent when none came for 10 s";
+        let offset = "Seconds by which the wall clock of a peer is ahead of ours, as it reports \
+                      in heartbeats and answers; too low by their latency; absent after 10 s \
+                      without any";
         Self {
             connected: registered(r, "peer_connected", connected, Family::default()),
             sent: registered(r, "peer_messages_sent", "Messages sent to a peer", Family::default()),

@@ -1,4 +1,4 @@
-//! One node: what `kvnode start` runs, from the lock on its directory to the clean end.
+//! The node that `kvnode start` runs, from the lock on its directory to the clean end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,18 +37,17 @@ use crate::replicas::{self, OpenFailed, Storage};
 
 /// Threads that may wait for the disk on behalf of reads, scans and snapshots.
 const READER_THREADS: usize = 16;
-/// How many of them scans may have.
+/// The part of them that scans may use.
 const SCAN_THREADS: usize = 8;
-/// Snapshots that are owed and not yet begun.
+/// Bound of ordered snapshots that have not begun.
 const SNAPSHOT_ORDERS: usize = 4096;
-/// A drain waits so long for calls in flight.
+/// Longest wait of a drain for calls in flight.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Runs a node until it is told to stop. `Ok` is a clean stop (exit code 0).
+/// Runs a node until a signal asks it to stop. `Ok` is a clean stop (exit code 0).
 ///
 /// # Errors
-///
-/// The reason for which the process ends, with its exit code.
+/// The reason that the process ends with, and its exit code.
 pub fn run(config: Config) -> Result<(), Fatal> {
     limits::raise_open_files(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -57,12 +56,12 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         .build()
         .map_err(|error| Fatal::Bug(format!("cannot start the runtime: {error}")))?;
     let ended = runtime.block_on(Node::run(config));
-    // Streams of clients that are still open must not hold the process.
+    // Open streams of clients must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
-/// A node from the moment on which it listens.
+/// A node, from its listeners on.
 struct Node {
     config: Arc<Config>,
     identity: Arc<Identity>,
@@ -108,7 +107,7 @@ impl Node {
         }
     }
 
-    /// Opens the listeners, on which the node says from the first moment on that it is starting.
+    /// Opens the listeners, on which the node answers with STARTING until it is ready.
     async fn listen(&self) -> Result<(), Fatal> {
         let config = &self.config;
         let clients = listener::bind(config.listen, "--listen").await?;
@@ -148,18 +147,19 @@ impl Node {
         tokio::spawn(async move {
             listener::serve_clients(clients, services, !apart, &config, metrics, stop).await;
         });
-        let node = self.config.node_id.0;
-        info!(node, listen = %self.config.listen, peers = %self.config.peer_listen, "node: listening");
+        let config = &self.config;
+        let (node, listen, peers) = (config.node_id.0, config.listen, config.peer_listen);
+        info!(node, %listen, %peers, "node: listening");
         Ok(())
     }
 
-    /// Forms or joins the cluster, opens the storage, starts everything. `None` = the storage did
-    /// not open, and the node stays up to say so.
+    /// Forms or joins the cluster, opens the storage, starts all parts. `None` = the storage did
+    /// not open, and the node stays up to report that.
     async fn start(&self, plan: &Plan) -> Result<Option<Serving>, Fatal> {
         let life = self.cell.life.clone();
         let say = |sentence: &str| {
             life.enter(NodePhase::Forming, sentence);
-            info!("{sentence}");
+            info!("cluster: {sentence}");
         };
         let formed = cluster::form(&self.identity, plan, say).await.map_err(Fatal::from)?;
         info!(cluster = %formed.cluster_id, name = formed.cluster_name, "cluster: member");
@@ -176,7 +176,7 @@ impl Node {
             Ok(storage) => storage,
             Err(OpenFailed::Ends(fatal)) => return Err(fatal),
             Err(OpenFailed::Stays(why)) => {
-                error!(why, "storage: not opened; the node stays up and serves nothing");
+                error!(why, "storage: not opened; the node stays up without serving");
                 self.cell.life.enter(NodePhase::StorageFailed, why);
                 return Ok(None);
             }
@@ -215,7 +215,7 @@ impl Node {
         .map_err(|error| Fatal::Bug(format!("the engine cannot be started: {error}")))?;
         if let Some(map) = map {
             if let Some(notice) = cluster::notice(config, &map) {
-                warn!("{notice}");
+                warn!("map: not equal to the flags; {notice}");
             }
             map_cell.offer(Map::new(map));
         }
@@ -311,11 +311,13 @@ impl Node {
         })
     }
 
-    /// Not ready, leaderships away, nothing new, calls finished, everything checkpointed.
+    /// Drains the node: stops being ready, transfers leaderships, rejects new calls, finishes the
+    /// calls in flight, checkpoints everything.
     async fn drain(&self, serving: Serving) -> Result<(), Fatal> {
         let Serving { shared, transport, records } = serving;
         shared.life.enter(NodePhase::Draining, "the node is going down");
-        // Leaderships go while calls are still taken and passed on: none is refused for it.
+        // Calls are still accepted and forwarded while leaderships move, so none is rejected for
+        // it.
         cluster::drain_leaderships(&shared).await;
         shared.life.refuse();
         let started = Instant::now();
@@ -324,14 +326,14 @@ impl Node {
         }
         self.stop.cancel();
         let engine = shared.engine.clone();
-        // A replica here may be the one a quorum needs until the very end. On a thread of its own:
-        // those that wait for the disk may all be doing so.
+        // Late, because a quorum may need a replica here. On a thread of its own, because all
+        // threads of the blocking pool may be waiting for the disk.
         let (end, ended) = oneshot::channel();
         let memory = transport.clone();
         let stop = move || {
             engine.stop();
             memory.close_memory();
-            // Who waits for it is below.
+            // The receiver is below.
             let _ = end.send(scrub::end_run(&records));
         };
         std::thread::Builder::new()
@@ -350,7 +352,7 @@ impl Node {
     }
 }
 
-/// What a running node holds on to.
+/// The parts of a running node that its end needs.
 struct Serving {
     shared: Arc<Shared>,
     transport: Transport,

@@ -1,5 +1,5 @@
-//! The other nodes: messages between their transport and the engine here, what they have told of their
-//! disks, their clocks.
+//! The other nodes: messages between the transport and the engine, the log positions that they have
+//! reported, and their clocks.
 
 mod bridge;
 mod clock_watch;

@@ -1,4 +1,4 @@
-//! The replicas of this node when it starts: the storage is opened, and what it holds.
+//! The replicas of this node at startup: opens the storage, and the replicas in it.
 
 mod open;
 mod raft_config;

@@ -1,4 +1,4 @@
-//! The disk: how much of it is used, and what follows when its reserve is reached.
+//! The watch over the disk: measures the used and free space, and acts at the reserve.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use tracing::warn;
 use crate::cluster::give_all_away;
 use crate::metrics::Metrics;
 
-/// How often the space is measured.
+/// Interval of the measurements.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reports how much of the disk is used, and gives leaderships away when the reserve is reached. The
-/// level itself is noted with each barrier, by whoever has one.
+/// Publishes the used space, and transfers all leaderships when the reserve is reached. The level
+/// itself is updated at each barrier, by the thread that runs it.
 pub(crate) async fn keep(
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
@@ -34,7 +34,7 @@ pub(crate) async fn keep(
         let (space, used) = match seen.await {
             Ok(Ok(seen)) => seen,
             Ok(Err(error)) => {
-                warn!(%error, "disk: cannot tell how much is free");
+                warn!(%error, "disk: not measured");
                 continue;
             }
             Err(_) => return,
@@ -43,10 +43,10 @@ pub(crate) async fn keep(
         if before != level {
             let (free, reserve) = (space.free, space.reserve());
             let room = shared.disk.room();
-            warn!(free, room, reserve, ?level, ?before, "disk: the reserve was crossed");
+            warn!(free, room, reserve, ?level, ?before, "disk: level changed");
         }
         if before == DiskLevel::Ok && level > DiskLevel::Ok {
-            // Once for each time: where all nodes run short together, nobody is better off.
+            // Once per crossing: if all nodes run short together, no node is a better leader.
             give_all_away(&shared).await;
         }
         before = level;

@@ -1,4 +1,4 @@
-//! The gauges that are read off the node once a second, and the clocks that are looked at then.
+//! The gauges, which are set once a second, and the check of the clocks at the same time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use quorate_transport::Transport;
 use crate::metrics::{Metrics, NodeMetrics};
 use crate::peers::{ClockWatch, Finding};
 
-/// How often the gauges are set.
+/// Interval of the updates.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.

@@ -1,4 +1,4 @@
-//! When a node that has started is ready.
+//! Readiness of a node that has started.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use tracing::info;
 
 use quorate_service::shared::Shared;
 
-/// How often a starting node looks whether it is ready.
+/// Interval at which a starting node checks whether it is ready.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// A node that was caught up by then with every group it could hear of is ready.
+/// A node is ready after this time even if some shards have no leader.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits until the node has caught up once with what it can hear of, and says so.
+/// Waits until the node has caught up once with every shard that has a leader, then makes it ready.
 pub async fn become_ready(shared: Arc<Shared>) {
     let started = Instant::now();
     let mut said = 0;
     while !matches!(shared.life.phase(), NodePhase::Draining | NodePhase::StorageFailed) {
         let waiting = match caught_up(&shared).await {
-            None => "the cluster map is not here yet".to_owned(),
+            None => "the cluster map is not known yet".to_owned(),
             Some((have, all)) => {
                 // One shard without a quorum must not keep the node from serving the others.
                 let patient = started.elapsed() < CATCH_UP_TIMEOUT;
@@ -40,15 +40,15 @@ pub async fn become_ready(shared: Arc<Shared>) {
         shared.life.advance(NodePhase::Starting, NodePhase::Starting, waiting.as_str());
         if started.elapsed().as_secs() / 2 > said {
             said = started.elapsed().as_secs() / 2;
-            info!("waiting: {waiting}");
+            info!(why = waiting, "node: waiting");
         }
         tokio::time::sleep(READY_POLL_INTERVAL).await;
     }
 }
 
-/// How many of this node's replicas know a leader and have applied what they know to be committed,
-/// and how many there should be, group 0 not counted; a node may hold none. `None` before there is
-/// a map.
+/// Number of this node's replicas that know a leader and have applied all entries known to be
+/// committed, and number that there should be, without group 0; both may be 0. `None` before there
+/// is a map.
 async fn caught_up(shared: &Shared) -> Option<(usize, usize)> {
     let map = shared.map.get()?;
     let here = shared.engine.shards().all();

@@ -1,11 +1,11 @@
-//! Addresses that a node is started with, against those that the cluster knows.
+//! Address check: the addresses in the flags of a node against those in the cluster map.
 
 use quorate_proto::v1::ClusterMap;
 
 use quorate_config::Config;
 
-/// A sentence when the flags of a member name other addresses than the map: `None` when they agree, or
-/// the map does not know the node.
+/// The notice that the flags of a member name other addresses than the map. `None` when they agree,
+/// or when the map does not know the node.
 #[must_use]
 pub fn notice(config: &Config, map: &ClusterMap) -> Option<String> {
     let me = map.nodes.iter().find(|node| node.id == config.node_id.0)?;
@@ -14,24 +14,24 @@ pub fn notice(config: &Config, map: &ClusterMap) -> Option<String> {
         ("--advertise", config.advertise.to_string(), &me.peer_address),
         ("--advertise-client", config.advertise_client.to_string(), &me.client_address),
     ];
-    // Where one listener serves both they move together, and that is one thing to say.
+    // One listener for both has one address: a difference is named once.
     own.dedup_by(|second, first| (&second.1, second.2) == (&first.1, first.2));
     for (flag, here, known) in own.iter().filter(|(_, here, known)| here != *known) {
         parts.push(format!(
-            "{flag} is {here}, and the cluster knows this node at {known}, which holds until this \
-             node has told the others; change one node at a time"
+            "{flag} is {here}, but the cluster map has {known} for this node, and keeps it until \
+             this node has announced the new address; change one node at a time"
         ));
     }
     for (id, address) in config.initial_cluster.iter().filter(|(id, _)| **id != config.node_id) {
         let here = address.to_string();
         let known = match map.nodes.iter().find(|node| node.id == id.0) {
             Some(node) if node.peer_address == here => continue,
-            Some(node) => format!("knows node {} at {}", id.0, node.peer_address),
-            None => format!("has no node {}", id.0),
+            Some(node) => format!("has {} for node {}", node.peer_address, id.0),
+            None => format!("does not have node {}", id.0),
         };
         parts.push(format!(
-            "--initial-cluster has {}={here}, and the cluster {known}, which holds: that flag is for \
-             the first start",
+            "--initial-cluster has {}={here}, but the cluster map {known}; the map is used: that \
+             flag counts only at the first start",
             id.0
         ));
     }
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_the_map_has_are_no_news() {
+    fn addresses_equal_to_those_of_the_map_need_no_notice() {
         let all = (Key::InitialCluster, "1=127.0.0.1:7401,2=127.0.0.1:7402");
         assert_eq!(notice(&config(&[all]), &map()), None);
         assert_eq!(notice(&config(&[]), &map()), None);
@@ -77,15 +77,15 @@ mod tests {
         ];
         let said = notice(&config(&flags), &map()).unwrap();
         for part in [
-            "--advertise is 127.0.0.1:7501, and the cluster knows this node at 127.0.0.1:7401, which",
-            "--initial-cluster has 2=b:1, and the cluster knows node 2 at 127.0.0.1:7402, which holds",
-            "--initial-cluster has 3=c:1, and the cluster has no node 3, which holds",
+            "--advertise is 127.0.0.1:7501, but the cluster map has 127.0.0.1:7401 for this node",
+            "--initial-cluster has 2=b:1, but the cluster map has 127.0.0.1:7402 for node 2",
+            "--initial-cluster has 3=c:1, but the cluster map does not have node 3",
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert!(!said.contains("--advertise-client"), "{said}");
         let flags = [(Key::AdvertiseClient, "c:1")];
         let said = notice(&config(&flags), &map()).unwrap();
-        assert!(said.starts_with("--advertise-client is c:1, and "), "{said}");
+        assert!(said.starts_with("--advertise-client is c:1, but "), "{said}");
     }
 }

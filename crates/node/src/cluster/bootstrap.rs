@@ -1,23 +1,23 @@
-//! How a cluster comes to be, once, and how a node finds out that it already has.
+//! Cluster formation: it happens once, and a node that starts later detects that it has happened.
 //!
-//! A node that has not formed only asks. It asks every peer of `--initial-cluster` whether that peer
-//! has formed, and forms itself only when **all** of them answered that they have not, with the same
-//! plan as its own, twice in a row with the same incarnations. A majority would not be enough: it
-//! cannot tell a node that is new from one that was wiped. The second round closes the gap in which a
-//! peer forms, is wiped and answers again while the answers of the others are still on their way.
+//! A node that has not formed only asks: it asks every peer of `--initial-cluster` whether that
+//! peer has formed, and forms only when **all** of them answered that they have not, with a plan
+//! equal to its own, twice in a row with the same incarnations. A majority would not be enough: it
+//! cannot tell a node that is new from one that was wiped. The second round covers the case that a
+//! peer forms, is wiped and answers again while the answers of the others are still in flight.
 //!
-//! Why two clusters cannot both come to life: a node persists one member list in the life of its
-//! directory, and takes part only in the cluster of that list. A quorum of one list and a quorum of
-//! another list over the same node ids share a node id; its two directories are two incarnations, the
-//! second younger than the first cluster, and everyone in the first cluster answers the second
-//! incarnation that it is not known.
+//! Two clusters cannot both form: a node persists one member list per data directory, and takes
+//! part only in the cluster of that list. A quorum of one list and a quorum of another list over
+//! the same node ids share a node id; its two directories are two incarnations, the second younger
+//! than the first cluster, and every member of the first cluster rejects the second incarnation as
+//! unknown.
 //!
 //! ```text
-//!  IDENTITY written ──▶ ask all ──▶ all unformed, same plan ──▶ ask all again ──▶ the same ──▶ persist
-//!                          │  ▲                                                                  │
-//!                          │  └── someone silent, or with another plan: say who, every 2 s       ▼
-//!                          ├── a formed peer recorded my incarnation ──▶ persist its list ──▶   go
-//!                          └── a formed peer did not ──▶ refuse, exit 10
+//!  IDENTITY written ──▶ ask all ──▶ all unformed, same plan ──▶ ask all again ──▶ same ──▶ persist
+//!                        │  ▲                                                               │
+//!                        │  └── a peer is silent or has another plan: log it every 2 s      ▼
+//!                        ├── a formed peer recorded my incarnation ──▶ persist its list ─▶ start
+//!                        └── a formed peer did not ──▶ exit 10
 //! ```
 
 mod ask;
@@ -39,12 +39,12 @@ use crate::exit::Fatal;
 pub use ask::AskAnswers;
 pub use decide::{Answer, Decision, Waiting, decide};
 
-/// How often a waiting node says for whom it waits.
+/// Interval at which a waiting node logs the peers that it waits for.
 const SAY_INTERVAL: Duration = Duration::from_secs(2);
-/// The pause between rounds of questions; up to half as much again is added by chance.
+/// Pause between two rounds of questions; up to half of it is added at random.
 const ROUND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What the flags ask for. Nodes form a cluster only when their plans are equal.
+/// Formation plan of the flags. Nodes form a cluster only when their plans are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     me: NodeId,
@@ -52,7 +52,7 @@ pub struct Plan {
     initial_cluster: BTreeMap<NodeId, String>,
     shards: u32,
     replicas: u32,
-    /// Whether shards and replicas were asked for; a default that does not hold needs no word.
+    /// Whether shards and replicas were given as flags; a default that differs is not reported.
     given: (bool, bool),
 }
 
@@ -60,7 +60,7 @@ impl Plan {
     /// The plan of node `me`.
     ///
     /// # Errors
-    /// A sentence when `me` is not among the initial nodes, or two of them have one address.
+    /// A sentence when `me` is not among the initial nodes, or two of them have the same address.
     pub fn new(
         me: NodeId,
         cluster_name: &str,
@@ -70,7 +70,8 @@ impl Plan {
     ) -> Result<Self, String> {
         if !initial_cluster.contains_key(&me) {
             return Err(format!(
-                "--initial-cluster does not name node {}; it lists every first node, this one too",
+                "--initial-cluster does not name node {}; it must list every first node, \
+                 including this one",
                 me.0
             ));
         }
@@ -87,7 +88,7 @@ impl Plan {
         Ok(Self { me, cluster_name, initial_cluster, shards, replicas, given: (true, true) })
     }
 
-    /// The plan that the settings ask for.
+    /// The plan of the settings.
     ///
     /// # Errors
     /// [`Fatal::Usage`] with the sentence of [`Plan::new`].
@@ -99,13 +100,14 @@ impl Plan {
             .map_err(Fatal::Usage)
     }
 
-    /// Says which of shards and replicas were asked for, and are not defaults.
+    /// Sets which of shards and replicas were given as flags and are not defaults.
     #[must_use]
     pub fn with_given(self, shards: bool, replicas: bool) -> Self {
         Self { given: (shards, replicas), ..self }
     }
 
-    /// What two nodes compare: equal exactly when cluster name, initial cluster, shards and replicas are.
+    /// The number that two nodes compare: equal exactly when cluster name, initial cluster, shards
+    /// and replicas are equal.
     pub fn hash(&self) -> u64 {
         let mut text = Vec::from(&b"quorate plan 1\0"[..]);
         let mut put = |bytes: &[u8]| {
@@ -135,14 +137,14 @@ impl Plan {
         )
     }
 
-    /// Whether a node that has formed may go on with these flags: warnings, one sentence each.
+    /// Checks the flags of a node that has formed. Returns warnings, one sentence each.
     ///
     /// # Errors
     /// [`IdentityError::Mismatch`] for another cluster name.
     fn check_formed(&self, formed: &Formed) -> Result<Vec<String>, IdentityError> {
         if self.cluster_name != formed.cluster_name {
             return Err(IdentityError::Mismatch(format!(
-                "this directory belongs to cluster {}, and this node was started with \
+                "this directory belongs to cluster {}, but this node was started with \
                  --cluster-name {}",
                 formed.cluster_name, self.cluster_name
             )));
@@ -162,7 +164,7 @@ impl Plan {
     }
 }
 
-/// Why a node does not become a member. It becomes the [`Fatal`] with which the process ends.
+/// Error type of formation. It becomes the [`Fatal`] that the process ends with.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// The flags or the peers contradict this directory.
@@ -182,14 +184,15 @@ impl From<BootstrapError> for Fatal {
     }
 }
 
-/// Becomes a member: at once when this directory already is one, otherwise as soon as the peers allow.
-/// The caller serves [`AskAnswers`] on the peer address before it calls this, else the peers wait for
-/// this node for ever. `say` takes the sentences meant for the log: for whom the node waits, warnings.
+/// Becomes a member: immediately when this directory already is one, otherwise as soon as the peers
+/// allow it. The caller serves [`AskAnswers`] on the peer address before it calls this, otherwise
+/// the peers wait for this node forever. `say` receives sentences for the log: the peers that the
+/// node waits for, and warnings.
 ///
-/// Dropping the future stops asking; nothing is half done at any point.
+/// Dropping the future stops the questions; it leaves no intermediate state.
 ///
 /// # Errors
-/// [`BootstrapError`]; none of them passes by waiting.
+/// [`BootstrapError`]; a retry does not help.
 pub async fn run(
     identity: &Arc<Identity>,
     plan: &Plan,
@@ -213,7 +216,8 @@ pub async fn run(
             Step::Again => continue,
             Step::Refused(sentence) => return Err(BootstrapError::Refused(sentence)),
             Step::Wait(waiting) => {
-                // The first second is silent: nodes that start together do not all start at once.
+                // Nothing is logged in the first second: nodes that start together do not start at
+                // exactly the same time.
                 let due = said_at.map_or(started + Duration::from_secs(1), |at| at + SAY_INTERVAL);
                 if Instant::now() >= due {
                     said_at = Some(Instant::now());
@@ -226,12 +230,12 @@ pub async fn run(
     }
 }
 
-/// What one round of questions came to.
+/// Result of one round of questions.
 #[derive(Debug)]
 enum Step {
-    /// Persist this and go.
+    /// Persist this and start.
     Settled(Formed),
-    /// The first of two equal rounds; ask again at once.
+    /// The first of two equal rounds; ask again immediately.
     Again,
     Wait(Vec<Waiting>),
     Refused(String),
@@ -241,7 +245,7 @@ enum Step {
 struct Formation {
     identity: Arc<Identity>,
     plan: Plan,
-    /// What the last round would have formed.
+    /// The agreement that the last round would have formed.
     seen: Option<Formed>,
 }
 
@@ -250,7 +254,7 @@ impl Formation {
         Self { identity, plan, seen: None }
     }
 
-    /// Asks everyone once.
+    /// Asks every peer once.
     async fn round(&mut self) -> Step {
         let answers = ask::ask_all(&self.identity, &self.plan).await;
         self.settle(&answers)

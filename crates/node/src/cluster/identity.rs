@@ -1,10 +1,10 @@
-//! Who this node is: the data directory, its lock, and the file `IDENTITY`.
+//! The identity of this node: the data directory, its lock, and the file `IDENTITY`.
 //!
-//! A node is (cluster id, node id, incarnation), never an address. The incarnation is 128 random bits
-//! drawn once for each data directory, so a directory that was wiped is another incarnation, and the
-//! members that remember the old one refuse it. `IDENTITY` is text, outside the
-//! storage engine, so that it survives the loss of `sled/`; it is replaced atomically and is behind a
-//! barrier before the node sends its first packet.
+//! A node is (cluster id, node id, incarnation), never an address. The incarnation is 128 random
+//! bits drawn once for each data directory, so a directory that was wiped is another incarnation,
+//! and the members that remember the old one reject it. `IDENTITY` is text, outside the storage
+//! engine, so that it survives the loss of `sled/`; it is replaced atomically, and is durable
+//! before the node sends its first packet.
 
 mod file;
 mod record;
@@ -36,23 +36,23 @@ pub const LOCK_FILE: &str = "LOCK";
 /// The newest format of the data directory that this version reads and writes.
 pub const FORMAT: u32 = 1;
 
-/// What only a node that had an identity puts into its directory.
+/// Names in the directory that only a node with an identity creates.
 const DATA_NAMES: [&str; 5] = ["sled", "log", "MARK", "snapshots", "aside"];
 const README_FILE: &str = "README";
 const README_TEXT: &str = include_str!("identity/README.txt");
 
-/// What the cluster agreed on when it formed. It never changes afterwards.
+/// The agreement of the members when the cluster formed. It never changes afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Formed {
     /// Computed from the cluster name and the members; see [`Formed::new`].
     pub cluster_id: ClusterId,
     /// The name given by `--cluster-name`.
     pub cluster_name: String,
-    /// The first members and the incarnation of each.
+    /// The first members, each with its incarnation.
     pub members: BTreeMap<NodeId, Incarnation>,
     /// Shards at formation, group 0 not counted.
     pub shards: u32,
-    /// Replicas wanted for each shard.
+    /// Wanted replicas of each shard.
     pub replicas: u32,
 }
 
@@ -90,13 +90,13 @@ pub enum IdentityError {
     NewerFormat {
         /// The directory.
         dir: PathBuf,
-        /// The format that it says it has.
+        /// The format that `IDENTITY` names.
         found: u64,
     },
-    /// The directory belongs to another node, or what it says contradicts the flags.
+    /// The directory belongs to another node, or its content contradicts the flags.
     #[error("{0}")]
     Mismatch(String),
-    /// `IDENTITY` cannot be believed.
+    /// `IDENTITY` is damaged.
     #[error(
         "{path} is damaged: {why}; it was left as it is. Restore it from a copy; if there is none, \
          this directory cannot be used again"
@@ -107,18 +107,18 @@ pub enum IdentityError {
         /// What is wrong with it.
         why: String,
     },
-    /// There is data, but nothing that says whose.
+    /// There is data, but no `IDENTITY` that names its owner.
     #[error(
         "the data directory {0} holds data but no file IDENTITY; it was left as it is. Restore \
          IDENTITY from a copy, or give an empty directory"
     )]
     Missing(PathBuf),
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// The error.
         source: io::Error,
@@ -146,19 +146,19 @@ impl IdentityError {
     }
 }
 
-/// A data directory that this process alone uses, from [`DataDir::open`] until it is dropped.
+/// A data directory that only this process uses, from [`DataDir::open`] until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    /// Holds the lock; the kernel releases it when the process ends, however it ends.
+    /// Holds the lock; the kernel releases it when the process ends for any reason.
     _lock: File,
 }
 
 impl DataDir {
-    /// Creates the directory (mode 0700) where it is missing, and locks it.
+    /// Creates the directory (mode 0700) if it is missing, and locks it.
     ///
     /// # Errors
-    /// [`IdentityError::InUse`] when another process has it, [`IdentityError::Io`].
+    /// [`IdentityError::InUse`] when another process has locked it, [`IdentityError::Io`].
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
         create_private(path)?;
         let lock_path = path.join(LOCK_FILE);
@@ -184,12 +184,12 @@ impl DataDir {
         &self.path
     }
 
-    /// Where the storage engine lives; created by its owner.
+    /// The directory of the storage engine, which creates it.
     pub fn sled_dir(&self) -> PathBuf {
         self.path.join("sled")
     }
 
-    /// Whether anything but what [`DataDir::open`] and an interrupted first start leave is in it.
+    /// Whether it holds more than [`DataDir::open`] and an interrupted first start create.
     fn holds_data(&self) -> Result<bool, IdentityError> {
         for entry in
             fs::read_dir(&self.path).map_err(IdentityError::io("read the directory", &self.path))?
@@ -207,7 +207,7 @@ impl DataDir {
 /// Creates `path` with mode 0700, or makes a directory private that is empty or already ours.
 fn create_private(path: &Path) -> Result<(), IdentityError> {
     if !path.exists() {
-        // Only the directory itself is private: the ones above it are somebody else's.
+        // Only the directory itself is private: its parents belong to others.
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -215,7 +215,7 @@ fn create_private(path: &Path) -> Result<(), IdentityError> {
         fs::create_dir_all(parent).map_err(IdentityError::io("create the directory", parent))?;
         let create = IdentityError::io("create the data directory", path);
         DirBuilder::new().mode(0o700).create(path).map_err(create)?;
-        // The new name must survive a power cut as surely as what will be written below it.
+        // The new name must survive a power cut as surely as the files below it.
         return sync_dir(parent);
     }
     let stat = fs::metadata(path).map_err(IdentityError::io("read", path))?;
@@ -231,7 +231,7 @@ fn create_private(path: &Path) -> Result<(), IdentityError> {
             .map_err(IdentityError::io("read the directory", path))?
             .next()
             .is_none();
-    // A directory with other things in it, or a shared one like /tmp, keeps the mode it has.
+    // A directory with other files in it, or a shared one like /tmp, keeps its mode.
     let shared = stat.mode() & 0o1000 != 0 || stat.uid() != rustix::process::geteuid().as_raw();
     if ours && !shared && stat.mode() & 0o077 != 0 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700))
@@ -249,20 +249,20 @@ pub struct Identity {
     node_id: NodeId,
     incarnation: Incarnation,
     boot_counter: u64,
-    /// What the file holds.
+    /// The content of the file.
     record: RwLock<Record>,
     /// Serialises writers of the file.
     writing: Mutex<()>,
 }
 
 impl Identity {
-    /// Locks the directory that the settings name, and reads or draws the identity in it.
+    /// Locks the directory of the settings, and reads or draws the identity in it.
     ///
     /// # Errors
-    /// The reason for which the process ends.
+    /// The reason that the process ends with.
     pub fn of_config(config: &Config) -> Result<Arc<Self>, Fatal> {
         let dir = DataDir::open(&config.data_dir).map_err(|error| match error {
-            // A path that cannot be such a directory: nothing is wrong with who the node is.
+            // A path that cannot be such a directory; the identity itself is not in doubt.
             IdentityError::Io { .. } => {
                 Fatal::Usage(format!("{error}; a node needs a directory of its own (--data-dir)"))
             }
@@ -271,18 +271,18 @@ impl Identity {
         Ok(Arc::new(Self::open(dir, config.node_id)?))
     }
 
-    /// Reads the identity of this directory, or draws a new one where it is empty; counts the boot.
-    /// What it returns is durable.
+    /// Reads the identity of this directory, or draws a new one if it is empty, and counts the
+    /// boot. The result is durable.
     ///
     /// # Errors
-    /// [`IdentityError::Mismatch`] when the directory belongs to another node id, and the other
-    /// variants as they say. An `IDENTITY` that cannot be read is never overwritten.
+    /// [`IdentityError::Mismatch`] when the directory belongs to another node id; the other
+    /// variants as documented there. An `IDENTITY` that cannot be read is never overwritten.
     pub fn open(dir: DataDir, node_id: NodeId) -> Result<Self, IdentityError> {
         let record = match read_identity(dir.path())? {
             Some(mut record) => {
                 if record.node_id != node_id {
                     return Err(IdentityError::Mismatch(format!(
-                        "the data directory {} belongs to node {}, and this node was started with \
+                        "the data directory {} belongs to node {}, but this node was started with \
                          --node-id {}",
                         dir.path().display(),
                         record.node_id.0,
@@ -320,30 +320,30 @@ impl Identity {
         self.node_id
     }
 
-    /// Drawn when the directory was new.
+    /// The random number drawn when the directory was new.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
     }
 
-    /// Starts of a process on this directory, this one included; from 1.
+    /// Number of process starts on this directory, including this one; from 1.
     pub fn boot_counter(&self) -> u64 {
         self.boot_counter
     }
 
-    /// What the cluster agreed on; `None` until this node has formed or joined.
+    /// The agreement of the cluster; `None` until this node has formed or joined.
     pub fn formed(&self) -> Option<Formed> {
         self.record.read().formed.clone()
     }
 
-    /// Records the agreement. When this returns it is durable, and the node may vote.
+    /// Records the agreement. It is durable when this returns, and the node may vote.
     ///
     /// # Errors
-    /// [`IdentityError::Io`]; the node is then as unformed as before, in memory and (unless the
-    /// error came after the rename) on disk. Either way it has not acted on it.
+    /// [`IdentityError::Io`]; the node is then still unformed, in memory and (unless the rename had
+    /// succeeded) on disk. In both cases it has not acted on the agreement.
     ///
     /// # Panics
-    /// When the node has already formed otherwise, or is not among the members: a node is in one
-    /// cluster for life.
+    /// When the node has already formed with another agreement, or is not among the members: a
+    /// node belongs to one cluster forever.
     pub fn set_formed(&self, agreed: Formed) -> Result<(), IdentityError> {
         let _writing = self.writing.lock();
         if let Some(before) = self.formed() {
@@ -361,13 +361,13 @@ impl Identity {
         self.write(record)
     }
 
-    /// Whether the storage was created here. If it was and is gone, the votes in it are gone too, and
-    /// making it anew under the same replica ids could vote twice.
+    /// Whether the storage was created here. If it was and is missing now, its votes are lost, and
+    /// a new storage under the same replica ids could vote twice.
     pub fn storage_created(&self) -> bool {
         self.record.read().storage_created
     }
 
-    /// Records that the storage exists, once it is durable and before there is a replica in it.
+    /// Records that the storage exists: after it is durable, and before the first replica is in it.
     ///
     /// # Errors
     /// [`IdentityError::Io`].
@@ -381,7 +381,7 @@ impl Identity {
         self.write(record)
     }
 
-    /// Replaces the file, then what is remembered. The caller holds `writing`.
+    /// Replaces the file, then the copy in memory. The caller holds `writing`.
     fn write(&self, record: Record) -> Result<(), IdentityError> {
         replace(self.dir.path(), IDENTITY_FILE, record.to_text().as_bytes())?;
         *self.record.write() = record;

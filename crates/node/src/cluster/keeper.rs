@@ -1,8 +1,8 @@
-//! Keeps the cluster map true, and this node true to the map.
+//! The keeper of the cluster map: proposes changes of the map, and makes this node follow it.
 //!
-//! The leader of group 0 proposes the first map, and a change when a node tells another address.
-//! Every node creates the replicas that the map gives it, tells the transport who its peers are, and
-//! remembers the newest map, so that it can serve its shards without group 0.
+//! The leader of group 0 proposes the first map, and a change when a node announces another
+//! address. Every node creates the replicas that the map assigns to it, gives the transport its
+//! peers, and stores the newest map, so that it can serve its shards without group 0.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,48 +28,48 @@ use super::identity::{Formed, Identity};
 use crate::exit::end_for_storage;
 use crate::peers::{Peers, targets};
 
-/// The name under which a node remembers the newest map.
+/// The name of the node record with the newest map.
 pub const MAP_RECORD: &str = "map";
 /// The meta group.
 pub const META: GroupId = GroupId(0);
-/// How often the keeper looks, beside being woken by changes.
+/// Interval of the keeper without a change that wakes it.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How often a node outside of group 0 asks whether there is a newer map.
+/// Interval at which a node outside group 0 asks for a newer map.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the first map waits for founders that have not told their addresses; then those of
-/// `--initial-cluster` have to do.
+/// How long the first map waits for founders that have not announced their addresses; then it uses
+/// the addresses of `--initial-cluster`.
 const FOUNDERS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a proposal of the keeper may take before it looks again.
+/// How long the keeper waits for the answer to a proposal before it checks the map again.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the keeper works with.
+/// The keeper, with everything that it reads and changes.
 pub struct Keeper {
     /// The settings.
     pub config: Config,
-    /// Who this node is.
+    /// The identity of this node.
     pub identity: Arc<Identity>,
-    /// What the founders agreed on.
+    /// The agreement of the founders.
     pub formed: Formed,
     /// The engine.
     pub engine: Arc<Engine>,
     /// The transport.
     pub transport: Transport,
-    /// Who is connected.
+    /// The connected peers.
     pub peers: Arc<Peers>,
     /// The newest map.
     pub map: MapCell,
-    /// Where the states of new replicas go.
+    /// The database for the states of new replicas.
     pub sled: Database,
-    /// What all deltas share.
+    /// The memory budget of all deltas.
     pub budget: Arc<quorate_storage::DeltaBudget>,
-    /// Where the map is remembered.
+    /// The store of the map.
     pub records: Arc<NodeRecords>,
-    /// Replicas whose state is there and could not be opened: they are not made again.
+    /// Replicas whose state exists but could not be opened: they are not created again.
     pub damaged: BTreeSet<GroupId>,
 }
 
 impl Keeper {
-    /// Works until the node ends.
+    /// Runs until the node ends.
     pub async fn run(self) {
         let mut map_changed = self.map.watch();
         let mut peers_changed = self.peers.watch();
@@ -99,9 +99,9 @@ impl Keeper {
         }
     }
 
-    /// Makes this node what a new map says.
+    /// Applies a new map to this node.
     async fn follow(&self, map: &Arc<Map>) {
-        info!(epoch = map.epoch(), shards = map.shards().len(), "map: newer");
+        info!(epoch = map.epoch(), shards = map.shards().len(), "map: received a newer one");
         self.transport.set_peers(&targets(map.proto()));
         self.transport.set_map_epoch(map.epoch());
         let bytes = map.proto().encode_to_vec();
@@ -116,11 +116,11 @@ impl Keeper {
         match made.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => end_for_storage(&error),
-            Err(_) => debug!("map: the node ends while replicas are created"),
+            Err(_) => debug!("map: replicas not created, the node is stopping"),
         }
     }
 
-    /// The replicas that the map gives this node and that are not here yet.
+    /// The replicas that the map assigns to this node and that do not exist here yet.
     fn missing_replicas(&self, map: &Map) -> Vec<ShardInit> {
         let me = self.config.node_id;
         let here = self.engine.shards().all();
@@ -154,7 +154,7 @@ impl Keeper {
         if let Err(broken) =
             map_rules::check_change(self.map.get().as_ref().map(|map| map.proto()), &next)
         {
-            warn!(%broken, "map: a change would break a rule");
+            warn!(error = %broken, "map: change not proposed, it breaks a rule");
             return;
         }
         let epoch = next.epoch;
@@ -167,13 +167,13 @@ impl Keeper {
             Ok(Ok(Answer::Applied { answer: WriteAnswer::MapChanged { epoch }, .. })) => {
                 info!(epoch, "map: changed");
             }
-            // Whatever it was, the keeper looks again; the expected epoch keeps a change from
-            // being made twice.
-            other => debug!(epoch, ?other, "map: the change was not made"),
+            // After any other outcome the keeper checks the map again; because of the expected
+            // epoch, no change is made twice.
+            other => debug!(epoch, ?other, "map: not changed"),
         }
     }
 
-    /// What the first map is made of, once every founder has told its addresses.
+    /// The input of the first map, once every founder has announced its addresses.
     fn founding(&self, started: Instant) -> Option<Founding> {
         let connected = self.peers.connected();
         let patient = started.elapsed() < FOUNDERS_TIMEOUT;
@@ -221,8 +221,8 @@ impl Keeper {
         }
     }
 
-    /// The map with what nodes of the right incarnation say of themselves; `None` = it says so
-    /// already.
+    /// The map with the addresses and labels that nodes of the right incarnation announce; `None` =
+    /// no change.
     fn with_new_addresses(&self, map: &Map) -> Option<ClusterMap> {
         let mut next = map.proto().clone();
         let connected = self.peers.connected();
@@ -244,8 +244,8 @@ impl Keeper {
         Some(next)
     }
 
-    /// A node outside of group 0 learns the map, and each newer one, from the others. What is wrong
-    /// with the map of a node is said once, until it is another thing; `refused` remembers it.
+    /// Gets the map, and each newer one, from the other nodes if this one is outside group 0. Why
+    /// the map of a node is rejected is logged once per reason; `refused` holds the last reason.
     async fn ask_for_map(&self, refused: &mut BTreeMap<NodeId, String>) {
         if self.engine.shards().get(META).is_some() {
             return;
@@ -263,7 +263,7 @@ impl Keeper {
                 Err(why) => {
                     let (peer, address) = (node.0, &hello.peer_address);
                     if refused.get(&node) != Some(&why) {
-                        warn!(peer, address, why, "map: not taken");
+                        warn!(peer, address, why, "map: rejected");
                     }
                     refused.insert(node, why);
                 }
@@ -272,20 +272,19 @@ impl Keeper {
     }
 }
 
-/// Whether a map that came from an address may be followed. Nobody but the address says whose map it
-/// is, and a node of another cluster may have it by now.
+/// Checks a map that was fetched from an address. Only the address identifies the sender, and a
+/// node of another cluster may have that address by now.
 ///
 /// # Errors
-///
-/// What is wrong with it, as a sentence.
+/// The reason to reject it, as a sentence.
 fn check_fetched(map: &ClusterMap, cluster_id: &[u8]) -> Result<(), String> {
     if map.cluster_id != cluster_id {
-        return Err(format!("it is of another cluster, {}", hex::encode(&map.cluster_id)));
+        return Err(format!("it belongs to another cluster, {}", hex::encode(&map.cluster_id)));
     }
     map_rules::check(map).map_err(|broken| broken.to_string())
 }
 
-/// Asks a node for its map, if it is newer.
+/// Asks a node for its map if it is newer.
 async fn fetch_map(address: &str, newer_than: u64) -> Option<ClusterMap> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
     let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(2));
@@ -315,10 +314,10 @@ mod tests {
     }
 
     #[test]
-    fn a_fetched_map_is_followed_only_if_it_is_ours_and_whole() {
+    fn a_fetched_map_is_accepted_only_if_it_is_ours_and_complete() {
         assert_eq!(check_fetched(&map(), &[7; 16]), Ok(()));
-        let foreign = check_fetched(&map(), &[8; 16]).expect_err("it is of another cluster");
-        assert_eq!(foreign, format!("it is of another cluster, {}", "07".repeat(16)));
+        let foreign = check_fetched(&map(), &[8; 16]).expect_err("it belongs to another cluster");
+        assert_eq!(foreign, format!("it belongs to another cluster, {}", "07".repeat(16)));
         let mut with_a_gap = map();
         with_a_gap.shards.remove(1);
         let broken = check_fetched(&with_a_gap, &[7; 16]).expect_err("a hash has no owner");

@@ -1,5 +1,5 @@
-//! Where leaders should be: on the preferred nodes, away from slow disks and from replicas that serve
-//! nothing, and elsewhere when the node goes down.
+//! Placement of leaders: on the preferred nodes, away from slow disks and from replicas that do not
+//! serve, and on other nodes when this one shuts down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,28 +13,29 @@ use tracing::{debug, info, warn};
 
 use crate::peers::Peers;
 
-/// How often a slow disk and replicas that serve nothing are looked for.
+/// Interval of the checks for a slow disk and for replicas that do not serve.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How often preferences are looked at.
+/// Interval of the checks for preferred leaders.
 const PREFER_INTERVAL: Duration = Duration::from_secs(1);
-/// A preferred leader must have been connected for so long before leadership goes to it.
+/// A preferred leader must have been connected for at least this long before it gets a leadership.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
-/// A leadership that comes back from the preferred node is offered to it again after two looks, four,
-/// and so on to so many, until that one connects anew: its replica may serve nothing, and while
-/// leadership goes there and back the shard stands still.
+/// Cap of the back-off, in checks (2, 4, 8, …), before a leadership that came back is offered to
+/// the preferred node again; reset when that node reconnects. Its replica may not serve, and the
+/// shard is unavailable during each transfer.
 const OFFER_BACKOFF_POLLS_MAX: u32 = 64;
-/// A replica that serves nothing hands the same leadership on at most so often: nobody might serve.
+/// Shortest interval between two transfers of the same leadership by a replica that does not serve:
+/// possibly none of the replicas does.
 const RELIEVE_INTERVAL: Duration = Duration::from_secs(5);
-/// A drain gives its leaderships away within this time, or goes on without.
+/// A drain continues after this time even if it still has leaderships.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// A leadership that came back so often while the node goes down stays: the others go down too, and
-/// would pass it round for as long as they all wait.
+/// After this many transfers during a drain a leadership that comes back stays here: the other
+/// nodes shut down too, and would transfer it among themselves until their time-outs.
 const DEPARTURES_MAX: usize = 2;
-/// A slow disk sends leaderships off at most so often. Where all disks are slow, as under a load that
-/// is too much for each of them, nobody is better off, and a hand-over costs more than it brings.
+/// Shortest interval between two transfers of all leaderships because of a slow disk. If all disks
+/// are slow, as under overload, a transfer has a cost and no benefit.
 const FLEE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Hands leaderships to their preferred nodes, and away from this one while its disk is slow.
+/// Transfers leaderships to their preferred nodes, and away from this one while its disk is slow.
 pub async fn keep(shared: Arc<Shared>, peers: Arc<Peers>) {
     let slow_disk = shared.config.election_max;
     let mut looked = Instant::now();
@@ -43,13 +44,13 @@ pub async fn keep(shared: Arc<Shared>, peers: Arc<Peers>) {
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
         if shared.life.phase() == NodePhase::Draining {
-            // The drain alone decides now: a preference for another node would undo it there.
+            // Only the drain decides now: a preference could undo its transfers.
             continue;
         }
         if shared.engine.log_busy_for().is_some_and(|busy| busy > slow_disk) {
             if fled.is_none_or(|fled| fled.elapsed() >= FLEE_INTERVAL) {
                 fled = Some(Instant::now());
-                warn!("disk: slower than an election timeout, giving leaderships away");
+                warn!("disk: slower than an election timeout; transferring all leaderships");
                 give_all_away(&shared).await;
             }
             continue;
@@ -62,9 +63,9 @@ pub async fn keep(shared: Arc<Shared>, peers: Arc<Peers>) {
     }
 }
 
-/// Hands on what is led by replicas that serve nothing, because they are damaged or not yet scrubbed:
-/// what they propose commits, and nobody here could say so. They take the other replicas in turn,
-/// for nothing tells which of those serve.
+/// Transfers the leaderships of replicas that do not serve, because they are damaged or not yet
+/// scrubbed: their proposals commit, but they cannot answer the clients. The targets are the other
+/// replicas in turn, because it is unknown here which of those serve.
 async fn relieve(engine: &Engine, sent: &mut SentOff) {
     let shards = engine.shards().all();
     let unserved = shards.values().filter(|s| s.leadership().is_leader && !s.serves());
@@ -83,7 +84,7 @@ async fn relieve(engine: &Engine, sent: &mut SentOff) {
         let able: Vec<_> = others.into_iter().filter(|other| caught_up(&status, *other)).collect();
         let turn = sent.times(group) % able.len().max(1);
         if let Some(to) = able.get(turn) {
-            info!(shard = group.0, to = to.0, "leader: this replica serves nothing, handing over");
+            info!(shard = group.0, to = to.0, "leader: transferring, this replica does not serve");
             sent.note(group);
             drop(engine.transfer(group, *to));
         }
@@ -113,8 +114,8 @@ async fn prefer(shared: &Shared, peers: &Peers, sent: &mut SentOff) {
         }
         if settled(node).is_some_and(|since| sent.may_offer(group, since)) {
             sent.note(group);
-            debug!(shard = group.0, to = node.0, "leader: handing over to the preferred node");
-            // The answer only says whether it began; the next look sees how it ended.
+            debug!(shard = group.0, to = node.0, "leader: transferring to the preferred node");
+            // The answer shows only whether the transfer began; the next check sees its result.
             drop(shared.engine.transfer(group, replica));
         }
     }
@@ -124,7 +125,7 @@ fn leads_any(shards: &Shards) -> bool {
     shards.all().values().any(|shard| shard.leadership().is_leader)
 }
 
-/// Whether this replica leads, and the other one has all but what is on its way.
+/// Whether this replica leads, and the other one lacks at most entries in flight.
 fn caught_up(status: &Status, replica: ReplicaId) -> bool {
     status.progress.iter().any(|other| {
         other.replica == replica
@@ -134,7 +135,7 @@ fn caught_up(status: &Status, replica: ReplicaId) -> bool {
     })
 }
 
-/// The other replica that is furthest, for each group led here.
+/// The other replica with the highest match index, for each group led here.
 fn best_targets(status: &[(GroupId, Status)]) -> BTreeMap<GroupId, ReplicaId> {
     let of_group = |(group, status): &(GroupId, Status)| {
         let active = status.progress.iter().filter(|other| other.active);
@@ -144,15 +145,15 @@ fn best_targets(status: &[(GroupId, Status)]) -> BTreeMap<GroupId, ReplicaId> {
     status.iter().filter_map(of_group).collect()
 }
 
-/// Hands every leadership of this node to the replica that is furthest, where there is one.
+/// Transfers every leadership of this node to the most advanced other replica, if there is one.
 pub async fn give_all_away(shared: &Shared) {
     for (group, replica) in best_targets(&shared.engine.status().await) {
         drop(shared.engine.transfer(group, replica));
     }
 }
 
-/// Gives all leaderships away before the node goes down. With all nodes going at once there is
-/// nobody to keep them: a leadership that comes back too often stays here, and ends with the process.
+/// Transfers all leaderships before the node shuts down. If all nodes shut down together, no node
+/// can keep them: a leadership that comes back too often stays here, and ends with the process.
 pub async fn drain(shared: &Shared) {
     let started = Instant::now();
     let mut departures = Departures::default();
@@ -163,7 +164,7 @@ pub async fn drain(shared: &Shared) {
         let mut targets = best_targets(&status);
         targets.retain(|group, _| departures.may_leave(*group, terms[group]));
         if targets.is_empty() {
-            // Nothing is led here, or there is nobody who could take it.
+            // No group is led here, or no other replica is active.
             break;
         }
         for (group, replica) in targets {
@@ -171,26 +172,26 @@ pub async fn drain(shared: &Shared) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    info!(took = ?started.elapsed(), "drain: leaderships given away");
+    info!(took = ?started.elapsed(), "drain: leaderships transferred");
 }
 
-/// In which terms each leadership was sent off while the node goes down. One that is led again in
-/// another term had left and came back, however fast.
+/// The terms in which each leadership was transferred during the drain. A leadership in another
+/// term had left and came back, however fast.
 #[derive(Default)]
 struct Departures {
     terms: BTreeMap<GroupId, BTreeSet<Term>>,
 }
 
 impl Departures {
-    /// Whether the leadership of this group in this term is to be sent off; it is noted as such.
+    /// Whether to transfer the leadership of this group in this term; records that it is.
     fn may_leave(&mut self, group: GroupId, term: Term) -> bool {
         let terms = self.terms.entry(group).or_default();
-        // Sent off already and still here: it is tried again.
+        // Transferred already and still here: try again.
         terms.contains(&term) || (terms.len() < DEPARTURES_MAX && terms.insert(term))
     }
 }
 
-/// When, and how often, the leadership of each group was sent off from here.
+/// Time of the last transfer, and number of transfers, of each leadership from here.
 #[derive(Default)]
 struct SentOff {
     by_group: BTreeMap<GroupId, (Instant, usize)>,
@@ -202,7 +203,7 @@ impl SentOff {
         self.by_group.insert(group, (Instant::now(), times));
     }
 
-    /// Whether a node may be offered the group that has been connected since `since`.
+    /// Whether to offer the group to a node that has been connected since `since`.
     fn may_offer(&mut self, group: GroupId, since: Instant) -> bool {
         match self.last(group) {
             None => true,
@@ -211,9 +212,9 @@ impl SentOff {
                 true
             }
             Some(last) => {
-                let looks =
+                let checks =
                     2u32.saturating_pow(self.times(group) as u32).min(OFFER_BACKOFF_POLLS_MAX);
-                last.elapsed() >= PREFER_INTERVAL * looks
+                last.elapsed() >= PREFER_INTERVAL * checks
             }
         }
     }
@@ -237,7 +238,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_replica_that_serves_nothing_takes_no_writes_and_hands_leadership_on() {
+    async fn a_replica_that_does_not_serve_rejects_writes_and_transfers_its_leadership() {
         let node = Node::start();
         let shard = node.lead(GROUP, 3);
         assert_eq!(leader_of(&shard, shard.leadership()), LeaderLocation::Here);
@@ -250,7 +251,7 @@ mod tests {
         );
 
         let mut sent = SentOff::default();
-        // The peer that was not asked in the first turn is asked in the next.
+        // The second transfer goes to the peer that was not the target of the first.
         for turn in 0..2 {
             sent.by_group.insert(GROUP, (Instant::now() - RELIEVE_INTERVAL, turn));
             while sent.times(GROUP) == turn {
@@ -260,7 +261,7 @@ mod tests {
             let to = turn as u64 + 2;
             node.wait_sent(|e| e.to.id.0 == to && matches!(e.message, Message::TimeoutNow { .. }));
             relieve(&node.engine, &mut sent).await;
-            assert_eq!(sent.times(GROUP), turn + 1, "not again at once");
+            assert_eq!(sent.times(GROUP), turn + 1, "not again immediately");
         }
         node.engine.stop();
     }
@@ -277,13 +278,13 @@ mod tests {
         assert!(!after(1, 1) && after(1, 2));
         assert!(!after(3, 7) && after(3, 8));
         assert!(!after(100, 63) && after(100, 64));
-        assert!(after(100, 1_001), "it has connected anew since");
+        assert!(after(100, 1_001), "it has reconnected since");
         assert_eq!(sent.times(GROUP), 0);
         assert!(sent.may_offer(GROUP, connected));
     }
 
     #[test]
-    fn a_leadership_that_comes_back_while_all_go_down_stays() {
+    fn a_leadership_that_comes_back_while_all_nodes_shut_down_stays() {
         let mut departures = Departures::default();
         let group = GroupId(1);
         assert!(departures.may_leave(group, Term(3)));

@@ -1,4 +1,4 @@
-//! A listener that cannot be held up by those who connect to it.
+//! A listener that slow or silent clients cannot block.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,9 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
-/// Takes at most so many connections at once, each for so long at most: then a client that sends its
-/// request a byte a minute, or a thousand that send none, cost little and soon nothing. Scrapers open a
-/// new connection when one is closed between two scrapes.
+/// Caps the number of connections and the lifetime of each, so that a slow or silent client costs
+/// little. A scraper opens a new connection when its old one was closed between two scrapes.
 pub(super) struct BoundedListener {
     listener: TcpListener,
     room: Arc<Semaphore>,
@@ -33,7 +32,7 @@ impl Listener for BoundedListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
-        // The semaphore is never closed; if it were, there would be nothing to accept any more.
+        // The semaphore is never closed; if it were, no connection could be accepted any more.
         let Ok(permit) = self.room.clone().acquire_owned().await else {
             std::future::pending().await
         };
@@ -47,7 +46,7 @@ impl Listener for BoundedListener {
     }
 }
 
-/// A connection that fails when its time is over.
+/// A connection that fails at the end of its lifetime.
 pub(super) struct BoundedStream {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
@@ -55,7 +54,7 @@ pub(super) struct BoundedStream {
 }
 
 impl BoundedStream {
-    /// Whether its time is over; else the task is woken when it is.
+    /// Fails if the lifetime has ended; otherwise wakes the task when it ends.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.end.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
@@ -106,7 +105,7 @@ mod tests {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
     #[tokio::test]
-    async fn silent_clients_hold_it_up_for_their_lifetime_only() {
+    async fn silent_clients_block_it_only_for_their_lifetime() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let bounded = BoundedListener::new(listener, 2, Duration::from_millis(200));
@@ -124,7 +123,7 @@ mod tests {
         let mut answer = String::new();
         third.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("here"), "{answer}");
-        // It was answered because the others were closed, not beside them.
+        // It was answered because the others were closed.
         for mut stream in silent {
             let mut rest = Vec::new();
             let read = stream.read_to_end(&mut rest);

@@ -1,4 +1,4 @@
-//! The calls of a connection, each counted until the last byte of its answer is handed over.
+//! Calls in flight: each call of a connection is counted until the last byte of its answer is sent.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tonic::service::Routes;
 
 use super::places::{InFlight, Place};
 
-/// What the connection of this place serves.
+/// The service of one connection: the routes, and its place for counting.
 #[derive(Clone)]
 pub(super) struct Calls {
     routes: Routes,
@@ -47,7 +47,7 @@ impl Service<Request<Body>> for Calls {
     }
 }
 
-/// The body of an answer. It is dropped when it was sent whole, or the call was given up.
+/// The body of an answer. It is dropped after it was sent whole, or when the call is cancelled.
 struct Counted {
     body: Body,
     _call: InFlight,

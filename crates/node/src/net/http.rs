@@ -19,19 +19,19 @@ use super::bounded::BoundedListener;
 use crate::exit::Fatal;
 use crate::metrics::Metrics;
 
-/// What knows whether the node is well.
+/// Source of the verdicts of `/livez` and `/readyz`.
 pub trait HealthSource: Send + Sync + 'static {
-    /// Whether the engine loops and the log writer move. Never depends on other nodes.
+    /// Whether the engine loops and the log writer make progress. Never depends on other nodes.
     ///
     /// # Errors
-    /// What stands still, as a sentence.
+    /// The part that is stuck, as a sentence.
     fn live(&self) -> Result<(), String>;
 
-    /// Whether the node takes requests: storage open, caught up once, not draining. Never depends on
-    /// the quorum of one shard.
+    /// Whether the node accepts requests: storage open, caught up once, not draining. Never depends
+    /// on the quorum of one shard.
     ///
     /// # Errors
-    /// What it waits for, as a sentence.
+    /// The reason, as a sentence.
     fn ready(&self) -> Result<(), String>;
 }
 
@@ -45,23 +45,23 @@ impl HealthSource for Health {
     }
 }
 
-/// More connections than any number of scrapers and probes needs at once.
+/// Cap of connections: more than scrapers and probes need at the same time.
 const CONNECTIONS: usize = 64;
-/// Longer than a scrape takes, and than the usual pause between two of them.
+/// Lifetime of a connection: longer than a scrape, and than the usual pause between two.
 const LIFETIME: Duration = Duration::from_secs(90);
 
 struct Shared {
     metrics: Arc<Metrics>,
     health: Arc<dyn HealthSource>,
-    /// Whether only this machine can connect: then a request for another host's name comes from a page
-    /// in a browser here that was told a false address, and is refused.
+    /// Whether only this machine can connect. A request with the name of another host is then
+    /// rejected: it comes from a web page in a local browser that used DNS rebinding.
     loopback: bool,
 }
 
 /// Opens the listener.
 ///
 /// # Errors
-/// The address is taken or cannot be bound.
+/// The address is in use or cannot be bound.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, Fatal> {
     TcpListener::bind(address).await.map_err(|error| {
         Fatal::AddressTaken(format!(
@@ -122,7 +122,7 @@ async fn refuse_foreign_host(
     next: Next,
 ) -> Response {
     if shared.loopback && !names_this_machine(request.headers()) {
-        return (StatusCode::FORBIDDEN, "this listener serves only its own machine\n")
+        return (StatusCode::FORBIDDEN, "this listener accepts only requests to its own machine\n")
             .into_response();
     }
     next.run(request).await
@@ -148,7 +148,7 @@ mod tests {
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
 
-    /// What is wrong with the node, if anything.
+    /// A node with the given faults.
     #[derive(Default)]
     struct Node {
         not_live: Mutex<Option<String>>,
@@ -206,7 +206,7 @@ mod tests {
         let waiting = (503, "waiting for node 2\n".to_owned());
         assert_eq!(get(address, "/readyz", "[::1]:80").await, waiting);
         assert_eq!(get(address, "/livez", "localhost:80").await.0, 200);
-        *node.not_live.lock() = Some("the log writer stands still".to_owned());
+        *node.not_live.lock() = Some("the log writer is stuck".to_owned());
         assert_eq!(get(address, "/livez", "localhost").await.0, 503);
         assert_eq!(get(address, "/other", "localhost").await.0, 404);
         assert_eq!(get(address, "/metrics", "evil.example").await.0, 403);

@@ -36,37 +36,36 @@ use crate::metrics::Metrics;
 use super::calls::Calls;
 use super::places::{self, Caller, Limits, Place, Places};
 
-/// How often a client without traffic is pinged.
+/// Interval of pings to a client without traffic.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// A client that resets so many streams before the server saw them is cut off.
+/// Resets of streams that the server has not seen yet; a client with more is disconnected.
 const PENDING_RESETS_MAX: usize = 64;
 
-/// What a listener serves.
+/// The services of a listener.
 #[derive(Clone)]
 pub struct Services {
-    /// Keys.
+    /// Reads and writes of keys.
     pub kv: KvService,
-    /// Facts about the cluster.
+    /// Map and status of the cluster.
     pub cluster: ClusterService,
-    /// Other nodes.
+    /// Messages of other nodes.
     pub peer: PeerService,
-    /// The gRPC health service's state.
+    /// The state of the gRPC health service.
     pub health: tonic_health::server::HealthReporter,
 }
 
 /// Opens a listener.
 ///
 /// # Errors
-///
-/// The address is taken, or cannot be bound.
+/// The address is in use, or cannot be bound.
 pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Fatal> {
     TcpListener::bind(address).await.map_err(|error| {
         Fatal::AddressTaken(format!("cannot listen on {address}: {error} ({flag})"))
     })
 }
 
-/// Serves the client API, and peers too where both have one address, until `stop`, and then until the
-/// calls in flight have ended.
+/// Serves the client API, and peers too if both have one address, until `stop`; then finishes the
+/// calls in flight.
 pub async fn serve_clients(
     listener: TcpListener,
     services: Services,
@@ -94,8 +93,7 @@ pub async fn serve_clients(
     serve(listener, server(config), routes.routes(), places, stop).await;
 }
 
-/// Serves peers, and calls that they pass on, until `stop`, and then until the calls in flight have
-/// ended.
+/// Serves peers, and calls that they forward, until `stop`; then finishes the calls in flight.
 pub async fn serve_peers(
     listener: TcpListener,
     services: Services,
@@ -103,7 +101,7 @@ pub async fn serve_peers(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    // Whoever calls here counts as a peer.
+    // Every caller of this listener counts as a peer.
     let limits = Limits { clients: 0, ..Limits::of(config) };
     let places = Arc::new(Places::new(limits, metrics));
     let mut routes = Routes::builder();
@@ -157,11 +155,11 @@ macro_rules! reflection {
 reflection!(reflection_v1, build_v1, v1);
 reflection!(reflection_v1alpha, build_v1alpha, v1alpha);
 
-/// The names of the health service, for the reporter to begin with.
+/// The names of the health service, as initial entries of the reporter.
 pub const HEALTH_SERVICES: [&str; 2] = [READY_SERVICE, LIVE_SERVICE];
 
-/// Accepts connections and serves each on its own, so that each can be asked to leave by itself. They
-/// are new at first; see [`places`].
+/// Accepts connections and serves each separately, so that each can be closed by itself. A
+/// connection is new at first; see [`places`].
 async fn serve(
     listener: TcpListener,
     server: Server,
@@ -205,7 +203,7 @@ async fn serve(
     while served.join_next().await.is_some() {}
 }
 
-/// Waits for a connection; `None` for one that did not come about.
+/// Waits for a connection; `None` if it failed before it was served.
 async fn accept(listener: &TcpListener) -> Option<TcpStream> {
     match listener.accept().await {
         Ok((stream, _)) => match stream.set_nodelay(true) {
@@ -216,7 +214,7 @@ async fn accept(listener: &TcpListener) -> Option<TcpStream> {
             }
         },
         Err(error) => {
-            // Out of descriptors, or the peer was gone already; neither ends the listener.
+            // Out of descriptors, or the peer has disconnected; neither ends the listener.
             warn!(%error, "connection: not accepted");
             tokio::time::sleep(Duration::from_millis(10)).await;
             None
@@ -224,7 +222,7 @@ async fn accept(listener: &TcpListener) -> Option<TcpStream> {
     }
 }
 
-/// Serves one connection until it is gone. When it is to leave, its client is told so (GOAWAY) and the
+/// Serves one connection until it ends. To close it in order, its client gets a GOAWAY, and the
 /// calls in flight end first.
 async fn serve_one(
     server: Server,
@@ -254,11 +252,11 @@ async fn serve_one(
         }
     };
     if let Err(error) = ended {
-        debug!(%error, "connection: could not be served");
+        debug!(%error, "connection: failed");
     }
 }
 
-/// A connection that gives its place back when it ends, and ends when its place is closed.
+/// A connection that frees its place when it ends, and ends when its place is closed.
 struct Placed {
     stream: TcpStream,
     place: Arc<Place>,

@@ -1,13 +1,14 @@
-//! Who may stay on a listener, and how long: a connection is new until its first request says whether
-//! a client or a peer called, and then takes a place among its kind.
+//! Admission of connections to a listener, and their lifetimes: a connection is new until its first
+//! request shows whether the caller is a client or a peer, and then gets a place of that kind.
 //!
-//! Clients and peers have places of their own, so that neither can lock the other out. New
-//! connections have a few for a short time: one that asks nothing by its deadline is closed, and when
-//! all are taken the oldest makes room, so that sockets which never say anything keep nobody out.
+//! Clients and peers have separate places, so that neither can block the other. New connections
+//! have a few places for a short time: a connection without a request is closed at its deadline,
+//! and when all places are used the oldest is closed, so that silent sockets do not block other
+//! clients.
 //!
-//! A client keeps its place while it makes use of it: a connection without a call in flight is closed
-//! after a while, one that is old is closed when its calls have ended, and where no place is free the
-//! client that was idle for longest yields its own. Peers keep theirs.
+//! A client keeps its place while it uses it: a connection without a call in flight is closed after
+//! its idle time, an old one is closed when its calls have ended, and if no place is free the
+//! client that was idle for longest yields its place. Peers keep theirs.
 
 #[cfg(test)]
 mod tests;
@@ -33,38 +34,39 @@ use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
 
-/// Connections of peers: four of each of the other nodes (control, bulk, snapshot, passed-on
-/// calls), twice over while old ones end.
+/// Connections of peers: four of each other node (control, bulk, snapshot, forwarded calls), and
+/// twice as many while old ones end.
 const PEERS_MAX: usize = 256;
-/// Connections that have not asked anything yet. `limits.rs` counts their files.
+/// Connections without a request so far. `limits.rs` counts their files.
 pub(super) const NEW_MAX: usize = 256;
-/// Connections that have yielded their places and are not closed yet. `limits.rs` counts their files.
+/// Connections that have yielded their places and are not closed yet. `limits.rs` counts their
+/// files.
 const YIELDED_MAX: u64 = 64;
-/// A connection asks something by then, or is closed.
+/// A connection without a request is closed after this time.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take to leave once it was asked to: the longest call, and a little.
+/// How long a connection may take to close after it was asked to: the longest call, and a margin.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(TIMEOUT_MAX.as_secs() + 5);
-/// How long one may take that has no call in flight and whose place another one has.
+/// The same for a connection without a call in flight that has yielded its place.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(1);
-/// Idle times and ages differ by so much of the setting from connection to connection, so that clients
-/// that came together do not all come back together.
+/// Fraction of the setting by which idle times and ages differ between connections, so that clients
+/// that connected together do not all reconnect together.
 const JITTER: f64 = 0.1;
 
-/// What the places of a listener are limited to.
+/// The limits of a listener.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
-    /// How many clients have a place.
+    /// Places of clients.
     pub(super) clients: usize,
-    /// A client without a call in flight for so long is asked to leave.
+    /// A client is asked to close after this time without a call in flight.
     pub(super) idle: Duration,
-    /// A client whose connection is so old is asked to leave.
+    /// A client is asked to close its connection at this age.
     pub(super) age: Duration,
-    /// A connection asks something by then, or is closed.
+    /// A connection without a request is closed after this time.
     pub(super) patience: Duration,
 }
 
 impl Limits {
-    /// Those of a listener for clients.
+    /// The limits of a listener for clients.
     pub(super) fn of(config: &Config) -> Self {
         Self {
             clients: config.max_connections,
@@ -78,7 +80,7 @@ impl Limits {
 /// The places of one listener.
 pub(super) struct Places {
     limits: Limits,
-    /// The clients that have a place.
+    /// Clients that have a place.
     clients: Mutex<HashMap<u64, Arc<Place>>>,
     peers: Arc<Semaphore>,
     /// The id of the next place.
@@ -86,11 +88,11 @@ pub(super) struct Places {
     yielded: AtomicU64,
     metrics: Arc<Metrics>,
     closed: Closed,
-    /// Whether the last one was refused: that is logged once, not for each.
+    /// Whether the last request was rejected: only the first of several is logged.
     refusing: AtomicBool,
 }
 
-/// The counters of connections that were asked to leave, by cause.
+/// The counters of connections that were asked to close, by cause.
 struct Closed {
     idle: Counter,
     aged: Counter,
@@ -98,7 +100,7 @@ struct Closed {
 }
 
 impl Places {
-    /// Room for so many clients, and for peers beside them.
+    /// Places for the clients of `limits`, and for peers.
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
         Self {
             limits,
@@ -139,12 +141,12 @@ impl Places {
     fn refused(&self, sentence: &str) {
         self.metrics.node.connections_refused.inc();
         if !self.refusing.swap(true, Ordering::Relaxed) {
-            warn!("connection: refused, {sentence}");
+            warn!(why = sentence, "connection: rejected");
         }
     }
 
-    /// The failure of a call that has no place. Clients are told that other nodes may have one; who is
-    /// itself asked to pass a call on has no other way to this node.
+    /// The failure of a call without a place. It reports to clients that other nodes may have one;
+    /// a node that forwards a call has no other way to this node.
     fn refusal(&self, caller: Caller, sentence: String) -> Failure {
         let refused = Failure::of(Reason::Overloaded, sentence);
         match caller {
@@ -171,8 +173,8 @@ impl Places {
         }
     }
 
-    /// Makes room among the clients: the one that was idle for longest gives its place away, unless so
-    /// many have that are not closed yet. Returns whether there is room now.
+    /// Makes room for a client: the client that was idle for longest yields its place, unless
+    /// [`YIELDED_MAX`] such connections are not closed yet. Returns whether there is room now.
     fn make_room(&self, clients: &mut HashMap<u64, Arc<Place>>) -> bool {
         if clients.len() < self.limits.clients {
             return true;
@@ -188,19 +190,19 @@ impl Places {
     }
 }
 
-/// Whose request it is.
+/// The kind of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
     /// A client.
     Client,
-    /// A client that asks how the node is: it is answered where no place is free as well, or a busy
-    /// node would look like a dead one.
+    /// A client that asks for the health of the node: it is answered even if no place is free,
+    /// otherwise a busy node would look like a dead one.
     Probe,
     /// Another node.
     Peer,
 }
 
-/// The place of one connection. It ends with the connection, though calls may hold it longer.
+/// The place of one connection. It ends with the connection, though calls may keep it longer.
 pub(super) struct Place {
     id: u64,
     places: Arc<Places>,
@@ -208,11 +210,11 @@ pub(super) struct Place {
     /// How long the connection may be idle.
     idle: Duration,
     ages_at: Instant,
-    /// Locked after the clients of the listener where both are.
+    /// Locked after the clients of the listener if both are locked.
     standing: Mutex<Standing>,
     /// Locked last.
     activity: Mutex<Activity>,
-    /// Told when the connection has a place among the clients.
+    /// Notified when the connection gets a place among the clients.
     settled: Notify,
     leaving: CancellationToken,
     closed: CancellationToken,
@@ -222,7 +224,7 @@ enum Standing {
     New,
     /// Among the clients.
     Client,
-    /// It was among the clients, and its place is another one's.
+    /// It was among the clients, and another one has its place now.
     Yielded,
     /// Among the peers.
     Peer {
@@ -260,12 +262,12 @@ impl Place {
         matches!(*self.standing.lock(), Standing::New)
     }
 
-    /// Cancelled when the connection is to be closed, whatever is in flight.
+    /// Cancelled when the connection is to be closed regardless of calls in flight.
     pub(super) fn closed(&self) -> &CancellationToken {
         &self.closed
     }
 
-    /// Cancelled when the connection is to be closed in order, and when it is gone.
+    /// Cancelled when the connection is to be closed in order, and when it has ended.
     pub(super) fn leaving(&self) -> &CancellationToken {
         &self.leaving
     }
@@ -276,25 +278,25 @@ impl Place {
         InFlight(self.clone())
     }
 
-    /// Since when no call is in flight; `None` while one is.
+    /// The end of the last call; `None` while a call is in flight.
     fn idle_since(&self) -> Option<Instant> {
         let activity = self.activity.lock();
         (activity.calls == 0).then_some(activity.idle_since)
     }
 
-    /// Waits until the connection is to be closed in order, or is gone.
+    /// Waits until the connection is to be closed in order, or has ended.
     pub(super) async fn until_leaving(&self) {
         while !self.leaving.is_cancelled() {
-            let look_at = self.asks_to_leave(Instant::now());
+            let check_at = self.asks_to_leave(Instant::now());
             tokio::select! {
                 () = self.leaving.cancelled() => {}
                 () = self.settled.notified() => {}
-                () = sleep_until(look_at) => {}
+                () = sleep_until(check_at) => {}
             }
         }
     }
 
-    /// Asks a client to leave that is idle or old. Returns when to look again.
+    /// Asks an idle or old client to close. Returns the time of the next check.
     fn asks_to_leave(&self, now: Instant) -> Instant {
         if !matches!(*self.standing.lock(), Standing::Client) {
             return now + self.idle;
@@ -310,12 +312,12 @@ impl Place {
         now + self.idle
     }
 
-    /// Waits as long as a connection may take to be closed in order.
+    /// Waits for the longest time that a connection may take to close in order.
     pub(super) async fn until_overdue(&self) {
         let has_yielded = matches!(*self.standing.lock(), Standing::Yielded);
         if has_yielded {
             sleep(YIELD_TIMEOUT).await;
-            // A call may have begun before the client heard that it is to leave.
+            // A call may have begun before the client received the request to close.
             if self.idle_since().is_some() {
                 return;
             }
@@ -323,28 +325,28 @@ impl Place {
         sleep(LEAVE_TIMEOUT).await;
     }
 
-    /// Closes the connection, whatever is in flight.
+    /// Closes the connection regardless of calls in flight.
     pub(super) fn close(&self) {
-        debug!("connection: closed, it did not leave when it was asked to");
+        debug!("connection: closed by force, the client did not close it in time");
         self.closed.cancel();
     }
 
-    /// Closes the connection if it asked nothing by its deadline.
+    /// Closes the connection if it is still new at its deadline.
     pub(super) fn close_overdue(&self) {
         if self.is_new() {
-            debug!(after = ?self.places.limits.patience, "connection: closed, it asked nothing");
+            debug!(after = ?self.places.limits.patience, "connection: closed, it sent no request");
             self.places.metrics.node.connections_refused.inc();
             self.closed.cancel();
         }
     }
 
-    /// Closes the connection, new as it is, because newer ones need the room.
+    /// Closes the connection, which is new, because newer ones need its place.
     pub(super) fn make_room(&self) {
-        self.places.refused("too many are open that ask nothing");
+        self.places.refused("too many connections without a request");
         self.closed.cancel();
     }
 
-    /// The connection is gone.
+    /// Frees the place: the connection has ended.
     pub(super) fn leave(&self) {
         let before = std::mem::replace(&mut *self.standing.lock(), Standing::Ended);
         match before {
@@ -357,7 +359,7 @@ impl Place {
         self.leaving.cancel();
     }
 
-    /// Another connection has the place from now on.
+    /// Yields the place to another connection.
     fn yield_place(&self) {
         let mut standing = self.standing.lock();
         if matches!(*standing, Standing::Client) {
@@ -369,7 +371,7 @@ impl Place {
         }
     }
 
-    /// Takes a place for the caller, unless the connection has one.
+    /// Gets a place for the caller, unless the connection has one.
     fn take(self: &Arc<Self>, caller: Caller) -> Result<(), String> {
         if !self.is_new() {
             return Ok(());
@@ -390,7 +392,7 @@ impl Place {
 
     fn take_of_clients(self: &Arc<Self>) -> bool {
         let mut clients = self.places.clients.lock();
-        // Another request of the connection may have been first, or it is gone.
+        // Another request of the connection may have been first, or the connection has ended.
         if !self.is_new() {
             return true;
         }
@@ -416,8 +418,8 @@ impl Place {
     }
 }
 
-/// What stands before a service: each request of a new connection takes a place for it, or is refused.
-/// A call that another node passed on is that node's, whatever service it is for.
+/// The interceptor of a service: a request of a new connection gets a place for it, or is rejected.
+/// A call that another node forwarded counts as a call of that node, for every service.
 pub(super) fn admit(
     caller: Caller,
 ) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
@@ -429,8 +431,8 @@ pub(super) fn admit(
             Ok(()) => Ok(request),
             Err(sentence) => {
                 place.places.refused(&sentence);
-                // Whether the call is a write with a session stands in its message, which is not
-                // read here: what is said is true of every write.
+                // Only its message shows whether the call is a write with a session, and it is not
+                // read here: the reported outcome is true of every write.
                 let failure = Subject::Attempt.report(place.places.refusal(caller, sentence));
                 Err(Context::of(request.metadata()).status(&failure))
             }

@@ -1,4 +1,5 @@
-//! Between transport and engine: what comes in goes to the loops, what goes out to the peers.
+//! The bridge between transport and engine: received messages go to the event loops, sent ones to
+//! the peers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -23,17 +24,17 @@ use tracing::{debug, error, info, warn};
 
 use crate::metrics::Metrics;
 
-/// The engine's way out. The transport is started after the engine, so it is filled in later; what
-/// is sent before is lost, as on a network.
+/// The outbox of the engine. The transport is started after the engine and attached then; messages
+/// sent before that are lost, as on a network.
 #[derive(Default)]
 pub struct Outgoing {
     transport: OnceLock<Transport>,
 }
 
 impl Outgoing {
-    /// From now on messages are sent.
+    /// Sends messages from now on.
     pub fn attach(&self, transport: Transport) {
-        // Attached once, at the start of the node; a second one would be the same.
+        // Attached once, at the start of the node; a second call would pass the same transport.
         let _ = self.transport.set(transport);
     }
 }
@@ -47,7 +48,7 @@ impl Outbox for Outgoing {
     }
 }
 
-/// What is known of the other nodes from their own words.
+/// The hellos of the connected peers.
 #[derive(Debug)]
 pub struct Peers {
     hellos: Mutex<BTreeMap<NodeId, (PeerHello, Instant)>>,
@@ -61,13 +62,13 @@ impl Default for Peers {
 }
 
 impl Peers {
-    /// What each connected peer last said, and since when it is connected.
+    /// The last hello of each connected peer, and the time since when it is connected.
     #[must_use]
     pub fn connected(&self) -> BTreeMap<NodeId, (PeerHello, Instant)> {
         self.hellos.lock().clone()
     }
 
-    /// Wakes when a peer comes or goes.
+    /// Wakes when a peer connects or disconnects.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -97,17 +98,17 @@ impl PeerSource for Connections {
     }
 }
 
-/// The transport's way in.
+/// The receiver of messages from the transport.
 pub struct Incoming {
     /// The engine.
     pub engine: Arc<Engine>,
-    /// Who is connected.
+    /// The connected peers.
     pub peers: Arc<Peers>,
-    /// How much of the disk's reserve is left.
+    /// The level of the disk's reserve.
     pub disk: Arc<Disk>,
-    /// What the peers' clocks show.
+    /// The clock offsets of the peers.
     pub clocks: Arc<ClockOffsets>,
-    /// Where this node is in its life.
+    /// The phase of this node.
     pub life: Arc<Lifecycle>,
 }
 
@@ -117,20 +118,20 @@ impl Inbound for Incoming {
     }
 
     fn went_back(&self, why: &str) {
-        error!(why, "storage: older than it was; the node stays up and takes no part");
+        error!(why, "storage: older than before; the node stays up without taking part");
         self.life.enter(NodePhase::StorageFailed, why);
     }
 
     fn deliver(&self, from: NodeId, _lane: Lane, mut messages: Vec<Envelope>) {
-        // Here and not in a loop: while it waits for one a message only ages.
+        // Here and not in an event loop, because a message ages while it waits for one.
         if let Some(clock) = clock_offset::reported(&messages) {
             self.clocks.note(from, clock, Clock.moment());
         }
-        // A snapshot is announced by the end of its transfer and by nothing else: an announcement
-        // without the bytes would have nothing to install.
+        // Only the end of its transfer announces a snapshot: an announcement without the bytes has
+        // nothing to install.
         messages.retain(|envelope| match &envelope.message {
             Message::InstallSnapshot { .. } => false,
-            // Below a quarter of the reserve appends stop: the leader goes on with the others.
+            // Below a quarter of the reserve appends stop: the leader continues with the others.
             Message::Append { entries, .. } if !entries.is_empty() => {
                 self.disk.level() < DiskLevel::Critical
             }
@@ -174,7 +175,7 @@ impl Inbound for Incoming {
         let shard = self.engine.shards().get(group);
         let shard = shard.ok_or_else(|| format!("this node holds no replica of {group}"))?;
         if shard.replica.id != header.to.id {
-            return Err(format!("{} is not here; {} is", header.to.id, shard.replica.id));
+            return Err(format!("expected replica {}, found {}", header.to.id, shard.replica.id));
         }
         info!(shard = group.0, peer = from.0, last = %header.meta.last, "snapshot: receiving");
         let installer = self.engine.begin_install(group, header.meta.clone());
@@ -185,8 +186,8 @@ impl Inbound for Incoming {
 
 type WaitingInstaller = oneshot::Receiver<Result<Installer, InstallError>>;
 
-/// A snapshot that is arriving: its rows go into a new generation, which nobody sees before the core
-/// agrees.
+/// A snapshot in transfer: its rows go into a new generation, which is invisible until the core
+/// accepts it.
 struct Receiving {
     engine: Arc<Engine>,
     header: SnapshotHeader,
@@ -201,7 +202,7 @@ impl Receiving {
             let begun = waiting.blocking_recv().map_err(|_| "the node is stopping")?;
             self.installer = Some(begun.map_err(|error| error.to_string())?);
         }
-        self.installer.as_mut().ok_or_else(|| "the install has failed already".to_owned())
+        self.installer.as_mut().ok_or_else(|| "the install has already failed".to_owned())
     }
 }
 
@@ -229,12 +230,12 @@ impl SnapshotSink for Receiving {
     }
 
     fn abort(mut self: Box<Self>, why: &str) {
-        debug!(shard = self.header.group.0, why, "snapshot: given up");
+        debug!(shard = self.header.group.0, why, "snapshot: aborted");
         self.installer = None;
     }
 }
 
-/// Sends the snapshots that the leaders of this node owe, until the engine ends.
+/// Sends the snapshots that the leaders of this node order, until the engine ends.
 pub async fn send_snapshots(
     engine: Arc<Engine>,
     transport: Transport,
@@ -243,8 +244,8 @@ pub async fn send_snapshots(
 ) {
     while let Some(SnapshotOrder { group, from, order }) = orders.recv().await {
         let (engine, transport, metrics) = (engine.clone(), transport.clone(), metrics.clone());
-        // A task for each order, of which a core has at most one per follower; the turn of the peer
-        // lets one of them send at a time.
+        // One task per order, of which a core has at most one per follower; the turn of the peer
+        // allows one transfer at a time.
         tokio::spawn(async move {
             let to = order.to;
             let sent = send_snapshot(&engine, &transport, group, from, &order).await;
@@ -271,7 +272,10 @@ async fn send_snapshot(
     let source = engine.pin_snapshot(group).await.map_err(|error| error.to_string())?;
     let meta = source.meta();
     if meta.last.index < order.at_least {
-        return Err(format!("the checkpoint ends at {}, the log begins behind it", meta.last));
+        return Err(format!(
+            "the checkpoint ends at {}, before the first entry the leader still has",
+            meta.last
+        ));
     }
     engine.snapshot_begins(group, order.to.id, order.session, meta.last.index);
     let header = SnapshotHeader {
@@ -286,10 +290,10 @@ async fn send_snapshot(
     turn.send(&header, Chunks { source, shard }).await.map_err(|error| error.to_string())
 }
 
-/// The chunks of a checkpoint, read as they are sent.
+/// The chunks of a checkpoint, read while they are sent.
 struct Chunks {
     source: StoredSnapshot,
-    /// Whose checkpoint it is: damage found in it is damage of that replica.
+    /// The owner of the checkpoint: damage found in it is damage of that replica.
     shard: Option<Arc<Shard>>,
 }
 
@@ -329,14 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_the_core_does_not_want_makes_room_for_the_next() {
+    fn a_snapshot_that_the_core_rejects_makes_room_for_the_next() {
         let node = Node::start();
         let hard_state = HardState { term: Term(5), ..HardState::default() };
         let recovered = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
         let shard = node.add(GROUP, 3, Some(recovered), false);
         let incoming = incoming(&node);
         let membership = shard.reader.header().membership.clone();
-        // In its term nobody leads any more.
+        // A newer term has begun, so its leader does not lead any more.
         let term = Term(4);
         let header = |counter| SnapshotHeader {
             group: GROUP,
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_meets_damage_while_it_is_sent_costs_its_replica() {
+    fn damage_found_while_a_snapshot_is_sent_marks_its_replica_damaged() {
         let node = testing::small();
         let shard = node.lead(GROUP, 1);
         testing::checkpoint(&node, &shard);
@@ -371,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_tells_the_offset_of_the_clock_of_its_sender() {
+    fn a_heartbeat_reports_the_clock_offset_of_its_sender() {
         let node = Node::start();
         let incoming = incoming(&node);
         let metrics = Metrics::new();
@@ -391,11 +395,11 @@ mod tests {
             incoming.deliver(from.node, Lane::Control, vec![envelope]);
         };
         metrics.peer(2).connected.set(1);
-        assert_eq!(offset_of(2), None, "that it is connected does not tell its clock");
+        assert_eq!(offset_of(2), None, "a connection does not report the clock");
         deliver(2, Clock.unix_millis() + 3_600_000);
         deliver(3, Clock.unix_millis() - 60_000);
         let (ahead, behind) = (offset_of(2).unwrap(), offset_of(3).unwrap());
-        // Too small by the time under way, here at most what a busy machine takes from a test.
+        // Too small by the latency, which here is at most the delay on a busy machine.
         assert!(3_590.0 < ahead && ahead <= 3_600.002, "{ahead}");
         assert!(-70.0 < behind && behind <= -59.998, "{behind}");
         assert_eq!(offset_of(1), None);

@@ -1,11 +1,12 @@
-//! The node record that keeps what the peers have told of their disks (`transport::Memories`).
+//! The node record of the boot numbers and log positions that peers have reported
+//! (`transport::Memories`).
 //!
 //! A byte for the format, then 40 bytes for each incarnation, all numbers big-endian:
 //!
 //! | bytes | content |
 //! |---|---|
 //! | 16 | the incarnation |
-//! | 8 | the boot number of the newest process that was taken |
+//! | 8 | the boot number of the newest accepted process |
 //! | 8 | the start id of that process |
 //! | 8 | the highest sequence of its record log |
 
@@ -21,17 +22,16 @@ const RECORD: &str = "peers";
 const FORMAT: u8 = 1;
 const ROW_BYTES: usize = 40;
 
-/// What the last process remembered. The inner error is a sentence: the record is there, and is none
-/// that this version knows.
+/// Loads the memories of the last process. The inner error is a sentence: the record exists, and
+/// this version cannot read it.
 ///
 /// # Errors
-///
 /// A failed read.
 pub fn load(records: &NodeRecords) -> Result<Result<Memories, String>, StorageError> {
     Ok(records.get(RECORD)?.map_or_else(|| Ok(Memories::default()), |bytes| decode(&bytes)))
 }
 
-/// What was remembered, and the record to keep it in.
+/// The loaded memories, and the record to store them in.
 pub fn recollection(memories: Memories, records: Arc<NodeRecords>) -> Recollection {
     Recollection { memories, store: Arc::new(Keeper(records)) }
 }
@@ -61,14 +61,15 @@ fn decode(bytes: &[u8]) -> Result<Memories, String> {
     let Some((&FORMAT, rows)) = bytes.split_first() else {
         let format = bytes.first().copied().unwrap_or_default();
         return Err(format!(
-            "what is remembered of the other nodes has format {format}, this version knows {FORMAT}"
+            "the record of the other nodes has format {format}, this version reads {FORMAT}"
         ));
     };
     let whole = rows.chunks_exact(ROW_BYTES);
     if !whole.remainder().is_empty() {
         let bytes = rows.len();
         return Err(format!(
-            "what is remembered of the other nodes is damaged: {bytes} bytes are no whole rows"
+            "the record of the other nodes is damaged: expected rows of {ROW_BYTES} bytes, found \
+             {bytes} bytes"
         ));
     }
     let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
@@ -110,9 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_refused_with_a_sentence() {
+    fn other_bytes_are_rejected_with_a_sentence() {
         assert!(decode(&[]).unwrap_err().contains("format 0"));
-        assert!(decode(&[2; 41]).unwrap_err().contains("format 2, this version knows 1"));
-        assert!(decode(&[1; 40]).unwrap_err().contains("39 bytes are no whole rows"));
+        assert!(decode(&[2; 41]).unwrap_err().contains("format 2, this version reads 1"));
+        assert!(
+            decode(&[1; 40]).unwrap_err().contains("expected rows of 40 bytes, found 39 bytes")
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! What the transport is started with: whom it dials (the nodes of the newest map, else the founders), what
-//! it says of this node, and how much it may queue.
+//! The input of the transport: the peers that it dials (the nodes of the newest map, otherwise the
+//! founders), the description of this node, and the bounds of its queues.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use quorate_proto::v1::ClusterMap;
 use quorate_raft::NodeId;
 use quorate_transport::{PeerTarget, PeerTargets, TransportConfig};
 
-/// The peers that a map names.
+/// The peers of a map.
 #[must_use]
 pub(crate) fn targets(map: &ClusterMap) -> PeerTargets {
     map.nodes
@@ -21,8 +21,7 @@ pub(crate) fn targets(map: &ClusterMap) -> PeerTargets {
         .collect()
 }
 
-/// The peers of a node that has no map yet: those that it founded the cluster with, at the addresses of
-/// `--initial-cluster`.
+/// The peers of a node without a map: the other founders, at the addresses of `--initial-cluster`.
 #[must_use]
 pub(crate) fn founders(config: &Config, members: &BTreeMap<NodeId, Incarnation>) -> PeerTargets {
     let founders = members.iter().filter_map(|(node, incarnation)| {
@@ -32,13 +31,13 @@ pub(crate) fn founders(config: &Config, members: &BTreeMap<NodeId, Incarnation>)
     founders.collect()
 }
 
-/// The transport of a node in a cluster of so many nodes.
+/// The configuration of the transport in a cluster of `nodes` nodes.
 pub(crate) fn transport_config(config: &Config, nodes: usize) -> TransportConfig {
     let peers = nodes.saturating_sub(1).max(1);
     let own =
         TransportConfig::new(config.advertise.to_string(), config.advertise_client.to_string());
     TransportConfig {
-        // The transport's share, over the peers.
+        // The share of the transport, divided by the peers.
         bulk_queue_bytes: (config.memory.transport_queue as usize / peers).clamp(2 << 20, 8 << 20),
         labels: config.locality.clone(),
         ..own

@@ -1,5 +1,5 @@
-//! The replicas at startup: hands what the storage held to the engine, and makes group 0 on a founder's
-//! first start.
+//! The replicas at startup: gives the stored replicas to the engine, and creates group 0 on a
+//! founder's first start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,11 +16,10 @@ use tracing::error;
 use crate::cluster::{Formed, META};
 use crate::exit::Fatal;
 
-/// Opens what the storage held, and group 0 on a founder's first start. Returns the replicas that
-/// wait for a scrub, and adds the damaged ones to those that stay as they are.
+/// Opens the stored replicas, and creates group 0 on a founder's first start. Returns the replicas
+/// that wait for a scrub, and adds the unusable ones to `damaged`.
 ///
 /// # Errors
-///
 /// A failed write.
 pub(crate) fn open_replicas(
     shared: &Shared,
@@ -41,22 +40,22 @@ pub(crate) fn open_replicas(
             Ok(shard) if scrub_first => waiting.push(shard),
             Ok(_) => {}
             Err(error) => {
-                error!(shard = group.0, %error, "replica: not opened, it is damaged");
+                error!(shard = group.0, %error, "replica: not opened, damaged");
                 damaged.insert(group);
             }
         }
     }
-    // A replica's state is made before anything of it is logged.
+    // The state of a replica is created before its first log record.
     for (group, _) in recovered.into_keys() {
         if damaged.insert(group) {
-            error!(shard = group.0, "replica: not opened, the log knows it and its state is gone");
+            error!(shard = group.0, "replica: not opened, log entries but no state");
         }
     }
     has_meta |= damaged.contains(&META);
     let founders = formed.members.keys().map(|node| node.0);
     let replicas = replicas_of(&meta_replicas(founders));
     let wanted = replica_init(META, &replicas, shared.node, HashRange::ALL, 1);
-    // A map says that the cluster is past its first start: group 0 is then not made anew.
+    // A map shows that this is not the first start: group 0 is then not created again.
     if let (false, None, Some(meta)) = (has_meta, shared.map.get(), wanted) {
         create_replicas(sled, &shared.budget, &shared.engine, shared.node, vec![meta])
             .map_err(|error| Fatal::from(&error))?;

@@ -1,18 +1,20 @@
-//! The configuration of the Raft cores: timings from the settings, limits from the shares of memory.
+//! The configuration of the Raft cores: timings from the settings, limits from the shares of
+//! memory.
 
 use std::time::Duration;
 
 use quorate_config::Config;
 use quorate_raft::Config as RaftConfig;
 
-/// The configuration of every core of a node in a cluster of so many shards and nodes.
+/// The configuration of every core of a node in a cluster of `shards` shards and `nodes` nodes.
 pub(crate) fn raft_config(config: &Config, shards: u32, nodes: usize) -> RaftConfig {
     let ticks = |time: Duration| quorate_raft::Ticks(time.as_millis() as u64 / 10);
     let defaults = RaftConfig::default();
-    // What all groups retain for slow followers together stays within a quarter of the log's share.
+    // All groups together retain at most a quarter of the log's share for slow followers.
     let retain = config.memory.log_node / 4 / u64::from(shards + 1);
-    // Each peer receives one snapshot at a time, and what is kept for them together stays within
-    // another quarter. A group's checkpoints keep the rest of its log within the other half.
+    // Each peer receives one snapshot at a time, and the entries retained for these receivers stay
+    // within another quarter. The checkpoints of a group keep the rest of its log within the other
+    // half.
     let peers = nodes.saturating_sub(1).max(1) as u64;
     let receiver = (config.memory.log_node / 4 / peers).min(config.memory.log_group / 2);
     RaftConfig {

@@ -1,4 +1,4 @@
-//! The storage at startup: opens what a directory holds, the database, the log, the states, the map.
+//! The storage at startup: opens the database, the log, the states and the map of a directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::cluster::{Formed, Identity, MAP_RECORD};
 use crate::exit::{Fatal, end_for_storage};
 use crate::peers::load_memories;
 
-/// What the storage holds when it is open.
+/// The open storage and its content.
 pub(crate) struct Storage {
     pub(crate) sled: Database,
     pub(crate) budget: Arc<DeltaBudget>,
@@ -31,19 +31,19 @@ pub(crate) struct Storage {
     pub(crate) log: RecordLog,
     pub(crate) recovered: BTreeMap<ReplicaKey, RecoveredGroup>,
     pub(crate) stores: Vec<ShardStore>,
-    /// Replicas whose state does not open.
+    /// Replicas whose state cannot be opened.
     pub(crate) damaged: BTreeSet<GroupId>,
     pub(crate) map: Option<ClusterMap>,
-    /// What the peers have told of their disks.
+    /// The boot numbers and log positions that the peers have reported.
     pub(crate) memories: Memories,
     pub(crate) last_run: LastRun,
 }
 
-/// Why the storage is not open.
+/// Error type of [`open_storage`]: the consequence of the failure.
 pub(crate) enum OpenFailed {
     /// The process ends with this reason.
     Ends(Fatal),
-    /// The node stays up, live and not ready, and says this.
+    /// The node stays up, live and not ready, and reports this sentence.
     Stays(String),
 }
 
@@ -59,8 +59,8 @@ impl From<StorageError> for OpenFailed {
     }
 }
 
-/// What the engine calls at its first failure: it ends the process once the storage is open. Until
-/// then the failure comes back as a value, and [`OpenFailed`] says what it costs.
+/// The hook for the first failure of the database: ends the process once the storage is open. Until
+/// then the failure is returned as a value, and [`OpenFailed`] is its consequence.
 fn end_process_once(opened: &Arc<AtomicBool>) -> FatalHook {
     let opened = Arc::clone(opened);
     Arc::new(move |error: &StorageError| {
@@ -70,12 +70,13 @@ fn end_process_once(opened: &Arc<AtomicBool>) -> FatalHook {
     })
 }
 
-/// The engine's own words name neither the directory nor what that means.
+/// Adds the directory and the consequence, which the error of the database does not name.
 fn cannot_open(sled: &Path, error: StorageError) -> OpenFailed {
     match error {
         StorageError::Database { .. } | StorageError::OpenPanicked { .. } => {
             OpenFailed::Stays(format!(
-                "{} cannot be opened: {error}. It was left as it is; the other nodes serve its shards",
+                "{} cannot be opened: {error}. It was not changed; the other nodes serve its \
+                 shards",
                 sled.display()
             ))
         }
@@ -83,12 +84,11 @@ fn cannot_open(sled: &Path, error: StorageError) -> OpenFailed {
     }
 }
 
-/// Opens everything that a member's directory holds. All of it is guarded: bytes that make any part
-/// of it panic would else end the process at every start.
+/// Opens the storage in a member's directory. All of it is guarded: otherwise bytes that make any
+/// part panic would end the process at every start.
 ///
 /// # Errors
-///
-/// Whether the process ends, or the node stays up to say why it serves nothing.
+/// Whether the process ends, or the node stays up to report why it does not serve.
 pub(crate) fn open_storage(
     config: &Config,
     identity: &Identity,
@@ -103,7 +103,7 @@ fn stays_on_panic<T>(
 ) -> Result<T, OpenFailed> {
     guarded_open(open).unwrap_or_else(|panicked| {
         Err(OpenFailed::Stays(format!(
-            "{} cannot be opened: reading it {panicked}. It was left as it is; the other nodes \
+            "{} cannot be opened: reading it {panicked}. It was not changed; the other nodes \
              serve its shards",
             dir.display()
         )))
@@ -114,8 +114,8 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
     let dir = identity.dir();
     if identity.storage_created() && !dir.sled_dir().join("db").exists() {
         return Err(OpenFailed::Stays(format!(
-            "{} is gone, and with it votes and entries that this node has promised to keep; put back \
-             what was moved away, for an older copy could vote a second time",
+            "{} is missing, and with it votes and entries that this node has acknowledged. Restore \
+             the directory that was moved away; with an older copy the node could vote twice",
             dir.sled_dir().display()
         )));
     }
@@ -132,12 +132,12 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
         LogStore::File => LogBackend::File,
     };
     let (mut log, mut recovered) = RecordLog::open(backend, &sled, dir.path())?;
-    // No replica speaks before this is written, so none can be forgotten without a trace.
+    // No replica sends a message before this is written, so a loss of the storage is noticed.
     identity.set_storage_created().map_err(|error| OpenFailed::Ends(error.into()))?;
     let records = Arc::new(NodeRecords::open(&sled)?);
     let map = match records.get(MAP_RECORD)? {
         Some(bytes) => Some(ClusterMap::decode(bytes.as_slice()).map_err(|error| {
-            OpenFailed::Stays(format!("the remembered cluster map does not decode: {error}"))
+            OpenFailed::Stays(format!("the stored cluster map does not decode: {error}"))
         })?),
         None => None,
     };
@@ -156,9 +156,9 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
     for (group, store) in ShardStore::open_all(&sled, &budget)? {
         match store {
             Ok(store) => stores.push(store),
-            // It costs that replica, not the node; it is not here, and its peers serve the shard.
+            // Only this replica is lost; its peers serve the shard.
             Err(error) => {
-                error!(shard = group.0, %error, "replica: not opened, it is damaged");
+                error!(shard = group.0, %error, "replica: not opened, damaged");
                 damaged.insert(group);
             }
         }
@@ -166,7 +166,7 @@ fn open_all(config: &Config, identity: &Identity, formed: &Formed) -> Result<Sto
     settle_log(&mut log, stores.iter().map(ShardStore::header), &mut recovered)?;
     let last_run = scrub::begin_run(&records)?;
     if last_run != LastRun::Clean {
-        info!(?last_run, "storage: the last run did not end in order");
+        info!(?last_run, "storage: open after an unclean end");
     }
     opened.store(true, Ordering::SeqCst);
     Ok(Storage { sled, budget, records, log, recovered, stores, damaged, map, memories, last_run })
@@ -177,9 +177,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_over_what_the_directory_holds_keeps_the_node_up_to_say_so() {
+    fn after_a_panic_over_the_directory_the_node_stays_up_to_report_it() {
         let met = stays_on_panic::<()>(Path::new("/data"), || panic!("a record that cannot be"));
-        let Err(OpenFailed::Stays(why)) = met else { panic!("the node would end or go on") };
+        let Err(OpenFailed::Stays(why)) = met else { panic!("the node would end or continue") };
         assert!(why.starts_with("/data cannot be opened") && why.contains("cannot be."), "{why}");
     }
 

@@ -1,4 +1,4 @@
-//! Asking the listed peers, and answering them.
+//! Questions of formation: asking the listed peers, and answering them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use quorate_transport::{Greeter, dial};
 use super::{Answer, Plan};
 use crate::cluster::identity::{Formed, Identity};
 
-/// How long one peer may take, from resolving its name to its answer.
+/// Deadline of one peer, from resolving its name to its answer.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
-/// The largest answer; a list of a thousand members is far below.
+/// The largest answer; a list of 1,000 members needs far less.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
-/// What this node answers to those that ask, before and after it has formed.
+/// Answers of this node to peers that ask, before and after it has formed.
 #[derive(Clone, Debug)]
 pub struct AskAnswers {
     identity: Arc<Identity>,
@@ -56,7 +56,7 @@ pub(super) async fn ask_all(identity: &Identity, plan: &Plan) -> BTreeMap<NodeId
         let answer = match tokio::time::timeout(ASK_DEADLINE, ask(identity, plan, node)).await {
             Ok(Ok(response)) => read_answer(node, address, &response),
             Ok(Err(why)) => Answer::Silent(why),
-            Err(_) => Answer::Silent(format!("nothing within {ASK_DEADLINE:?}")),
+            Err(_) => Answer::Silent(format!("no response within {ASK_DEADLINE:?}")),
         };
         (node, answer)
     }))
@@ -83,7 +83,8 @@ async fn ask(identity: &Identity, plan: &Plan, node: NodeId) -> Result<wire::Ask
     }
 }
 
-/// What a response says; one that contradicts itself or comes from another node says nothing.
+/// The answer in a response. A response that contradicts itself, or is from another node, counts as
+/// silence.
 fn read_answer(node: NodeId, address: &str, response: &wire::AskResponse) -> Answer {
     if response.node_id != node.0 {
         return Answer::Silent(format!("{address} is node {}", response.node_id));
@@ -121,7 +122,8 @@ fn formed_to_wire(formed: &Formed) -> wire::AskFormed {
     }
 }
 
-/// The record in an answer. The cluster id is computed again: it follows from the rest.
+/// The record in an answer. The cluster id is computed again, because the other fields determine
+/// it.
 fn formed_from_wire(answer: &wire::AskFormed) -> Result<Formed, String> {
     let mut members = BTreeMap::new();
     for member in &answer.members {

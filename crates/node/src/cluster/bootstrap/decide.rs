@@ -1,4 +1,4 @@
-//! The decision, pure: what the answers of one round allow.
+//! The formation decision: a pure function of the answers of one round.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,10 +9,10 @@ use quorate_raft::NodeId;
 use super::Plan;
 use crate::cluster::identity::Formed;
 
-/// What a listed peer said, or that it said nothing.
+/// Answer of a listed peer, or the reason that there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// No answer that could be used; the reason in words.
+    /// No usable answer; the reason in words.
     Silent(String),
     /// It has not formed.
     Unformed {
@@ -27,25 +27,25 @@ pub enum Answer {
     Formed(Formed),
 }
 
-/// What an unformed node does next.
+/// Next step of an unformed node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Ask again later.
     Wait(Vec<Waiting>),
-    /// Everyone is new and wants the same: form this.
+    /// All peers are new and have an equal plan: form this.
     Form(Formed),
-    /// The cluster exists and knows this directory: take over its record.
+    /// The cluster exists and knows this directory: copy its record.
     Join(Formed),
-    /// The cluster exists and does not know this directory: end, with this sentence.
+    /// The cluster exists and does not know this directory: end with this sentence.
     Refuse(String),
 }
 
-/// A peer that holds formation up.
+/// A peer that formation waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// The peer.
     pub node: NodeId,
-    /// What is missing, in words.
+    /// The reason, in words.
     pub why: String,
 }
 
@@ -57,9 +57,9 @@ impl fmt::Display for Waiting {
 
 /// Decides on the answers of one round. A listed peer without an answer counts as silent.
 ///
-/// A formed peer settles the matter, whatever the others say: this node joins when it was recorded
-/// with this incarnation, and refuses otherwise. Only when there is none, and every listed peer
-/// answered with an equal plan, may the node form.
+/// A formed peer decides, regardless of the others: this node joins if that peer recorded this
+/// incarnation, and otherwise ends. The node forms only if no peer has formed and every listed peer
+/// answered with an equal plan.
 pub fn decide(
     my_incarnation: Incarnation,
     plan: &Plan,
@@ -92,7 +92,7 @@ pub fn decide(
     }
 }
 
-/// What the peers that have formed demand; `None` when there are none.
+/// The decision that the formed peers imply; `None` when there are none.
 fn decide_by_formed(
     my_incarnation: Incarnation,
     plan: &Plan,
@@ -103,7 +103,7 @@ fn decide_by_formed(
         let Answer::Formed(formed) = answer else { continue };
         if formed.cluster_name != plan.cluster_name {
             return Some(Decision::Refuse(format!(
-                "node {} belongs to cluster {}, and this node was started with --cluster-name {}",
+                "node {} belongs to cluster {}, but this node was started with --cluster-name {}",
                 peer.0, formed.cluster_name, plan.cluster_name
             )));
         }
@@ -112,9 +112,9 @@ fn decide_by_formed(
             Some(_) => {
                 return Some(Decision::Refuse(format!(
                     "node {me} is already a member of cluster {name}, with another data directory: \
-                     node {peer} remembers incarnation {theirs}, and this directory is \
-                     {my_incarnation}. A directory that was wiped or replaced has lost the votes it \
-                     gave, so it may not come back as node {me}. Start it with its old directory",
+                     node {peer} has recorded incarnation {theirs}, and this directory is \
+                     {my_incarnation}. A wiped or replaced directory has lost its votes, so it \
+                     cannot be used as node {me}. Start the node with its old directory",
                     me = plan.me.0,
                     name = formed.cluster_name,
                     peer = peer.0,
@@ -123,8 +123,8 @@ fn decide_by_formed(
             }
             None => {
                 return Some(Decision::Refuse(format!(
-                    "cluster {} already exists (node {} is in it) and node {} is not a member of it; \
-                     a new node cannot be added yet",
+                    "cluster {} already exists (node {} is a member) and node {} is not a member \
+                     of it; a new node cannot be added yet",
                     formed.cluster_name, peer.0, plan.me.0
                 )));
             }
@@ -132,8 +132,8 @@ fn decide_by_formed(
         match join {
             Some((first, other)) if other != formed => {
                 return Some(Decision::Refuse(format!(
-                    "node {} is in cluster {} and node {} in cluster {}; this node cannot tell \
-                     which is the right one",
+                    "node {} is in cluster {} and node {} in cluster {}; this node cannot \
+                     decide which one is right",
                     first.0, other.cluster_id, peer.0, formed.cluster_id
                 )));
             }

@@ -111,7 +111,7 @@ mod decision {
     }
 
     #[test]
-    fn a_formed_peer_settles_it_whatever_the_others_say() {
+    fn a_formed_peer_decides_regardless_of_the_others() {
         let plan = plan(3, &fake_addresses(3));
         let formed = || Some(Answer::Formed(formed_of([1, 2, 3])));
         let join = Decision::Join(formed_of([1, 2, 3]));
@@ -119,7 +119,7 @@ mod decision {
             assert_eq!(decided([formed(), other.clone()]), join);
             assert_eq!(decided([other, formed()]), join);
         }
-        // A peer that was wiped looks new; it does not make the formed one forget.
+        // A wiped peer looks new; the record of the formed one still counts.
         assert_eq!(decided([formed(), Some(unformed(77, &plan))]), join);
     }
 
@@ -151,11 +151,11 @@ mod decision {
     fn two_clusters_that_both_know_me_are_refused() {
         let formed = |members| Some(Answer::Formed(formed_of(members)));
         let sentence = refused(decided([formed([1, 2, 3]), formed([1, 5, 3])]));
-        assert!(sentence.contains("cannot tell which is the right one"), "{sentence}");
+        assert!(sentence.contains("cannot decide which one is right"), "{sentence}");
     }
 
     #[test]
-    fn a_node_alone_forms() {
+    fn a_single_node_forms() {
         let plan = plan(1, &fake_addresses(1));
         let members = BTreeMap::from([(NodeId(1), ME)]);
         let formed = Formed::new("quorate", members, 8, 3);
@@ -170,7 +170,7 @@ mod decision {
         let mut formation = Formation::new(Arc::new(identity), plan.clone());
         let answers = |incarnation| BTreeMap::from([(NodeId(2), unformed(incarnation, &plan))]);
         assert!(matches!(formation.settle(&answers(2)), Step::Again));
-        // Wiped between the rounds: begin again.
+        // Wiped between the rounds: the count restarts.
         assert!(matches!(formation.settle(&answers(3)), Step::Again));
         assert!(matches!(formation.settle(&BTreeMap::new()), Step::Wait(_)));
         assert!(matches!(formation.settle(&answers(3)), Step::Again));
@@ -204,7 +204,7 @@ fn the_hash_of_a_plan_is_fixed_and_depends_on_all_of_it() {
     }
 }
 
-/// A node's place: its directory and its address, which outlive its processes.
+/// Directory and address of a node, which outlive its processes.
 struct Site {
     node: u64,
     dir: TempDir,
@@ -228,7 +228,7 @@ struct Process {
     runtime: Runtime,
 }
 
-/// How far a process gets before it dies.
+/// The step before which a process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
     Done,
@@ -289,7 +289,7 @@ impl Site {
     }
 }
 
-/// The steps of [`run`], up to a point. The process then stands still, and is killed by the test.
+/// The steps of [`run`], up to a point. The process then waits, and the test kills it.
 async fn run_until(
     identity: &Arc<Identity>,
     plan: &Plan,
@@ -303,7 +303,7 @@ async fn run_until(
     loop {
         match formation.round().await {
             Step::Again if until == Until::FirstRound => return Ok(placeholder()),
-            // It met a peer that had formed already, so it dies before it writes.
+            // A peer had already formed, so this node dies before it writes.
             Step::Settled(_) if matches!(until, Until::FirstRound | Until::SecondRound) => {
                 return Ok(placeholder());
             }
@@ -348,7 +348,7 @@ impl Process {
         }
     }
 
-    /// The process ends, as by SIGKILL: its lock and its port are free when this returns.
+    /// Ends the process like SIGKILL: its lock and its port are free when this returns.
     fn kill(self) {
         let Self { identity, runtime, .. } = self;
         runtime.shutdown_timeout(TIMEOUT);
@@ -369,10 +369,10 @@ fn nodes_that_start_together_form_one_cluster_and_keep_it() {
     for process in &first {
         let me = formed[0].members[&process.identity.node_id()];
         assert_eq!(me, process.identity.incarnation());
-        assert_eq!(*process.said.lock(), Vec::<String>::new(), "nobody had to be waited for");
+        assert_eq!(*process.said.lock(), Vec::<String>::new(), "no node had to wait");
     }
     first.into_iter().for_each(Process::kill);
-    // Started again, each alone knows what it is.
+    // After a restart each node knows its cluster without the others.
     for site in &sites {
         let again = site.start(&plan(site.node, &addresses));
         assert_eq!(again.formed(), formed[0]);
@@ -427,7 +427,7 @@ fn after_formation_flags_are_checked_and_peers_are_not_asked() {
     let first = sites[0].start(&plan(1, &addresses));
     let formed = first.formed();
     first.kill();
-    // Another list is only seed addresses; other shards are a warning with both values.
+    // Another list has no effect; another number of shards is a warning with both values.
     let more = [addresses[0], SocketAddr::from(([127, 0, 0, 1], 1))];
     let second = sites[0].start(&plan_with(1, &more, "quorate", 64));
     assert_eq!(second.formed(), formed);
@@ -439,13 +439,17 @@ fn after_formation_flags_are_checked_and_peers_are_not_asked() {
     let silent = plan_with(1, &addresses, "quorate", 64).with_given(false, false);
     let defaulted = sites[0].start(&silent);
     assert_eq!(defaulted.formed(), formed);
-    assert_eq!(*defaulted.said.lock(), Vec::<String>::new(), "a default is not worth a word");
+    assert_eq!(
+        *defaulted.said.lock(),
+        Vec::<String>::new(),
+        "a default that differs is not reported"
+    );
     defaulted.kill();
     let third = sites[0].start(&plan_with(1, &addresses, "other", 8));
     let error = third.done.recv_timeout(TIMEOUT).unwrap().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "this directory belongs to cluster quorate, and this node was started with \
+        "this directory belongs to cluster quorate, but this node was started with \
          --cluster-name other"
     );
     assert_eq!(Fatal::from(error).code(), 10);
@@ -477,7 +481,7 @@ fn two_of_three_wiped_never_form_a_second_cluster() {
     let wiped: Vec<Process> =
         sites[..2].iter().map(|site| site.start(&plan(site.node, &addresses))).collect();
     for process in &wiped {
-        // They see each other, and still wait for the third, who may remember.
+        // They reach each other, and still wait for the third, which may have formed.
         process.wait_said("waiting to form the cluster: node 3: no answer");
         assert_eq!(process.identity.formed(), None);
     }
@@ -488,7 +492,7 @@ fn two_of_three_wiped_never_form_a_second_cluster() {
     }
 }
 
-/// Two of three nodes die, each at every step, and come back: all three end in one cluster.
+/// Two of three nodes die, each at every step, and restart: all three end in one cluster.
 #[test]
 fn a_crash_between_any_two_steps_converges_to_one_cluster() {
     for first in KILL_POINTS {

@@ -1,4 +1,5 @@
-//! Reading and replacing small files so that a crash leaves the old one or the new one, whole.
+//! Small files: reading them, and replacing them so that a crash leaves the old one or the new one
+//! whole.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -8,7 +9,7 @@ use std::path::Path;
 use super::record::{Record, RecordError};
 use super::{IDENTITY_FILE, IdentityError};
 
-/// The longest `IDENTITY` that is read; a cluster of a thousand members stays far below.
+/// The longest `IDENTITY` that is read; a cluster of 1,000 members needs far less.
 const IDENTITY_BYTES_MAX: u64 = 1 << 20;
 
 /// The identity in this directory; `None` when there is none.
@@ -32,8 +33,8 @@ pub(super) fn read_identity(dir: &Path) -> Result<Option<Record>, IdentityError>
     }
 }
 
-/// Puts `bytes` into `dir/name`: a temporary file, fsync, rename, fsync of the directory. A
-/// temporary file that an earlier crash left is written over.
+/// Writes `bytes` to `dir/name`: temporary file, fsync, rename, fsync of the directory. Overwrites
+/// a temporary file that an earlier crash left.
 pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), IdentityError> {
     let temporary = dir.join(format!("{name}.tmp"));
     let write = || -> io::Result<()> {

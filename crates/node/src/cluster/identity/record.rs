@@ -1,4 +1,5 @@
-//! The text of `IDENTITY`: lines `key=value` in a fixed order, the last one a CRC32C of all before it.
+//! The text of `IDENTITY`: lines `key=value` in a fixed order, the last one a CRC32C of all lines
+//! before it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,7 +8,7 @@ use quorate_raft::NodeId;
 
 use super::{ClusterId, FORMAT, Formed, Incarnation};
 
-/// Everything in the file.
+/// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub node_id: NodeId,
@@ -17,7 +18,7 @@ pub(super) struct Record {
     pub formed: Option<Formed>,
 }
 
-/// Why the text is not a record.
+/// Error type: the text is not a record of this version.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RecordError {
     NewerFormat(u64),
@@ -59,7 +60,7 @@ impl Record {
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
         let text = std::str::from_utf8(bytes).map_err(|_| damaged("it is not text"))?;
-        // The format comes before the checksum: a newer one may be checked in another way.
+        // The format is checked before the checksum: a newer format may have another checksum.
         let first = text.lines().next().unwrap_or_default();
         if let Some(found) = first.strip_prefix("format=").and_then(|v| v.parse::<u64>().ok())
             && found > u64::from(FORMAT)
@@ -69,7 +70,7 @@ impl Record {
         let body = checked_body(text)?;
         let mut fields = Fields::parse(body)?;
         if fields.number("format")? != u64::from(FORMAT) {
-            return Err(damaged("its format is not a known one"));
+            return Err(damaged("its format is unknown"));
         }
         let node_id = NodeId(fields.number("node_id")?);
         let incarnation = Incarnation(fields.id("incarnation")?);
@@ -95,7 +96,7 @@ impl Record {
     }
 }
 
-/// The text above the checksum line, when that line is right.
+/// The text above the checksum line, if the checksum matches.
 fn checked_body(text: &str) -> Result<&str, RecordError> {
     let without_newline =
         text.strip_suffix('\n').ok_or_else(|| damaged("its last line is cut off"))?;
@@ -110,17 +111,18 @@ fn checked_body(text: &str) -> Result<&str, RecordError> {
     Ok(body)
 }
 
-/// The fields not yet taken.
+/// The fields that are not yet read.
 struct Fields(BTreeMap<String, String>);
 
 impl Fields {
     fn parse(body: &str) -> Result<Self, RecordError> {
         let mut fields = BTreeMap::new();
         for line in body.lines() {
-            let (key, value) =
-                line.split_once('=').ok_or_else(|| damaged(format!("line {line:?} has no =")))?;
+            let (key, value) = line
+                .split_once('=')
+                .ok_or_else(|| damaged(format!("expected KEY=VALUE, found {line:?}")))?;
             if fields.insert(key.to_owned(), value.to_owned()).is_some() {
-                return Err(damaged(format!("{key} is there twice")));
+                return Err(damaged(format!("{key} occurs twice")));
             }
         }
         Ok(Self(fields))
@@ -132,27 +134,28 @@ impl Fields {
 
     fn number(&mut self, key: &str) -> Result<u64, RecordError> {
         let value = self.take(key)?;
-        value.parse().map_err(|_| damaged(format!("{key} is {value:?}, not a number")))
+        value.parse().map_err(|_| damaged(format!("{key} is {value:?}; expected a number")))
     }
 
     fn small(&mut self, key: &str) -> Result<u32, RecordError> {
         let value = self.take(key)?;
-        value.parse().map_err(|_| damaged(format!("{key} is {value:?}, not a number")))
+        value.parse().map_err(|_| damaged(format!("{key} is {value:?}; expected a number")))
     }
 
     fn flag(&mut self, key: &str) -> Result<bool, RecordError> {
         let value = self.take(key)?;
-        value.parse().map_err(|_| damaged(format!("{key} is {value:?}, not true or false")))
+        value.parse().map_err(|_| damaged(format!("{key} is {value:?}; expected true or false")))
     }
 
     fn id(&mut self, key: &str) -> Result<u128, RecordError> {
         let value = self.take(key)?;
-        parse_id(&value).ok_or_else(|| damaged(format!("{key} is {value:?}, not 32 hex digits")))
+        parse_id(&value)
+            .ok_or_else(|| damaged(format!("{key} is {value:?}; expected 32 hex digits")))
     }
 
     fn finish(self) -> Result<(), RecordError> {
         match self.0.into_keys().next() {
-            Some(key) => Err(damaged(format!("{key} is not a known field"))),
+            Some(key) => Err(damaged(format!("unknown field {key}"))),
             None => Ok(()),
         }
     }
@@ -170,15 +173,15 @@ fn parse_members(text: &str) -> Result<BTreeMap<NodeId, Incarnation>, RecordErro
             Some((NodeId(node.parse().ok()?), Incarnation(parse_id(incarnation)?)))
         });
         let (node, incarnation) =
-            member.ok_or_else(|| damaged(format!("member {part:?} is not NODE:INCARNATION")))?;
+            member.ok_or_else(|| damaged(format!("expected NODE:INCARNATION, found {part:?}")))?;
         if members.insert(node, incarnation).is_some() {
-            return Err(damaged(format!("member {} is there twice", node.0)));
+            return Err(damaged(format!("member {} occurs twice", node.0)));
         }
     }
     Ok(members)
 }
 
-/// Keeps a value on its line: control characters and `%` as `%` and two hex digits.
+/// Keeps a value on its line: writes control characters and `%` as `%` and two hex digits.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -199,7 +202,7 @@ fn unescape(text: &str) -> Result<String, RecordError> {
         let byte = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
         match byte {
             Some(byte) if byte.is_ascii() => plain.push(char::from(byte)),
-            _ => return Err(damaged(format!("the escape %{part} is not one"))),
+            _ => return Err(damaged(format!("%{part} is not a valid escape"))),
         }
         plain.push_str(&part[2..]);
     }

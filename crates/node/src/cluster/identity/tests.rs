@@ -66,7 +66,7 @@ fn the_directory_is_private_and_explains_itself() {
     }
     assert!(!explained.contains("kvnode inspect"), "there is no such command yet");
 
-    // A directory with other people's files in it keeps its mode.
+    // A directory with other files in it keeps its mode.
     let shared = temp.path().join("shared");
     fs::create_dir(&shared).unwrap();
     fs::write(shared.join("a file"), "").unwrap();
@@ -76,7 +76,7 @@ fn the_directory_is_private_and_explains_itself() {
 }
 
 #[test]
-fn a_directory_in_use_is_refused_until_its_owner_is_gone() {
+fn a_directory_in_use_is_refused_until_its_owner_has_ended() {
     let temp = TempDir::new().unwrap();
     let first = open(temp.path(), 1).unwrap();
     let error = open(temp.path(), 1).unwrap_err();
@@ -107,7 +107,7 @@ fn a_newer_format_is_refused_whatever_its_checksum() {
 }
 
 #[test]
-fn every_damaged_byte_is_found_and_the_file_is_left_alone() {
+fn every_damaged_byte_is_found_and_the_file_is_left_as_it_is() {
     let temp = TempDir::new().unwrap();
     let identity = open(temp.path(), 1).unwrap();
     identity.set_formed(formed(&identity)).unwrap();
@@ -119,7 +119,7 @@ fn every_damaged_byte_is_found_and_the_file_is_left_alone() {
         bad[at] ^= 0x01;
         fs::write(&path, &bad).unwrap();
         let error = open(temp.path(), 1).unwrap_err();
-        // A flipped format digit can look like a newer format; it is refused all the same.
+        // A flipped format digit can look like a newer format; it is refused too.
         assert!(matches!(code(error), 10 | 12), "byte {at}");
         assert_eq!(fs::read(&path).unwrap(), bad, "byte {at}");
     }
@@ -143,14 +143,14 @@ fn data_without_an_identity_is_refused() {
 }
 
 #[test]
-fn what_a_crash_before_the_rename_leaves_is_not_believed() {
+fn a_temporary_file_that_a_crash_left_is_not_read() {
     let temp = TempDir::new().unwrap();
     let before = open(temp.path(), 1).unwrap().incarnation();
-    // The crash hit the next replacement: the temporary file is there, whole or torn.
+    // A crash during the next replacement leaves the temporary file, whole or torn.
     fs::write(temp.path().join("IDENTITY.tmp"), "format=1\nnode_id=7\n").unwrap();
     let after = open(temp.path(), 1).unwrap();
     assert_eq!((after.incarnation(), after.boot_counter()), (before, 2));
-    // And at the very first start: nothing was named yet, so the node draws anew.
+    // At the first start there is no IDENTITY yet, so the node draws a new incarnation.
     let fresh = TempDir::new().unwrap();
     fs::write(fresh.path().join("IDENTITY.tmp"), "for").unwrap();
     assert_eq!(open(fresh.path(), 1).unwrap().boot_counter(), 1);
@@ -168,7 +168,7 @@ fn a_node_forms_once() {
 }
 
 #[test]
-fn the_cluster_id_follows_from_name_and_members_alone() {
+fn the_cluster_id_follows_only_from_name_and_members() {
     let members = BTreeMap::from([(NodeId(1), Incarnation(1)), (NodeId(2), Incarnation(2))]);
     let id = |name: &str, members: &BTreeMap<_, _>, shards| {
         Formed::new(name, members.clone(), shards, 3).cluster_id
@@ -185,7 +185,7 @@ fn the_cluster_id_follows_from_name_and_members_alone() {
 const GOLDEN_CLUSTER_ID: &str = "2c803bf1f87f570b3fbc939565ba7df3";
 
 #[test]
-fn the_text_is_what_a_person_can_read() {
+fn the_text_is_readable() {
     let record = Record {
         node_id: NodeId(1),
         incarnation: Incarnation(0xab),
@@ -203,7 +203,7 @@ fn the_text_is_what_a_person_can_read() {
     assert!(checksum.starts_with("crc32c="));
 }
 
-/// The file outlives every version: a change of a byte is a new format.
+/// Later versions read the file: a change of a byte is a new format.
 #[test]
 fn the_text_is_fixed() {
     let text = concat!(
@@ -255,10 +255,12 @@ fn a_record_that_does_not_name_its_own_node_is_damaged() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(
+    fn a_written_record_reads_back_equal(
         node in any::<u64>(), incarnation in any::<u128>(), boot_counter in any::<u64>(),
-        name in any::<String>(), others in proptest::collection::btree_map(any::<u64>(), any::<u128>(), 0..5),
-        shards in any::<u32>(), replicas in any::<u32>(), is_formed in any::<bool>(), storage_created in any::<bool>(),
+        name in any::<String>(),
+        others in proptest::collection::btree_map(any::<u64>(), any::<u128>(), 0..5),
+        shards in any::<u32>(), replicas in any::<u32>(),
+        is_formed in any::<bool>(), storage_created in any::<bool>(),
     ) {
         let mut members: BTreeMap<_, _> =
             others.into_iter().map(|(node, id)| (NodeId(node), Incarnation(id))).collect();

@@ -1,5 +1,5 @@
-//! Connections that stay, and those that must go, on a listener of two services: health stands for
-//! what peers call, reflection for what clients call.
+//! Which connections stay and which are closed, on a listener of two services: health represents
+//! the calls of peers, reflection those of clients.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::*;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// So that nothing but what a test asks for closes a connection.
+/// Long times, so that only the limit under test closes a connection.
 const LIMITS: Limits = Limits {
     clients: 2,
     idle: Duration::from_secs(600),
@@ -56,7 +56,7 @@ async fn as_client(channel: &Channel) -> Result<(), tonic::Status> {
     client.server_reflection_info(requests).await.map(drop)
 }
 
-/// A call in flight: more may be asked in it, and it ends when the sender is dropped.
+/// A call in flight: accepts more questions, and ends when the sender is dropped.
 struct Busy {
     questions: mpsc::Sender<ServerReflectionRequest>,
     answers: tonic::Streaming<ServerReflectionResponse>,
@@ -98,7 +98,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not() {
+async fn clients_beyond_the_limit_are_rejected_with_a_sentence_and_peers_are_not() {
     let (address, metrics) = serve(LIMITS).await;
     let (first, second) = (channel(address).await, channel(address).await);
     let mut first_call = Busy::begin(&first).await;
@@ -139,7 +139,7 @@ async fn clients_beyond_the_limit_are_refused_with_a_sentence_and_peers_are_not(
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_and_its_client_connects_anew_without_an_error() {
+async fn an_idle_connection_is_closed_and_its_client_reconnects_without_an_error() {
     let idle = Duration::from_millis(50);
     let (address, metrics) = serve(Limits { idle, ..LIMITS }).await;
     let peer = channel(address).await;
@@ -169,14 +169,14 @@ async fn an_old_connection_is_closed_when_its_calls_have_ended() {
     until("it is old", || aged.get() == 1).await;
     call.ask().await;
     call.ask().await;
-    assert_eq!(metrics.node.connections.get(), 1, "the call goes on");
+    assert_eq!(metrics.node.connections.get(), 1, "the call continues");
     call.end().await;
     until("it is closed", || metrics.node.connections.get() == 0).await;
     as_client(&client).await.unwrap();
 }
 
 #[tokio::test]
-async fn sockets_that_ask_nothing_keep_nobody_out_and_are_closed() {
+async fn silent_sockets_do_not_block_other_clients_and_are_closed() {
     let (address, metrics) = serve(LIMITS).await;
     let mut idle = Vec::new();
     for _ in 0..places::NEW_MAX + 20 {
@@ -193,7 +193,7 @@ async fn sockets_that_ask_nothing_keep_nobody_out_and_are_closed() {
         let mut bytes = Vec::new();
         // The server's settings, then the end.
         let end = timeout(TIMEOUT * 10, socket.read_to_end(&mut bytes)).await;
-        assert!(end.is_ok(), "a socket that asked nothing is still open");
+        assert!(end.is_ok(), "a socket without a request is still open");
     }
     timeout(TIMEOUT * 10, async {
         while metrics.node.connections.get() > 0 {
@@ -201,5 +201,5 @@ async fn sockets_that_ask_nothing_keep_nobody_out_and_are_closed() {
         }
     })
     .await
-    .expect("idle channels are closed as well, and the two that asked have left");
+    .expect("idle channels and the two with a request are closed");
 }

@@ -1,4 +1,4 @@
-//! Who stays, who yields and who is asked to leave, in virtual time and without sockets.
+//! Which connections stay, yield or are asked to close, in virtual time and without sockets.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn places(clients: usize) -> (Arc<Places>, Arc<Metrics>) {
     (Arc::new(Places::new(limits, metrics.clone())), metrics)
 }
 
-/// A connection that asked once.
+/// A connection after its first request.
 fn asked(places: &Arc<Places>, caller: Caller) -> Arc<Place> {
     let place = places.enter();
     let call = place.begin();
@@ -51,14 +51,14 @@ async fn the_client_that_was_idle_for_longest_yields_and_one_with_a_call_in_flig
     );
     assert!(places.enter().take(Caller::Probe).is_ok() && asked(&places, Caller::Peer).id > 0);
     drop((call, calls));
-    // A place that is given back is taken before anybody yields.
+    // A free place is used before a client has to yield.
     busy.leave();
     asked(&places, Caller::Client);
     assert_eq!(metrics.connections_closed("yielded").get(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_that_have_yielded_and_do_not_leave_are_few_and_closed_soon() {
+async fn connections_that_have_yielded_and_do_not_close_are_few_and_closed_soon() {
     let (places, metrics) = places(1);
     let stubborn: Vec<_> = (0..=YIELDED_MAX).map(|_| asked(&places, Caller::Client)).collect();
     assert_eq!(metrics.connections_closed("yielded").get(), YIELDED_MAX);
@@ -69,7 +69,7 @@ async fn those_that_have_yielded_and_do_not_leave_are_few_and_closed_soon() {
     stubborn[0].leave();
     assert!(places.enter().take(Caller::Client).is_ok());
 
-    // A call that began before the client heard of it ends.
+    // A call that began before the client received the request to close may end.
     let _call = stubborn[1].begin();
     let begun = Instant::now();
     stubborn[1].until_overdue().await;
@@ -77,7 +77,7 @@ async fn those_that_have_yielded_and_do_not_leave_are_few_and_closed_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_client_is_asked_to_leave_and_a_call_keeps_it() {
+async fn an_idle_client_is_asked_to_close_and_a_call_keeps_it() {
     let (places, metrics) = places(9);
     let place = asked(&places, Caller::Client);
     let begun = Instant::now();
@@ -97,7 +97,7 @@ async fn an_idle_client_is_asked_to_leave_and_a_call_keeps_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_client_is_asked_to_leave_at_an_age_of_its_own() {
+async fn an_old_client_is_asked_to_close_at_an_age_of_its_own() {
     let (places, metrics) = places(99);
     let range = AGE.mul_f64(1.0 - JITTER)..=AGE.mul_f64(1.0 + JITTER) + Duration::from_millis(1);
     let begun = Instant::now();
@@ -111,12 +111,12 @@ async fn an_old_client_is_asked_to_leave_at_an_age_of_its_own() {
     assert!(ages.iter().all(|age| range.contains(age)), "{ages:?}");
     ages.sort();
     ages.dedup();
-    assert!(ages.len() > 10, "they do not come back together: {ages:?}");
+    assert!(ages.len() > 10, "they do not reconnect together: {ages:?}");
     assert_eq!(metrics.connections_closed("aged").get(), 20);
 }
 
 #[tokio::test(start_paused = true)]
-async fn peers_stay_and_who_is_gone_is_waited_for_no_more() {
+async fn peers_stay_and_ended_connections_are_not_waited_for() {
     let (places, metrics) = places(9);
     let peer = asked(&places, Caller::Peer);
     let mut leaving = Box::pin(peer.until_leaving());
