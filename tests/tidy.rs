@@ -9,6 +9,8 @@ mod background;
 mod contract;
 #[path = "tidy/crates.rs"]
 mod crates;
+#[path = "tidy/dead.rs"]
+mod dead;
 #[path = "tidy/files.rs"]
 mod files;
 #[path = "tidy/graph.rs"]

@@ -28,6 +28,7 @@ quorate_metrics::metrics! {
 
 impl EngineMetrics {
     /// Metrics that are not exported.
+    #[cfg(any(test, feature = "testing"))]
     #[must_use]
     pub fn unregistered() -> Self {
         Self::register(&mut quorate_metrics::prometheus_client::registry::Registry::default())

@@ -236,6 +236,7 @@ impl CommandDraft {
     }
 
     /// Whether the write is exactly-once. Without a session it must be proposed at most once.
+    #[cfg(test)]
     pub fn has_session(&self) -> bool {
         self.command.session.is_some()
     }

@@ -49,6 +49,7 @@ impl ServiceMetrics {
     }
 
     /// Metrics that are not exported.
+    #[cfg(test)]
     #[must_use]
     pub fn unregistered() -> Self {
         Self::register(&mut Registry::default())
