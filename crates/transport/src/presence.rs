@@ -211,3 +211,6 @@ fn went_back(remembered: &Remembered, said: &Remembered) -> bool {
         && (said.boot_counter <= remembered.boot_counter
             || said.log_sequence < remembered.log_sequence)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use quorate_proto::raft::v1 as wire;
+use wire::link_request::Content;
+
+use super::caller::{Caller, request};
 use super::support::*;
 use crate::*;
 
@@ -154,4 +158,59 @@ fn an_original_that_returns_before_anybody_reports_it_waits() {
     one.transport.set_peers(&scene.targets);
     two.transport.set_peers(&scene.targets);
     comes_back(&scene, &original, &one);
+}
+
+/// Node 2 has not noticed yet that the first process of node 3 has ended.
+#[test]
+fn a_node_that_restarts_is_accepted_soon_after_a_late_report_is_taken_back() {
+    let mut scene = Scene::new();
+    let addresses: Vec<SocketAddr> = scene.addresses[..3].to_vec();
+    let start = |scene: &Scene, node: usize, listener, targets: &PeerTargets| {
+        scene.ground.start(node - 1, listener, targets, &|config| {
+            config.refused_pause = 10 * TIMEOUT;
+        })
+    };
+    let listener = scene.listeners[0].take().unwrap();
+    let one = start(&scene, 1, listener, &scene.without(&[2]));
+    let listener = scene.listeners[2].take().unwrap();
+    let mut first = start(&scene, 3, listener, &scene.without(&[2]));
+    one.recorder.wait_connected(NodeId(3));
+    first.recorder.wait_connected(NodeId(1));
+    let remembered = scene.ground.remembered(0, 2).unwrap();
+
+    let caller = Caller::new(&one);
+    let hello = hello(&scene.ground, wire::Lane::Control);
+    let (sender, mut answers) = caller.link(vec![request(Content::Hello(hello))]).unwrap();
+    caller.next(&mut answers).unwrap().unwrap();
+    let list = |number, processes| {
+        let live = Some(wire::LiveProcesses { processes });
+        let frame = wire::Frame { number, live, ..wire::Frame::default() };
+        sender.blocking_send(request(Content::Frame(frame))).unwrap();
+    };
+    let process = wire::LiveProcess {
+        node_id: 3,
+        incarnation: scene.ground.identities[2].incarnation().to_bytes().to_vec().into(),
+        start_id: remembered.start.0,
+        boot_counter: remembered.boot_counter,
+        log_sequence: remembered.log_sequence,
+        taken_ms: 60_000,
+        peer_address: addresses[2].to_string(),
+    };
+    list(1, vec![process.clone()]);
+    first.kill();
+    one.recorder.wait_disconnected(NodeId(3));
+    one.recorder.clear();
+    let next = start(&scene, 3, listen_again(addresses[2]), &scene.without(&[2]));
+    let mut number = 1;
+    let deadline = Instant::now() + TIMEOUT;
+    while !next.view(1).detail.contains("node 2 reports") {
+        assert!(Instant::now() < deadline, "{:?}", next.view(1));
+        number += 1;
+        list(number, vec![process.clone()]);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    list(number + 1, Vec::new());
+    next.recorder.wait_connected(NodeId(1));
+    one.recorder.wait_connected(NodeId(3));
+    assert!(!was_fenced(&next));
 }
