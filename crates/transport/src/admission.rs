@@ -36,8 +36,8 @@ impl Connection {
     /// Why the process is not taken any more; `None` while it is.
     pub fn dropped(&self) -> Option<Refused> {
         let presence = self.peer.presence.borrow();
-        let (first, by) = presence.dropped(self.start)?;
-        Some(elsewhere_refusal(self.peer.node, self.start, first, by))
+        let report = presence.dropped(self.start)?;
+        Some(elsewhere_refusal(self.peer.node, self.start, &report.process, report.by))
     }
 
     /// Waits until the process is not taken any more; why.
@@ -160,23 +160,25 @@ impl Peer {
 }
 
 impl Peer {
-    /// What node `by` reports of this peer now.
-    pub fn reported(&self, by: NodeId, report: Option<Report>, memory: &Memory) {
-        let mut ended = None;
+    /// Stores what node `by` reports about this peer, and ends the connections of a process that
+    /// was accepted later than the reported one.
+    pub fn reported(&self, by: NodeId, report: Option<Report>) {
+        let (mut is_news, mut ended) = (false, None);
         self.presence.send_if_modified(|presence| {
-            let before = presence.last.as_ref().map(|last| last.start);
-            let news = presence.reported(by, report, memory, Instant::now());
-            let after = presence.last.as_ref();
-            if before != after.map(|last| last.start) {
-                ended = before.zip(after.cloned());
-            }
-            news
+            let start = presence.connected().map(|process| process.start);
+            is_news = presence.reported(by, report, Instant::now());
+            ended = start.and_then(|start| Some((start, presence.dropped(start)?.process.clone())));
+            is_news
         });
         if let Some((start, first)) = ended {
             let sentence = elsewhere_refusal(self.node, start, &first, by).sentence;
-            warn!(peer = self.node.0, sentence, "a copy is not taken for a peer any more");
+            warn!(peer = self.node.0, why = sentence, "peer: dropped, another process was first");
             self.update_address(&first.address);
             self.end_incoming();
+        }
+        if is_news && !self.state.lock().connected {
+            // A process that was refused because of a report may be accepted now.
+            self.look.notify_one();
         }
     }
 }

@@ -12,6 +12,7 @@ use super::hello::HELLO_DEADLINE;
 use super::memory::StartId;
 use super::outbox::{FrameStream, Outbox, Queue};
 use super::peer::{Peer, State};
+use super::presence::Refused;
 use super::{Lane, PeerHello, PeerTarget, Shared, dial, hello};
 
 /// The largest answer on a link: a Hello.
@@ -36,7 +37,7 @@ enum End {
     /// It could not be made.
     Unreachable(dial::DialError),
     /// One side refused the other's Hello.
-    Refused(String),
+    Refused(Refused),
     /// It stood since then, and broke.
     Broke(Instant, String),
 }
@@ -101,10 +102,16 @@ impl<Q: Queue> Link<Q> {
                     // Nodes that start together do not find each other at once.
                     self.say(&sentence, self.peer.born.elapsed() >= START_TIMEOUT);
                 }
-                End::Refused(sentence) => {
+                End::Refused(Refused { reason, sentence }) => {
                     broke_at = None;
                     self.say(&format!("refused: {sentence}"), true);
-                    self.pause(self.shared.config.refused_pause).await;
+                    let refused_pause = self.shared.config.refused_pause;
+                    self.pause(match reason {
+                        // That process may have ended already: a node that restarts is not to wait.
+                        wire::RefusalReason::AnotherProcess => refused_pause.min(pause_max),
+                        _ => refused_pause,
+                    })
+                    .await;
                     continue;
                 }
             }
@@ -159,11 +166,11 @@ impl<Q: Queue> Link<Q> {
         };
         let hello = match greeted {
             Ok(hello) => hello,
-            Err(sentence) => return End::Refused(sentence),
+            Err(sentence) => return End::Refused(sentence.into()),
         };
         let connection = match self.peer.take(&hello, true, &self.shared.memory).await {
             Ok(connection) => connection,
-            Err(refused) => return End::Refused(refused.sentence),
+            Err(refused) => return End::Refused(refused),
         };
         self.connected(hello);
         let since = Instant::now();
@@ -176,16 +183,13 @@ impl<Q: Queue> Link<Q> {
         if refusal.from_node == self.peer.node.0 {
             self.peer.answered(StartId(refusal.start_id));
         }
-        match refusal.reason() {
-            wire::RefusalReason::Undecided => unreachable(refusal.sentence),
-            wire::RefusalReason::WentBack => {
-                self.shared.fence(&refusal.sentence);
-                End::Refused(refusal.sentence)
-            }
-            wire::RefusalReason::AnotherProcess | wire::RefusalReason::Unspecified => {
-                End::Refused(refusal.sentence)
-            }
+        let reason = refusal.reason();
+        match reason {
+            wire::RefusalReason::Undecided => return unreachable(refusal.sentence),
+            wire::RefusalReason::WentBack => self.shared.fence(&refusal.sentence),
+            wire::RefusalReason::AnotherProcess | wire::RefusalReason::Unspecified => {}
         }
+        End::Refused(Refused { reason, sentence: refusal.sentence })
     }
 
     fn check(&self, theirs: &wire::Hello, target: &PeerTarget) -> Result<PeerHello, String> {

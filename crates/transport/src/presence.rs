@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::hello::PeerHello;
 use super::memory::{Memory, Remembered, StartId};
-use super::reports::{Process, Report, Reports, Since};
+use super::reports::{Process, REPORT_LIFETIME, Report, Reports, Since};
 
 /// A process that was silent for so long does not answer any more: as long as HTTP/2 pings take to
 /// find a half-open connection. One whose host refuses to connect has ended.
@@ -42,46 +42,50 @@ impl From<String> for Refused {
 /// What is known of the processes of one peer.
 #[derive(Debug)]
 pub(super) struct Presence {
-    /// The one that was taken last.
+    /// The process that was accepted last.
     pub(super) last: Option<Process>,
     /// Its connections, in both directions.
     pub(super) connections: usize,
-    /// It was looked for, and is not there any more.
+    /// What was remembered of earlier processes when it was accepted.
+    before: Option<Remembered>,
+    /// This node looked for it, and it does not answer any more.
     gone: bool,
-    /// What the other peers say of it.
+    /// What the other peers report about it.
     reports: Reports,
-    /// A process that was taken and is not any more, while its connections end.
-    dropped: Option<(Process, NodeId)>,
+    /// The process whose connections end because of a report, and that report.
+    dropped: Option<(Process, Report)>,
 }
 
-/// What becomes of a process that knocks.
+/// The decision about a process that connects.
 pub(super) enum Verdict {
+    /// It is accepted.
     Taken,
-    /// Another one answers.
+    /// Another process answers.
     Another(Process),
-    /// Another one answers at another peer.
+    /// Another process answers at another peer.
     Elsewhere(Process, NodeId),
-    /// Another one was taken, and has to be looked for.
+    /// Another process was accepted, and this node has to look for it first.
     Undecided(Process),
-    /// It has told more before.
+    /// An earlier process has promised more.
     WentBack(Remembered),
 }
 
 impl Presence {
-    /// Before any process was heard of here, but for the one that is remembered.
+    /// Before any process is heard of here, except for the one that is remembered.
     pub fn new(incarnation: Incarnation, address: &str, memory: &Memory) -> watch::Sender<Self> {
-        let last = memory.of(incarnation).map(|remembered| Process {
+        let before = memory.of(incarnation);
+        let last = before.map(|remembered| Process {
             incarnation,
             start: remembered.start,
             address: address.to_owned(),
             taken: None,
         });
         let (gone, reports, dropped) = (false, Reports::default(), None);
-        watch::Sender::new(Self { last, connections: 0, gone, reports, dropped })
+        watch::Sender::new(Self { last, connections: 0, before, gone, reports, dropped })
     }
 
-    /// Takes the process, or says why not. `in_place`: this node found it where the peer should be.
-    /// `uptime`: how long it has run by now.
+    /// Accepts the process, or says why not. `in_place`: this node dialled the peer's address and
+    /// the process answered. `uptime`: how long it has run by now.
     pub(super) fn offer(
         &mut self,
         hello: &PeerHello,
@@ -95,35 +99,33 @@ impl Presence {
             start: hello.start,
             log_sequence: hello.log_sequence,
         };
-        let other = self.last.as_ref().filter(|last| {
-            // An incarnation that is not the peer's any more is refused by its Hello.
-            last.incarnation == hello.incarnation && last.start != hello.start
-        });
+        // An incarnation that is not the peer's any more is refused by its Hello.
+        let last = self.last.clone().filter(|last| last.incarnation == hello.incarnation);
+        let (same, other) = match last {
+            Some(last) if last.start == hello.start => (Some(last), None),
+            other => (None, other),
+        };
         let remembered = memory.of(hello.incarnation);
         if let Some(remembered) = remembered
             && went_back(&remembered, &said)
         {
-            return match other {
-                // It ran before that one was taken, so it is no later start of an older copy, and may
-                // be the original. Whether it is, others report.
-                Some(other)
-                    if other.start == remembered.start
-                        && other.age(now).is_some_and(|age| uptime > age) =>
-                {
-                    Verdict::Another(other.clone())
-                }
-                _ => Verdict::WentBack(remembered),
+            // A process that ran before `last` was accepted is not a later start of an older copy.
+            let last = other.filter(|last| {
+                last.start == remembered.start && last.age(now).is_some_and(|age| uptime > age)
+            });
+            return match last {
+                Some(last) => self.offer_original(hello, said, last, in_place, memory, now),
+                None => Verdict::WentBack(remembered),
             };
         }
-        let same = self.last.as_ref().filter(|_| other.is_none());
-        let same = same.filter(|last| last.incarnation == hello.incarnation);
-        // One that is remembered from before the start of this process was taken while it ran.
-        let age = same.map_or(Duration::ZERO, |last| last.age(now).unwrap_or(uptime));
-        // A report of what this node would refuse itself counts for nothing.
-        let counts = |said: &Remembered| remembered.is_none_or(|known| !went_back(&known, said));
-        let against = self.reports.against((hello.incarnation, hello.start), age, now, counts);
-        if let Some(report) = against
-            && (self.connections == 0 || same.is_some())
+        // A process that is remembered from before the start of this one was accepted while it ran.
+        let age = same.as_ref().map_or(Duration::ZERO, |last| last.age(now).unwrap_or(uptime));
+        // A report of a process that this node would refuse itself does not count.
+        let known = if same.is_some() { self.before } else { remembered };
+        let counts = |report: &Report| known.is_none_or(|known| !went_back(&known, &report.said));
+        if self.connections == 0
+            && let Some(report) =
+                self.reports.against(hello.incarnation, hello.start, age, now, counts)
         {
             return Verdict::Elsewhere(report.process.clone(), report.by);
         }
@@ -132,57 +134,104 @@ impl Presence {
         }
         if let Some(other) = other {
             if self.connections > 0 {
-                return Verdict::Another(other.clone());
+                return Verdict::Another(other);
             }
             if !in_place && !self.gone {
-                return Verdict::Undecided(other.clone());
+                return Verdict::Undecided(other);
             }
         }
-        let (incarnation, start) = (hello.incarnation, hello.start);
-        let (address, taken) = (hello.peer_address.clone(), Some(Since::of(age, now)));
-        self.last = Some(Process { incarnation, start, address, taken });
+        if same.is_none() {
+            self.before = remembered;
+        }
+        memory.taken(hello.incarnation, said);
+        self.accept(hello, Since::of(age, now))
+    }
+
+    /// Offers a process that ran already when `last` was accepted, and which is behind what that has
+    /// promised: one of the two runs on a copy. The process is accepted as the original only if
+    /// another peer reports that it accepted it before this node accepted `last`, if it is not
+    /// behind what was remembered before `last`, and if it answers where this node dials it. Only
+    /// then are the numbers of `last` replaced, for neither a report nor a Hello that was delayed
+    /// proves that a process is alive.
+    fn offer_original(
+        &mut self,
+        hello: &PeerHello,
+        said: Remembered,
+        last: Process,
+        in_place: bool,
+        memory: &Memory,
+        now: Instant,
+    ) -> Verdict {
+        let counts = |report: &Report| {
+            report.process.start == hello.start && self.counts(&report.said) && self.counts(&said)
+        };
+        let age = last.age(now).unwrap_or_default();
+        let report = self.reports.against(last.incarnation, last.start, age, now, counts);
+        let Some(taken) = report.and_then(|report| report.process.taken) else {
+            return Verdict::Another(last);
+        };
+        if self.connections > 0 {
+            return Verdict::Another(last);
+        }
+        if !in_place {
+            return Verdict::Undecided(last);
+        }
+        let before = self.before.unwrap_or_default();
+        let original = Remembered {
+            boot_counter: said.boot_counter.max(before.boot_counter),
+            start: said.start,
+            log_sequence: said.log_sequence.max(before.log_sequence),
+        };
+        memory.corrected(hello.incarnation, original);
+        self.accept(hello, taken)
+    }
+
+    fn accept(&mut self, hello: &PeerHello, taken: Since) -> Verdict {
+        self.last = Some(Process {
+            incarnation: hello.incarnation,
+            start: hello.start,
+            address: hello.peer_address.clone(),
+            taken: Some(taken),
+        });
         self.connections += 1;
         self.gone = false;
-        memory.taken(incarnation, said);
         Verdict::Taken
     }
 
-    /// What another peer reports now. Returns whether that changes who may be taken.
-    pub(super) fn reported(
-        &mut self,
-        by: NodeId,
-        report: Option<Report>,
-        memory: &Memory,
-        now: Instant,
-    ) -> bool {
-        let news = self.reports.set(by, report.clone(), now);
-        let Some((report, last)) = report.zip(self.last.clone()) else { return news };
-        let earlier = last.incarnation == report.process.incarnation
-            && last.start != report.process.start
-            && last.age(now).is_some_and(|age| report.process.age(now) > Some(age));
-        if !earlier {
-            return news;
-        }
-        memory.corrected(last.incarnation, report.said);
-        if self.connections > 0 {
-            self.dropped.get_or_insert((last, by));
-        }
-        // It is the one that was taken first, and waits for no look at another place.
-        self.last = Some(report.process);
-        self.gone = false;
-        true
+    /// Whether a report of a process with these numbers may count against the last one: a process
+    /// that is behind what was remembered before that is an older copy itself.
+    fn counts(&self, said: &Remembered) -> bool {
+        self.before.is_none_or(|before| !went_back(&before, said))
     }
 
-    /// The process that is taken, while it is connected.
+    /// Stores the newest report of another peer. A report of a process that was accepted earlier
+    /// than the connected one ends the connections of that one, but changes nothing that is
+    /// remembered. Returns whether there is a change that connecting processes wait for.
+    pub(super) fn reported(&mut self, by: NodeId, report: Option<Report>, now: Instant) -> bool {
+        let is_news = self.reports.set(by, report.clone(), now);
+        let Some((report, last)) = report.zip(self.connected().cloned()) else { return is_news };
+        let process = &report.process;
+        // Until then the report may be about the process before, which has ended.
+        let is_late = |age: Duration| age < REPORT_LIFETIME;
+        let is_earlier = last.incarnation == process.incarnation
+            && last.start != process.start
+            && last.age(now).is_some_and(|age| !is_late(age) && process.age(now) > Some(age))
+            && self.counts(&report.said);
+        if is_earlier {
+            self.dropped = Some((last, report));
+        }
+        is_news || is_earlier
+    }
+
+    /// The process that is accepted, while it is connected.
     pub(super) fn connected(&self) -> Option<&Process> {
         self.last.as_ref().filter(|_| self.connections > 0 && self.dropped.is_none())
     }
 
-    /// Why the connections of this process end: another one was taken earlier, as a peer reports.
-    pub(super) fn dropped(&self, start: StartId) -> Option<(&Process, NodeId)> {
-        let (dropped, by) = self.dropped.as_ref()?;
-        let first = self.last.as_ref()?;
-        (dropped.start == start).then_some((first, *by))
+    /// The report that ends the connections of this process.
+    pub(super) fn dropped(&self, start: StartId) -> Option<&Report> {
+        let (dropped, report) = self.dropped.as_ref()?;
+        (dropped.start == start).then_some(report)
     }
 
     /// A connection has ended. Returns whether it was the last one.
@@ -195,12 +244,12 @@ impl Presence {
         last
     }
 
-    /// This node looked where the peer should be, and it is another process there, or none. Returns
-    /// whether that is news.
+    /// This node dialled the peer's address, and another process or none answered. Returns whether
+    /// that is a change.
     pub(super) fn not_found(&mut self) -> bool {
-        let news = self.connections == 0 && !self.gone;
-        self.gone |= news;
-        news
+        let is_news = self.connections == 0 && !self.gone;
+        self.gone |= is_news;
+        is_news
     }
 }
 

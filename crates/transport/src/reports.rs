@@ -98,14 +98,15 @@ impl Reports {
         before != after
     }
 
-    /// A report that speaks against a process which has been taken for `age`: another process, that was
-    /// taken earlier, is alive. `counts`: whether what that says of its disk may be true.
+    /// A report against a process that was accepted `age` ago: another process, which was accepted
+    /// earlier, is alive. `counts`: whether to use this report.
     pub fn against(
         &self,
-        (incarnation, start): (Incarnation, StartId),
+        incarnation: Incarnation,
+        start: StartId,
         age: Duration,
         now: Instant,
-        counts: impl Fn(&Remembered) -> bool,
+        counts: impl Fn(&Report) -> bool,
     ) -> Option<&Report> {
         self.0.values().find(|report| {
             let process = &report.process;
@@ -113,7 +114,7 @@ impl Reports {
                 && process.incarnation == incarnation
                 && process.start != start
                 && process.age(now).is_some_and(|other| other > age)
-                && counts(&report.said)
+                && counts(report)
         })
     }
 }
@@ -139,7 +140,7 @@ mod tests {
     /// Who speaks against process 9, which has been taken for so many seconds.
     fn against(reports: &Reports, age_s: u64, now: Instant) -> Option<NodeId> {
         let age = Duration::from_secs(age_s);
-        reports.against((NODE, StartId(9)), age, now, |_| true).map(|report| report.by)
+        reports.against(NODE, StartId(9), age, now, |_| true).map(|report| report.by)
     }
 
     #[test]
@@ -153,9 +154,9 @@ mod tests {
         let last = began + REPORT_LIFETIME - Duration::from_millis(1);
         assert_eq!(against(&reports, 61, last), Some(NodeId(2)), "it grows older");
         assert_eq!(against(&reports, 0, began + REPORT_LIFETIME), None, "nobody says so any more");
-        let other = (Incarnation(8), StartId(9));
-        assert_eq!(reports.against(other, Duration::ZERO, began, |_| true), None);
-        let refused = reports.against((NODE, StartId(9)), Duration::ZERO, began, |_| false);
+        let other = reports.against(Incarnation(8), StartId(9), Duration::ZERO, began, |_| true);
+        assert_eq!(other, None);
+        let refused = reports.against(NODE, StartId(9), Duration::ZERO, began, |_| false);
         assert_eq!(refused, None, "that has gone back itself");
     }
 

@@ -70,7 +70,7 @@ impl Shared {
             live.processes.iter().map(|process| (process.node_id, process)).collect();
         for peer in self.peers.load().values().filter(|peer| peer.node != by) {
             let report = by_node.get(&peer.node.0).and_then(|process| report(by, process));
-            peer.reported(by, report, &self.memory);
+            peer.reported(by, report);
         }
     }
 }

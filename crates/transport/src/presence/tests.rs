@@ -93,7 +93,7 @@ impl Scene {
 
     fn list(&self, report: Option<Report>) {
         self.presence.send_modify(|presence| {
-            presence.reported(REPORTER, report, &self.memory, self.now);
+            presence.reported(REPORTER, report, self.now);
         });
     }
 
