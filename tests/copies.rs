@@ -117,7 +117,7 @@ async fn a_copy_started_elsewhere_while_its_node_runs_takes_no_part() {
     second.wait_refused("another process");
     for id in [1, 2] {
         let log = cluster.log(id);
-        assert!(log.contains("refused a peer") && log.contains("another process"), "node {id}");
+        assert!(log.contains("peer: refused") && log.contains("another process"), "node {id}");
     }
     let status = second.status().await.expect("it says how it stands");
     assert!(!status.ready && status.peers.iter().all(|peer| !peer.connected), "{status:?}");

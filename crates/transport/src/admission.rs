@@ -1,4 +1,5 @@
-//! Admission of a peer's process: it waits for the one before it, is looked for in its place, or is refused.
+//! Admission of a peer's process: it waits for the one before it, is looked for in its place, or is
+//! refused.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,11 +16,12 @@ use super::peer::Peer;
 use super::presence::{Presence, Refused, SILENCE, Verdict};
 use super::reports::{Process, Report, Since};
 
-/// How long a new process waits for the connections of the one before it to end: a killed process's do
-/// at once, but a busy machine may notice the new one first.
+/// How long a new process waits for the connections of the one before it to end: a killed process's
+/// do at once, but a busy machine may notice the new one first.
 const GIVE_WAY: Duration = Duration::from_secs(1);
 
-/// One connection of the process that is taken for the peer. While there is one, no other process is.
+/// One connection of the process that is taken for the peer. While there is one, no other process
+/// is.
 pub(super) struct Connection {
     peer: Arc<Peer>,
     memory: Arc<Memory>,
@@ -28,7 +30,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The process has told, on this connection, how far its log is durable.
+    /// The process has reported, on this connection, how far its log is durable.
     pub fn told(&self, log_sequence: u64) {
         self.memory.told(self.incarnation, self.start, log_sequence);
     }
@@ -61,7 +63,7 @@ impl Drop for Connection {
         self.peer.presence.send_modify(|presence| last = presence.ended());
         if last {
             self.peer.tell.notify_one();
-            // Whatever becomes of its directory now, what it has told is held against it.
+            // Whatever happens to its directory now, what it has reported is held against it.
             self.memory.save_soon();
         }
     }
@@ -80,7 +82,7 @@ impl Peer {
         memory: &Arc<Memory>,
     ) -> Result<Connection, Refused> {
         let patience = tokio::time::Instant::now() + GIVE_WAY;
-        // While it waits here it goes on running.
+        // It keeps running while it waits here.
         let running = Since::of(hello.uptime, Instant::now());
         let mut changes = self.presence.subscribe();
         loop {
@@ -100,7 +102,7 @@ impl Peer {
                     break;
                 }
                 Verdict::WentBack(remembered) => {
-                    // A refusal that this node's own end would take back is none.
+                    // The refusal must hold after a restart of this node too.
                     memory.all_saved().await;
                     return Err(went_back_refusal(hello, &remembered));
                 }
@@ -137,15 +139,16 @@ impl Peer {
         }
     }
 
-    /// This node looked for the peer's process where it should be, and did not reach it. `ended`: its
-    /// host says that there is none; else it is gone when it has been silent for long enough.
+    /// This node looked for the peer's process where it should be, and did not reach it. `ended`:
+    /// its host says that there is none; else it is gone when it has been silent for long enough.
     pub fn not_found(&self, ended: bool) {
         if ended || self.silent_for() >= SILENCE {
             self.presence.send_if_modified(Presence::not_found);
         }
     }
 
-    /// A process with this start id answers where the peer should be, though it takes no connection.
+    /// A process with this start id answers where the peer should be, though it takes no
+    /// connection.
     pub fn answered(&self, start: StartId) {
         let mut same = false;
         self.presence.send_if_modified(|presence| {
@@ -188,10 +191,10 @@ fn elsewhere_refusal(node: NodeId, start: StartId, first: &Process, by: NodeId) 
     Refused {
         reason: wire::RefusalReason::AnotherProcess,
         sentence: format!(
-            "node {node} runs already: node {} reports that another process with its data directory \
-             (start {}, at {}) is connected to it and answers. The one with start {start} may run on a \
-             copy; stop it, for a data directory is for one process. If node {node} has moved, end the \
-             other one",
+            "node {node} runs already: node {} reports that another process with its data \
+             directory (start {}, at {}) is connected to it and answers. The one with start \
+             {start} may run on a copy; stop it, for a data directory is for one process. If \
+             node {node} has moved, end the other one",
             by.0, first.start, first.address
         ),
     }
@@ -202,9 +205,10 @@ fn another_refusal(hello: &PeerHello, other: &Process) -> Refused {
     Refused {
         reason: wire::RefusalReason::AnotherProcess,
         sentence: format!(
-            "node {node} runs already: another process with its data directory (start {}, at {}) is \
-             connected and answers. The one with start {}, at {}, may run on a copy; stop it, for a \
-             data directory is for one process. If node {node} has moved, end the other one",
+            "node {node} runs already: another process with its data directory (start {}, at {}) \
+             is connected and answers. The one with start {}, at {}, may run on a copy; stop it, \
+             for a data directory is for one process. If node {node} has moved, end the other \
+             one",
             other.start, other.address, hello.start, hello.peer_address
         ),
     }
@@ -214,8 +218,8 @@ fn undecided_refusal(hello: &PeerHello, other: &Process) -> Refused {
     Refused {
         reason: wire::RefusalReason::Undecided,
         sentence: format!(
-            "node {} was another process (start {}, at {}) when it was last connected; whether that \
-             one still runs is being looked at",
+            "node {} was another process (start {}, at {}) when it was last connected; whether \
+             that one still runs is being looked at",
             hello.node.0, other.start, other.address
         ),
     }
@@ -226,12 +230,13 @@ fn went_back_refusal(hello: &PeerHello, remembered: &Remembered) -> Refused {
     Refused {
         reason: wire::RefusalReason::WentBack,
         sentence: format!(
-            "the disk of node {node} went back in time: it has said boot number {} and log sequence \
-             {} before (start {}), and now says {} and {} (start {}, at {}). Its data directory is an \
-             older copy, or a copy of it has run elsewhere since; votes and acknowledgements that it \
-             gave may be missing, so it takes no part. Stop it. If its newest directory still exists, \
-             put that in place and start it; otherwise leave it stopped: the other nodes have its \
-             data and serve its shards. Replacing a node is not offered yet",
+            "the disk of node {node} went back in time: it has said boot number {} and log \
+             sequence {} before (start {}), and now says {} and {} (start {}, at {}). Its data \
+             directory is an older copy, or a copy of it has run elsewhere since; votes and \
+             acknowledgements that it gave may be missing, so it takes no part. Stop it. If its \
+             newest directory still exists, put that in place and start it; otherwise leave it \
+             stopped: the other nodes have its data and serve its shards. Replacing a node is \
+             not offered yet",
             remembered.boot_counter,
             remembered.log_sequence,
             remembered.start,

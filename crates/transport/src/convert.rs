@@ -1,9 +1,9 @@
 //! Between the core's messages and their wire form.
 //!
-//! Every field of every message is mapped, in both directions, without loss. Payloads are shared, not
-//! copied: an entry's `Bytes` goes into the frame as it is, and on the other side it is a slice of the
-//! frame that was received. A message that lacks something is an error in words; the connection it came
-//! on is dropped, because a peer that sends it does not speak this protocol.
+//! Every field of every message is mapped, in both directions, without loss. Payloads are shared,
+//! not copied: an entry's `Bytes` goes into the frame as it is, and on the other side it is a slice
+//! of the frame that was received. A message that lacks something is an error in words; the
+//! connection it came on is dropped, because a peer that sends it does not speak this protocol.
 
 #[cfg(test)]
 mod tests;
@@ -66,7 +66,8 @@ pub fn from_wire(envelope: wire::Envelope) -> Result<Envelope> {
     })
 }
 
-/// A bound of the encoded size of an envelope, cheap to compute: frames and queues are counted with it.
+/// A bound of the encoded size of an envelope, cheap to compute: frames and queues are counted with
+/// it.
 pub fn size_bound(envelope: &Envelope) -> usize {
     /// Everything but entries and memberships, with every number at its longest.
     const FIXED: usize = 320;

@@ -1,4 +1,4 @@
-//! Who speaks: the first message of each stream, and what is refused about it.
+//! Handshake: the Hello that opens each stream, and the checks on it.
 
 use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_proto::raft::v1 as wire;
@@ -90,7 +90,7 @@ impl Shared {
         }
     }
 
-    /// Whether to talk to whoever says this; `target` is what this node knows of that node id.
+    /// Checks the Hello of a peer; `target` is what this node knows of that node id.
     ///
     /// # Errors
     /// A sentence that both sides can log.

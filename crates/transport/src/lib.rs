@@ -2,7 +2,7 @@
 //!
 //! | lane | carries | full or cut off |
 //! |---|---|---|
-//! | control | heartbeats, votes, reads, all answers | latest wins: one slot per group, replicas and kind |
+//! | control | heartbeats, votes, reads, all answers | latest wins, per group, replicas and kind |
 //! | bulk | appends, in order | bounded in bytes; a dropped one is reported, and the core probes |
 //! | snapshot | one transfer at a time | paced by the receiver; cut, it is nothing, at both ends |
 //!
@@ -11,16 +11,17 @@
 //! everything that is ready as one frame, encoded once. A peer that does not read is therefore not
 //! pulled for, and costs no more than its outbox and one frame.
 //!
-//! **Whom one talks to.** Each stream opens with a Hello, checked on both sides: cluster, node id,
+//! **Handshake.** Each stream opens with a Hello, checked on both sides: cluster, node id,
 //! incarnation, wire versions. A refusal is a sentence, on both sides; the peer is then tried again
 //! slowly, and the sentence is logged when it changes.
 //!
-//! One process at a time is taken for a peer, and none that has said more of its disk before than it
-//! says now: see `presence` and `memory`. Each node tells its peers which processes it is connected to, so
-//! that a copy finds no way in round a partition: see `reports`.
+//! One process at a time is taken for a peer, and none that has said more of its disk before than
+//! it says now: see `presence` and `memory`. Each node reports to its peers which processes it is
+//! connected to, so that a copy is not accepted during a partition: see `reports`.
 //!
-//! **Boundary.** Who this node is, what it answers to those that ask, what it remembers of its peers and
-//! what becomes of a message is handed in; nothing here reads a file or knows the cluster map.
+//! **Boundary.** Who this node is, what it answers to those that ask, what it remembers of its
+//! peers and what becomes of a message is handed in; nothing here reads a file or knows the cluster
+//! map.
 //!
 //! **Silence.** Receivers acknowledge frames a few times a second. A peer that takes frames and
 //! acknowledges none for five seconds is cut off and dialled anew; HTTP/2 pings find the dead ones
@@ -83,12 +84,12 @@ pub enum Lane {
     Bulk,
 }
 
-/// What the transport tells the node. No method may block: they are called on the runtime's threads,
-/// and [`Inbound::bulk_dropped`] also on the thread that calls [`Transport::send`]. The transport
-/// holds no lock during a call.
+/// Notifications from the transport to the node. No method may block: they are called on the
+/// runtime's threads, and [`Inbound::bulk_dropped`] also on the thread that calls
+/// [`Transport::send`]. The transport holds no lock during a call.
 pub trait Inbound: Send + Sync + 'static {
-    /// The last record of this node's log that is behind a completed barrier; 0 = none. Told to the
-    /// peers, which hold it against the next process of this node.
+    /// The last record of this node's log that is behind a completed barrier; 0 = none. Reported to
+    /// the peers, which hold it against the next process of this node.
     fn log_sequence(&self) -> u64;
 
     /// A peer remembers more of this node than its disk holds: votes and acknowledgements are
@@ -120,7 +121,7 @@ pub trait Inbound: Send + Sync + 'static {
     /// A snapshot begins. `Ok` takes it; a sentence refuses it.
     ///
     /// # Errors
-    /// Why not; the sender is told.
+    /// Why not, in a sentence; the sender receives it.
     fn begin_snapshot(
         &self,
         from: NodeId,
@@ -131,17 +132,17 @@ pub trait Inbound: Send + Sync + 'static {
 /// What can be set. The defaults are meant for every cluster.
 #[derive(Clone, Debug)]
 pub struct TransportConfig {
-    /// Where this node wants peers to reach it, `host:port`; told in each Hello.
+    /// Where this node wants peers to reach it, `host:port`; sent in each Hello.
     pub peer_address: String,
-    /// Where this node wants clients to reach it, `host:port`; told in each Hello.
+    /// Where this node wants clients to reach it, `host:port`; sent in each Hello.
     pub client_address: String,
-    /// The labels of the place where this node stands; told in each Hello.
+    /// The labels of the place where this node stands; sent in each Hello.
     pub labels: BTreeMap<String, String>,
     /// The bound of the bulk outbox of each peer, in bytes. Default 8 MiB: eight full appends.
     pub bulk_queue_bytes: usize,
     /// The bound of one frame, in bytes; one message may be larger. Default 1 MiB.
     pub frame_bytes_max: usize,
-    /// A peer that takes frames and acknowledges none for so long is cut off. Default 5 s.
+    /// Disconnect a peer that reads frames but acknowledges none for this long. Default 5 s.
     pub silence_max: Duration,
     /// How long a snapshot transfer may stand still. Default 15 s.
     pub snapshot_stall_max: Duration,
@@ -199,7 +200,8 @@ pub struct PeerView {
     pub messages_sent: u64,
     /// Frames handed to its connections since the start.
     pub frames_sent: u64,
-    /// Bulk messages dropped since the start, because the outbox was full or nobody was connected.
+    /// Bulk messages dropped since the start, because the outbox was full or the peer was not
+    /// connected.
     pub bulk_dropped: u64,
 }
 
@@ -220,7 +222,7 @@ pub struct LocalNode {
 
 /// What a node answers to those that ask who it is, before and after it has formed.
 pub trait Greeter: Send + Sync + 'static {
-    /// Who answers.
+    /// The node that answers.
     fn node(&self) -> NodeId;
 
     /// The answer as things stand now.
@@ -241,7 +243,7 @@ struct Shared {
     changing: Mutex<()>,
     map_epoch: AtomicU64,
     memory: Arc<Memory>,
-    /// Lets the peers be told at once.
+    /// Lets this node report to its peers immediately.
     tell: Arc<Notify>,
     /// Why this node takes no part any more.
     fenced: OnceLock<String>,
@@ -284,7 +286,7 @@ impl std::fmt::Debug for Transport {
 
 impl Transport {
     /// Starts dialling `peers`, on the current tokio runtime. Incoming streams are served once the
-    /// node's [`PeerService`] is told of it with [`PeerService::attach`].
+    /// transport is passed to [`PeerService::attach`].
     ///
     /// # Errors
     /// A sentence when the system refuses a thread.
@@ -388,8 +390,8 @@ impl Transport {
         }
     }
 
-    /// Waits for the turn to send a snapshot to a peer: one transfer at a time for each. Whoever pins
-    /// state for a transfer pins it after this.
+    /// Waits for the turn to send a snapshot to a peer: one transfer at a time for each. The
+    /// caller pins state for a transfer after this.
     ///
     /// # Errors
     /// [`SnapshotError`] when the node is not a peer.
@@ -408,13 +410,13 @@ impl Transport {
         self.shared.memory.close();
     }
 
-    /// Tells each connected peer how far the log is durable, which does not grow any more, and ends
+    /// Reports to each connected peer how far the log is durable, which no longer grows, and ends
     /// all connections when the peers have read it, a second later at the latest.
     pub async fn finish(&self) {
         let peers = self.shared.peers.load_full();
         peers.values().for_each(|peer| peer.nudge());
         let read = futures::future::join_all(peers.values().map(|peer| peer.control.read()));
-        // A peer that hears of nothing now is as one that was not connected.
+        // A peer that does not read it is like one that was not connected.
         let _ = tokio::time::timeout(FAREWELL, read).await;
         self.stop();
     }

@@ -17,11 +17,11 @@ use super::{Lane, PeerHello, PeerTarget, Shared, dial, hello};
 
 /// The largest answer on a link: a Hello.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// A peer that cannot be reached is something to warn of when it has had so long to start.
+/// Warn of an unreachable peer only after this long: it may still be starting.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that stood for so long is dialled again without a pause when it breaks.
+/// A connection that was up for at least this long is dialled again without a pause when it breaks.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
-/// A refusal so long after the break still tells of the break.
+/// A refused reconnect within this time of a break means that the process has ended.
 const REFUSED_AFTER_BREAK: Duration = Duration::from_secs(1);
 
 /// Starts the two links to a new peer.
@@ -92,10 +92,7 @@ impl<Q: Queue> Link<Q> {
                     }
                     let told = broke_at.is_some_and(|at| at.elapsed() <= REFUSED_AFTER_BREAK);
                     if error.refused && broke_at.take().is_some() && told && self.is_control() {
-                        info!(
-                            peer = self.peer.node.0,
-                            "peer has ended: its host refuses to connect"
-                        );
+                        info!(peer = self.peer.node.0, "peer: ended; its host refuses to connect");
                         self.shared.inbound.peer_refused(self.peer.node);
                     }
                     let sentence = format!("cannot reach {}: {}", self.address(), error.sentence);
@@ -225,7 +222,7 @@ impl<Q: Queue> Link<Q> {
                     Ok(Some(wire::LinkResponse { content: Some(Content::Refusal(refusal)) })) => {
                         return refusal.sentence;
                     }
-                    Ok(Some(_)) => return "it sent what is no acknowledgement".into(),
+                    Ok(Some(_)) => return "it sent something other than an acknowledgement".into(),
                     Ok(None) => return "it ended the connection".into(),
                     Err(status) => return dial::status_sentence(&status),
                 },
@@ -251,14 +248,14 @@ impl<Q: Queue> Link<Q> {
             peer = self.peer.node.0,
             address = self.address(),
             build = hello.build,
-            "peer connected"
+            "peer: connected"
         );
         self.shared.inbound.peer_connected(self.peer.node, hello);
     }
 
     fn disconnected(&self, sentence: &str) {
         if !self.is_control() {
-            debug!(peer = self.peer.node.0, lane = ?self.lane, sentence, "peer lane broke");
+            debug!(peer = self.peer.node.0, lane = ?self.lane, sentence, "peer: lane disconnected");
             return;
         }
         self.peer.state.lock().connected = false;
@@ -266,8 +263,8 @@ impl<Q: Queue> Link<Q> {
         self.shared.inbound.peer_disconnected(self.peer.node, sentence);
     }
 
-    /// Drops what waits and reports what is lost. A control message that waited while the peer could
-    /// not be reached goes too: it was meant for a moment that has passed.
+    /// Drops what waits and reports what is lost. A control message that waited while the peer
+    /// could not be reached goes too: it was meant for a moment that has passed.
     fn cut(&self) {
         for (group, replica) in self.outbox.cut() {
             self.shared.inbound.bulk_dropped(group, replica);
@@ -285,9 +282,9 @@ impl<Q: Queue> Link<Q> {
             quietly
         };
         if warning && (news || quietly) {
-            warn!(peer = self.peer.node.0, sentence, "peer not connected");
+            warn!(peer = self.peer.node.0, sentence, "peer: not connected");
         } else if news {
-            info!(peer = self.peer.node.0, sentence, "peer not connected");
+            info!(peer = self.peer.node.0, sentence, "peer: not connected");
         }
     }
 

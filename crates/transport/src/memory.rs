@@ -1,27 +1,31 @@
-//! Memory of the peers' processes: what a peer has told of its disk may not be less at its next start.
+//! Memory of the peers' processes: what a peer has reported of its disk may not be less at its next
+//! start.
 //!
-//! A data directory that was put back from an older copy has forgotten votes and acknowledgements that
-//! others count on. Two numbers show it. The boot number grows with each start of a process, and no two
-//! processes have the same one. The sequence of the record log grows with each promise: a copy that was
-//! taken during boot 6 starts as boot 7, which is new, but its log ends before what boot 6 went on to
-//! promise. Both are durable where they come from before they are told, so that the end of a process
-//! or of a machine loses neither, and the highest of both may be held against the next process.
+//! A data directory that was put back from an older copy has forgotten votes and acknowledgements
+//! that others count on. Two numbers show it. The boot number grows with each start of a process,
+//! and no two processes have the same one. The sequence of the record log grows with each promise:
+//! a copy that was taken during boot 6 starts as boot 7, which is new, but its log ends before what
+//! boot 6 went on to promise. Both are durable where they come from before they are reported, so
+//! that the end of a process or of a machine loses neither, and the highest of both may be held
+//! against the next process.
 //!
 //! **When it is durable here.** The number and start id of a new process before its first message
 //! counts, and everything before a refusal is said: a refusal holds over this node's own end. The
-//! sequence while a process runs within [`SAVE_INTERVAL`], and at once when the last connection of it
-//! ends, which is before its directory can be replaced. What is left is the end of this node within a
-//! second of a peer's promise, and that peer put back to a copy from within the same second.
+//! sequence while a process runs within [`SAVE_INTERVAL`], and at once when the last connection of
+//! it ends, which is before its directory can be replaced. What is left is the end of this node
+//! within a second of a peer's promise, and that peer put back to a copy from within the same
+//! second.
 //!
-//! **What the two numbers show, and what they do not.** Every connected peer hears of every end: with the
-//! next frame, within a quarter of a second without one, and at a clean stop before the connections end.
-//! Each of them refuses an older copy and takes the newest directory. A peer that was not connected (or
-//! had its node killed within that quarter) takes the copy at its word, and then the numbers do not show
-//! that another directory is newer. Copy and newest directory start with the same boot number, and both
-//! write records after the point where they part; a sequence says how much was promised, not what. The
-//! copy may have voted here, and the newest directory does not hold that vote. So this peer refuses the
-//! newest directory as one that went back, until its boot number is above that of the copy. From then on
-//! the peer takes it, and does not notice that what the copy promised is missing.
+//! **What the two numbers show, and what they do not.** Every connected peer hears of every end:
+//! with the next frame, within a quarter of a second without one, and at a clean stop before the
+//! connections end. Each of them refuses an older copy and takes the newest directory. A peer that
+//! was not connected (or had its node killed within that quarter) takes the copy at its word, and
+//! then the numbers do not show that another directory is newer. Copy and newest directory start
+//! with the same boot number, and both write records after the point where they part; a sequence
+//! says how much was promised, not what. The copy may have voted here, and the newest directory
+//! does not hold that vote. So this peer refuses the newest directory as one that went back, until
+//! its boot number is above that of the copy. From then on the peer takes it, and does not notice
+//! that what the copy promised is missing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -62,7 +66,7 @@ pub struct Remembered {
     pub boot_counter: u64,
     /// The start id of that process.
     pub start: StartId,
-    /// The highest sequence of its record log that any of them has told.
+    /// The highest sequence of its record log that any of them has reported.
     pub log_sequence: u64,
 }
 
@@ -71,8 +75,8 @@ pub type Memories = BTreeMap<Incarnation, Remembered>;
 
 /// Where memories outlive the process.
 pub trait MemoryStore: Send + Sync + 'static {
-    /// Replaces what is kept; it is durable when this returns. A failure ends the process. Called on
-    /// a thread that may wait for the disk.
+    /// Replaces what is kept; it is durable when this returns. A failure ends the process. Called
+    /// on a thread that may wait for the disk.
     fn keep(&self, memories: &Memories);
 }
 
@@ -93,7 +97,7 @@ pub(super) struct Memory {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// No version is as high, so that whoever waits is woken.
+/// Above every version, so that every waiter is woken.
 const CLOSED: u64 = u64::MAX;
 
 #[derive(Default)]
@@ -163,8 +167,8 @@ impl Memory {
         }
     }
 
-    /// The process that was taken last ran on a copy: what it has told counts for nothing, and what is
-    /// known of the original takes its place.
+    /// The process that was taken last ran on a copy: its numbers do not count, and those
+    /// of the original take their place.
     pub fn corrected(&self, incarnation: Incarnation, original: Remembered) {
         let mut inner = self.inner.lock();
         inner.memories.insert(incarnation, original);
@@ -174,7 +178,7 @@ impl Memory {
         self.changed.notify_one();
     }
 
-    /// The process that was taken last has told a sequence.
+    /// Stores a sequence that the process which was accepted last has reported.
     pub fn told(&self, incarnation: Incarnation, start: StartId, log_sequence: u64) {
         let mut inner = self.inner.lock();
         match inner.memories.get_mut(&incarnation) {
@@ -249,8 +253,8 @@ impl Memory {
         }
     }
 
-    /// Waits until there is something to save; what it is, if there is anything, and whether that is
-    /// the end.
+    /// Waits until there is something to save; what it is, if there is anything, and whether that
+    /// is the end.
     fn next(&self) -> (u64, Option<Memories>, bool) {
         let mut inner = self.inner.lock();
         let due = |inner: &Inner| match inner.dirty_since {
@@ -351,7 +355,7 @@ mod tests {
         let writes = kept.0.lock().len();
         assert_eq!(writes, 1);
         memory.taken(PEER, said(2, 2, 2));
-        assert!(!memory.all_saved().await, "nobody waits for ever");
+        assert!(!memory.all_saved().await, "no caller waits forever");
         assert_eq!(kept.0.lock().len(), writes);
     }
 }

@@ -17,8 +17,8 @@ use tokio::sync::Notify;
 
 use super::{Shared, convert};
 
-/// A bound of the slots of one peer, far above kinds × groups: a peer that asks for replicas which do
-/// not exist must not grow the table of answers.
+/// A bound of the slots of one peer, far above kinds × groups: a peer that asks for replicas which
+/// do not exist must not grow the table of answers.
 const SLOTS_MAX: usize = 65_536;
 
 /// A replica whose messages were lost.
@@ -34,7 +34,7 @@ pub(super) trait Queue: Default + Send + 'static {
     fn acknowledged(&mut self, frame: u64);
     /// The connection is gone. Returns whose messages are or may be lost, each once.
     fn cut(&mut self) -> Vec<Lost>;
-    /// Whether frames of this lane also tell what no message does.
+    /// Whether frames of this lane also report what no message does.
     fn tells(&self) -> bool;
     fn is_empty(&self) -> bool;
     fn bytes(&self) -> usize;
@@ -44,7 +44,7 @@ pub(super) trait Queue: Default + Send + 'static {
 #[derive(Default)]
 pub(super) struct LatestQueue {
     slots: BTreeMap<Slot, Envelope>,
-    /// The last slot taken. The next frame goes on behind it, so that no slot waits for ever behind
+    /// The last slot taken. The next frame continues after it, so that no slot waits forever behind
     /// busier ones.
     taken: Option<Slot>,
 }
@@ -90,8 +90,8 @@ impl Queue for LatestQueue {
 
     fn acknowledged(&mut self, _frame: u64) {}
 
-    /// What waits is thrown away: it was meant for a moment that has passed. Nobody is told, because
-    /// the core expects the loss of any of these.
+    /// Drops queued messages: they are stale. Not reported, because the core expects the loss of
+    /// any of these.
     fn cut(&mut self) -> Vec<Lost> {
         self.slots.clear();
         Vec::new()
@@ -191,7 +191,7 @@ struct Inner<Q> {
     open: bool,
     /// The connection that found nothing to send.
     waker: Option<Waker>,
-    /// A frame is to go out although no message waits, and is to tell which processes are alive.
+    /// A frame is to go out although no message waits, and is to report which processes are alive.
     nudged: bool,
     /// Frames taken by this generation.
     frames: u64,
@@ -241,7 +241,7 @@ impl<Q: Queue> Outbox<Q> {
         }
     }
 
-    /// Lets a frame go out even if no message waits, for what it tells besides.
+    /// Lets a frame go out even if no message waits, for what it reports besides.
     pub fn nudge(&self) {
         {
             let mut inner = self.inner.lock();
@@ -366,12 +366,12 @@ impl<Q: Queue> Outbox<Q> {
 struct Ready {
     number: u64,
     messages: Vec<Envelope>,
-    /// It tells which processes are alive.
+    /// It reports which processes are alive.
     tells: bool,
 }
 
-/// What a connection sends: the Hello, then frames as the outbox has them. Polled only when HTTP/2 has
-/// room, so what is not read stays in the outbox, where it is bounded or replaced.
+/// What a connection sends: the Hello, then frames as the outbox has them. Polled only when HTTP/2
+/// has room, so what is not read stays in the outbox, where it is bounded or replaced.
 pub(super) struct FrameStream<Q> {
     outbox: Arc<Outbox<Q>>,
     generation: u64,
@@ -404,7 +404,7 @@ impl<Q: Queue> Stream for FrameStream<Q> {
                 // Read after the messages were taken: each of them was put here after its barrier.
                 let log_sequence = self.shared.inbound.log_sequence();
                 let live = tells.then(|| self.shared.live_processes());
-                // Converted outside the lock: whoever sends must not wait for an encoding.
+                // Converted outside the lock: a sender must not wait for an encoding.
                 let messages = messages.into_iter().map(convert::to_wire).collect();
                 request(Content::Frame(wire::Frame { number, messages, log_sequence, live }))
             })

@@ -33,9 +33,9 @@ pub(super) struct Peer {
     incoming: Mutex<[Option<CancellationToken>; 3]>,
     /// Which process is taken for the peer.
     pub(super) presence: watch::Sender<Presence>,
-    /// Lets the control link dial at once: whether the peer is in its place is waited for.
+    /// Lets the control link dial immediately: a process waits for the result.
     pub(super) look: Notify,
-    /// Lets this node tell all its peers at once: it is connected to this one, or no more.
+    /// Lets this node report immediately that this peer was connected or disconnected.
     pub(super) tell: Arc<Notify>,
     pub(super) stop: CancellationToken,
 }
@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) connected: bool,
     /// Why not connected.
     pub(super) detail: String,
-    /// That was told as something that passes, and not yet as a warning.
+    /// `detail` was logged at info level, not yet as a warning.
     pub(super) told_quietly: bool,
 }
 
@@ -79,8 +79,8 @@ impl Peer {
         self.target.lock().clone_from(target);
     }
 
-    /// The peer says where it is: it is dialled there from now on, when its connections end or fail.
-    /// Else a node that moved would be looked for at its old address for ever.
+    /// The peer says where it is: it is dialled there from now on, when its connections end or
+    /// fail. Else a node that moved would be dialled at its old address forever.
     pub fn update_address(&self, address: &str) {
         let mut target = self.target.lock();
         if !address.is_empty() && target.address != address {
@@ -88,7 +88,7 @@ impl Peer {
                 peer = self.node.0,
                 known = target.address,
                 address,
-                "peer tells another address"
+                "peer: advertises a new address"
             );
             address.clone_into(&mut target.address);
         }
@@ -99,7 +99,7 @@ impl Peer {
         self.stop.cancel();
     }
 
-    /// Takes a message for the right lane; `false`: dropped.
+    /// Queues a message on the right lane; `false`: dropped.
     pub fn put(&self, envelope: Envelope) -> bool {
         if envelope.message.is_bulk() {
             self.bulk.put(envelope)
@@ -113,7 +113,7 @@ impl Peer {
         self.bulk.wake();
     }
 
-    /// Tells the peer what each frame tells, though there may be no message for it.
+    /// Sends the peer a frame with the reports, though there may be no message for it.
     pub fn nudge(&self) {
         self.control.nudge();
     }

@@ -2,10 +2,10 @@
 //!
 //! Two processes with copies of one data directory say the same of themselves but for the start id.
 //! Only one of them may take part, or one replica votes twice. So while a connection of the process
-//! that was taken answers, another is refused; a half-open one gives way. When none is left, another
-//! one is taken only after this node has looked for the first where it was: after a mere break, or a
-//! start of this node, both may be knocking, and the one that is in its place is the original. A node
-//! that moved is not found at its old place, and is taken at its new one.
+//! that was taken answers, another is refused; a half-open one gives way. When none is left,
+//! another one is taken only after this node has looked for the first where it was: after a mere
+//! break, or a start of this node, both may be knocking, and the one that is in its place is the
+//! original. A node that moved is not found at its old place, and is accepted at its new one.
 //!
 //! What the other peers report counts too, for a node that is cut off from here: see `reports`.
 
@@ -20,11 +20,11 @@ use super::hello::PeerHello;
 use super::memory::{Memory, Remembered, StartId};
 use super::reports::{Process, REPORT_LIFETIME, Report, Reports, Since};
 
-/// A process that was silent for so long does not answer any more: as long as HTTP/2 pings take to
+/// A process that was silent for this long does not answer any more: HTTP/2 pings take as long to
 /// find a half-open connection. One whose host refuses to connect has ended.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 
-/// Why a peer is not talked to.
+/// Refusal of a peer: the reason and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     /// What the refused node has to do.
@@ -147,8 +147,8 @@ impl Presence {
         self.accept(hello, Since::of(age, now))
     }
 
-    /// Offers a process that ran already when `last` was accepted, and which is behind what that has
-    /// promised: one of the two runs on a copy. The process is accepted as the original only if
+    /// Offers a process that ran already when `last` was accepted, and which is behind what that
+    /// has promised: one of the two runs on a copy. The process is accepted as the original only if
     /// another peer reports that it accepted it before this node accepted `last`, if it is not
     /// behind what was remembered before `last`, and if it answers where this node dials it. Only
     /// then are the numbers of `last` replaced, for neither a report nor a Hello that was delayed
@@ -253,8 +253,8 @@ impl Presence {
     }
 }
 
-/// Whether a process says less than is remembered. A process is not held against itself: what it says
-/// on one connection may be older than what it has said on another.
+/// Whether a process says less than is remembered. A process is not held against itself: what it
+/// says on one connection may be older than what it has said on another.
 fn went_back(remembered: &Remembered, said: &Remembered) -> bool {
     remembered.start != said.start
         && (said.boot_counter <= remembered.boot_counter

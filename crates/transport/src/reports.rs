@@ -1,24 +1,38 @@
-//! Reports of live processes: what the other peers say about which process of a peer they are connected to.
+//! Reports of live processes: which process of a peer the other peers are connected to.
 //!
-//! A node that is cut off from a peer may be connected to others, and then a copy of its directory that
-//! reaches that peer is refused there for their word: the process that was taken first, anywhere, stays.
-//! Each node tells all its peers which processes are alive at it, once a second and when that changes
-//! (`Frame.live`); each list replaces the one before it. A report holds for [`REPORT_LIFETIME`], and only a
-//! process that was heard of within that time is reported, so that a node that really moved is kept out for
-//! no more than twice as long.
+//! A node that is cut off from a peer may be connected to others. A copy of the peer's directory
+//! that reaches the cut-off node is refused because of their reports: the process that was accepted
+//! first, at any node, stays. Each node reports to all its peers which processes are alive at it,
+//! once a second and after each change (`Frame.live`); each list replaces the one before it. A
+//! report holds for [`REPORT_LIFETIME`], and only a process that was heard within that time is
+//! reported. So a node that really moved, or restarted while another peer has not noticed the end
+//! of its last process, is refused for at most twice that time.
 //!
-//! **Which one was first.** Each node counts how long it has taken a process, over all its connections.
-//! Where a node takes a copy because it hears of nobody, and later of a process that was taken earlier
-//! than the copy, it ends the copy's connections and forgets what the copy has told: its numbers would be
-//! held against the original. A restart of a node does not know how long it has taken a process that it
-//! remembers; it counts as taken for as long as that says it has run.
+//! **Which one was first.** Each node measures how long it has accepted a process, over all its
+//! connections. It may accept a copy because it has no report, and later receive a report of a
+//! process that was accepted earlier. If the copy was accepted at least [`REPORT_LIFETIME`] before,
+//! so that the report cannot be about a process which ended before that, its connections end. A
+//! node that was restarted does not know how long it has accepted a process that it remembers; it
+//! uses the time for which the process says it has run.
 //!
-//! **What is not covered.** An original that nobody is connected to: its copy is a node that moved. Two
-//! halves of which each has one of the two, until they meet: both may have counted the node's votes. A
-//! node that took the copy, was started again, and hears of the original before it meets the copy anew:
-//! it takes the original for an older copy. Two that were taken within the delay of a message, at two
-//! nodes: each may stay where it is. A report that was under way when its process ended may end the
-//! connections of the next one, for the second until the next list.
+//! **What a report cannot do.** It ends and refuses connections, but never changes what is
+//! remembered. The numbers of a copy are replaced by those of the original only when the original
+//! answers at the address that this node dials, is reported by another peer, and is not behind what
+//! was remembered before the copy. A report of a process that is behind that is ignored.
+//!
+//! **What is not covered.**
+//! - An original that no node is connected to: its copy counts as a node that moved.
+//! - Two halves of a cluster, each with one of the two, until they meet: both may have counted the
+//!   node's votes. What the copy promised to the node that accepted it is forgotten afterwards.
+//! - A node that accepted the copy and was restarted: it does not know what it remembered before,
+//!   ignores reports of the original, and refuses the original as an older copy, for good if the
+//!   original connects before the copy does.
+//! - A copy that was restarted, and accepted again, at the node that accepted it: reports of the
+//!   original are ignored there, and the original is refused, but may continue at other nodes.
+//! - An original that the node cannot dial, only the other way round: it is refused there.
+//! - Two processes that were accepted at two nodes within the delay of a message: each may stay.
+//! - A report that waited for longer than [`REPORT_LIFETIME`] on its way, as in the buffers of a
+//!   paused node: it may end the connections of the next process until the next list.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -42,7 +56,8 @@ pub(super) struct Process {
     pub taken: Option<Since>,
 }
 
-/// When a process was taken or began: a time in the past, which may lie before the start of this machine's clock.
+/// When a process was taken or began: a time in the past, which may lie before the start of this
+/// machine's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Since {
     at: Instant,
@@ -71,9 +86,9 @@ impl Process {
 /// That a process is alive at another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Report {
-    /// Who says so.
+    /// The reporting node.
     pub by: NodeId,
-    /// When it came.
+    /// When it arrived.
     pub came: Instant,
     pub process: Process,
     /// What the reporter has heard of its disk.
@@ -85,8 +100,8 @@ pub(super) struct Report {
 pub(super) struct Reports(BTreeMap<NodeId, Report>);
 
 impl Reports {
-    /// What `by` reports now, in place of what it reported before. Returns whether it is about another
-    /// process than before.
+    /// What `by` reports now, in place of what it reported before. Returns whether it is about
+    /// another process than before.
     pub fn set(&mut self, by: NodeId, report: Option<Report>, now: Instant) -> bool {
         let before = self.0.get(&by).map(|report| report.process.start);
         let after = report.as_ref().map(|report| report.process.start);
@@ -137,7 +152,7 @@ mod tests {
         Some(Report { by: NodeId(by), came, process, said })
     }
 
-    /// Who speaks against process 9, which has been taken for so many seconds.
+    /// The reporter against process 9, which was accepted `age_s` seconds ago.
     fn against(reports: &Reports, age_s: u64, now: Instant) -> Option<NodeId> {
         let age = Duration::from_secs(age_s);
         reports.against(NODE, StartId(9), age, now, |_| true).map(|report| report.by)
@@ -153,7 +168,7 @@ mod tests {
         assert_eq!(against(&reports, 61, began), None, "it was taken earlier");
         let last = began + REPORT_LIFETIME - Duration::from_millis(1);
         assert_eq!(against(&reports, 61, last), Some(NodeId(2)), "it grows older");
-        assert_eq!(against(&reports, 0, began + REPORT_LIFETIME), None, "nobody says so any more");
+        assert_eq!(against(&reports, 0, began + REPORT_LIFETIME), None, "it has expired");
         let other = reports.against(Incarnation(8), StartId(9), Duration::ZERO, began, |_| true);
         assert_eq!(other, None);
         let refused = reports.against(NODE, StartId(9), Duration::ZERO, began, |_| false);

@@ -31,8 +31,8 @@ const ANSWERS_MAX: usize = 4;
 /// Refused node ids whose sentences are remembered, so that each is logged once per change.
 const REFUSALS_MAX: usize = 64;
 
-/// What peers call. It answers questions from the first moment on, and takes streams once the node
-/// has formed and [`PeerService::attach`] told it of the transport.
+/// gRPC service that peers call. It answers questions immediately, and accepts streams once the
+/// node has formed and [`PeerService::attach`] was called.
 #[derive(Clone)]
 pub struct PeerService {
     inner: Arc<Inner>,
@@ -59,7 +59,7 @@ impl PeerService {
         Self { inner: Arc::new(Inner { greeter, transport, refusals: Mutex::default() }) }
     }
 
-    /// From now on streams of peers are taken.
+    /// Accepts streams of peers from now on.
     pub fn attach(&self, transport: &Transport) {
         self.inner.transport.store(Some(Arc::clone(&transport.shared)));
     }
@@ -69,7 +69,7 @@ impl PeerService {
         wire::peer_server::PeerServer::new(self).max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
     }
 
-    /// Serves peers alone on this listener, until `stop`.
+    /// Serves only peers on this listener, until `stop`.
     ///
     /// # Errors
     /// The listener failed, or the port is shared with something that is not this service.
@@ -105,7 +105,7 @@ impl PeerService {
             Err(refused) if refused.reason == wire::RefusalReason::Undecided => {}
             Err(Refused { sentence, .. }) => {
                 if refusals.get(&hello.from_node) != Some(sentence) {
-                    warn!(peer = hello.from_node, sentence, "refused a peer");
+                    warn!(peer = hello.from_node, sentence, "peer: refused");
                     if refusals.len() >= REFUSALS_MAX {
                         refusals.clear();
                     }
@@ -216,8 +216,8 @@ struct Receiver {
 }
 
 impl Receiver {
-    /// Until the peer ends the stream, breaks the rules, opens a newer one, is found to be a copy, or
-    /// this node stops.
+    /// Until the peer ends the stream, breaks the rules, opens a newer one, is found to be a copy,
+    /// or this node stops.
     async fn run(self, incoming: Streaming<wire::LinkRequest>, token: CancellationToken) {
         let (node, lane) = (self.peer.node.0, self.lane);
         let ended = tokio::select! {
@@ -231,14 +231,14 @@ impl Receiver {
         };
         let Some(ended) = ended else { return };
         match ended {
-            Ok(()) => debug!(peer = node, ?lane, "incoming link ended"),
+            Ok(()) => debug!(peer = node, ?lane, "incoming link: ended"),
             Err(status) if status.code() == tonic::Code::InvalidArgument => {
-                warn!(peer = node, ?lane, sentence = status.message(), "dropped a peer's link");
+                warn!(peer = node, ?lane, sentence = status.message(), "incoming link: dropped");
                 let _ = self.answers.try_send(Err(status));
             }
             Err(status) => {
                 let sentence = dial::status_sentence(&status);
-                debug!(peer = node, ?lane, sentence, "incoming link broke");
+                debug!(peer = node, ?lane, sentence, "incoming link: disconnected");
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Snapshots: one stream for each transfer, checked chunk by chunk and as a whole.
 //!
-//! A transfer either ends with the receiver's word that it is durable, or it is nothing: the receiver's
-//! [`SnapshotSink::abort`] is called whenever the stream ends, stalls or breaks a rule before its end
-//! was seen, and the sender gets a [`SnapshotError`]. Reading and writing of chunks happen on blocking
-//! threads; two chunks at most wait on each side, and HTTP/2 paces the rest.
+//! A transfer either ends with the receiver's word that it is durable, or it is nothing: the
+//! receiver's [`SnapshotSink::abort`] is called whenever the stream ends, stalls or breaks a rule
+//! before its end was seen, and the sender gets a [`SnapshotError`]. Reading and writing of chunks
+//! happen on blocking threads; two chunks at most wait on each side, and HTTP/2 paces the rest.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -63,19 +63,19 @@ pub trait SnapshotSource: Send + 'static {
     fn next_chunk(&mut self) -> Result<Option<Bytes>, String>;
 }
 
-/// Where the chunks of an incoming snapshot go. Called on a blocking thread, and ended by exactly one
-/// of [`SnapshotSink::finish`] and [`SnapshotSink::abort`].
+/// Where the chunks of an incoming snapshot go. Called on a blocking thread, and ended by exactly
+/// one of [`SnapshotSink::finish`] and [`SnapshotSink::abort`].
 pub trait SnapshotSink: Send {
     /// The next chunk, whose checksum was right.
     ///
     /// # Errors
-    /// A sentence; `abort` follows, and the sender is told.
+    /// A sentence, which the sender receives; `abort` follows.
     fn write(&mut self, chunk: Bytes) -> Result<(), String>;
 
     /// All chunks have come and the digest of the whole is right. `Ok` = durably received.
     ///
     /// # Errors
-    /// A sentence; the sink has cleaned up after itself, and the sender is told.
+    /// A sentence, which the sender receives; the sink has cleaned up after itself.
     fn finish(self: Box<Self>) -> Result<(), String>;
 
     /// The transfer has failed; what was written is nothing.
@@ -97,7 +97,7 @@ pub enum SnapshotError {
     /// The source failed.
     #[error("the source failed: {0}")]
     Source(String),
-    /// The receiver took nothing for so long.
+    /// The receiver read nothing for this long.
     #[error("it stood still for {0:?}")]
     Stalled(Duration),
 }
@@ -182,7 +182,7 @@ enum Step {
     End,
 }
 
-/// Reads the source until its end, its error, or nobody takes chunks any more.
+/// Reads the source until its end, its error, or until no receiver is left.
 fn read_source(mut source: impl SnapshotSource, chunks: &mpsc::Sender<Step>) -> Result<(), String> {
     loop {
         let step = match source.next_chunk()? {
@@ -291,15 +291,15 @@ impl Stream for Outgoing {
     }
 }
 
-/// What the stream tells the blocking thread that owns the sink.
+/// Messages from the stream to the blocking thread that owns the sink.
 enum Feed {
     Chunk(Bytes),
     Finish,
     Abort(String),
 }
 
-/// Takes one incoming snapshot, of a peer that `admit` takes. The inner error is a sentence for the sender; the outer one means that
-/// nobody listens for it any more.
+/// Takes one incoming snapshot, of a peer that `admit` takes. The inner error is a sentence for the
+/// sender; the outer one means that the sender is gone.
 pub(super) async fn receive(
     admit: impl AsyncFnOnce(&wire::Hello) -> Result<(Arc<Peer>, PeerHello, Connection), Refused>,
     shared: &Arc<Shared>,
@@ -428,7 +428,7 @@ async fn take(
                 };
             }
             Some(Content::Start(_)) | None => {
-                return Err("a snapshot goes on with a chunk or its end".into());
+                return Err("expected a chunk or the end of the snapshot".into());
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What a node tells its peers besides messages: how far its log is durable, and which processes are alive.
+//! Reports to the peers besides messages: how far this node's log is durable, and which processes
+//! are alive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,15 +14,15 @@ use super::memory::{Remembered, StartId};
 use super::peer::Peer;
 use super::reports::{Process, REPORT_LIFETIME, Report, Since};
 
-/// How often this node looks whether its log has grown, to tell the peers.
+/// Interval at which this node checks whether its log has grown, to report it to the peers.
 const TELL_INTERVAL: Duration = Duration::from_millis(250);
-/// How often the peers hear of this node though there is nothing to tell: some times within the life of a
-/// report.
+/// Longest time between two reports, a fraction of [`REPORT_LIFETIME`].
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Shared {
-    /// Lets every peer hear of this node where no message tells it: at once when a peer is connected or
-    /// no more, within [`TELL_INTERVAL`] when the log has grown, and else once in [`IDLE_INTERVAL`].
+    /// Reports to every peer even if no message does: immediately when a peer is connected or
+    /// disconnected, within [`TELL_INTERVAL`] when the log has grown, and else once in
+    /// [`IDLE_INTERVAL`].
     pub(super) async fn tell_peers(self: Arc<Self>) {
         let mut told = self.inbound.log_sequence();
         let mut told_at = tokio::time::Instant::now();
@@ -39,7 +40,7 @@ impl Shared {
         }
     }
 
-    /// The processes of peers that are connected and were heard of lately.
+    /// The processes of peers that are connected and were heard lately.
     pub(super) fn live_processes(&self) -> wire::LiveProcesses {
         let peers = self.peers.load();
         let processes = peers.values().filter_map(|peer| self.live_process(peer)).collect();
@@ -64,7 +65,7 @@ impl Shared {
         })
     }
 
-    /// Node `by` tells which processes are alive at it. Whoever is not in the list is not any more.
+    /// Stores the list of processes that are alive at node `by`, in place of its last list.
     pub(super) fn reported(&self, by: NodeId, live: &wire::LiveProcesses) {
         let by_node: BTreeMap<u64, &wire::LiveProcess> =
             live.processes.iter().map(|process| (process.node_id, process)).collect();

@@ -108,7 +108,8 @@ fn a_frame_is_bounded_and_a_larger_message_goes_alone() {
     assert_eq!(outbox.bytes(), 0);
 }
 
-/// With more slots than a frame holds, and the low ones filled again and again, every slot gets out.
+/// With more slots than a frame holds, and the low ones filled again and again, every slot gets
+/// out.
 #[test]
 fn no_slot_waits_behind_busier_ones() {
     let (outbox, generation) = open::<LatestQueue>();
@@ -193,7 +194,7 @@ fn many_messages_wake_a_waiting_connection_once() {
     let (outbox, generation) = open::<LatestQueue>();
     let count = Arc::new(Count::default());
     let waker = Waker::from(Arc::clone(&count));
-    assert_eq!(frame(&outbox, generation), [], "each connection begins with what is told besides");
+    assert_eq!(frame(&outbox, generation), [], "each connection begins with the reports");
     assert!(outbox.poll_frame(generation, &Context::from_waker(&waker)).is_pending());
     for group in 0..50 {
         outbox.put(heartbeat(group, 1));
@@ -208,7 +209,9 @@ proptest! {
     /// The bulk lane against a plain list: what is taken is what was accepted, in order, and queue
     /// and frames keep their bounds.
     #[test]
-    fn bulk_is_a_bounded_queue(steps in proptest::collection::vec((any::<bool>(), 0..20_000_usize), 1..80)) {
+    fn bulk_is_a_bounded_queue(
+            steps in proptest::collection::vec((any::<bool>(), 0..20_000_usize), 1..80),
+        ) {
         let (outbox, generation) = open::<FifoQueue>();
         let (mut accepted, mut taken) = (Vec::new(), Vec::new());
         for (index, (put, bytes)) in steps.into_iter().enumerate() {

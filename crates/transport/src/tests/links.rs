@@ -155,7 +155,8 @@ fn a_killed_peer_is_noticed_as_refused_and_found_again_on_its_port() {
     wait_bulk(&again, &nodes[0]);
 }
 
-/// Node 2 ends, and comes back at another address; node 1 hears of that by `tell`, and finds it there.
+/// Node 2 ends, and comes back at another address; node 1 hears of that by `tell`, and finds it
+/// there.
 fn move_a_peer(tell: impl FnOnce(&Transport, &PeerTargets)) {
     let (ground, mut nodes) = cluster(2);
     nodes[1].kill();
@@ -233,8 +234,8 @@ impl wire::peer_server::Peer for Deaf {
     }
 }
 
-/// A peer that takes the connection and does not read costs its outbox and what HTTP/2 lets out, and
-/// is cut off in the end.
+/// A peer that takes the connection and does not read costs its outbox and what HTTP/2 lets out,
+/// and is cut off in the end.
 #[test]
 fn a_peer_that_does_not_read_is_bounded_and_cut_off() {
     let ground = Ground::new(2).form("test");
@@ -258,7 +259,8 @@ fn a_peer_that_does_not_read_is_bounded_and_cut_off() {
     node.recorder.wait_connected(NodeId(2));
     let chunk = 64 * 1024;
     let message = append_between(4, NodeId(1), NodeId(2), 1, chunk);
-    // Offer far more than fits, until nothing moves any more: the window is used up and the queue full.
+    // Offer far more than fits, until nothing moves any more: the window is used up and the queue
+    // full.
     let mut moved = (Instant::now(), 0);
     let stuck = node.wait_view(2, "a queue that stands still", |view| {
         assert!(view.bulk_queue_bytes <= queue_bytes, "{view:?}");

@@ -1,4 +1,5 @@
-//! A copy of a directory and a partition together: node 3 is cut off from node 1, and its copy is not.
+//! A copy of a directory and a partition together: node 3 is cut off from node 1, and its copy is
+//! not.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;

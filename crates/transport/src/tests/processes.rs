@@ -200,7 +200,7 @@ fn a_node_whose_disk_went_back_takes_no_part() {
     });
     assert!(why.contains("the disk of node 2 went back in time"), "{why}");
     older.wait_view(1, "the reason", |view| !view.connected && view.detail.contains(&why));
-    // Whoever calls it hears of it too.
+    // A node that calls it receives the reason too.
     nodes[0].wait_view(2, "the reason", |view| view.detail.contains("node 2 takes no part"));
     let vote = Message::VoteReply { asked: Term(1), granted: true };
     older.transport.send(NodeId(1), envelope(1, NodeId(2), NodeId(1), vote.clone()));
@@ -214,14 +214,14 @@ fn a_node_whose_disk_went_back_takes_no_part() {
     assert!(!nodes[0].recorder.all().iter().any(came), "it has voted");
 }
 
-/// No message and no time tells it: the log grows, and the node stops at once.
+/// Neither a message nor the interval reports it: the log grows, and the node stops immediately.
 #[test]
 fn the_last_end_of_a_log_is_told_at_a_clean_stop() {
     let (ground, nodes) = cluster(3);
     for sequence in [10, 20, 30] {
         nodes[2].recorder.sequence.store(sequence, Ordering::SeqCst);
     }
-    // From here on it takes no connection, so that no Hello tells the end either.
+    // From here on it takes no connection, so that no Hello reports the end either.
     nodes[2].transport.close_memory();
     nodes[2].runtime().block_on(nodes[2].transport.finish());
     for peer in [0, 1] {

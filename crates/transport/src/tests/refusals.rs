@@ -60,7 +60,7 @@ fn a_wrong_hello_is_refused_by_the_called_node() {
                 }
                 other => panic!("{part}: {other:?}"),
             }
-            assert!(caller.next(&mut answers).unwrap().is_none(), "{part}: the link goes on");
+            assert!(caller.next(&mut answers).unwrap().is_none(), "{part}: the link continues");
         }
         // The right one is taken.
         let (_sender, mut answers) =
@@ -72,7 +72,7 @@ fn a_wrong_hello_is_refused_by_the_called_node() {
             other => panic!("{other:?}"),
         }
     }
-    // A node that nobody recorded.
+    // A node that is not recorded.
     let stranger = wire::Hello { from_node: 9, ..hello(&ground, wire::Lane::Control) };
     let (_sender, mut answers) = caller.link(vec![request(Content::Hello(stranger))]).unwrap();
     match caller.next(&mut answers).unwrap().unwrap().content {
@@ -220,7 +220,7 @@ fn a_peer_that_breaks_the_rules_is_dropped_with_a_sentence() {
     }
     assert_eq!(node.recorder.all(), [], "nothing of it was delivered");
 
-    // A message above the decode limit ends the link too, and the node goes on.
+    // A message above the decode limit ends the link too, and the node continues.
     let large =
         convert::to_wire(append_between(1, NodeId(2), NodeId(1), 1, PEER_MESSAGE_BYTES_MAX));
     let (_sender, mut answers) = caller.link(vec![hello(), frame(1, vec![large])]).unwrap();

@@ -186,7 +186,7 @@ fn a_transfer_that_stands_still_is_given_up_and_holds_no_more_than_its_windows()
     let ended = send(&sender, &receiver, Endless(Arc::clone(&read)));
     assert_eq!(ended, Err(SnapshotError::Stalled(Duration::from_millis(600))));
     let read = *read.lock();
-    assert!(read < 16 * 1024 * 1024, "{read} bytes were read from a source that nobody took");
+    assert!(read < 16 * 1024 * 1024, "{read} bytes were read from a source without a receiver");
     *receiver.recorder.sink_mode.lock() = SinkMode::Take;
     aborted(&receiver, "");
     assert_next_succeeds(&sender, &receiver);

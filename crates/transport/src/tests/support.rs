@@ -24,7 +24,7 @@ use crate::*;
 /// Far above what any of these tests needs, on any machine.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a node was told, in order.
+/// Notifications of a node, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     Delivered(NodeId, Lane, Envelope),
