@@ -238,7 +238,7 @@ fn a_cluster_by_hand_and_kvctl() {
 fn one_node_alone() {
     let text = fs::read_to_string(repository().join("README.md")).expect("the README");
     let line = "kvnode start --data-dir d";
-    assert!(text.contains(&format!("`{line}` alone is a cluster of one node")));
+    assert!(text.contains(&format!("`{line}` without more is a cluster of one node")));
     let ports = lease_at(&[0]);
     let place = Place::new(&ports[0].address());
     let listen = format!(" --listen {}", ports[0].address());
