@@ -282,7 +282,22 @@ impl Command {
         match self {
             Command::Put(_) | Command::Cas(_) | Command::Incr(_) | Command::Batch(_) => true,
             Command::Del(args) => args.keys.len() == 1,
-            _ => false,
+            // Each is listed, so that a new write cannot be left out: kvctl would print a retry
+            // command that it rejects itself.
+            Command::Get(_)
+            | Command::Scan(_)
+            | Command::Load(_)
+            | Command::Dump(_)
+            | Command::Locate(_)
+            | Command::Status(_)
+            | Command::Shards(_)
+            | Command::Nodes(_)
+            | Command::Health
+            | Command::Limits
+            | Command::Bench(_)
+            | Command::Transfer { .. }
+            | Command::Version
+            | Command::Completion { .. } => false,
         }
     }
 }
