@@ -29,6 +29,8 @@ const ROUNDS: u64 = 2;
 /// Rows that one round of the workload writes, and pages that it has moved.
 const WRITTEN: u64 = 2;
 const MOVED: u64 = 6;
+/// Whole runs of which one must move rows that it did not write. Four in five do.
+const RUNS: u64 = 12;
 
 fn open(dir: &Path) -> (Database, Tree) {
     let database = Database::open(dir, DatabaseOptions::default()).unwrap();
@@ -199,14 +201,18 @@ fn a_kill_while_pages_are_moved_loses_nothing() {
     }
     let prepared = tempfile::tempdir().unwrap();
     prepare(prepared.path());
-    let whole = tempfile::tempdir().unwrap();
-    assert!(!start(prepared.path(), whole.path(), 0));
     // The rows of pages that were written are not counted.
     let written = || touched().chain((0..ROUNDS).flat_map(written_in));
     let near = |row: u64| written().any(|written| row.abs_diff(written) < PAGE_ROWS);
-    let moved = rows_at_new_places(prepared.path(), &whole.path().join("sled"));
-    let moved = moved.into_iter().filter(|row| !near(*row)).count();
-    assert!(moved as u64 >= PAGE_ROWS, "{moved} rows were moved that were not written");
+    // The database chooses by itself what it moves: in some runs only pages that were written.
+    let whole_run = || {
+        let whole = tempfile::tempdir().unwrap();
+        assert!(!start(prepared.path(), whole.path(), 0));
+        let moved = rows_at_new_places(prepared.path(), &whole.path().join("sled"));
+        (moved.into_iter().filter(|row| !near(*row)).count() as u64, whole)
+    };
+    let whole = (0..RUNS).map(|_| whole_run()).find(|(moved, _)| *moved >= PAGE_ROWS);
+    let (_, whole) = whole.expect("rows are moved that were not written");
     inspect(whole.path());
     let passed = fs::read_to_string(whole.path().join("passed")).unwrap();
     let points: u64 = passed.parse().unwrap();

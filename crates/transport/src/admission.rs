@@ -20,7 +20,7 @@ use super::reports::{Process, Report, Since};
 /// do at once, but a busy machine may notice the new one first.
 const GIVE_WAY: Duration = Duration::from_secs(1);
 
-/// One connection of the process that is taken for the peer. While there is one, no other process
+/// One connection of the process that is accepted as the peer. While there is one, no other process
 /// is.
 pub(super) struct Connection {
     peer: Arc<Peer>,
@@ -35,14 +35,14 @@ impl Connection {
         self.memory.told(self.incarnation, self.start, log_sequence);
     }
 
-    /// Why the process is not taken any more; `None` while it is.
+    /// Why the process is not accepted any more; `None` while it is.
     pub fn dropped(&self) -> Option<Refused> {
         let presence = self.peer.presence.borrow();
         let report = presence.dropped(self.start)?;
         Some(elsewhere_refusal(self.peer.node, self.start, &report.process, report.by))
     }
 
-    /// Waits until the process is not taken any more; why.
+    /// Waits until the process is not accepted any more; why.
     pub async fn until_dropped(&self) -> Refused {
         let mut changes = self.peer.presence.subscribe();
         loop {
@@ -62,7 +62,7 @@ impl Drop for Connection {
         let mut last = false;
         self.peer.presence.send_modify(|presence| last = presence.ended());
         if last {
-            self.peer.tell.notify_one();
+            self.peer.announce.notify_one();
             // Whatever happens to its directory now, what it has reported is held against it.
             self.memory.save_soon();
         }
@@ -87,17 +87,17 @@ impl Peer {
         let mut changes = self.presence.subscribe();
         loop {
             changes.mark_unchanged();
-            let (mut verdict, mut first) = (Verdict::Taken, false);
+            let (mut verdict, mut first) = (Verdict::Accepted, false);
             self.presence.send_if_modified(|presence| {
                 let now = Instant::now();
                 verdict = presence.offer(hello, in_place, memory, running.age(now), now);
                 first = presence.connections == 1;
-                matches!(verdict, Verdict::Taken)
+                matches!(verdict, Verdict::Accepted)
             });
             match verdict {
-                Verdict::Taken => {
+                Verdict::Accepted => {
                     if first {
-                        self.tell.notify_one();
+                        self.announce.notify_one();
                     }
                     break;
                 }

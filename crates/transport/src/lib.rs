@@ -15,7 +15,7 @@
 //! incarnation, wire versions. A refusal is a sentence, on both sides; the peer is then tried again
 //! slowly, and the sentence is logged when it changes.
 //!
-//! One process at a time is taken for a peer, and none that has said more of its disk before than
+//! One process at a time is accepted as a peer, and none that has said more of its disk before than
 //! it says now: see `presence` and `memory`. Each node reports to its peers which processes it is
 //! connected to, so that a copy is not accepted during a partition: see `reports`.
 //!
@@ -28,6 +28,7 @@
 //! sooner. What a cut may have lost of the bulk lane is reported with [`Inbound::bulk_dropped`].
 
 mod admission;
+mod announce;
 mod convert;
 pub mod dial;
 mod hello;
@@ -39,7 +40,6 @@ mod presence;
 mod reports;
 mod service;
 mod snapshot;
-mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -244,7 +244,7 @@ struct Shared {
     map_epoch: AtomicU64,
     memory: Arc<Memory>,
     /// Lets this node report to its peers immediately.
-    tell: Arc<Notify>,
+    announce: Arc<Notify>,
     /// Why this node takes no part any more.
     fenced: OnceLock<String>,
     stop: CancellationToken,
@@ -310,14 +310,14 @@ impl Transport {
             changing: Mutex::new(()),
             map_epoch: AtomicU64::new(0),
             memory: Memory::start(recollection)?,
-            tell: Arc::default(),
+            announce: Arc::default(),
             fenced: OnceLock::new(),
             stop: CancellationToken::new(),
             runtime: Handle::current(),
         });
         let (stop, telling) = (shared.stop.clone(), Arc::clone(&shared));
         shared.runtime.spawn(async move {
-            stop.run_until_cancelled(telling.tell_peers()).await;
+            stop.run_until_cancelled(telling.announce_to_peers()).await;
         });
         let transport = Self { shared };
         transport.set_peers(peers);
@@ -405,7 +405,7 @@ impl Transport {
     }
 
     /// Makes durable what is remembered of the peers, and writes nothing any more. From now on no
-    /// connection is taken. Waits for the disk.
+    /// connection is accepted. Waits for the disk.
     pub fn close_memory(&self) {
         self.shared.memory.close();
     }

@@ -4,9 +4,9 @@
 //! A data directory that was put back from an older copy has forgotten votes and acknowledgements
 //! that others count on. Two numbers show it. The boot number grows with each start of a process,
 //! and no two processes have the same one. The sequence of the record log grows with each promise:
-//! a copy that was taken during boot 6 starts as boot 7, which is new, but its log ends before what
-//! boot 6 went on to promise. Both are durable where they come from before they are reported, so
-//! that the end of a process or of a machine loses neither, and the highest of both may be held
+//! a copy that was accepted during boot 6 starts as boot 7, which is new, but its log ends before
+//! what boot 6 went on to promise. Both are durable where they come from before they are reported,
+//! so that the end of a process or of a machine loses neither, and the highest of both may be held
 //! against the next process.
 //!
 //! **When it is durable here.** The number and start id of a new process before its first message
@@ -62,7 +62,7 @@ impl fmt::Display for StartId {
 /// What is remembered of the processes of one incarnation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
-    /// The number of the newest process that was taken.
+    /// The number of the newest process that was accepted.
     pub boot_counter: u64,
     /// The start id of that process.
     pub start: StartId,
@@ -148,9 +148,9 @@ impl Memory {
         self.inner.lock().memories.get(&incarnation).copied()
     }
 
-    /// A process of this incarnation is taken. What it says of itself is not less than what is
+    /// A process of this incarnation is accepted. What it says of itself is not less than what is
     /// remembered, or it is the process that is remembered.
-    pub fn taken(&self, incarnation: Incarnation, said: Remembered) {
+    pub fn accepted(&self, incarnation: Incarnation, said: Remembered) {
         let mut inner = self.inner.lock();
         let remembered = inner.memories.entry(incarnation).or_default();
         let before = *remembered;
@@ -167,7 +167,7 @@ impl Memory {
         }
     }
 
-    /// The process that was taken last ran on a copy: its numbers do not count, and those
+    /// The process that was accepted last ran on a copy: its numbers do not count, and those
     /// of the original take their place.
     pub fn corrected(&self, incarnation: Incarnation, original: Remembered) {
         let mut inner = self.inner.lock();
@@ -201,7 +201,7 @@ impl Memory {
         self.changed.notify_one();
     }
 
-    /// Waits until the processes that were taken are durable; `false` when that will never be.
+    /// Waits until the processes that were accepted are durable; `false` when that will never be.
     pub async fn processes_saved(&self) -> bool {
         let version = self.inner.lock().process_version;
         self.saved(version).await
@@ -304,12 +304,12 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_durable_when_it_was_waited_for() {
         let (kept, memory) = memory();
-        memory.taken(PEER, said(3, 1, 50));
+        memory.accepted(PEER, said(3, 1, 50));
         assert!(memory.processes_saved().await);
         assert_eq!(kept.0.lock().last().unwrap()[&PEER], said(3, 1, 50));
         // The same one again costs no write.
         let writes = kept.0.lock().len();
-        memory.taken(PEER, said(3, 1, 50));
+        memory.accepted(PEER, said(3, 1, 50));
         assert!(memory.processes_saved().await);
         assert_eq!(kept.0.lock().len(), writes);
         memory.close();
@@ -318,12 +318,12 @@ mod tests {
     #[tokio::test]
     async fn sequences_only_rise_and_are_saved_together() {
         let (kept, memory) = memory();
-        memory.taken(PEER, said(3, 1, 50));
+        memory.accepted(PEER, said(3, 1, 50));
         assert!(memory.all_saved().await);
         for sequence in (51..5_000).chain([60]) {
             memory.told(PEER, StartId(1), sequence);
         }
-        // Of a process that is not the one that was taken last, nothing is learned.
+        // Of a process that is not the one that was accepted last, nothing is learned.
         memory.told(PEER, StartId(2), 9_999);
         memory.told(Incarnation(8), StartId(1), 9_999);
         assert_eq!(memory.of(PEER), Some(said(3, 1, 4_999)));
@@ -337,7 +337,7 @@ mod tests {
     #[tokio::test]
     async fn a_told_sequence_is_saved_by_itself() {
         let (kept, memory) = memory();
-        memory.taken(PEER, said(1, 1, 1));
+        memory.accepted(PEER, said(1, 1, 1));
         assert!(memory.all_saved().await);
         memory.told(PEER, StartId(1), 2);
         let mut saved = memory.saved.subscribe();
@@ -350,11 +350,11 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_saved_after_the_end() {
         let (kept, memory) = memory();
-        memory.taken(PEER, said(1, 1, 1));
+        memory.accepted(PEER, said(1, 1, 1));
         memory.close();
         let writes = kept.0.lock().len();
         assert_eq!(writes, 1);
-        memory.taken(PEER, said(2, 2, 2));
+        memory.accepted(PEER, said(2, 2, 2));
         assert!(!memory.all_saved().await, "no caller waits forever");
         assert_eq!(kept.0.lock().len(), writes);
     }

@@ -35,7 +35,7 @@ pub(super) trait Queue: Default + Send + 'static {
     /// The connection is gone. Returns whose messages are or may be lost, each once.
     fn cut(&mut self) -> Vec<Lost>;
     /// Whether frames of this lane also report what no message does.
-    fn tells(&self) -> bool;
+    fn announces(&self) -> bool;
     fn is_empty(&self) -> bool;
     fn bytes(&self) -> usize;
 }
@@ -97,7 +97,7 @@ impl Queue for LatestQueue {
         Vec::new()
     }
 
-    fn tells(&self) -> bool {
+    fn announces(&self) -> bool {
         true
     }
 
@@ -160,7 +160,7 @@ impl Queue for FifoQueue {
         std::mem::take(&mut self.unacknowledged).into_keys().collect()
     }
 
-    fn tells(&self) -> bool {
+    fn announces(&self) -> bool {
         false
     }
 
@@ -268,7 +268,7 @@ impl<Q: Queue> Outbox<Q> {
         {
             let mut inner = self.inner.lock();
             inner.open = true;
-            inner.nudged = inner.queue.tells();
+            inner.nudged = inner.queue.announces();
         }
         self.wake();
     }
@@ -351,14 +351,14 @@ impl<Q: Queue> Outbox<Q> {
             }
             return Poll::Pending;
         }
-        let tells = std::mem::take(&mut inner.nudged);
+        let announces = std::mem::take(&mut inner.nudged);
         inner.frames += 1;
         let number = inner.frames;
         let messages = inner.queue.take(number, self.frame_bytes_max);
         inner.counts.frames += 1;
         inner.counts.messages += messages.len() as u64;
         inner.waiting_since.get_or_insert_with(Instant::now);
-        Poll::Ready(Some(Ready { number, messages, tells }))
+        Poll::Ready(Some(Ready { number, messages, announces }))
     }
 }
 
@@ -367,7 +367,7 @@ struct Ready {
     number: u64,
     messages: Vec<Envelope>,
     /// It reports which processes are alive.
-    tells: bool,
+    announces: bool,
 }
 
 /// What a connection sends: the Hello, then frames as the outbox has them. Polled only when HTTP/2
@@ -400,10 +400,10 @@ impl<Q: Queue> Stream for FrameStream<Q> {
             return Poll::Ready(Some(request(Content::Hello(hello))));
         }
         self.outbox.poll_frame(self.generation, cx).map(|frame| {
-            frame.map(|Ready { number, messages, tells }| {
+            frame.map(|Ready { number, messages, announces }| {
                 // Read after the messages were taken: each of them was put here after its barrier.
                 let log_sequence = self.shared.inbound.log_sequence();
-                let live = tells.then(|| self.shared.live_processes());
+                let live = announces.then(|| self.shared.live_processes());
                 // Converted outside the lock: a sender must not wait for an encoding.
                 let messages = messages.into_iter().map(convert::to_wire).collect();
                 request(Content::Frame(wire::Frame { number, messages, log_sequence, live }))

@@ -1,4 +1,4 @@
-//! A peer: where it is, what waits to be sent to it, and which of its processes is taken for it.
+//! A peer: where it is, what waits to be sent to it, and which of its processes is accepted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,12 +31,12 @@ pub(super) struct Peer {
     pub snapshot_in: Arc<Semaphore>,
     /// The incoming stream of each lane; a newer one ends the older.
     incoming: Mutex<[Option<CancellationToken>; 3]>,
-    /// Which process is taken for the peer.
+    /// Which process is accepted as the peer.
     pub(super) presence: watch::Sender<Presence>,
     /// Lets the control link dial immediately: a process waits for the result.
     pub(super) look: Notify,
     /// Lets this node report immediately that this peer was connected or disconnected.
-    pub(super) tell: Arc<Notify>,
+    pub(super) announce: Arc<Notify>,
     pub(super) stop: CancellationToken,
 }
 
@@ -57,7 +57,7 @@ impl Peer {
             node,
             presence,
             look: Notify::new(),
-            tell: Arc::clone(&shared.tell),
+            announce: Arc::clone(&shared.announce),
             target: Mutex::new(target),
             control: Arc::new(Outbox::new(usize::MAX, config.frame_bytes_max)),
             bulk: Arc::new(Outbox::new(config.bulk_queue_bytes, config.frame_bytes_max)),
@@ -129,7 +129,7 @@ impl Peer {
         self.born.elapsed().saturating_sub(Duration::from_millis(heard))
     }
 
-    /// Whether the process that is taken for it shows that it is there.
+    /// Whether the process that is accepted for it shows that it is there.
     pub fn answers(&self) -> bool {
         self.state.lock().connected || self.silent_for() < SILENCE
     }

@@ -1,9 +1,9 @@
-//! Presence of a peer's process: which one is taken for the peer, and when another one may be.
+//! Presence of a peer's process: which one is accepted as the peer, and when another one may be.
 //!
 //! Two processes with copies of one data directory say the same of themselves but for the start id.
 //! Only one of them may take part, or one replica votes twice. So while a connection of the process
-//! that was taken answers, another is refused; a half-open one gives way. When none is left,
-//! another one is taken only after this node has looked for the first where it was: after a mere
+//! that was accepted answers, another is refused; a half-open one gives way. When none is left,
+//! another one is accepted only after this node has looked for the first where it was: after a mere
 //! break, or a start of this node, both may be knocking, and the one that is in its place is the
 //! original. A node that moved is not found at its old place, and is accepted at its new one.
 //!
@@ -59,7 +59,7 @@ pub(super) struct Presence {
 /// The decision about a process that connects.
 pub(super) enum Verdict {
     /// It is accepted.
-    Taken,
+    Accepted,
     /// Another process answers.
     Another(Process),
     /// Another process answers at another peer.
@@ -78,7 +78,7 @@ impl Presence {
             incarnation,
             start: remembered.start,
             address: address.to_owned(),
-            taken: None,
+            accepted: None,
         });
         let (gone, reports, dropped) = (false, Reports::default(), None);
         watch::Sender::new(Self { last, connections: 0, before, gone, reports, dropped })
@@ -143,7 +143,7 @@ impl Presence {
         if same.is_none() {
             self.before = remembered;
         }
-        memory.taken(hello.incarnation, said);
+        memory.accepted(hello.incarnation, said);
         self.accept(hello, Since::of(age, now))
     }
 
@@ -167,7 +167,7 @@ impl Presence {
         };
         let age = last.age(now).unwrap_or_default();
         let report = self.reports.against(last.incarnation, last.start, age, now, counts);
-        let Some(taken) = report.and_then(|report| report.process.taken) else {
+        let Some(accepted) = report.and_then(|report| report.process.accepted) else {
             return Verdict::Another(last);
         };
         if self.connections > 0 {
@@ -183,19 +183,19 @@ impl Presence {
             log_sequence: said.log_sequence.max(before.log_sequence),
         };
         memory.corrected(hello.incarnation, original);
-        self.accept(hello, taken)
+        self.accept(hello, accepted)
     }
 
-    fn accept(&mut self, hello: &PeerHello, taken: Since) -> Verdict {
+    fn accept(&mut self, hello: &PeerHello, accepted: Since) -> Verdict {
         self.last = Some(Process {
             incarnation: hello.incarnation,
             start: hello.start,
             address: hello.peer_address.clone(),
-            taken: Some(taken),
+            accepted: Some(accepted),
         });
         self.connections += 1;
         self.gone = false;
-        Verdict::Taken
+        Verdict::Accepted
     }
 
     /// Whether a report of a process with these numbers may count against the last one: a process

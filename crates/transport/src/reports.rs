@@ -52,11 +52,11 @@ pub(super) struct Process {
     pub start: StartId,
     /// Where it says it is.
     pub address: String,
-    /// Since when it is taken for the peer, here or where it is reported; `None` = not known.
-    pub taken: Option<Since>,
+    /// Since when it is accepted as the peer, here or where it is reported; `None` = not known.
+    pub accepted: Option<Since>,
 }
 
-/// When a process was taken or began: a time in the past, which may lie before the start of this
+/// When a process was accepted or began: a time in the past, which may lie before the start of this
 /// machine's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Since {
@@ -77,9 +77,9 @@ impl Since {
 }
 
 impl Process {
-    /// How long it has been taken; `None` = not known.
+    /// How long it has been accepted; `None` = not known.
     pub fn age(&self, now: Instant) -> Option<Duration> {
-        self.taken.map(|taken| taken.age(now))
+        self.accepted.map(|accepted| accepted.age(now))
     }
 }
 
@@ -146,8 +146,8 @@ mod tests {
 
     fn report(by: u64, start: u64, age_s: u64, came: Instant) -> Option<Report> {
         let (start, age) = (StartId(start), Duration::from_secs(age_s));
-        let (address, taken) = (String::new(), Some(Since::of(age, came)));
-        let process = Process { incarnation: NODE, start, address, taken };
+        let (address, accepted) = (String::new(), Some(Since::of(age, came)));
+        let process = Process { incarnation: NODE, start, address, accepted };
         let said = Remembered { boot_counter: 1, start, log_sequence: 1 };
         Some(Report { by: NodeId(by), came, process, said })
     }
@@ -165,7 +165,7 @@ mod tests {
         assert!(reports.set(NodeId(2), report(2, 1, 60, began), began));
         assert_eq!(against(&reports, 0, began), Some(NodeId(2)));
         assert_eq!(against(&reports, 59, began), Some(NodeId(2)));
-        assert_eq!(against(&reports, 61, began), None, "it was taken earlier");
+        assert_eq!(against(&reports, 61, began), None, "it was accepted earlier");
         let last = began + REPORT_LIFETIME - Duration::from_millis(1);
         assert_eq!(against(&reports, 61, last), Some(NodeId(2)), "it grows older");
         assert_eq!(against(&reports, 0, began + REPORT_LIFETIME), None, "it has expired");

@@ -315,7 +315,7 @@ pub(super) async fn receive(
     else {
         return Ok(Err("the start of a snapshot has no Hello for the snapshot lane".into()));
     };
-    // No other process may be taken for this one before the transfer is over.
+    // No other process may be accepted in its place before the transfer is over.
     let (peer, _, connection) = match admit(hello).await {
         Ok(admitted) => admitted,
         Err(refused) => return Ok(Err(refused.sentence)),

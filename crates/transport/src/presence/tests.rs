@@ -76,17 +76,17 @@ impl Scene {
     }
 
     fn accept(&self, process: Proc) {
-        assert!(matches!(self.offer(process, true), Verdict::Taken), "{:?}", process.said);
+        assert!(matches!(self.offer(process, true), Verdict::Accepted), "{:?}", process.said);
     }
 
     /// The reporter lists this process, which it accepted when it began.
     fn report(&self, process: Proc) {
-        let taken = Some(Since::of(self.now - process.began, self.now));
+        let accepted = Some(Since::of(self.now - process.began, self.now));
         let (start, address) = (process.said.start, "three:1".to_owned());
         self.list(Some(Report {
             by: REPORTER,
             came: self.now,
-            process: Process { incarnation: NODE, start, address, taken },
+            process: Process { incarnation: NODE, start, address, accepted },
             said: process.said,
         }));
     }
@@ -149,7 +149,7 @@ fn a_wrong_report_erases_nothing_that_is_remembered() {
     scene.list(None);
     assert!(matches!(scene.offer(older, true), Verdict::WentBack(_)), "it has promised more");
     // It is the process that was accepted last, and waits for no look at another place.
-    assert!(matches!(scene.offer(next, false), Verdict::Taken));
+    assert!(matches!(scene.offer(next, false), Verdict::Accepted));
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn an_older_copy_that_was_accepted_elsewhere_does_not_count() {
     scene.pass(60_000);
     scene.report(older);
     assert!(!scene.is_dropped(next));
-    assert!(!matches!(scene.offer(older, true), Verdict::Taken));
+    assert!(!matches!(scene.offer(older, true), Verdict::Accepted));
     assert_eq!(scene.remembered(), next.said);
 }
 

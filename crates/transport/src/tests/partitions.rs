@@ -61,7 +61,7 @@ impl Scene {
 
     /// Takes the copy at node 1, which is cut off from both others, while the original is connected
     /// to node 2.
-    fn copy_is_taken(&mut self) -> [Node; 4] {
+    fn copy_is_accepted(&mut self) -> [Node; 4] {
         let two = self.start(2, &[1]);
         let original = self.start(3, &[1]);
         two.recorder.wait_connected(NodeId(3));
@@ -90,7 +90,7 @@ fn wait_control(from: &Node, to: &Node) {
     }
 }
 
-/// Lets the original reach node 1, and waits until that has taken it for node 3.
+/// Lets the original reach node 1, and waits until that has accepted it for node 3.
 fn comes_back(scene: &Scene, original: &Node, one: &Node) {
     original.transport.set_peers(&scene.targets);
     original.recorder.wait_connected(NodeId(1));
@@ -134,7 +134,7 @@ fn a_copy_is_refused_while_another_peer_reports_that_the_original_is_alive() {
 #[test]
 fn a_copy_that_was_taken_is_dropped_when_another_peer_reports_the_original() {
     let mut scene = Scene::new();
-    let [one, two, original, copy] = scene.copy_is_taken();
+    let [one, two, original, copy] = scene.copy_is_accepted();
     one.transport.set_peers(&scene.targets);
     two.transport.set_peers(&scene.targets);
     let why = copy.recorder.wait_disconnected(NodeId(1));
@@ -152,7 +152,7 @@ fn a_copy_that_was_taken_is_dropped_when_another_peer_reports_the_original() {
 #[test]
 fn an_original_that_returns_before_anybody_reports_it_waits() {
     let mut scene = Scene::new();
-    let [one, two, original, _copy] = scene.copy_is_taken();
+    let [one, two, original, _copy] = scene.copy_is_accepted();
     original.transport.set_peers(&scene.targets);
     original.wait_view(1, "a refusal", |view| view.detail.starts_with("refused: "));
     assert!(!was_fenced(&original), "the original takes no part");

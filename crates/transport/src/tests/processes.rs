@@ -1,4 +1,4 @@
-//! Which process is taken for a peer, where more than one say that they are it.
+//! Which process is accepted for a peer, where more than one say that they are it.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -60,7 +60,7 @@ fn the_original_is_taken_after_a_restart_though_its_copy_knocks_too() {
         nodes[0].recorder.wait_connected(NodeId(2));
         nodes[1].recorder.wait_connected(NodeId(1));
         wait_bulk(&nodes[0], &nodes[1]);
-        assert_eq!(copy.recorder.all(), [], "the copy was taken");
+        assert_eq!(copy.recorder.all(), [], "the copy was accepted");
     }
     copy.wait_view(1, "a refusal", |view| view.detail.contains("another process"));
 }
@@ -102,7 +102,7 @@ fn answer(
 }
 
 /// Says this Hello until it is answered by a Hello, which keeps the link open.
-fn until_taken(
+fn until_accepted(
     caller: &Caller,
     hello: &wire::LinkRequest,
     meanwhile: &[RefusalReason],
@@ -117,7 +117,7 @@ fn until_taken(
             }
             (other, ..) => panic!("{other:?}"),
         }
-        assert!(Instant::now() < deadline, "it is never taken");
+        assert!(Instant::now() < deadline, "it is never accepted");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -130,13 +130,13 @@ fn a_half_open_connection_gives_way_to_a_node_that_moved() {
     let began = Instant::now();
     // It is kept open, and nothing comes on it any more.
     let (_sender, mut older) =
-        until_taken(&caller, &process(&ground, 1, 7, 5), &[RefusalReason::Undecided]);
+        until_accepted(&caller, &process(&ground, 1, 7, 5), &[RefusalReason::Undecided]);
     let moved = process(&ground, 2, 8, 5);
     let (first, ..) = answer(&caller, moved.clone());
     assert!(matches!(first, wire::link_response::Content::Refusal(_)), "{first:?}");
-    // When the older one has given way, its place is looked at before another one is taken.
+    // When the older one has given way, its place is looked at before another one is accepted.
     let meanwhile = [RefusalReason::AnotherProcess, RefusalReason::Undecided];
-    let (_other, _newer) = until_taken(&caller, &moved, &meanwhile);
+    let (_other, _newer) = until_accepted(&caller, &moved, &meanwhile);
     assert!(began.elapsed() >= presence::SILENCE, "{:?}", began.elapsed());
     assert!(caller.next(&mut older).unwrap().is_none(), "the older one has ended");
     assert_eq!(ground.remembered(0, 1).unwrap().boot_counter, 2);
@@ -148,13 +148,13 @@ fn a_process_that_says_less_than_was_said_before_is_refused_and_told_so() {
     let mut node = lone_node(&ground, "127.0.0.1:1");
     let caller = Caller::new(&node);
     let (sender, answers) =
-        until_taken(&caller, &process(&ground, 5, 1, 100), &[RefusalReason::Undecided]);
+        until_accepted(&caller, &process(&ground, 5, 1, 100), &[RefusalReason::Undecided]);
     let told = wire::Frame { number: 1, log_sequence: 150, ..wire::Frame::default() };
     sender.blocking_send(request(Content::Frame(told))).unwrap();
     ground.wait_remembered(0, 1, 150);
     // Another connection of the same process may have been on its way for long.
     let (_late, _answers) =
-        until_taken(&caller, &process(&ground, 5, 1, 90), &[RefusalReason::Undecided]);
+        until_accepted(&caller, &process(&ground, 5, 1, 90), &[RefusalReason::Undecided]);
     drop((sender, answers));
     let refused = |caller: &Caller| {
         for (boot, start, log_sequence) in [(6, 2, 149), (5, 3, 150), (4, 4, 200), (4, 5, 1)] {
@@ -177,7 +177,7 @@ fn a_process_that_says_less_than_was_said_before_is_refused_and_told_so() {
     let node = lone_node(&ground, "127.0.0.1:1");
     let caller = Caller::new(&node);
     refused(&caller);
-    until_taken(&caller, &process(&ground, 6, 6, 150), &[RefusalReason::Undecided]);
+    until_accepted(&caller, &process(&ground, 6, 6, 150), &[RefusalReason::Undecided]);
     assert_eq!(ground.remembered(0, 1).map(|known| known.boot_counter), Some(6));
 }
 
@@ -204,7 +204,7 @@ fn a_node_whose_disk_went_back_takes_no_part() {
     nodes[0].wait_view(2, "the reason", |view| view.detail.contains("node 2 takes no part"));
     let vote = Message::VoteReply { asked: Term(1), granted: true };
     older.transport.send(NodeId(1), envelope(1, NodeId(2), NodeId(1), vote.clone()));
-    // The newest directory is taken; what the older one wanted to say never came.
+    // The newest directory is accepted; what the older one wanted to say never came.
     drop(older);
     let listener = listen_again(nodes[1].address);
     let newest = ground.start_on(ground.copy(1), 10, listener, &targets, &|_| {});

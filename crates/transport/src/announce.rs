@@ -15,26 +15,26 @@ use super::peer::Peer;
 use super::reports::{Process, REPORT_LIFETIME, Report, Since};
 
 /// Interval at which this node checks whether its log has grown, to report it to the peers.
-const TELL_INTERVAL: Duration = Duration::from_millis(250);
+const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(250);
 /// Longest time between two reports, a fraction of [`REPORT_LIFETIME`].
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// Reports to every peer even if no message does: immediately when a peer is connected or
-    /// disconnected, within [`TELL_INTERVAL`] when the log has grown, and else once in
+    /// disconnected, within [`ANNOUNCE_INTERVAL`] when the log has grown, and else once in
     /// [`IDLE_INTERVAL`].
-    pub(super) async fn tell_peers(self: Arc<Self>) {
-        let mut told = self.inbound.log_sequence();
-        let mut told_at = tokio::time::Instant::now();
+    pub(super) async fn announce_to_peers(self: Arc<Self>) {
+        let mut announced = self.inbound.log_sequence();
+        let mut announced_at = tokio::time::Instant::now();
         loop {
             let at_once = tokio::select! {
-                () = self.tell.notified() => true,
-                () = tokio::time::sleep(TELL_INTERVAL) => false,
+                () = self.announce.notified() => true,
+                () = tokio::time::sleep(ANNOUNCE_INTERVAL) => false,
             };
             let sequence = self.inbound.log_sequence();
-            if at_once || sequence != told || told_at.elapsed() >= IDLE_INTERVAL {
-                told = sequence;
-                told_at = tokio::time::Instant::now();
+            if at_once || sequence != announced || announced_at.elapsed() >= IDLE_INTERVAL {
+                announced = sequence;
+                announced_at = tokio::time::Instant::now();
                 self.peers.load().values().for_each(|peer| peer.nudge());
             }
         }
@@ -52,7 +52,7 @@ impl Shared {
             return None;
         }
         let process = peer.presence.borrow().connected()?.clone();
-        let taken = process.age(Instant::now())?;
+        let accepted = process.age(Instant::now())?;
         let said = self.memory.of(process.incarnation).filter(|s| s.start == process.start)?;
         Some(wire::LiveProcess {
             node_id: peer.node.0,
@@ -60,7 +60,7 @@ impl Shared {
             start_id: process.start.0,
             boot_counter: said.boot_counter,
             log_sequence: said.log_sequence,
-            taken_ms: taken.as_millis() as u64,
+            taken_ms: accepted.as_millis() as u64,
             peer_address: process.address,
         })
     }
@@ -80,12 +80,12 @@ impl Shared {
 fn report(by: NodeId, live: &wire::LiveProcess) -> Option<Report> {
     let incarnation = Incarnation::from_bytes(&live.incarnation)?;
     let (start, came) = (StartId(live.start_id), Instant::now());
-    let taken = Some(Since::of(Duration::from_millis(live.taken_ms), came));
+    let accepted = Some(Since::of(Duration::from_millis(live.taken_ms), came));
     let address = live.peer_address.clone();
     (start.0 != 0).then_some(Report {
         by,
         came,
-        process: Process { incarnation, start, address, taken },
+        process: Process { incarnation, start, address, accepted },
         said: Remembered {
             boot_counter: live.boot_counter,
             start,
