@@ -583,11 +583,11 @@ async fn a_member_whose_storage_is_gone_stays_up_and_says_why() {
     })
     .await;
     assert!(!status.ready && status.live, "{status:?}");
-    assert!(status.detail.contains("sled is gone"), "{}", status.detail);
+    assert!(status.detail.contains("sled is missing"), "{}", status.detail);
     assert_eq!((cluster.page(2, "/livez").0, cluster.page(2, "/readyz").0), (200, 503));
     let words = cluster.kvctl(&["status"]);
     let text = String::from_utf8_lossy(&words.stdout).into_owned();
-    assert!(text.contains("gone"), "kvctl status shows why: {text}");
+    assert!(text.contains("sled is missing"), "kvctl status shows why: {text}");
     assert!(!sled.join("db").exists(), "nothing was made anew");
     let get = GetRequest { key: "stay-1".into(), ..GetRequest::default() };
     cluster.kv(2).get(get).await.expect_err("it serves nothing");

@@ -67,7 +67,7 @@
 //! | watchdog: checks for barriers that hang | 1 s | `watchdog::WATCH_INTERVAL` | nothing |
 //! | scrub: checks whether one is due | 30 s | `scrub::POLL_INTERVAL` | nothing |
 //! | scrub: reads a replica | 24 h | `scrub::SCRUB_INTERVAL` | the disk (blocking pool) |
-//! | transport: reports how far the log has grown | 250 ms | `announce::ANNOUNCE_INTERVAL` | nothing |
+//! | transport: reports growth of the log | 250 ms | `announce::ANNOUNCE_INTERVAL` | nothing |
 //! | transport: the same while it has not grown | 1 s | `announce::IDLE_INTERVAL` | nothing |
 //! | transport: saves reports of peers, at most | 1 s | `memory::SAVE_INTERVAL` | the disk |
 //! | transport: acknowledges frames, at most | 250 ms | `service::ACK_INTERVAL` | nothing |
