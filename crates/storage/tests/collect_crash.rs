@@ -7,15 +7,17 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use quorate_storage::{Database, DatabaseOptions, Tree, crash};
+use support::copy_dir;
 
 /// The tree that is dropped.
 const DROPPED: &[u8] = b"dropped";
@@ -109,7 +111,7 @@ fn child(dir: &Path, fatal: u64) {
 /// Starts this test again as a child on a copy of `prepared`; true if it was killed at its crash
 /// point.
 fn start(prepared: &Path, dir: &Path, fatal: u64) -> bool {
-    copy(prepared, &dir.join("sled"));
+    copy_dir(prepared, &dir.join("sled"));
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_kill_while_pages_are_moved_loses_nothing", "--nocapture"])
         .env(CHILD, format!("{fatal}:{}", dir.display()))
@@ -118,18 +120,6 @@ fn start(prepared: &Path, dir: &Path, fatal: u64) -> bool {
     let killed = output.status.signal() == Some(9);
     assert!(killed || output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     killed
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 /// The rows that the file names at a place where it held something else before: their pages were
@@ -217,22 +207,9 @@ fn a_kill_while_pages_are_moved_loses_nothing() {
     let passed = fs::read_to_string(whole.path().join("passed")).unwrap();
     let points: u64 = passed.parse().unwrap();
     assert!(points >= ROUNDS * (2 * MOVED + WRITTEN), "{points} points: moves are among them");
-    let next = AtomicU64::new(1);
-    // Children mostly wait for the disk.
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let fatal = next.fetch_add(1, Ordering::Relaxed);
-                    if fatal > points {
-                        return;
-                    }
-                    let dir = tempfile::tempdir().unwrap();
-                    let killed = start(prepared.path(), dir.path(), fatal);
-                    assert!(killed, "passed point {fatal} of {points}");
-                    inspect(dir.path());
-                }
-            });
-        }
+    support::at_each_point(points, 4, |point| {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(start(prepared.path(), dir.path(), point), "passed point {point} of {points}");
+        inspect(dir.path());
     });
 }

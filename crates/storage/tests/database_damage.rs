@@ -6,6 +6,8 @@
 
 mod model;
 
+mod support;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use quorate_storage::{
     Database, DatabaseOptions, DeltaBudget, LogBackend, NodeRecords, RecordLog, ShardStore,
     StorageError,
 };
+use support::copy_dir;
 
 /// The number of flips, spread evenly over the bytes that were ever written.
 const FLIPS: usize = 24;
@@ -63,7 +66,7 @@ fn a_flipped_bit_in_the_databases_file_is_damage_of_a_record_and_closes_nothing(
     let mut met = 0;
     for flip in 0..FLIPS {
         let dir = tempfile::tempdir().unwrap();
-        copy(pristine.path(), dir.path());
+        copy_dir(pristine.path(), dir.path());
         let mut bytes = bytes.clone();
         bytes[flip * written / FLIPS] ^= 1 << (flip % 8);
         fs::write(dir.path().join("sled/db"), &bytes).unwrap();
@@ -77,16 +80,4 @@ fn a_flipped_bit_in_the_databases_file_is_damage_of_a_record_and_closes_nothing(
         }
     }
     assert!(met > 0, "no flip was found after the opening of the database");
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

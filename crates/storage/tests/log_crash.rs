@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod support;
+
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,6 +20,7 @@ use quorate_storage::testing::{
     DirHome, Groups, Home, Log, Twin, append, entries, entry, hard_state, key, reset,
 };
 use quorate_storage::{LogBackend, LogTuning, Section, crash};
+use support::copy_dir;
 
 const VARIABLE: &str = "QUORATE_LOG_CRASH";
 
@@ -186,24 +189,13 @@ fn kill_at_every_write(backend: LogBackend) {
     let dir = tempfile::tempdir().unwrap();
     let points = points_passed("workload", dir.path(), backend);
     assert!(points > 100, "only {points} crash points");
-    let next = AtomicU64::new(1);
     let killed = AtomicU64::new(0);
-    let work = || {
-        loop {
-            let point = next.fetch_add(1, Ordering::SeqCst);
-            if point > points {
-                return;
-            }
-            let dir = tempfile::tempdir().unwrap();
-            if start_child("workload", dir.path(), backend, point) {
-                killed.fetch_add(1, Ordering::SeqCst);
-            }
-            verify(dir.path(), backend, &format!("killed at point {point} of {points}"));
+    support::at_each_point(points, 2, |point| {
+        let dir = tempfile::tempdir().unwrap();
+        if start_child("workload", dir.path(), backend, point) {
+            killed.fetch_add(1, Ordering::SeqCst);
         }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
+        verify(dir.path(), backend, &format!("killed at point {point} of {points}"));
     });
     // MARK is refreshed by the clock, so a slow run may pass a few points more than a quick one.
     let killed = killed.into_inner();
@@ -219,19 +211,6 @@ fn sled_killed_at_every_write() {
 #[test]
 fn files_killed_at_every_write() {
     kill_at_every_write(LogBackend::File);
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Kills in the middle of the workload, and then at every write of the recovery from that.

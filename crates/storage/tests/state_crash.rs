@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod model;
+mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,7 +18,6 @@ use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -208,23 +208,11 @@ fn a_kill_at_any_write_leaves_one_of_the_states() {
     let points: u64 = passed.parse().unwrap();
     assert_eq!(inspect(whole.path(), &model), Some(19));
     let seen = Mutex::new(BTreeSet::new());
-    let next = AtomicU64::new(1);
-    // Children mostly wait for the disk.
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let fatal = next.fetch_add(1, Ordering::Relaxed);
-                    if fatal > points {
-                        return;
-                    }
-                    let dir = tempfile::tempdir().unwrap();
-                    assert!(start(dir.path(), fatal), "passed point {fatal} of {points}");
-                    let left = inspect(dir.path(), &model);
-                    seen.lock().unwrap().insert(left);
-                }
-            });
-        }
+    support::at_each_point(points, 4, |point| {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(start(dir.path(), point), "passed point {point} of {points}");
+        let left = inspect(dir.path(), &model);
+        seen.lock().unwrap().insert(left);
     });
     // Every possible state was left by some kill.
     let expected = [None, Some(0), Some(3), Some(6), Some(8), Some(9), Some(11)];
