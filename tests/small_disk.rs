@@ -260,6 +260,8 @@ const ROW_BYTES: usize = 300;
 const COLD_PER_ROUND: u64 = 64;
 const HOT_PER_ROUND: u64 = 192;
 const PAGES_PER_ROUND: u64 = 64;
+/// Rounds after which the file is made shorter again.
+const SHRUNK_EACH: u64 = 3;
 /// Rounds without moving: in the end a little of every segment is alive.
 const CHURN: u64 = 2 * COLD / COLD_PER_ROUND;
 
@@ -290,6 +292,9 @@ fn write_without_end(directory: &Path) {
         }
         if round >= CHURN {
             database.collect(PAGES_PER_ROUND).expect("collected");
+        }
+        if round >= CHURN && round % SHRUNK_EACH == 0 {
+            database.shrink().expect("shrunk");
         }
         database.barrier().expect("durable");
         let mut out = std::io::stdout().lock();

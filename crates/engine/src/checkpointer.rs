@@ -28,6 +28,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const COLLECTED_PAGES: u64 = 512;
 /// While the disk's reserve is in use, deleted rows are removed this often.
 const MAKE_ROOM_INTERVAL: Duration = Duration::from_secs(1);
+/// The file is shrunk again once this many bytes less are live.
+const SHRUNK_BYTES: u64 = 8 << 20;
 /// A shard with changes is checkpointed at least this often, so that a restart replays little.
 const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(300);
 
@@ -86,6 +88,8 @@ impl Checkpointer {
     pub(super) fn run(self) {
         let mut last_all = Instant::now();
         let mut last_room = None::<Instant>;
+        // The live bytes at the last attempt to shrink the file: with as many the next is in vain.
+        let mut shrunk_at = u64::MAX;
         // Shards whose last checkpoint was refused: the others go first.
         let mut refused = BTreeSet::new();
         while !self.control.stopped() {
@@ -108,6 +112,14 @@ impl Checkpointer {
             {
                 self.make_room();
                 last_room = Some(Instant::now());
+                let live = self.live_bytes();
+                self.disk.set_live(live);
+                let live = live.unwrap_or(u64::MAX);
+                if live < shrunk_at.saturating_sub(SHRUNK_BYTES) && self.shrink() {
+                    shrunk_at = live;
+                }
+            } else if self.disk.level() == DiskLevel::Ok {
+                shrunk_at = u64::MAX;
             }
             if last_all.elapsed() >= CHECKPOINT_AGE_MAX {
                 self.checkpoint_all();
@@ -157,7 +169,20 @@ impl Checkpointer {
         }
         // Collect the pages that they occupied, so that these can be written again.
         while self.collect() == COLLECTED_PAGES && !self.control.stopped() {}
-        self.disk.set_live(self.live_bytes());
+    }
+
+    /// Has the storage engine return the free part of its file, while that makes it shorter; `false`
+    /// if there was nothing to try.
+    fn shrink(&self) -> bool {
+        let mut length = u64::MAX;
+        while self.disk.may_shrink() && !self.control.stopped() {
+            let now = self.engine.shrink().unwrap_or_else(|error| self.fatal.end(&error));
+            if now >= length {
+                return true;
+            }
+            length = now;
+        }
+        length < u64::MAX
     }
 
     /// Whether the disk has space for a checkpoint of the shard. Above the last quarter of the

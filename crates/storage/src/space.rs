@@ -111,6 +111,18 @@ const HELD_PART: u64 = 4;
 /// Live bytes that even an empty file counts as holding, when deciding whether it is sparse.
 const SPARSE_FROM: u64 = 16 << 20;
 
+/// Shrinking writes a few segments of the file before it frees more.
+const SHRINK_FREE: u64 = 32 << 20;
+
+/// When the file grows by this part of the reserve at once, nothing in it counts as room any more.
+const GROWTH_PART: u64 = 8;
+
+/// `part / whole` of the bytes, at most all.
+fn share(bytes: u64, part: u64, whole: u64) -> u64 {
+    let share = u128::from(bytes) * u128::from(part.min(whole)) / u128::from(whole.max(1));
+    share as u64
+}
+
 impl Seen {
     fn room(&self) -> u64 {
         self.live.map_or(0, |live| self.held.saturating_sub(live))
@@ -121,10 +133,13 @@ impl Seen {
         if self.file == 0 {
             self.held = file / HELD_PART;
         } else if file < self.file {
-            self.held = self.held.saturating_sub(self.file - file);
+            // What is left of the file holds live bytes as densely as the whole did.
+            self.held = share(self.held, file, self.file);
         } else if file > self.file {
-            // It grew although there seemed to be room: count only half of that room from now on.
-            self.held -= self.room() / 2;
+            // It grew although there seemed to be room: count less of that from now on, and none
+            // once the growth has taken its part of the reserve.
+            let grown = (file - self.file).saturating_mul(GROWTH_PART);
+            self.held -= share(self.room(), grown, space.reserve());
         }
         self.file = file;
     }
@@ -169,6 +184,15 @@ impl Disk {
     pub fn is_sparse(&self) -> bool {
         let seen = self.seen.lock();
         seen.live.is_some_and(|live| seen.file / HELD_PART > live + SPARSE_FROM)
+    }
+
+    /// Whether so little of the database's file is live that shrinking it returns space, and the
+    /// disk has the space that this may take before.
+    #[must_use]
+    pub fn may_shrink(&self) -> bool {
+        let seen = self.seen.lock();
+        let enough = seen.space.is_some_and(|space| space.free > SHRINK_FREE);
+        enough && seen.live.is_some_and(|live| seen.file / HELD_PART * 2 > live + SPARSE_FROM)
     }
 
     /// The file system's space as of the last check.
@@ -252,16 +276,29 @@ mod tests {
         disk.set_live(Some(100 * MIB));
         assert_eq!((disk.level(), disk.room()), (DiskLevel::Ok, 200 * MIB));
         look(&disk, 242, 708);
-        assert_eq!(disk.room(), 100 * MIB);
-        look(&disk, 234, 716);
-        assert_eq!((disk.level(), disk.room()), (DiskLevel::Ok, 50 * MIB));
-        assert_eq!(look(&disk, 226, 724), DiskLevel::Low);
-        // Space returned to the file system is free and no longer in the file.
-        look(&disk, 242, 708);
-        assert_eq!(disk.room(), 9 * MIB);
+        assert_eq!((disk.level(), disk.room()), (DiskLevel::Ok, 150 * MIB));
+        // An eighth of the reserve at once.
+        assert_eq!(look(&disk, 210, 740), DiskLevel::Low);
+        assert_eq!(disk.room(), 0);
+        assert_eq!(disk.set_live(Some(50 * MIB)), DiskLevel::Low);
+        assert_eq!(disk.room(), 50 * MIB);
         // Whatever room there seems to be, the last quarter is measured.
         disk.set_live(Some(0));
-        assert_eq!(look(&disk, 63, 708), DiskLevel::Critical);
+        assert_eq!(look(&disk, 63, 740), DiskLevel::Critical);
+    }
+
+    #[test]
+    fn a_file_that_shrinks_keeps_its_part_of_the_room() {
+        let disk = Disk::default();
+        look(&disk, 250, 800);
+        disk.set_live(Some(400 * MIB));
+        disk.set_live(Some(10 * MIB));
+        assert_eq!(disk.room(), 390 * MIB);
+        // Space returned to the file system is free and no longer in the file.
+        look(&disk, 650, 400);
+        assert_eq!(disk.room(), 190 * MIB);
+        look(&disk, 1040, 10);
+        assert_eq!(disk.room(), 0);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Database;
+use super::open::SEGMENT_BYTES;
+use super::{Database, SLED_VALUE_BYTES_MAX};
 use crate::crash;
 use crate::error::{Result, StorageError};
 use crate::space::{Disk, Space};
@@ -64,6 +65,30 @@ impl Database {
             self.0.collected.fetch_add(1, Ordering::Relaxed);
         }
         Ok(pages)
+    }
+
+    /// Moves pages as [`Database::collect`] does, and writes as much as a segment of the file holds:
+    /// when a segment ends while most of the file is free, the database empties the last segment in
+    /// use, and cuts off the free ones behind it. So repeated calls make a mostly free file short.
+    /// Returns the length of the file in bytes.
+    ///
+    /// # Errors
+    /// A failure of the database, which closes it.
+    pub fn shrink(&self) -> Result<u64> {
+        let tree = self.tree(COLLECT_TREE)?;
+        let mut value = [0; SLED_VALUE_BYTES_MAX];
+        for write in 0..(SEGMENT_BYTES / SLED_VALUE_BYTES_MAX) as u64 {
+            // The database skips a write of the value that is there.
+            value[..8].copy_from_slice(&write.to_be_bytes());
+            let bytes = value.len() as u64 + MOVED_PAGE_BYTES;
+            self.reserve(bytes)?;
+            self.write("insert a value into", COLLECT_TREE, || tree.insert_raw(&value))?;
+            self.0.barriers.inserted.fetch_add(bytes, Ordering::SeqCst);
+        }
+        self.barrier()?;
+        let file = self.0.file.metadata();
+        let file = file.map_err(|error| StorageError::io("inspect", &self.0.file_path, error))?;
+        Ok(file.len())
     }
 
     /// Reads the free space of the file system, as each barrier does, and updates

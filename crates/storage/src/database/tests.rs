@@ -261,3 +261,29 @@ fn the_free_space_is_checked_with_every_barrier() {
     assert_eq!(write(63), DiskLevel::Critical);
     assert_eq!(write(288), DiskLevel::Ok);
 }
+
+#[test]
+fn a_mostly_free_file_becomes_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = open(dir.path());
+    let tree = database.tree(b"t").unwrap();
+    for i in 0..6_000u32 {
+        tree.insert(&i.to_be_bytes(), &[i as u8; SLED_VALUE_BYTES_MAX]).unwrap();
+    }
+    let kept = |i: &u32| i.is_multiple_of(16);
+    for i in (0..6_000).filter(|i| !kept(i)) {
+        tree.remove(&i.to_be_bytes()).unwrap();
+    }
+    while database.collect(512).unwrap() == 512 {}
+    database.barrier().unwrap();
+    let before = fs::metadata(dir.path().join("db")).unwrap().len();
+    let lengths: Vec<u64> = (0..4).map(|_| database.shrink().unwrap()).collect();
+    assert!(lengths[3] < before / 2, "{before} bytes before, then {lengths:?}");
+    assert_eq!(lengths[3], fs::metadata(dir.path().join("db")).unwrap().len());
+    for i in (0..6_000).filter(kept) {
+        assert_eq!(
+            tree.get(&i.to_be_bytes()).unwrap().unwrap()[..],
+            [i as u8; SLED_VALUE_BYTES_MAX]
+        );
+    }
+}
