@@ -76,6 +76,8 @@ impl Project {
             .current_dir(repository())
             .env("COMPOSE_PROJECT_NAME", PROJECT)
             .env("RUST_BASE", &self.base)
+            // The image is looked at, not its speed; this spares a third of the build.
+            .env("OPT_LEVEL", "1")
             .env("NODE_MEMORY", "256MiB")
             .stdin(Stdio::null());
         for id in 1..=3 {
