@@ -269,13 +269,14 @@ pub fn damage(node: &Node, group: GroupId) {
     }
 }
 
-/// Waits until `done`; after 10 s it panics with `what`.
+/// Waits until `done`; after 60 s, which is ten times what a busy machine needs, it panics with
+/// `what`.
 pub fn wait(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..1_000 {
+    for _ in 0..6_000 {
         if done() {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("not within 10 s: {what}");
+    panic!("not within 60 s: {what}");
 }
