@@ -171,8 +171,8 @@ impl Checkpointer {
         while self.collect() == COLLECTED_PAGES && !self.control.stopped() {}
     }
 
-    /// Has the storage engine return the free part of its file, while that makes it shorter; `false`
-    /// if there was nothing to try.
+    /// Has the storage engine return the free part of its file, while that makes it shorter;
+    /// `false` if there was nothing to try.
     fn shrink(&self) -> bool {
         let mut length = u64::MAX;
         while self.disk.may_shrink() && !self.control.stopped() {

@@ -67,9 +67,10 @@ impl Database {
         Ok(pages)
     }
 
-    /// Moves pages as [`Database::collect`] does, and writes as much as a segment of the file holds:
-    /// when a segment ends while most of the file is free, the database empties the last segment in
-    /// use, and cuts off the free ones behind it. So repeated calls make a mostly free file short.
+    /// Moves pages as [`Database::collect`] does, and writes as much as a segment of the file
+    /// holds: when a segment ends while most of the file is free, the database empties the last
+    /// segment in use, and cuts off the free ones behind it. So repeated calls make a mostly free
+    /// file short.
     /// Returns the length of the file in bytes.
     ///
     /// # Errors
