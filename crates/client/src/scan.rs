@@ -92,7 +92,7 @@ impl<'a> Scan<'a> {
             pending: Vec::new().into_iter(),
             last_key: None,
             backoff: Backoff::default(),
-            deadline: Instant::now(),
+            deadline: None,
             done: false,
             counted: 0,
             receipts: Vec::new(),
@@ -146,8 +146,9 @@ pub struct Rows {
     /// Number of rows left; none = no limit.
     left: Option<u64>,
     backoff: Backoff,
-    /// Deadline of the next message of the current page.
-    deadline: Instant,
+    /// Deadline of the next message, over all pages and attempts until it comes; none = not yet
+    /// waited for.
+    deadline: Option<Instant>,
     done: bool,
     counted: u64,
     receipts: Vec<Receipt>,
@@ -192,9 +193,13 @@ impl Rows {
         })
     }
 
+    /// The deadline of the next message. It begins with the wait for it, and no attempt renews it.
+    fn wait_until(&mut self) -> Instant {
+        *self.deadline.get_or_insert_with(|| self.client.deadline(self.timeout))
+    }
+
     async fn open(&mut self) -> Result<()> {
-        self.deadline = self.client.deadline(self.timeout);
-        let options = read(Route::Any, self.deadline);
+        let options = read(Route::Any, self.wait_until());
         let mut request = self.request.clone();
         request.limit = self.left.unwrap_or(0);
         // Boxed: it is large and rarely needed, and would enlarge the future of every row.
@@ -204,10 +209,11 @@ impl Rows {
 
     /// Receives one message of the current page.
     async fn advance(&mut self) -> Result<()> {
+        let deadline = self.wait_until();
         let Some(page) = &mut self.page else {
             return Ok(());
         };
-        let message = match tokio::time::timeout_at(self.deadline.into(), page.message()).await {
+        let message = match tokio::time::timeout_at(deadline.into(), page.message()).await {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => {
                 let error = AttemptError::unreachable(
@@ -221,7 +227,7 @@ impl Rows {
                 return Err(AttemptError::silent("the scanning node", waited).into_error(""));
             }
         };
-        self.deadline = self.client.deadline(self.timeout);
+        self.deadline = None;
         self.backoff = Backoff::default();
         if let Some(row) = message.rows.last() {
             self.last_key = Some(row.key.clone());
@@ -267,7 +273,7 @@ impl Rows {
         }
         let next = retry::next(RetryClass::Read, &error);
         let wait = self.backoff.wait(error.retry_after());
-        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        let remaining = self.wait_until().saturating_duration_since(Instant::now());
         if !matches!(next, Next::Elsewhere | Next::Wait | Next::RefreshMap) || wait >= remaining {
             return Err(error.into_error(""));
         }

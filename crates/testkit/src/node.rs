@@ -277,7 +277,11 @@ impl Kv for Node {
         let scan = call.into_inner();
         let page = |state: &mut State| {
             let (rows, next) = state.store.page(&scan, state.page_rows);
-            (rows, next, state.message_rows, state.scan_breaks_after.take())
+            let breaks_after = match state.every_scan_breaks {
+                true => state.scan_breaks_after,
+                false => state.scan_breaks_after.take(),
+            };
+            (rows, next, state.message_rows, breaks_after)
         };
         let (level, (rows, next_page_token, message_rows, breaks_after)) =
             self.read(scan.read.clone(), page).await?;

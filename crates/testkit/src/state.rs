@@ -93,6 +93,8 @@ pub struct State {
     pub page_rows: usize,
     /// The number of messages after which the stream of the next scan breaks off.
     pub scan_breaks_after: Option<usize>,
+    /// Whether the streams of the scans after it break off too.
+    pub every_scan_breaks: bool,
     /// What each node does with its next calls.
     pub script: HashMap<u64, VecDeque<Step>>,
     /// What each node does with such calls once its script has ended; otherwise it answers.
@@ -115,6 +117,7 @@ impl State {
             message_rows: 100,
             page_rows: usize::MAX,
             scan_breaks_after: None,
+            every_scan_breaks: false,
             script: HashMap::new(),
             always: HashMap::new(),
             writes: Vec::new(),

@@ -1,5 +1,7 @@
 //! Scans: pages, limits, and resumption after a broken stream.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::StreamExt;
 use quorate_client::api::Reason;
@@ -69,6 +71,19 @@ async fn a_broken_stream_is_resumed_after_its_last_row() {
         let keys: Vec<_> = got.into_iter().map(|r| r.key).collect();
         assert_eq!(keys, rows, "broken after message {breaks_after}");
     }
+}
+
+#[tokio::test]
+async fn a_scan_that_gets_nowhere_ends_with_its_timeout() {
+    let (fake, _) = with_rows(3).await;
+    fake.state().scan_breaks_after = Some(0);
+    fake.state().every_scan_breaks = true;
+    let client = client(&fake).await;
+    let timeout = Duration::from_secs(2);
+    let scan = client.scan().timeout(timeout).collect();
+    let ended = tokio::time::timeout(timeout * 3, scan).await.expect("it ends");
+    let error = ended.unwrap_err();
+    assert!(error.to_string().contains("the stream broke"), "{error}");
 }
 
 #[tokio::test]
