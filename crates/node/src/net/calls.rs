@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::codegen::{BoxFuture, Service};
@@ -28,7 +28,7 @@ impl Calls {
     }
 }
 
-impl Service<Request<Body>> for Calls {
+impl Service<Request<Incoming>> for Calls {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Self::Error>;
@@ -37,9 +37,11 @@ impl Service<Request<Body>> for Calls {
         Service::<Request<Body>>::poll_ready(&mut self.routes, context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let call = self.place.begin();
-        let answer = self.routes.call(request);
+        // Where the interceptor of each service finds it.
+        request.extensions_mut().insert(self.place.clone());
+        let answer = self.routes.call(request.map(Body::new));
         Box::pin(async move {
             let answer = answer.await?;
             Ok(answer.map(|body| Body::new(Counted { body, _call: call })))

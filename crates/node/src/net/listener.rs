@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use quorate_config::Config;
 use quorate_proto::health::{LIVE_SERVICE, READY_SERVICE};
 use quorate_proto::limits::DECODE_BYTES_MAX;
@@ -26,8 +28,6 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::service::interceptor::InterceptedService;
 use tonic::service::{Interceptor, Routes};
-use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::exit::Fatal;
@@ -38,8 +38,10 @@ use super::places::{self, Caller, Limits, Place, Places};
 
 /// Interval of pings to a client without traffic.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Resets of streams that the server has not seen yet; a client with more is disconnected.
-const PENDING_RESETS_MAX: usize = 64;
+/// A client may give up all its calls at once, and begin and give up as many more, before the
+/// server has looked at them. One with more resets than this many times its calls is disconnected:
+/// it makes the server work for nothing.
+const PENDING_RESETS_PER_CALL: usize = 2;
 
 /// The services of a listener.
 #[derive(Clone)]
@@ -90,7 +92,7 @@ pub async fn serve_clients(
     if with_peers {
         routes.add_service(of(Caller::Peer, services.peer.into_server()));
     }
-    serve(listener, server(config), routes.routes(), places, stop).await;
+    serve(listener, server(config.max_calls_per_connection), routes.routes(), places, stop).await;
 }
 
 /// Serves peers, and calls that they forward, until `stop`; then finishes the calls in flight.
@@ -109,7 +111,7 @@ pub async fn serve_peers(
         .add_service(of(Caller::Peer, services.peer.into_server()))
         .add_service(of(Caller::Peer, kv(services.kv)))
         .add_service(of(Caller::Peer, cluster(services.cluster)));
-    serve(listener, server(config), routes.routes(), places, stop).await;
+    serve(listener, server(config.max_calls_per_connection), routes.routes(), places, stop).await;
 }
 
 /// A service whose callers take places of this kind.
@@ -127,16 +129,23 @@ fn cluster(service: ClusterService) -> ClusterServer<ClusterService> {
     ClusterServer::new(service).max_decoding_message_size(DECODE_BYTES_MAX)
 }
 
-fn server(config: &Config) -> Server {
-    Server::builder()
-        .tcp_nodelay(true)
-        .max_concurrent_streams(config.max_calls_per_connection)
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+/// The HTTP/2 server of a connection. Not tonic's: that one ends each call at the time-out that its
+/// caller named, as CANCELLED, while a call here ends by its own deadline and says what is known of
+/// its outcome.
+fn server(calls_max: u32) -> Server {
+    let mut server = Server::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(calls_max)
+        .max_pending_accept_reset_streams(Some(calls_max as usize * PENDING_RESETS_PER_CALL))
+        .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
+        .keep_alive_timeout(Duration::from_secs(10))
         .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
+        .initial_connection_window_size(8 << 20);
+    server
 }
+
+type Server = http2::Builder<TokioExecutor>;
 
 macro_rules! reflection {
     ($name:ident, $build:ident, $version:ident) => {
@@ -231,24 +240,32 @@ async fn serve_one(
     place: Arc<Place>,
     stop: CancellationToken,
 ) {
-    let connection = stream::iter([std::io::Result::Ok(connection)]).chain(stream::pending());
+    let calls = TowerToHyperService::new(calls);
+    let serving = server.serve_connection(TokioIo::new(connection), calls);
+    let mut serving = std::pin::pin!(serving);
     let leaves = async {
         tokio::select! {
             () = stop.cancelled() => {}
             () = place.until_leaving() => {}
         }
     };
-    let serving = server.serve_with_incoming_shutdown(calls, connection, leaves);
-    let mut serving = std::pin::pin!(serving);
     let overdue = async {
         place.leaving().cancelled().await;
         place.until_overdue().await;
     };
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        () = overdue => {
-            place.close();
-            serving.await
+    let (mut leaves, mut overdue) = (std::pin::pin!(leaves), std::pin::pin!(overdue));
+    let (mut left, mut closed) = (false, false);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut serving => break ended,
+            () = &mut leaves, if !left => {
+                left = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = &mut overdue, if !closed => {
+                closed = true;
+                place.close();
+            }
         }
     };
     if let Err(error) = ended {
@@ -273,14 +290,6 @@ impl Placed {
 impl Drop for Placed {
     fn drop(&mut self) {
         self.place.leave();
-    }
-}
-
-impl Connected for Placed {
-    type ConnectInfo = Arc<Place>;
-
-    fn connect_info(&self) -> Arc<Place> {
-        self.place.clone()
     }
 }
 

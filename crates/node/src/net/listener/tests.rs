@@ -1,14 +1,20 @@
 //! Which connections stay and which are closed, on a listener of two services: health represents
 //! the calls of peers, reflection those of clients.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use futures::StreamExt;
 use quorate_proto::v1::{Failure, Outcome};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use tonic::body::Body;
+use tonic::codegen::http::{HeaderValue, Request, Response};
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::NamedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -20,6 +26,8 @@ use super::*;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
+const CALLS_MAX: u32 = 256;
+
 /// Long times, so that only the limit under test closes a connection.
 const LIMITS: Limits = Limits {
     clients: 2,
@@ -28,6 +36,97 @@ const LIMITS: Limits = Limits {
     patience: TIMEOUT,
 };
 
+/// How long a node is busy with something else.
+const BUSY: Duration = Duration::from_millis(800);
+
+/// Methods that take longer than their caller says it waits; `Block` holds up its thread first.
+#[derive(Clone)]
+struct Slow;
+
+impl NamedService for Slow {
+    const NAME: &'static str = "test.Slow";
+}
+
+impl Service<Request<Body>> for Slow {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let blocks = request.uri().path().ends_with("Block");
+        Box::pin(async move {
+            if blocks {
+                std::thread::sleep(BUSY);
+            }
+            tokio::time::sleep(TIMEOUT).await;
+            let mut response = Response::new(Body::empty());
+            response.headers_mut().insert("grpc-status", HeaderValue::from_static("4"));
+            Ok(response)
+        })
+    }
+}
+
+type Sender = hyper::client::conn::http2::SendRequest<Body>;
+
+/// A connection on which nothing but the server ends a call.
+async fn plain_connection(address: SocketAddr) -> Sender {
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let connected = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await;
+    let (sender, connection) = connected.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// Calls the slow method; the status that the server gave.
+async fn call_slow(sender: &mut Sender, method: &str) -> Result<String, hyper::Error> {
+    let request = Request::post(format!("http://node/test.Slow/{method}"))
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "50m")
+        .body(Body::empty());
+    let answer = sender.send_request(request.unwrap()).await?;
+    Ok(answer.headers()["grpc-status"].to_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn a_call_ends_by_its_own_deadline_and_not_at_the_callers_time() {
+    let (address, _) = serve(LIMITS).await;
+    let mut sender = plain_connection(address).await;
+    let status = call_slow(&mut sender, "Call").await.unwrap();
+    assert_eq!(status, "4", "1 = CANCELLED by the transport");
+}
+
+/// As when all callers behind one connection run out of time on a node that is busy: it finds the
+/// calls and their ends together.
+#[tokio::test]
+async fn a_client_that_gives_up_all_its_calls_at_once_keeps_its_connection() {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tell.send(serve(LIMITS).await.0).unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    let sender = plain_connection(told.recv().unwrap()).await;
+    let call = || {
+        let mut sender = sender.clone();
+        tokio::spawn(async move { call_slow(&mut sender, "Call").await })
+    };
+    assert_eq!(call().await.unwrap().unwrap(), "4");
+    let mut blocking = sender.clone();
+    let busy = tokio::spawn(async move { call_slow(&mut blocking, "Block").await });
+    tokio::time::sleep(BUSY / 4).await;
+    let calls: Vec<_> = (1..CALLS_MAX).map(|_| call()).collect();
+    tokio::time::sleep(BUSY / 4).await;
+    calls.iter().for_each(|call| call.abort());
+    assert_eq!(busy.await.unwrap().unwrap(), "4");
+    assert_eq!(call().await.unwrap().unwrap(), "4");
+}
+
 async fn serve(limits: Limits) -> (SocketAddr, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -35,9 +134,12 @@ async fn serve(limits: Limits) -> (SocketAddr, Arc<Metrics>) {
     let places = Arc::new(Places::new(limits, metrics.clone()));
     let (_, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::builder();
-    routes.add_service(of(Caller::Peer, health)).add_service(of(Caller::Client, reflection_v1()));
+    routes
+        .add_service(of(Caller::Peer, health))
+        .add_service(of(Caller::Client, reflection_v1()))
+        .add_service(of(Caller::Client, Slow));
     let stop = CancellationToken::new();
-    tokio::spawn(super::serve(listener, Server::builder(), routes.routes(), places, stop));
+    tokio::spawn(super::serve(listener, server(CALLS_MAX), routes.routes(), places, stop));
     (address, metrics)
 }
 
