@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::limits::Limits;
 use futures::future::BoxFuture;
@@ -38,7 +38,7 @@ use crate::error::{InstallError, ScrubError};
 use crate::fatal::FatalHook;
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;
-use crate::watchdog::{Watchdog, Watched};
+use crate::watchdog::Watchdog;
 
 /// The parts from which the engine is started.
 pub struct Parts {
@@ -76,7 +76,6 @@ pub struct Engine {
     seed: u64,
     raft: RaftConfig,
     clock: Clock,
-    epoch: Instant,
     loops: Vec<Arc<Inbox<Input>>>,
     last_iterations: Vec<Arc<AtomicU64>>,
     log: Arc<Inbox<LogInput>>,
@@ -88,7 +87,7 @@ pub struct Engine {
     staged: Arc<Staged>,
     threads: Mutex<Threads>,
     /// Looks for as long as the engine is there, beyond [`Engine::stop`].
-    _watchdog: Watchdog,
+    watchdog: Watchdog,
 }
 
 #[derive(Default)]
@@ -111,19 +110,13 @@ impl Engine {
         let apply_count = (cores / 2).clamp(1, 4);
         let queue_bytes = parts.limits.request_queue as usize / loop_count;
         let loops: Vec<_> = (0..loop_count).map(|_| Arc::new(Inbox::new(queue_bytes))).collect();
-        let (epoch, progress) = (Instant::now(), Arc::<LogProgress>::default());
-        let watched = Watched {
-            syncs: parts.log.database().syncs().clone(),
-            progress: progress.clone(),
-            epoch,
-            barrier_max: parts.barrier_max,
-        };
+        let progress = Arc::<LogProgress>::default();
+        let syncs = parts.log.database().syncs().clone();
         let engine = Arc::new(Engine {
             node: parts.node,
             seed: parts.seed,
             raft: parts.raft.clone(),
             clock: Clock,
-            epoch,
             last_iterations: loops.iter().map(|_| Arc::default()).collect(),
             loops,
             log: Arc::new(Inbox::new(usize::MAX)),
@@ -134,7 +127,7 @@ impl Engine {
             shards: Arc::default(),
             staged: Arc::default(),
             threads: Mutex::default(),
-            _watchdog: Watchdog::start(watched, parts.fatal)?,
+            watchdog: Watchdog::start(syncs, parts.barrier_max, parts.fatal)?,
         });
         engine.start_threads(parts)?;
         Ok(engine)
@@ -183,7 +176,7 @@ impl Engine {
             loops: self.loops.clone(),
             outbox: parts.outbox,
             progress: self.progress.clone(),
-            epoch: self.epoch,
+            syncs: sled.syncs().clone(),
             metrics: parts.metrics.clone(),
         };
         threads.log = Some(spawn("log-writer", move || {
@@ -433,10 +426,11 @@ impl Engine {
         &self.progress
     }
 
-    /// How long the log write in progress has taken; `None` = idle.
+    /// How long the write or sync of the data directory that takes longest has been under way, as
+    /// the watchdog counts it; 0 if none takes a quarter of a second.
     #[must_use]
-    pub fn log_busy_for(&self) -> Option<Duration> {
-        self.progress.busy_for(self.epoch)
+    pub fn disk_busy_for(&self) -> Duration {
+        self.watchdog.disk_busy_for()
     }
 
     /// The longest time since the last iteration of any loop.

@@ -1,12 +1,13 @@
 //! The log writer: the thread that owns the record log. It writes one record with one barrier for
 //! all groups that have something to persist.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use quorate_raft::{Entry, Envelope, GroupId, Index, NodeId, Persist, PersistToken, ReplicaId};
-use quorate_storage::{RecordLog, Section, SectionKind, StorageError};
+use quorate_storage::{RecordLog, Section, SectionKind, StorageError, Syncs};
 
 use super::Outbox;
 use super::inbox::{Inbox, Weigh};
@@ -52,11 +53,9 @@ impl Weigh for LogInput {
     }
 }
 
-/// The progress of the log writer, for the watchdog and the liveness check.
+/// The progress of the log writer.
 #[derive(Debug, Default)]
 pub struct LogProgress {
-    /// Milliseconds since `epoch` at which the write in progress began, plus one; 0 = idle.
-    busy_since: AtomicU64,
     stored_bytes: AtomicU64,
     engine_bytes: AtomicU64,
     /// The sequence of the last durable record.
@@ -64,13 +63,6 @@ pub struct LogProgress {
 }
 
 impl LogProgress {
-    /// How long the write in progress has taken so far; `None` = idle.
-    #[must_use]
-    pub fn busy_for(&self, epoch: Instant) -> Option<Duration> {
-        let since = self.busy_since.load(Ordering::Acquire).checked_sub(1)?;
-        Some(epoch.elapsed().saturating_sub(Duration::from_millis(since)))
-    }
-
     /// The sequence of the last durable record; 0 = none. Peers may rely on it: a durable record is
     /// never lost again.
     #[must_use]
@@ -102,7 +94,8 @@ pub(super) struct LogWriter {
     pub(super) loops: Vec<Arc<Inbox<Input>>>,
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) progress: Arc<LogProgress>,
-    pub(super) epoch: Instant,
+    /// Where the watchdog sees the writes.
+    pub(super) syncs: Arc<Syncs>,
     pub(super) metrics: Arc<EngineMetrics>,
 }
 
@@ -155,7 +148,7 @@ impl LogWriter {
             while let Some(record) = next_record(&mut writes) {
                 self.write(record)?;
             }
-            self.log.maintain()?;
+            self.watched(RecordLog::maintain)?;
             self.progress.set_durable(self.log.last_sequence());
             self.progress.stored_bytes.store(self.log.stored_bytes(), Ordering::Relaxed);
             self.progress.engine_bytes.store(self.log.engine_bytes(), Ordering::Relaxed);
@@ -165,10 +158,14 @@ impl LogWriter {
         }
     }
 
+    /// Runs a step of the log, which may wait for the disk in any of its writes.
+    fn watched<T>(&mut self, step: impl FnOnce(&mut RecordLog) -> T) -> T {
+        let log = &mut self.log;
+        self.syncs.watched("write", Path::new("the log"), || step(log))
+    }
+
     fn write(&mut self, writes: Vec<Write>) -> Result<(), StorageError> {
         let started = Instant::now();
-        let since = started.duration_since(self.epoch).as_millis() as u64;
-        self.progress.busy_since.store(since + 1, Ordering::Release);
         let mut sections = Vec::with_capacity(writes.len() * 2);
         let mut done: Vec<Vec<(GroupId, PersistToken)>> = vec![Vec::new(); self.loops.len()];
         let mut send: Vec<(NodeId, Envelope)> = Vec::new();
@@ -192,13 +189,12 @@ impl LogWriter {
             );
         }
         if !sections.is_empty() {
-            self.log.append(&sections)?;
+            self.watched(|log| log.append(&sections))?;
             self.progress.set_durable(self.log.last_sequence());
             self.metrics.fsync_seconds.observe_duration(started.elapsed());
             self.metrics.log_record_entries.observe(entries);
             self.metrics.log_record_bytes.observe(bytes);
         }
-        self.progress.busy_since.store(0, Ordering::Release);
         // Acknowledgements to other nodes first: a leader there waits for them, while this node's
         // loops are only notified of their own writes.
         self.outbox.send_all(&mut send);
@@ -273,7 +269,7 @@ mod tests {
                 loops: vec![Arc::new(Inbox::new(usize::MAX))],
                 outbox: Arc::<Peers>::default(),
                 progress: Arc::default(),
-                epoch: Instant::now(),
+                syncs: engine.syncs().clone(),
                 metrics: Arc::new(EngineMetrics::unregistered()),
             };
             let mut writes = backlog(&mut open(header, None));

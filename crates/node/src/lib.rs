@@ -11,7 +11,7 @@
 //! | `checkpointer` | nothing; writes frozen deltas | the disk |
 //! | `peer-memory` | the positions that peers have reported | the disk |
 //! | `watchdog` | nothing; checks for barriers that hang | nothing |
-//! | blocking pool (16) | nothing; tree reads, scans, snapshots | the disk |
+//! | blocking pool | nothing; 16 tree reads, 8 scans, snapshots, names | the disk, DNS |
 //!
 //! # Queues
 //!
@@ -31,7 +31,8 @@
 //! | snapshot orders | orders | 4,096 | the core asks again later |
 //! | snapshot chunks | chunks | 2 per transfer | the sender waits |
 //! | scan answers | messages | 2 per scan | the scan waits, until its pins expire |
-//! | disk work of scans | scans | 8 of the pool of 16 | the scan waits, then is rejected |
+//! | disk work of reads | reads | 16 threads | the read waits, until its deadline |
+//! | disk work of scans | scans | 8 threads | the scan waits, then is rejected |
 //! | clients, per listener | connections | `--max-connections` | rejected |
 //! | peers, per listener | connections | 256 | rejected |
 //! | new connections, per listener | connections | 256, each for 10 s | the oldest is closed |
@@ -64,7 +65,7 @@
 //! | apply: checks whether it may resume | 50 ms | `apply_pool::RESUME_INTERVAL` | the disk |
 //! | checkpointer: checks for due checkpoints | 100 ms | `checkpointer::POLL_INTERVAL` | the disk |
 //! | checkpointer: frees space, at most | 1 s | `checkpointer::MAKE_ROOM_INTERVAL` | the disk |
-//! | watchdog: checks for barriers that hang | 1 s | `watchdog::WATCH_INTERVAL` | nothing |
+//! | watchdog: checks for barriers that hang | 250 ms | `watchdog::WATCH_INTERVAL` | nothing |
 //! | scrub: checks whether one is due | 30 s | `scrub::POLL_INTERVAL` | nothing |
 //! | scrub: reads a replica | 24 h | `scrub::SCRUB_INTERVAL` | the disk (blocking pool) |
 //! | transport: reports growth of the log | 250 ms | `announce::ANNOUNCE_INTERVAL` | nothing |

@@ -61,7 +61,7 @@ impl Health {
         *self.disk.load_full()
     }
 
-    /// Whether the engine's loops and the log writer move.
+    /// Whether the engine's loops and the disk move.
     ///
     /// # Errors
     /// What stands still.
@@ -71,12 +71,11 @@ impl Health {
         if idle > STANDSTILL {
             return Err(format!("an engine loop has not turned for {} s", idle.as_secs()));
         }
-        match shared.engine.log_busy_for() {
-            Some(busy) if busy > STANDSTILL => {
-                Err(format!("a write to the log has been under way for {} s", busy.as_secs()))
-            }
-            _ => Ok(()),
+        let busy = shared.engine.disk_busy_for();
+        if busy > STANDSTILL {
+            return Err(format!("a write to the disk has been under way for {} s", busy.as_secs()));
         }
+        Ok(())
     }
 
     /// Whether the node takes requests.

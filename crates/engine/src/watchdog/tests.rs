@@ -1,10 +1,13 @@
 //! Tests of the watchdog: each barrier of a node, on a disk that hangs, ends the process.
 
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 
-use quorate_storage::{DatabaseOptions, LogBackend, NodeRecords};
+use quorate_storage::{DatabaseOptions, LogBackend, NodeRecords, StorageError};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
 use crate::testing::{GROUP, Node, SMALL, checkpoint, put, small, wait};
@@ -86,6 +89,7 @@ fn expect_end(disk: &HangingDisk, node: &Node, file: &str, barrier: impl FnOnce(
         let _heals = Heals(disk);
         disk.set_hangs(true);
         scope.spawn(barrier);
+        wait("it is seen before", || node.engine.disk_busy_for() > HANGS_AFTER / 2);
         wait("the process ends", || why_ended(dir).is_some());
     });
     let error = why_ended(dir).unwrap();
@@ -156,4 +160,75 @@ fn a_barrier_of_a_node_record() {
     let node = node_on(&disk, LogBackend::File);
     let records = NodeRecords::open(&node.sled).unwrap();
     expect_end(&disk, &node, "sled/db", || records.put("map", b"record").unwrap());
+}
+
+/// Says to a child of the test below that it is one.
+const CHILD: &str = "QUORATE_WATCHDOG_CHILD";
+/// On the disk of the child a sync takes this long, so that one is nearly always under way.
+const SLOW_SYNC: Duration = Duration::from_millis(100);
+/// In the child a sync that takes longer than this hangs.
+const CHILD_MAX: Duration = Duration::from_secs(1);
+
+/// Writes without end on a slow disk, and reports each write.
+fn write_without_end() {
+    let before_sync = Arc::new(|_: &Path| {
+        std::thread::sleep(SLOW_SYNC);
+        Ok(())
+    });
+    let options = DatabaseOptions { before_sync, ..DatabaseOptions::default() };
+    let ends = (FatalHook(|_| std::process::exit(21)), CHILD_MAX);
+    let node = Node::with_parts(SMALL, 256 << 10, options, LogBackend::File, ends);
+    node.lead(GROUP, 1);
+    loop {
+        node.propose(GROUP, put(GROUP, "key", 10)).blocking_recv().unwrap();
+        println!("\nwritten");
+    }
+}
+
+/// A child, which is killed when this is dropped.
+struct Writer(Child);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Writer {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+#[test]
+fn time_in_which_the_whole_process_stands_still_is_not_the_disks() {
+    if std::env::var_os(CHILD).is_some() {
+        return write_without_end();
+    }
+    let name = "watchdog::tests::time_in_which_the_whole_process_stands_still_is_not_the_disks";
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "yes")
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut writer = Writer(child.unwrap());
+    let (report, reports) = mpsc::channel();
+    let output = BufReader::new(writer.0.stdout.take().unwrap());
+    std::thread::spawn(move || {
+        let written = output.lines().map_while(Result::ok).filter(|line| line == "written");
+        written.for_each(|_| report.send(()).unwrap_or_default());
+    });
+    for _ in 0..4 {
+        // The next write is under way when one is reported.
+        reports.recv_timeout(Duration::from_secs(10)).expect("it writes");
+        writer.signal(Signal::STOP);
+        std::thread::sleep(CHILD_MAX + WATCH_INTERVAL * 2);
+        while reports.try_recv().is_ok() {}
+        writer.signal(Signal::CONT);
+        for _ in 0..2 {
+            let written = reports.recv_timeout(Duration::from_secs(10));
+            written.unwrap_or_else(|_| panic!("it ended: {:?}", writer.0.wait()));
+        }
+    }
 }

@@ -47,7 +47,7 @@ pub async fn keep(shared: Arc<Shared>, peers: Arc<Peers>) {
             // Only the drain decides now: a preference could undo its transfers.
             continue;
         }
-        if shared.engine.log_busy_for().is_some_and(|busy| busy > slow_disk) {
+        if shared.engine.disk_busy_for() > slow_disk {
             if fled.is_none_or(|fled| fled.elapsed() >= FLEE_INTERVAL) {
                 fled = Some(Instant::now());
                 warn!("disk: slower than an election timeout; transferring all leaderships");

@@ -1,5 +1,8 @@
 //! Syncs: every `fsync` and `fdatasync` of a data directory passes here, so that one that hangs is
 //! seen. A failed one is an error to its caller; one that never returns has no caller to say so.
+//!
+//! How long one has taken is counted in readings of a watchdog, not on a clock: while the whole
+//! process stands still (SIGSTOP, a suspended machine) time passes that the disk did not take.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -19,7 +22,7 @@ use crate::error::{Result, StorageError};
 /// hangs.
 pub type SyncHook = Arc<dyn Fn(&Path) -> io::Result<()> + Send + Sync>;
 
-/// The syncs of one data directory that are under way.
+/// The syncs of one data directory that are under way, and the writes around them.
 pub struct Syncs {
     before: SyncHook,
     running: Mutex<Running>,
@@ -36,6 +39,8 @@ struct Begun {
     stage: &'static str,
     path: PathBuf,
     at: Instant,
+    /// How often a watchdog has found it under way.
+    readings: u32,
 }
 
 /// Forgets a sync when it returns, or when it panics.
@@ -67,17 +72,24 @@ impl Syncs {
         Self { before, running: Mutex::default() }
     }
 
-    /// The failure of the oldest sync that has been under way for longer than `max`; `None` when
-    /// there is none.
+    /// Counts one reading for each step that is under way; returns the most that any of them has.
     #[must_use]
-    pub fn hanging(&self, max: Duration) -> Option<StorageError> {
+    pub fn count_reading(&self) -> u32 {
+        let mut running = self.running.lock();
+        running.by_number.values_mut().for_each(|begun| begun.readings += 1);
+        running.by_number.values().map(|begun| begun.readings).max().unwrap_or(0)
+    }
+
+    /// The failure of a step with more than `max` readings; `None` when there is none. Of several
+    /// it is the last to begin, because a write contains its syncs.
+    #[must_use]
+    pub fn hanging(&self, max: u32) -> Option<StorageError> {
         let running = self.running.lock();
-        let (_, oldest) = running.by_number.first_key_value()?;
-        let age = oldest.at.elapsed();
-        (age > max).then(|| StorageError::Barrier {
-            stage: oldest.stage,
-            path: oldest.path.clone(),
-            message: format!("it has not returned for {} s", age.as_secs()),
+        let hanging = running.by_number.values().rfind(|begun| begun.readings > max)?;
+        Some(StorageError::Barrier {
+            stage: hanging.stage,
+            path: hanging.path.clone(),
+            message: format!("it has not returned for {} s", hanging.at.elapsed().as_secs()),
         })
     }
 
@@ -108,18 +120,13 @@ impl Syncs {
             .map_err(|error| StorageError::io("sync", path, error))
     }
 
-    /// Runs a step of a barrier, which [`Syncs::hanging`] sees until it returns.
-    pub(crate) fn watched<T>(
-        &self,
-        stage: &'static str,
-        path: &Path,
-        step: impl FnOnce() -> T,
-    ) -> T {
+    /// Runs a step that may wait for the disk, which [`Syncs::hanging`] sees until it returns.
+    pub fn watched<T>(&self, stage: &'static str, path: &Path, step: impl FnOnce() -> T) -> T {
         let number = {
             let mut running = self.running.lock();
             running.begun += 1;
             let number = running.begun;
-            let begun = Begun { stage, path: path.to_owned(), at: Instant::now() };
+            let begun = Begun { stage, path: path.to_owned(), at: Instant::now(), readings: 0 };
             running.by_number.insert(number, begun);
             number
         };
