@@ -81,6 +81,10 @@ impl Group {
 
     /// Proposes, or answers why not. `clock` is this node's own, in Unix milliseconds.
     pub(super) fn propose(&mut self, now: Ticks, clock: u64, proposal: Proposal) {
+        if !proposal.claim.decides() {
+            // Its caller has left or run out of time while it was queued.
+            return;
+        }
         // If this replica cannot apply, the entry would commit and its proposer get no answer.
         if self.raft.is_leader() && !(self.takes_commands() && self.shard.serves()) {
             // The handler may have given up; ignore it.

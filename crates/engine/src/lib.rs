@@ -55,7 +55,7 @@ pub use log_writer::LogProgress;
 pub use map_cell::MapCell;
 pub use metrics::EngineMetrics;
 pub use replica::{OpenReplicaError, settle_log};
-pub use request::{Answer, Proposal, ReadGrant, ReadRequest, RefusedProposal};
+pub use request::{Answer, Claim, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 pub use shard::{Leadership, Shard, ShardStats, Shards};
 pub use snapshots::{SnapshotOrder, Staged};
 pub use watchdog::BARRIER_MAX;

@@ -1,5 +1,8 @@
 //! Requests of handlers to an event loop, and the answers: proposals and linearizable reads.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use quorate_raft::{GroupId, Index, LogId, NodeId};
 use tokio::sync::oneshot;
@@ -19,6 +22,22 @@ pub struct Proposal {
     pub write: Option<WriteKey>,
     /// The receiver of the answer. If it has given up, only the answer is lost, not the proposal.
     pub answer: oneshot::Sender<Answer>,
+    /// Who decides whether it is proposed.
+    pub claim: Claim,
+}
+
+/// Decides once whether a queued proposal is proposed or withdrawn: by the first of the event
+/// loop that takes it and the caller that gives it up. So a caller that could withdraw knows that
+/// nothing was proposed.
+#[derive(Clone, Debug, Default)]
+pub struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    /// Whether this call is the first, and so decides.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// The outcome of a proposal.

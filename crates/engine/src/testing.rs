@@ -20,7 +20,7 @@ use quorate_storage::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, Engine, Outbox, Parts, Proposal, Shard};
+use super::{Answer, Claim, Engine, Outbox, Parts, Proposal, Shard};
 use crate::map_cell::MapCell;
 use crate::metrics::EngineMetrics;
 use crate::watchdog::BARRIER_MAX;
@@ -216,7 +216,13 @@ impl Node {
     ) -> oneshot::Receiver<Answer> {
         let (answer, answered) = oneshot::channel();
         self.engine
-            .propose(Proposal { group, payload: payload.into(), write: None, answer })
+            .propose(Proposal {
+                group,
+                payload: payload.into(),
+                write: None,
+                answer,
+                claim: Claim::default(),
+            })
             .unwrap();
         answered
     }

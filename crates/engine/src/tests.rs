@@ -38,7 +38,13 @@ fn a_stopped_engine_refuses_proposals_and_reads() {
     node.engine.stop();
     let (answer, _) = oneshot::channel();
     let payload = put(GROUP, "key", 1);
-    let refused = node.engine.propose(Proposal { group: GROUP, payload, write: None, answer });
+    let refused = node.engine.propose(Proposal {
+        group: GROUP,
+        payload,
+        write: None,
+        answer,
+        claim: Claim::default(),
+    });
     assert!(refused.is_err(), "its answer would never come");
     let (grant, _) = oneshot::channel();
     assert!(!node.engine.read(ReadRequest { group: GROUP, grant }));
@@ -234,5 +240,33 @@ fn deleting_frees_a_full_disk() {
     }
     let free = disk.space().unwrap().free;
     assert!(free > 128 << 20, "{free} bytes are free");
+    node.engine.stop();
+}
+
+#[test]
+fn a_withdrawn_proposal_is_not_proposed() {
+    let node = Node::start();
+    let shard = node.lead(GROUP, 1);
+    let propose = |claim: Claim| {
+        let (answer, answered) = oneshot::channel();
+        let payload = put(GROUP, "key", 1);
+        node.engine
+            .propose(Proposal { group: GROUP, payload, write: None, answer, claim })
+            .unwrap();
+        answered.blocking_recv()
+    };
+    let applied = || match propose(Claim::default()) {
+        Ok(Answer::Applied { at, .. }) => at.index,
+        other => panic!("not applied: {other:?}"),
+    };
+    let before = applied();
+    let withdrawn = Claim::default();
+    assert!(withdrawn.decides(), "it is withdrawn before it is proposed");
+    assert!(propose(withdrawn).is_err(), "it has no answer");
+    assert_eq!(applied(), Index(before.0 + 1), "it took no place in the log");
+    assert!(shard.serves());
+    let taken = Claim::default();
+    assert!(matches!(propose(taken.clone()), Ok(Answer::Applied { .. })));
+    assert!(!taken.decides(), "what was proposed cannot be withdrawn");
     node.engine.stop();
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quorate_engine::{Answer, Proposal, RefusedProposal, Shard};
+use quorate_engine::{Answer, Claim, Proposal, RefusedProposal, Shard};
 use quorate_machine::{WriteAnswer, WriteKey};
 use quorate_proto::v1::{Failure, Outcome, Reason, Receipt, RouteHint};
 use quorate_raft::{GroupId, LogId};
@@ -62,7 +62,7 @@ pub async fn write<R: Forward>(
             }
             LeaderLocation::At(node) => match pass(shared, context, node, request).await {
                 Forwarded::Answered(answer) => return Ok(Written::Elsewhere(answer)),
-                Forwarded::Failed(failure) => return Err(failure),
+                Forwarded::Failed(failure) | Forwarded::Lost(failure) => return Err(failure),
                 Forwarded::NotSent(failure) => failure.message,
             },
             LeaderLocation::LocalNotReady => {
@@ -77,6 +77,16 @@ pub async fn write<R: Forward>(
     }
 }
 
+/// Withdraws a proposal when it is dropped, unless it was proposed.
+struct Withdraws(Claim);
+
+impl Drop for Withdraws {
+    fn drop(&mut self) {
+        // If it is not the first, the proposal is no longer queued.
+        let _ = self.0.decides();
+    }
+}
+
 /// Proposes once; `None` = it was certainly not proposed, and asking the new leader is safe.
 async fn propose(
     shared: &Shared,
@@ -87,7 +97,10 @@ async fn propose(
 ) -> Result<Option<(Receipt, WriteAnswer)>, Failure> {
     let (sender, receiver) = oneshot::channel();
     let started = std::time::Instant::now();
-    let proposal = Proposal { group: shard.group, payload, write, answer: sender };
+    // A caller that leaves drops this future, and with it withdraws.
+    let claim = Withdraws(Claim::default());
+    let proposal =
+        Proposal { group: shard.group, payload, write, answer: sender, claim: claim.0.clone() };
     if shared.engine.propose(proposal).is_err() {
         shared.metrics.shed("proposals").inc();
         let message = "too many requests wait to be proposed; try again";
@@ -97,6 +110,12 @@ async fn propose(
         Ok(Ok(answer)) => answer,
         // The replica stopped, or the node is ending.
         Ok(Err(_)) => Answer::Unknown,
+        Err(_) if claim.0.decides() => {
+            shared.metrics.shed("deadline").inc();
+            let message = "the write waited to be proposed until its time was up; it was not \
+                           proposed";
+            return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));
+        }
         Err(_) => return Err(unknown(shard, Code::DeadlineExceeded, "before it committed")),
     };
     match answer {

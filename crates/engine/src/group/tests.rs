@@ -5,6 +5,7 @@ use quorate_raft::{Config, Envelope, Message, Output};
 use quorate_storage::DeltaBudget;
 
 use super::*;
+use crate::Claim;
 use crate::replica::restore;
 use crate::testing::{GROUP, agree, replica, sled, store};
 
@@ -62,7 +63,11 @@ fn propose_write(
 ) -> oneshot::Receiver<Answer> {
     let (answer, answered) = oneshot::channel();
     let payload = Bytes::from_static(payload);
-    group.propose(now, clock, Proposal { group: GROUP, payload, write, answer });
+    group.propose(
+        now,
+        clock,
+        Proposal { group: GROUP, payload, write, answer, claim: Claim::default() },
+    );
     answered
 }
 

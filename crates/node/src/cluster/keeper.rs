@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 use quorate_config::Config;
-use quorate_engine::{Answer, Engine, MapCell, Proposal, create_replicas, replica_init};
+use quorate_engine::{Answer, Claim, Engine, MapCell, Proposal, create_replicas, replica_init};
 use quorate_machine::command::encode_change_map;
 use quorate_machine::{Map, WriteAnswer, map_rules, replicas_of};
 use quorate_placement::{Founding, first_map};
@@ -160,7 +160,17 @@ impl Keeper {
         let epoch = next.epoch;
         let (answer, answered) = oneshot::channel();
         let payload = encode_change_map(expected, next);
-        if self.engine.propose(Proposal { group: META, payload, write: None, answer }).is_err() {
+        if self
+            .engine
+            .propose(Proposal {
+                group: META,
+                payload,
+                write: None,
+                answer,
+                claim: Claim::default(),
+            })
+            .is_err()
+        {
             return;
         }
         match tokio::time::timeout(PROPOSAL_TIMEOUT, answered).await {
