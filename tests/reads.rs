@@ -513,3 +513,51 @@ async fn a_scan_while_writing_never_tears_a_batch() {
     let written = writer.await.expect("no batch failed");
     assert!(written >= 40, "{written} batches");
 }
+
+/// With 32 shards on the other node and rows of more than the window of a connection, one stream
+/// that waits must not hold up the others, nor the writes beside them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_over_many_shards_of_another_node_ends_and_holds_up_no_write() {
+    const ROWS: usize = 160;
+    let options = ClusterOptions {
+        nodes: 2,
+        shards: 64,
+        arguments: vec!["--replicas".to_owned(), "1".to_owned()],
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options).await;
+    let client = cluster.client();
+    let puts = (0..ROWS).map(|row| {
+        let put = client.put(format!("row-{row}"), vec![7; 256 << 10]).timeout(TIMEOUT);
+        async move { put.await.map(drop) }
+    });
+    futures::future::try_join_all(puts).await.expect("the rows are written");
+    assert_eq!(client.scan().prefix("row-").collect().await.expect("it is whole").len(), ROWS);
+    let writing = Arc::new(AtomicBool::new(true));
+    let writes = tokio::spawn({
+        let (client, writing) = (cluster.client(), Arc::clone(&writing));
+        async move {
+            let mut written = 0;
+            while writing.load(Ordering::Relaxed) {
+                let put = client.put(format!("beside-{}", written % 64), "x").timeout(TIMEOUT);
+                put.await.expect("writes go on beside scans");
+                written += 1;
+            }
+            written
+        }
+    });
+    for id in cluster.ids() {
+        let request = ScanRequest { prefix: "row-".into(), ..ScanRequest::default() };
+        // A page holds less than all rows; with the fault none came at all.
+        let scans = (0..3).map(|_| scan(&cluster, id, request.clone(), CALL));
+        for page in futures::future::join_all(scans).await {
+            let (rows, _) = page.expect("the scan ends");
+            assert!(!rows.is_empty(), "node {id}");
+        }
+        let count = ScanRequest { count_only: true, ..request };
+        let (_, last) = scan(&cluster, id, count, CALL).await.expect("the scan ends");
+        assert!(last.count > 0);
+    }
+    writing.store(false, Ordering::Relaxed);
+    assert!(writes.await.expect("the writer ends") > 0);
+}

@@ -35,10 +35,13 @@ use crate::net::listener::{self, Services};
 use crate::peers::{self, Connections, Incoming, Outgoing, Peers, send_snapshots};
 use crate::replicas::{self, OpenFailed, Storage};
 
-/// Threads that may wait for the disk on behalf of reads, scans and snapshots.
-const READER_THREADS: usize = 16;
-/// The part of them that scans may use.
+/// Threads that may wait for the disk on behalf of reads.
+const READ_THREADS: usize = 16;
+/// Threads that may wait for the disk on behalf of scans.
 const SCAN_THREADS: usize = 8;
+/// All threads for work that may block: those above, snapshots, scrubs, and names that a DNS server
+/// does not resolve, of which each connection to another node may hold one.
+const BLOCKING_THREADS: usize = 512;
 /// Bound of ordered snapshots that have not begun.
 const SNAPSHOT_ORDERS: usize = 4096;
 /// Longest wait of a drain for calls in flight.
@@ -52,7 +55,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
     limits::raise_open_files(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(READER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|error| Fatal::Bug(format!("cannot start the runtime: {error}")))?;
     let ended = runtime.block_on(Node::run(config));
@@ -298,6 +301,7 @@ impl Node {
             engine: inbound.engine.clone(),
             map: map.clone(),
             forward: Forwarder::default(),
+            read_threads: Arc::new(Semaphore::new(READ_THREADS)),
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(self.config.node_id.0),
             budget: budget.clone(),

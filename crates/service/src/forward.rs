@@ -1,6 +1,7 @@
 //! Calls that this node passes on: to the leader of a shard, or to a node with a replica.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -9,23 +10,29 @@ use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
     CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
-    IncrementRequest, IncrementResponse, Outcome, PutRequest, PutResponse, Reason,
+    IncrementRequest, IncrementResponse, Outcome, PutRequest, PutResponse, Reason, Receipt,
 };
 use quorate_raft::NodeId;
+use tokio::sync::Semaphore;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use super::context::Context;
+use crate::known::KnownNodes;
+use crate::outcome::HasOutcome;
 
 /// How often a connection to another node without traffic is pinged.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A unary call of the Kv service that can be passed on as it came.
-pub trait Forward: prost::Message + Clone + Send + 'static {
+pub trait Forward: prost::Message + HasOutcome + Clone + Send + 'static {
     /// The answer.
     type Response: Send;
     /// Whether it may change something: then a lost answer is an unknown outcome.
     const WRITES: bool;
+
+    /// The receipt of an answer.
+    fn receipt(response: &Self::Response) -> Option<&Receipt>;
 
     /// Makes the call.
     fn call(
@@ -39,6 +46,10 @@ macro_rules! forward {
         impl Forward for $request {
             type Response = $response;
             const WRITES: bool = $writes;
+
+            fn receipt(response: &$response) -> Option<&Receipt> {
+                response.receipt.as_ref()
+            }
 
             async fn call(
                 mut client: KvClient<Channel>,
@@ -61,18 +72,52 @@ forward! {
 }
 
 /// Connections to the other nodes' peer listeners, opened when they are first needed.
-#[derive(Default)]
 pub struct Forwarder {
-    channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
+    channels: Mutex<BTreeMap<(NodeId, Purpose), (String, Channel)>>,
+    /// What their answers have shown of them.
+    pub known: KnownNodes,
+    /// The places of scans with shards on other nodes.
+    pub scans: Arc<Semaphore>,
 }
+
+impl Default for Forwarder {
+    fn default() -> Self {
+        Self {
+            channels: Mutex::default(),
+            known: KnownNodes::default(),
+            scans: Arc::new(Semaphore::new(SCANS_MAX)),
+        }
+    }
+}
+
+/// What a connection is for. A scan that is read slowly fills the windows of its streams, and then
+/// of its connection: no other call may be behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Calls with one answer.
+    Calls,
+    /// Scans of single shards: [`SCANS_PER_CONNECTION`] of each scan.
+    Scans(u32),
+}
+
+/// Scans with shards on other nodes that run at the same time; see [`Forwarder::scans`].
+pub const SCANS_MAX: usize = 8;
+/// Streams of one scan on one connection. With those of the other scans they are fewer than the
+/// calls that the other node takes on a connection, so that no stream waits for another's end.
+pub const SCANS_PER_CONNECTION: usize = 25;
+/// Bytes of a scan's stream that may be under way unread. The window of the connection is as large
+/// as those of all its streams, so that one that is not read holds up no other.
+const SCAN_WINDOW_BYTES: u32 = 64 << 10;
 
 /// Why a call could not be passed on, or what the other node answered.
 #[derive(Debug)]
 pub enum Forwarded<T> {
     /// The answer of the other node.
     Answered(T),
-    /// It failed there, or its answer was lost; final.
+    /// It failed there; final.
     Failed(Failure),
+    /// No answer came, and the call may have arrived.
+    Lost(Failure),
     /// It never left this node: another way may be tried.
     NotSent(Failure),
 }
@@ -82,13 +127,18 @@ impl Forwarder {
     ///
     /// # Errors
     /// `address` is not HOST:PORT.
-    pub fn client(&self, node: NodeId, address: &str) -> Result<KvClient<Channel>, Failure> {
+    pub fn client(
+        &self,
+        node: NodeId,
+        purpose: Purpose,
+        address: &str,
+    ) -> Result<KvClient<Channel>, Failure> {
         let mut channels = self.channels.lock();
-        let channel = match channels.get(&node) {
+        let channel = match channels.get(&(node, purpose)) {
             Some((known, channel)) if known == address => channel.clone(),
             _ => {
-                let channel = connect(address)?;
-                channels.insert(node, (address.to_owned(), channel.clone()));
+                let channel = connect(purpose, address)?;
+                channels.insert((node, purpose), (address.to_owned(), channel.clone()));
                 channel
             }
         };
@@ -109,18 +159,25 @@ impl Forwarder {
         if let Err(failure) = context.forward_into(request.metadata_mut()) {
             return Forwarded::Failed(failure);
         }
-        let client = match self.client(node, address) {
+        let client = match self.client(node, Purpose::Calls, address) {
             Ok(client) => client,
             Err(failure) => return Forwarded::NotSent(failure),
         };
         let left = context.left();
         request.set_timeout(left);
         // The time-out is ours as well: a node that is stopped answers nothing.
-        match tokio::time::timeout(left, R::call(client, request)).await {
+        let forwarded = match tokio::time::timeout(left, R::call(client, request)).await {
             Ok(Ok(response)) => Forwarded::Answered(response.into_inner()),
             Ok(Err(status)) => failed::<R>(node, &status),
-            Err(_) => Forwarded::Failed(lost(R::WRITES, true, node, "its time was up")),
+            Err(_) => Forwarded::Lost(lost(R::WRITES, true, node, "its time was up")),
+        };
+        match &forwarded {
+            Forwarded::Answered(answer) => self.known.answered(node, R::receipt(answer)),
+            Forwarded::Failed(failure) => self.known.failed(node, failure),
+            Forwarded::Lost(_) => self.known.did_not_answer(node, Some(left)),
+            Forwarded::NotSent(_) => self.known.did_not_answer(node, None),
         }
+        forwarded
     }
 }
 
@@ -133,7 +190,7 @@ fn failed<R: Forward>(node: NodeId, status: &Status) -> Forwarded<R::Response> {
         return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
     }
     let timed_out = matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled);
-    Forwarded::Failed(lost(R::WRITES, timed_out, node, status.message()))
+    Forwarded::Lost(lost(R::WRITES, timed_out, node, status.message()))
 }
 
 /// What a call is worth whose answer was lost on the way.
@@ -160,7 +217,13 @@ fn never_connected(status: &Status) -> bool {
     false
 }
 
-fn connect(address: &str) -> Result<Channel, Failure> {
+fn connect(purpose: Purpose, address: &str) -> Result<Channel, Failure> {
+    let (stream_window, connection_window) = match purpose {
+        Purpose::Calls => (1 << 20, 8 << 20),
+        Purpose::Scans(_) => {
+            (SCAN_WINDOW_BYTES, SCAN_WINDOW_BYTES * (SCANS_MAX * SCANS_PER_CONNECTION) as u32)
+        }
+    };
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
         Failure::of(Reason::Internal, format!("{address} is not the address of a node: {error}"))
     })?;
@@ -170,7 +233,7 @@ fn connect(address: &str) -> Result<Channel, Failure> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20);
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window);
     Ok(endpoint.connect_lazy())
 }

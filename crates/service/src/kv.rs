@@ -53,16 +53,16 @@ macro_rules! write_method {
         let draft = CommandDraft::$draft(&$request, &$shared.limits)
             .map_err(|invalid| invalid.failure())?;
         let hint = $request.route.clone();
-        let several = draft.operations().len() > 1;
+        let operations = draft.operations().len();
         match write(&$shared, &$context, &$request, hint.as_ref(), draft, $is_delete).await? {
             Written::Elsewhere(answer) => Ok(answer),
             Written::Here(receipt, WriteAnswer::Done(done)) => {
-                let mut answer = reply::$reply(done);
+                let mut answer = reply::$reply(reply::of_write(done, operations)?)?;
                 answer.token = Some($shared.token(&receipt));
                 answer.receipt = Some(receipt);
                 Ok(answer)
             }
-            Written::Here(_, other) => Err(refused(other, several)),
+            Written::Here(_, other) => Err(refused(other, operations > 1)),
         }
     }};
 }

@@ -27,6 +27,7 @@ pub mod context;
 pub mod draft;
 pub mod forward;
 pub mod health;
+mod known;
 pub mod kv;
 pub mod metrics;
 pub mod outcome;

@@ -12,7 +12,7 @@ use quorate_proto::v1::{
 };
 use quorate_raft::{GroupId, Index};
 use quorate_storage::{Lookup, RowKey, RowKind, StorageError};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::context::{Context, read_timeout};
@@ -270,7 +270,7 @@ pub async fn row(
         Lookup::Tree => {}
     }
     let reader = shard.reader.clone();
-    match from_disk(context, move || reader.get(&key)).await {
+    match from_disk(context, &shared.read_threads, move || reader.get(&key)).await {
         Ok(Ok(row)) => Ok(row),
         Ok(Err(error)) => Err(storage_failure(shared, shard, &error)),
         Err(failure) => Err(Failure { shard: shard.group.0, ..failure }),
@@ -280,11 +280,18 @@ pub async fn row(
 /// Reads on a thread that may wait for the disk, for as long as the call has time.
 async fn from_disk<T: Send + 'static>(
     context: &Context,
+    threads: &Arc<Semaphore>,
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
-    match timeout_at(context.deadline, tokio::task::spawn_blocking(read)).await {
-        Ok(Ok(read)) => Ok(read),
-        Ok(Err(_)) => Err(Failure::of(Reason::Internal, "the reader was stopped")),
+    let on_a_thread = async {
+        let permit = threads.clone().acquire_owned().await.ok()?;
+        // The permit ends with the read, which may outlast its call.
+        let work = tokio::task::spawn_blocking(move || (read(), permit));
+        work.await.ok().map(|(read, _)| read)
+    };
+    match timeout_at(context.deadline, on_a_thread).await {
+        Ok(Some(read)) => Ok(read),
+        Ok(None) => Err(Failure::of(Reason::Internal, "the reader was stopped")),
         Err(_) => Err(read_timeout("the disk")),
     }
 }
@@ -311,24 +318,28 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_read_that_gets_no_thread_in_time_ends_with_its_call() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .max_blocking_threads(1)
-            .build()
-            .expect("a runtime");
+    #[tokio::test]
+    async fn a_read_that_gets_no_thread_in_time_ends_with_its_call() {
+        let threads = Arc::new(Semaphore::new(1));
         let (release, busy) = std::sync::mpsc::channel::<()>();
-        runtime.block_on(async {
-            tokio::task::spawn_blocking(move || busy.recv());
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", "50m".parse().expect("ascii"));
-            let context = Context::of(&metadata);
-            let read = from_disk(&context, || ());
-            let read = tokio::time::timeout(Duration::from_secs(5), read).await;
-            let refused = read.expect("it ends in time").expect_err("no thread was free");
-            assert_eq!(refused.reason(), Reason::ReadTimeout);
-        });
+        let hangs = {
+            let (threads, context) = (threads.clone(), context("50m"));
+            tokio::spawn(async move { from_disk(&context, &threads, move || busy.recv()).await })
+        };
+        let outlasted = hangs.await.expect("it ends").expect_err("the disk hangs");
+        assert_eq!(outlasted.reason(), Reason::ReadTimeout);
+        // The first call has ended, and its thread still waits for the disk.
+        let context = context("50m");
+        let read = from_disk(&context, &threads, || ());
+        let read = tokio::time::timeout(Duration::from_secs(5), read).await;
+        let refused = read.expect("it ends in time").expect_err("no thread was free");
+        assert_eq!(refused.reason(), Reason::ReadTimeout);
         drop(release);
+    }
+
+    fn context(timeout: &str) -> Context {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("grpc-timeout", timeout.parse().expect("ascii"));
+        Context::of(&metadata)
     }
 }

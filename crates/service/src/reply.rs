@@ -3,7 +3,7 @@
 
 use quorate_proto::v1::{
     BatchResponse, BatchResult, CancelResponse, CancelResult, CompareAndSetResponse,
-    DeleteResponse, Failure, IncrementResponse, PutResponse, StoredValue,
+    DeleteResponse, Failure, IncrementResponse, Outcome, PutResponse, Reason, StoredValue,
 };
 
 use quorate_machine::{Done, LogTime, NotANumber, OperationResult, Previous, ReadValue, Refusal};
@@ -27,16 +27,29 @@ pub fn failure(refusal: &Refusal, several: bool) -> Failure {
     }
 }
 
-/// The one result of a write of one operation.
+/// The failure of a write whose sequence has a remembered answer that cannot be its own: the client
+/// used the sequence for another write whose content hash is the same.
+fn of_another_write() -> Failure {
+    let message = "this sequence of the session was used by another write";
+    Failure {
+        outcome: Outcome::AttemptNotApplied as i32,
+        ..Failure::of(Reason::SequenceReused, message)
+    }
+}
+
+/// The answer to a write of this number of operations.
 ///
-/// # Panics
-/// When the answer has another number of results than one: it would be the answer to another
-/// command.
-fn single(done: Done) -> (bool, bool, OperationResult) {
+/// # Errors
+/// SEQUENCE_REUSED when it has another number of results: it is the answer to another write.
+pub fn of_write(done: Done, operations: usize) -> Result<Done, Failure> {
+    if done.results.len() == operations { Ok(done) } else { Err(of_another_write()) }
+}
+
+/// The one result of a write of one operation.
+fn single(done: Done) -> Result<(bool, bool, OperationResult), Failure> {
     let Done { applied, replayed, results, .. } = done;
-    let [result] = <[OperationResult; 1]>::try_from(results)
-        .unwrap_or_else(|results| panic!("a write of one operation has {} results", results.len()));
-    (applied, replayed, result)
+    let [result] = <[OperationResult; 1]>::try_from(results).map_err(|_| of_another_write())?;
+    Ok((applied, replayed, result))
 }
 
 fn stored_value(previous: Previous) -> StoredValue {
@@ -50,48 +63,63 @@ fn stored_value(previous: Previous) -> StoredValue {
 /// the result where it is named.
 macro_rules! single_answer {
     ($done:ident => $response:ident { $($more:ident)? }) => {{
-        let (applied, replayed, result) = single($done);
-        $response {
+        let (applied, replayed, result) = single($done)?;
+        Ok($response {
             applied,
             found: result.found,
             revision: result.revision,
             create_revision: result.create_revision,
             log_time: result.log_time.0,
             previous: result.previous.map(stored_value),
-            $($more: result.$more.unwrap_or_default(),)?
+            $($more: result.$more.ok_or_else(of_another_write)?,)?
             replayed,
             receipt: None,
             token: None,
-        }
+        })
     }};
 }
 
-/// The answer to a Put; panics when `done` has not exactly one result.
-pub fn put(done: Done) -> PutResponse {
+/// The answer to a Put.
+///
+/// # Errors
+/// SEQUENCE_REUSED when it is not the answer to one.
+pub fn put(done: Done) -> Result<PutResponse, Failure> {
     single_answer!(done => PutResponse {})
 }
 
-/// The answer to a Delete; panics when `done` has not exactly one result.
-pub fn delete(done: Done) -> DeleteResponse {
+/// The answer to a Delete.
+///
+/// # Errors
+/// SEQUENCE_REUSED when it is not the answer to one.
+pub fn delete(done: Done) -> Result<DeleteResponse, Failure> {
     single_answer!(done => DeleteResponse {})
 }
 
-/// The answer to a CompareAndSet; panics when `done` has not exactly one result.
-pub fn compare_and_set(done: Done) -> CompareAndSetResponse {
+/// The answer to a CompareAndSet.
+///
+/// # Errors
+/// SEQUENCE_REUSED when it is not the answer to one.
+pub fn compare_and_set(done: Done) -> Result<CompareAndSetResponse, Failure> {
     single_answer!(done => CompareAndSetResponse {})
 }
 
-/// The answer to an Increment; panics when `done` has not exactly one result.
-pub fn increment(done: Done) -> IncrementResponse {
+/// The answer to an Increment.
+///
+/// # Errors
+/// SEQUENCE_REUSED when it is not the answer to one.
+pub fn increment(done: Done) -> Result<IncrementResponse, Failure> {
     single_answer!(done => IncrementResponse { number })
 }
 
 /// The answer to a Batch.
-pub fn batch(done: Done) -> BatchResponse {
+///
+/// # Errors
+/// None: a Batch may have any operations.
+pub fn batch(done: Done) -> Result<BatchResponse, Failure> {
     let Done { applied, replayed, index, log_time, results } = done;
     let (revision, log_time) = if applied { (index, log_time) } else { (0, LogTime(0)) };
     let results = results.into_iter().map(batch_result).collect();
-    BatchResponse {
+    Ok(BatchResponse {
         applied,
         results,
         revision,
@@ -99,7 +127,7 @@ pub fn batch(done: Done) -> BatchResponse {
         replayed,
         receipt: None,
         token: None,
-    }
+    })
 }
 
 fn batch_result(result: OperationResult) -> BatchResult {
@@ -161,7 +189,6 @@ pub fn cancel_answered(done: Done) -> CancelResponse {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use quorate_proto::v1::{Outcome, Reason};
 
     use super::*;
 
@@ -199,7 +226,7 @@ mod tests {
 
     #[test]
     fn single_writes_carry_all_fields() {
-        let put = put(done(true, vec![result()]));
+        let put = put(done(true, vec![result()])).expect("an answer");
         assert_eq!(
             put,
             PutResponse {
@@ -214,16 +241,16 @@ mod tests {
                 token: None,
             }
         );
-        let delete = delete(done(true, vec![result()]));
+        let delete = delete(done(true, vec![result()])).expect("an answer");
         assert_eq!((delete.revision, delete.create_revision, delete.log_time), (9, 3, 70));
         assert_eq!((delete.previous, delete.replayed), (Some(old()), true));
-        let cas = compare_and_set(done(false, vec![result()]));
+        let cas = compare_and_set(done(false, vec![result()])).expect("an answer");
         assert_eq!(
             (cas.applied, cas.found, cas.revision, cas.previous),
             (false, true, 9, Some(old()))
         );
         assert_eq!((cas.create_revision, cas.log_time, cas.replayed), (3, 70, true));
-        let increment = increment(done(true, vec![result()]));
+        let increment = increment(done(true, vec![result()])).expect("an answer");
         assert_eq!(
             (increment.number, increment.revision, increment.previous),
             (-5, 9, Some(old()))
@@ -231,9 +258,24 @@ mod tests {
     }
 
     #[test]
-    #[should_panic = "a write of one operation has 2 results"]
-    fn an_answer_to_another_command_is_never_given() {
-        put(done(true, vec![result(), result()]));
+    fn an_answer_to_another_write_is_never_given() {
+        let none = OperationResult { number: None, ..result() };
+        let refused = [
+            of_write(done(true, vec![result(), result()]), 1).map(drop),
+            of_write(done(true, vec![result()]), 2).map(drop),
+            of_write(done(true, vec![]), 1).map(drop),
+            put(done(true, vec![result(), result()])).map(drop),
+            delete(done(true, vec![])).map(drop),
+            compare_and_set(done(true, vec![])).map(drop),
+            increment(done(true, vec![none])).map(drop),
+        ];
+        for refused in refused {
+            let failure = refused.expect_err("it is the answer to another write");
+            assert_eq!(failure.reason(), Reason::SequenceReused);
+            assert_eq!(failure.outcome(), Outcome::AttemptNotApplied);
+        }
+        let one = done(true, vec![result()]);
+        assert_eq!(of_write(one.clone(), 1).expect("its own"), one);
     }
 
     #[test]
@@ -241,7 +283,7 @@ mod tests {
         let get = OperationResult { read: ReadValue::Value(Bytes::from_static(b"v")), ..result() };
         let omitted =
             OperationResult { read: ReadValue::Omitted, condition_held: false, ..result() };
-        let applied = batch(done(true, vec![get.clone(), omitted.clone()]));
+        let applied = batch(done(true, vec![get.clone(), omitted.clone()])).expect("an answer");
         assert_eq!((applied.revision, applied.log_time), (9, 70));
         assert_eq!(
             (&applied.results[0].value[..], applied.results[0].value_omitted),
@@ -252,7 +294,7 @@ mod tests {
             (&b""[..], true)
         );
         assert!(applied.results[0].condition_held && !applied.results[1].condition_held);
-        let failed = batch(done(false, vec![get]));
+        let failed = batch(done(false, vec![get])).expect("an answer");
         assert_eq!((failed.applied, failed.revision, failed.log_time), (false, 0, 0));
         assert_eq!(failed.results[0].revision, 9);
     }
@@ -262,6 +304,7 @@ mod tests {
         let previous =
             Some(Previous { value: None, revision: 8, create_revision: 3, log_time: LogTime(60) });
         let put = put(done(true, vec![OperationResult { previous, ..result() }]));
+        let put = put.expect("an answer");
         assert_eq!(
             put.previous,
             Some(StoredValue { value: Bytes::new(), value_omitted: true, ..old() })

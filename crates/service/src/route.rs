@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::context::Context;
 use super::forward::{Forward, Forwarded};
+use crate::outcome::Subject;
 use crate::shared::{Shared, retry_after};
 
 /// How long a call waits for a shard to get a leader: the longest election timeout twice. A client
@@ -107,19 +108,26 @@ pub async fn wait_for_change(
     let _ = timeout_at(until, leadership.changed()).await;
 }
 
-/// The other nodes with a replica of a shard: the leader first where it is known, then in the order
-/// of the map, which begins with the preferred leader.
+/// The other nodes with a replica of a shard: the leader first where it is known, by this node's
+/// replica or from the last answer, then in the order of the map, which begins with the preferred
+/// leader. Nodes that lately did not answer are last.
 #[must_use]
 pub fn other_replicas(shared: &Shared, owner: &MapShard) -> Vec<NodeId> {
     let shard = shared.engine.shards().get(GroupId(owner.id));
-    let leader = shard.and_then(|shard| shard.leadership().leader);
+    let known = &shared.forward.known;
+    let leader = match shard {
+        Some(shard) => shard.leadership().leader,
+        None => known.leader(owner.id),
+    };
     let mut nodes: Vec<NodeId> = owner.replicas.iter().map(|r| NodeId(r.node_id)).collect();
     nodes.retain(|node| *node != shared.node);
-    nodes.sort_by_key(|node| Some(*node) != leader);
+    nodes.sort_by_key(|node| (known.is_silent(*node), Some(*node) != leader));
     nodes
 }
 
-/// Passes a call to another node with a replica of the shard, trying them until one is reached.
+/// Passes a call to another node with a replica of the shard, trying them until one is reached. A
+/// call that may safely be made twice (a read, or a write of a session) has a share of the time at
+/// each, and continues with the next when no answer came.
 ///
 /// # Errors
 /// The failure of the node that was reached, or NO_LEADER when none was.
@@ -131,15 +139,33 @@ pub async fn pass_to_replicas<R: Forward>(
     give_up: Instant,
 ) -> Result<R::Response, Failure> {
     let mut last = String::from("no other node holds a replica");
-    for node in other_replicas(shared, owner) {
-        match pass(shared, context, node, request).await {
+    let may_repeat = request.subject() != Subject::Write;
+    let mut lost = None;
+    let nodes = other_replicas(shared, owner);
+    for (at, node) in nodes.iter().enumerate() {
+        let left = give_up.min(context.deadline).saturating_duration_since(Instant::now());
+        let share = left / (nodes.len() - at) as u32;
+        let attempt = match may_repeat {
+            true => Context { deadline: Instant::now() + share, ..context.clone() },
+            false => context.clone(),
+        };
+        match pass(shared, &attempt, *node, request).await {
             Forwarded::Answered(answer) => return Ok(answer),
+            // An attempt before may be applied yet, whatever is said of this one.
+            Forwarded::Failed(failure) if R::WRITES && !failure.is_remembered() => {
+                return Err(lost.unwrap_or(failure));
+            }
             Forwarded::Failed(failure) => return Err(failure),
+            Forwarded::Lost(failure) if !may_repeat => return Err(failure),
+            Forwarded::Lost(failure) => lost = Some(failure),
             Forwarded::NotSent(failure) => last = failure.message,
         }
         if Instant::now() >= give_up {
             break;
         }
+    }
+    if let Some(failure) = lost {
+        return Err(failure);
     }
     let message = format!("no replica of shard {} can be reached: {last}", owner.id);
     let failure = Failure { shard: owner.id, ..Failure::of(Reason::NoLeader, message) };

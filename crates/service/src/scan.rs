@@ -5,15 +5,18 @@ mod page_token;
 mod plan;
 mod source;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
 use quorate_engine::Shard;
 use quorate_proto::v1::{Failure, MapShard, Reason, Receipt, ScanRequest, ScanResponse};
 use quorate_raft::{GroupId, NodeId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::timeout_at;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -21,6 +24,7 @@ use tonic::metadata::MetadataMap;
 use super::context::Context;
 use super::read::{Level, Ready, ready, storage_failure};
 use super::route;
+use crate::forward::{Purpose, SCANS_PER_CONNECTION};
 use crate::shared::{Shared, retry_after};
 
 use merge::Merge;
@@ -61,7 +65,11 @@ pub async fn scan(
         }
     }
     let owners = map.shards().iter().filter(|shard| only.is_none_or(|only| only.0 == shard.id));
-    let sources = owners.map(|owner| open(shared, context, &level, &request, &plan, owner));
+    let elsewhere = Elsewhere::default();
+    let between_nodes = only.is_some();
+    let scan =
+        Scan { shared, context, level: &level, request: &request, plan: &plan, between_nodes };
+    let sources = owners.map(|owner| scan.open(&elsewhere, owner));
     let opened = try_join_all(sources).await?;
     if let Some(only) = only.filter(|_| opened.is_empty()) {
         let message = format!("this node's map has no shard {}", only.0);
@@ -70,7 +78,7 @@ pub async fn scan(
     // Only when all can be read: a pin does not wait for another shard.
     let sources = opened.into_iter().map(|opened| opened.pin(shared, &plan));
     let sources = sources.collect::<Result<_, _>>()?;
-    Ok(answers(shared, context, plan, sources, only.is_some()))
+    Ok(answers(shared, context, plan, sources, between_nodes))
 }
 
 /// Begins the merge; its messages follow. The last one has a place of its own, so that the merge
@@ -128,73 +136,112 @@ impl Opened {
     }
 }
 
-async fn open(
-    shared: &Arc<Shared>,
-    context: &Context,
-    level: &Level,
-    request: &ScanRequest,
-    plan: &Plan,
-    owner: &MapShard,
-) -> Result<Opened, Failure> {
-    let shard = shared.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
-    let Some(shard) = shard else {
-        let nodes = route::other_replicas(shared, owner);
-        return open_there(shared, context, request, plan, owner, nodes.into_iter()).await;
-    };
-    match ready(shared, context, &shard, level).await? {
-        Ready::Here(receipt) => Ok(Opened::Here(shard, receipt)),
-        Ready::AskLeader => {
-            let nodes = route::other_replicas(shared, owner);
-            open_there(shared, context, request, plan, owner, nodes.into_iter()).await
-        }
+/// What the streams of one scan on other nodes share.
+#[derive(Default)]
+struct Elsewhere {
+    /// The scan's place among those that have such streams; taken once, for all of its streams, so
+    /// that no two scans each hold what the other waits for.
+    place: OnceCell<Arc<OwnedSemaphorePermit>>,
+    /// Streams that were begun, by node.
+    begun: Mutex<BTreeMap<NodeId, usize>>,
+}
+
+impl Elsewhere {
+    /// The connection to a node for one more stream.
+    fn connection(&self, node: NodeId) -> Purpose {
+        let mut begun = self.begun.lock();
+        let begun = begun.entry(node).or_default();
+        *begun += 1;
+        Purpose::Scans(((*begun - 1) / SCANS_PER_CONNECTION) as u32)
     }
 }
 
-/// A scan of one shard on another node, at the same level and over what is left of the range.
-async fn open_there(
-    shared: &Arc<Shared>,
-    context: &Context,
-    request: &ScanRequest,
-    plan: &Plan,
-    owner: &MapShard,
-    nodes: impl Iterator<Item = NodeId>,
-) -> Result<Opened, Failure> {
-    let mut last = format!("no node with a replica of shard {} can be reached", owner.id);
-    for node in nodes {
-        let map = shared.map()?;
-        let Some(address) = map.node(node).map(|node| node.peer_address.clone()) else { continue };
-        let mut client = shared.forward.client(node, &address)?;
-        let message = ScanRequest {
-            prefix: Bytes::new(),
-            start: plan.range.start.clone(),
-            end: plan.range.end.clone().unwrap_or_default(),
-            // Counting needs the rows' number alone, but the merged pages need their order.
-            keys_only: plan.keys_only,
-            count_only: false,
-            limit: if plan.rows_left == u64::MAX { 0 } else { plan.rows_left },
-            page_token: Bytes::new(),
-            route: None,
-            ..request.clone()
+/// A scan whose shards are being opened.
+struct Scan<'a> {
+    shared: &'a Arc<Shared>,
+    context: &'a Context,
+    level: &'a Level,
+    request: &'a ScanRequest,
+    plan: &'a Plan,
+    /// Another node's scan has its place there. One here too would wait for it in a circle.
+    between_nodes: bool,
+}
+
+impl Scan<'_> {
+    async fn open(&self, elsewhere: &Elsewhere, owner: &MapShard) -> Result<Opened, Failure> {
+        let shards = self.shared.engine.shards();
+        if let Some(shard) = shards.get(GroupId(owner.id)).filter(|shard| shard.serves())
+            && let Ready::Here(receipt) =
+                ready(self.shared, self.context, &shard, self.level).await?
+        {
+            return Ok(Opened::Here(shard, receipt));
+        }
+        self.open_there(elsewhere, owner).await
+    }
+
+    async fn place(&self, elsewhere: &Elsewhere) -> Result<Arc<OwnedSemaphorePermit>, Failure> {
+        let take = async {
+            let places = self.shared.forward.scans.clone();
+            // It is never closed.
+            places.acquire_owned().await.map(Arc::new).map_err(|_| ())
         };
-        let mut call = Request::new(message);
-        if let Err(failure) = context.forward_into(call.metadata_mut()) {
-            return Err(Failure { shard: owner.id, ..failure });
-        }
-        if let Ok(shard) = owner.id.to_string().parse() {
-            call.metadata_mut().insert(ONLY_SHARD, shard);
-        }
-        call.set_timeout(context.left());
-        match client.scan(call).await {
-            Ok(response) => {
-                let answers = Box::pin(response.into_inner());
-                return Ok(Opened::There(There::new(answers)));
+        let place = elsewhere.place.get_or_try_init(|| take);
+        match timeout_at(self.context.deadline, place).await {
+            Ok(Ok(place)) => Ok(place.clone()),
+            Ok(Err(())) | Err(_) => {
+                self.shared.metrics.shed("scans elsewhere").inc();
+                let message = "too many scans over other nodes are under way; try again";
+                Err(retry_after(Failure::of(Reason::Overloaded, message), 1_000))
             }
-            Err(status) => match Failure::from_details(status.details()) {
-                Some((failure, _)) => return Err(failure),
-                None => last = format!("node {node} cannot be asked: {}", status.message()),
-            },
         }
     }
-    let failure = Failure { shard: owner.id, ..Failure::of(Reason::NoLeader, last) };
-    Err(retry_after(failure, 100))
+
+    /// A scan of one shard on another node, at the same level and over what is left of the range.
+    async fn open_there(&self, elsewhere: &Elsewhere, owner: &MapShard) -> Result<Opened, Failure> {
+        let Scan { shared, context, request, plan, .. } = *self;
+        let place = match self.between_nodes {
+            true => None,
+            false => Some(self.place(elsewhere).await?),
+        };
+        let mut last = format!("no node with a replica of shard {} can be reached", owner.id);
+        for node in route::other_replicas(shared, owner) {
+            let map = shared.map()?;
+            let Some(address) = map.node(node).map(|node| node.peer_address.clone()) else {
+                continue;
+            };
+            let mut client = shared.forward.client(node, elsewhere.connection(node), &address)?;
+            let message = ScanRequest {
+                prefix: Bytes::new(),
+                start: plan.range.start.clone(),
+                end: plan.range.end.clone().unwrap_or_default(),
+                // Counting needs the rows' number alone, but the merged pages need their order.
+                keys_only: plan.keys_only,
+                count_only: false,
+                limit: if plan.rows_left == u64::MAX { 0 } else { plan.rows_left },
+                page_token: Bytes::new(),
+                route: None,
+                ..request.clone()
+            };
+            let mut call = Request::new(message);
+            if let Err(failure) = context.forward_into(call.metadata_mut()) {
+                return Err(Failure { shard: owner.id, ..failure });
+            }
+            if let Ok(shard) = owner.id.to_string().parse() {
+                call.metadata_mut().insert(ONLY_SHARD, shard);
+            }
+            call.set_timeout(context.left());
+            match client.scan(call).await {
+                Ok(response) => {
+                    let answers = Box::pin(response.into_inner());
+                    return Ok(Opened::There(There::new(answers, place)));
+                }
+                Err(status) => match Failure::from_details(status.details()) {
+                    Some((failure, _)) => return Err(failure),
+                    None => last = format!("node {node} cannot be asked: {}", status.message()),
+                },
+            }
+        }
+        let failure = Failure { shard: owner.id, ..Failure::of(Reason::NoLeader, last) };
+        Err(retry_after(failure, 100))
+    }
 }

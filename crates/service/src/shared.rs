@@ -38,8 +38,10 @@ pub struct Shared {
     pub map: MapCell,
     /// Calls that go on to another node.
     pub forward: Forwarder,
-    /// The threads that scans may read the disk with, all together: fewer than there are for those
-    /// that wait for the disk, so that scans leave some to reads and snapshots.
+    /// The threads that reads of single rows may wait for the disk with. A number of its own: what
+    /// else needs a thread, above all the resolution of names, may hang as long as it likes.
+    pub read_threads: Arc<Semaphore>,
+    /// The threads that scans may read the disk with, all together.
     pub scan_threads: Arc<Semaphore>,
     /// Mints session ids.
     pub sessions: SessionMint,

@@ -22,8 +22,8 @@ use quorate_machine::{Map, SessionMint, replicas_of};
 use quorate_placement::{Founding, first_map};
 use quorate_proto::v1::kv_server::{Kv, KvServer};
 use quorate_proto::v1::{
-    Failure, GetRequest, MapNode, NodePhase, PutRequest, Reason, Receipt, ScanRequest,
-    ScanResponse, ScanRow, SessionToken,
+    Failure, GetRequest, MapNode, NodePhase, OpenSessionRequest, PutRequest, Reason, Receipt,
+    ScanRequest, ScanResponse, ScanRow, SessionToken, WriteSession,
 };
 use quorate_raft::{GroupId, NodeId};
 use quorate_storage::{Database, DatabaseOptions, DeltaBudget, HashRange, LogBackend, RecordLog};
@@ -38,6 +38,7 @@ use super::call::Calls;
 use super::context::{Context, HOPS_MAX};
 use super::forward::Forwarder;
 use super::kv::KvService;
+use super::route;
 use super::scan::{self, Plan, Source, There, answers};
 use crate::draft::RequestLimits;
 use crate::metrics::ServiceMetrics;
@@ -119,6 +120,7 @@ impl Node {
             engine,
             map,
             forward: Forwarder::default(),
+            read_threads: Arc::new(Semaphore::new(16)),
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(id),
             budget,
@@ -268,7 +270,7 @@ fn last_message(shard: u64, keys: &[&'static str], next_page_token: &'static [u8
 }
 
 fn there(messages: Vec<ScanResponse>) -> Source {
-    Source::There(There::new(Box::pin(stream::iter(messages.into_iter().map(Ok)))))
+    Source::There(There::new(Box::pin(stream::iter(messages.into_iter().map(Ok))), None))
 }
 
 #[test]
@@ -298,7 +300,7 @@ fn a_node_that_falls_silent_ends_the_page_or_fails_the_scan() {
     run(|node| async {
         let silent = |messages: Vec<ScanResponse>| {
             let rows = stream::iter(messages.into_iter().map(Ok)).chain(stream::pending());
-            vec![Source::There(There::new(Box::pin(rows)))]
+            vec![Source::There(There::new(Box::pin(rows), None))]
         };
         let begin = |sources| {
             let plan = Plan::of(&node.shared, &ScanRequest::default()).expect("a plan");
@@ -374,6 +376,72 @@ fn a_scan_through_another_node_is_the_same_scan() {
         too_far.hops = HOPS_MAX;
         let refused = scan::scan(&asked.shared, &too_far, all(), None).await.err();
         assert_eq!(refused.expect("it goes no further").reason(), Reason::NoLeader);
+        server.abort();
+        asked.stop();
+        holder.stop();
+    });
+}
+
+/// A node that accepts connections and answers nothing, as one that is stopped.
+async fn silent_node() -> (tokio::net::TcpListener, String) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    (listener, address)
+}
+
+#[test]
+fn a_node_without_a_replica_goes_round_a_node_that_does_not_answer() {
+    block_on(async {
+        let (holder, _, server) = served_and_asked().await;
+        let address = holder.shared.map().expect("a map").node(NodeId(1)).cloned();
+        let address = address.expect("node 1").peer_address;
+        let (_listener, silent) = silent_node().await;
+        // Whichever of the two ids the map prefers belongs to the silent node.
+        let holders = |first: &str, second: &str| {
+            let of = |id, address: &str| MapNode {
+                id,
+                peer_address: address.to_owned(),
+                ..MapNode::default()
+            };
+            vec![of(3, first), of(4, second)]
+        };
+        let mut asked = Node::with(9, holders(&silent, &address), |_| {});
+        let owner = asked.shared.map().expect("a map").shards()[0].clone();
+        if route::other_replicas(&asked.shared, &owner)[0] == NodeId(4) {
+            asked.stop();
+            asked = Node::with(9, holders(&address, &silent), |_| {});
+        }
+        let opened = asked.kv.open_session(Request::new(OpenSessionRequest::default())).await;
+        let id = opened.expect("a session").into_inner().session_id;
+        let put = |key: &'static str, timeout, sequence: Option<u64>| {
+            let session = sequence.map(|sequence| WriteSession {
+                id: id.clone(),
+                sequence,
+                ..WriteSession::default()
+            });
+            let key = Bytes::from_static(key.as_bytes());
+            let put = PutRequest { key, session, ..PutRequest::default() };
+            let mut request = Request::new(put);
+            request.set_timeout(timeout);
+            asked.kv.put(request)
+        };
+        // A write that must not be made twice is made at one node, and its outcome is unknown.
+        let (long, short) = (Duration::from_secs(4), Duration::from_secs(1));
+        let unknown = put("a", short, None).await.expect_err("it is at the silent node");
+        let (failure, _) = Failure::from_details(unknown.details()).expect("a failure of ours");
+        assert_eq!(failure.reason(), Reason::OutcomeUnknown);
+        // From now on that node is asked last.
+        let begun = std::time::Instant::now();
+        put("b", long, None).await.expect("it is written");
+        assert!(begun.elapsed() < short, "{:?}", begun.elapsed());
+        // Without that memory, a read and a write of a session go on after their share of the time.
+        asked.shared.forward.known.answered(NodeId(3), None);
+        asked.shared.forward.known.answered(NodeId(4), None);
+        put("c", long, Some(1)).await.expect("it is written");
+        asked.shared.forward.known.answered(NodeId(3), None);
+        asked.shared.forward.known.answered(NodeId(4), None);
+        let get = GetRequest { key: Bytes::from_static(b"c"), ..GetRequest::default() };
+        assert!(asked.kv.get(Request::new(get)).await.expect("an answer").get_ref().found);
         server.abort();
         asked.stop();
         holder.stop();

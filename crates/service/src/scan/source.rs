@@ -8,6 +8,7 @@ use quorate_engine::Shard;
 use quorate_machine::Record;
 use quorate_proto::v1::{Failure, Reason, Receipt, ScanResponse, ScanRow};
 use quorate_storage::{RowKey, Scan};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::context::Answers;
 use crate::read::storage_failure;
@@ -28,6 +29,8 @@ pub(crate) struct There {
     buffer: Vec<ScanRow>,
     receipts: Vec<Receipt>,
     rest: Rest,
+    /// The scan's place among those with streams on other nodes.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What follows the rows that came from another node.
@@ -84,8 +87,12 @@ impl Source {
 
 impl There {
     /// The rows that another node answers with.
-    pub(crate) fn new(answers: Answers<ScanResponse>) -> Self {
-        Self { answers, buffer: Vec::new(), receipts: Vec::new(), rest: Rest::Coming }
+    pub(crate) fn new(
+        answers: Answers<ScanResponse>,
+        place: Option<Arc<OwnedSemaphorePermit>>,
+    ) -> Self {
+        let (buffer, receipts) = (Vec::new(), Vec::new());
+        Self { answers, buffer, receipts, rest: Rest::Coming, _place: place }
     }
 
     async fn receive(&mut self) -> Result<(), Failure> {

@@ -192,6 +192,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
         engine: shared.engine.clone(),
         map: shared.map.clone(),
         forward: Forwarder::default(),
+        read_threads: shared.read_threads.clone(),
         scan_threads: shared.scan_threads.clone(),
         sessions: SessionMint::new(shared.node.0),
         budget: shared.budget.clone(),
