@@ -1,7 +1,7 @@
 //! Ports for servers under test, each leased by a lock file, so that tests run side by side.
 
 use std::fs::{File, OpenOptions};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
@@ -71,7 +71,8 @@ fn try_lease(number: u16) -> Option<Port> {
     let path = directory.join(number.to_string());
     let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path).ok()?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
-    // Something else on this machine may listen there.
-    TcpListener::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
-    Some(Port { number, _lock: Arc::new(lock) })
+    // Something else on this machine may listen there. It is asked, because a socket that were bound
+    // here could live on for a moment in a process that another thread is starting.
+    let is_free = TcpStream::connect((Ipv4Addr::LOCALHOST, number)).is_err();
+    is_free.then(|| Port { number, _lock: Arc::new(lock) })
 }

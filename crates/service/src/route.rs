@@ -145,7 +145,8 @@ pub async fn pass_to_replicas<R: Forward>(
     for (at, node) in nodes.iter().enumerate() {
         let left = give_up.min(context.deadline).saturating_duration_since(Instant::now());
         let share = left / (nodes.len() - at) as u32;
-        let attempt = match may_repeat {
+        // The last one has all that is left.
+        let attempt = match may_repeat && at + 1 < nodes.len() {
             true => Context { deadline: Instant::now() + share, ..context.clone() },
             false => context.clone(),
         };
