@@ -131,7 +131,7 @@ async fn a_full_disk_is_left_by_deleting_and_nothing_is_lost() {
     futures::stream::iter(deletes).buffer_unordered(16).collect::<Vec<()>>().await;
 
     // Without a restart, and without anybody else making room.
-    let again = full / 2;
+    let again = full / 3;
     for key in 0..again {
         until_async("puts go on", TIMEOUT, || async {
             let put = client.put(format!("again-{key}"), value(key, 1, LARGE_BYTES));

@@ -71,8 +71,8 @@ fn try_lease(number: u16) -> Option<Port> {
     let path = directory.join(number.to_string());
     let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path).ok()?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
-    // Something else on this machine may listen there. It is asked, because a socket that were bound
-    // here could live on for a moment in a process that another thread is starting.
+    // Something else on this machine may listen there. It is asked, because a socket that is bound
+    // here may live on for a moment in a process that another thread is starting.
     let is_free = TcpStream::connect((Ipv4Addr::LOCALHOST, number)).is_err();
     is_free.then(|| Port { number, _lock: Arc::new(lock) })
 }

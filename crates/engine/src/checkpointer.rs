@@ -175,7 +175,8 @@ impl Checkpointer {
     /// `false` if there was nothing to try.
     fn shrink(&self) -> bool {
         let mut length = u64::MAX;
-        while self.disk.may_shrink() && !self.control.stopped() {
+        while self.disk.level() > DiskLevel::Ok && self.disk.may_shrink() && !self.control.stopped()
+        {
             let now = self.engine.shrink().unwrap_or_else(|error| self.fatal.end(&error));
             if now >= length {
                 return true;

@@ -186,13 +186,10 @@ impl Disk {
         seen.live.is_some_and(|live| seen.file / HELD_PART > live + SPARSE_FROM)
     }
 
-    /// Whether so little of the database's file is live that shrinking it returns space, and the
-    /// disk has the space that this may take before.
+    /// Whether the disk has the space that shrinking the file may take before it returns more.
     #[must_use]
     pub fn may_shrink(&self) -> bool {
-        let seen = self.seen.lock();
-        let enough = seen.space.is_some_and(|space| space.free > SHRINK_FREE);
-        enough && seen.live.is_some_and(|live| seen.file / HELD_PART * 2 > live + SPARSE_FROM)
+        self.space().is_some_and(|space| space.free > SHRINK_FREE)
     }
 
     /// The file system's space as of the last check.
