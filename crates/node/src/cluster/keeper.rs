@@ -160,17 +160,9 @@ impl Keeper {
         let epoch = next.epoch;
         let (answer, answered) = oneshot::channel();
         let payload = encode_change_map(expected, next);
-        if self
-            .engine
-            .propose(Proposal {
-                group: META,
-                payload,
-                write: None,
-                answer,
-                claim: Claim::default(),
-            })
-            .is_err()
-        {
+        let claim = Claim::default();
+        let proposal = Proposal { group: META, payload, write: None, answer, claim };
+        if self.engine.propose(proposal).is_err() {
             return;
         }
         match tokio::time::timeout(PROPOSAL_TIMEOUT, answered).await {
