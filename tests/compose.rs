@@ -50,6 +50,7 @@ fn the_cluster_of_containers() {
 struct Project {
     ports: Vec<Port>,
     base: String,
+    opt_level: String,
     directory: TempDir,
     _alone: File,
 }
@@ -62,8 +63,10 @@ impl Project {
         let alone = alone.expect("a lock file");
         flock(&alone, FlockOperation::LockExclusive).expect("the lock is waited for");
         let base = std::env::var("RUST_BASE").unwrap_or_else(|_| made_here());
+        // By default the image is looked at, not its speed: that spares some of the build.
+        let opt_level = std::env::var("OPT_LEVEL").unwrap_or_else(|_| "1".to_owned());
         let directory = tempfile::tempdir().expect("a directory");
-        let project = Project { ports: lease(6), base, directory, _alone: alone };
+        let project = Project { ports: lease(6), base, opt_level, directory, _alone: alone };
         project.remove();
         project
     }
@@ -76,8 +79,7 @@ impl Project {
             .current_dir(repository())
             .env("COMPOSE_PROJECT_NAME", PROJECT)
             .env("RUST_BASE", &self.base)
-            // The image is looked at, not its speed; this spares a third of the build.
-            .env("OPT_LEVEL", "1")
+            .env("OPT_LEVEL", &self.opt_level)
             .env("NODE_MEMORY", "256MiB")
             .stdin(Stdio::null());
         for id in 1..=3 {

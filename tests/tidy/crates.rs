@@ -107,6 +107,35 @@ fn the_packages_of_the_design_are_used_for_real() {
     }
 }
 
+/// `cargo test` reads the whole of a crate again to look for examples, so crates without any are
+/// left out; one that gets an example is put back.
+#[test]
+fn no_example_is_left_out_of_the_tests() {
+    for member in members(&manifest("Cargo.toml")) {
+        let manifest = manifest(&format!("{member}/Cargo.toml"));
+        let library = manifest.get("lib").and_then(|lib| lib.as_table());
+        let tested = library.and_then(|lib| lib.get("doctest")).and_then(|value| value.as_bool());
+        if tested.unwrap_or(true) {
+            continue;
+        }
+        let folder = if member == "tests" { "tests/support" } else { &format!("{member}/src") };
+        for source in sources(folder) {
+            let mut fence = false;
+            for (line, number) in source.text.lines().zip(1..) {
+                let doc = line.trim_start();
+                let doc = doc.strip_prefix("///").or_else(|| doc.strip_prefix("//!"));
+                let Some(language) = doc.and_then(|doc| doc.trim_start().strip_prefix("```"))
+                else {
+                    continue;
+                };
+                fence = !fence;
+                let text = ["text", "sh", "json", "toml"].contains(&language);
+                assert!(!fence || text, "{}:{number}: an example that no test runs", source.path);
+            }
+        }
+    }
+}
+
 pub fn manifest(path: &str) -> Table {
     let text = fs::read_to_string(repository().join(path)).expect("a manifest");
     text.parse().unwrap_or_else(|error| panic!("{path}: {error}"))

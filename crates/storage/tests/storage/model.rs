@@ -1,7 +1,5 @@
 //! An obviously correct twin of a shard's state: every state it ever had, as an ordered map.
 
-#![allow(dead_code, reason = "each test binary uses its own part of it")]
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

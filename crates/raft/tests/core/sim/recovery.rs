@@ -2,7 +2,7 @@
 
 use quorate_raft::{Config, Entry};
 
-use crate::cluster::Cluster;
+use super::cluster::Cluster;
 
 /// The longest payload that the simulator proposes: a number of 8 bytes, and fewer than 60 further
 /// bytes.

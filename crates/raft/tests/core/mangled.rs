@@ -1,15 +1,13 @@
 //! Fuzzing with messages that no sound peer would send, at a replica in any role: they may be
 //! answered or ignored, but never make it panic.
 
-mod support;
-
+use crate::support::{Bench, replica};
 use bytes::Bytes;
 use proptest::prelude::*;
 use quorate_raft::{
     AppendResult, Config, Entry, EntryKind, Index, LogId, Membership, Message, ReadId, ReadRequest,
     ReplicationSession, SnapshotMeta, SnapshotResult, Term, Ticks, Timing,
 };
-use support::{Bench, replica};
 
 /// Small numbers, which match existing ones, and numbers at the end of the range.
 fn number() -> impl Strategy<Value = u64> {

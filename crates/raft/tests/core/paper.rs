@@ -1,15 +1,13 @@
 //! The rules of "In Search of an Understandable Consensus Algorithm" (extended version), section 5,
 //! one test each.
 
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::support::{Bench, entry, log_id, plain};
 use quorate_raft::{
     AppendResult, Config, Envelope, Index, Message, ProposeError, ReadRequest, ReplicaId,
     ReplicationSession, RoleKind, SnapshotResult, Term, Ticks, Timing,
 };
-use support::{Bench, entry, log_id, plain};
 
 /// One of each kind of message.
 fn every_message() -> Vec<Message> {
@@ -311,7 +309,7 @@ fn s5_1_followers_refer_to_the_leader() {
     let mut bench = Bench::new(1, 3, 0, &[]);
     bench.append(2, 1, log_id(0, 0), 0, vec![]);
     let refused = bench.raft.propose(Ticks(bench.now), "x".into(), 0).unwrap_err();
-    assert_eq!(refused, ProposeError::NotLeader { hint: Some(support::replica(2)) });
+    assert_eq!(refused, ProposeError::NotLeader { hint: Some(crate::support::replica(2)) });
 }
 
 /// §5.3: "A log entry is committed once the leader that created the entry has replicated it on a
@@ -623,9 +621,9 @@ fn figure_2_answers_wait_for_stable_storage() {
     ];
     for message in requests {
         let mut bench = Bench::new(1, 3, 0, &[]);
-        let (from, to, now) = (support::replica(2), bench.raft.me(), Ticks(bench.now));
+        let (from, to, now) = (crate::support::replica(2), bench.raft.me(), Ticks(bench.now));
         let envelope = quorate_raft::Envelope {
-            group: support::GROUP,
+            group: crate::support::GROUP,
             from,
             to,
             term: Term(1),

@@ -1,18 +1,13 @@
 //! Crash recovery: the disk after a power cut. Writes become durable one after the other; a replica
 //! must start from any prefix of them, and the prefix must hold what was acknowledged.
 
-#[path = "sim/disk.rs"]
-#[allow(dead_code, reason = "the simulator uses the rest of it")]
-mod disk;
-mod support;
-
+use crate::disk::{Disk, Write};
+use crate::support::{GROUP, entry, log_id, replica};
 use bytes::Bytes;
-use disk::{Disk, Write};
 use quorate_raft::{
     AppendResult, Config, Entry, EntryKind, Envelope, HardState, Index, LogId, Membership, Message,
     Raft, ReplicationSession, RestoreError, SnapshotMeta, Term, Ticks, Timing,
 };
-use support::{GROUP, entry, log_id, replica};
 
 /// Starts replica 2 on this disk.
 fn start(disk: &Disk) -> Result<Raft, RestoreError> {

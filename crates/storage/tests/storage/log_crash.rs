@@ -4,10 +4,6 @@
 //! The process is this test binary, started again with a variable in its environment that makes it
 //! run the workload and kill itself with SIGKILL at the n-th crash point.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod support;
-
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,12 +11,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{env, fs};
 
+use crate::support::{at_each_point, copy_dir};
 use quorate_raft::Index;
 use quorate_storage::testing::{
     DirHome, Groups, Home, Log, Twin, append, entries, entry, hard_state, key, reset,
 };
 use quorate_storage::{LogBackend, LogTuning, Section, crash};
-use support::copy_dir;
 
 const VARIABLE: &str = "QUORATE_LOG_CRASH";
 
@@ -135,7 +131,7 @@ fn child() {
 fn start_child(what: &str, dir: &Path, backend: LogBackend, fatal: u64) -> bool {
     let order = format!("{what}|{}|{fatal}|{}", backend.name(), dir.display());
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--exact", "child", "--nocapture"]).env(VARIABLE, order);
+    command.args(["--exact", "log_crash::child", "--nocapture"]).env(VARIABLE, order);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = {
         let _exclusive = NO_FORK_WHILE_OPEN.lock().unwrap();
@@ -190,7 +186,7 @@ fn kill_at_every_write(backend: LogBackend) {
     let points = points_passed("workload", dir.path(), backend);
     assert!(points > 100, "only {points} crash points");
     let killed = AtomicU64::new(0);
-    support::at_each_point(points, 2, |point| {
+    at_each_point(points, 2, |point| {
         let dir = tempfile::tempdir().unwrap();
         if start_child("workload", dir.path(), backend, point) {
             killed.fetch_add(1, Ordering::SeqCst);

@@ -1,13 +1,11 @@
 //! Log retention for a follower that receives a snapshot slowly while its leader accepts writes:
 //! the log that it needs after the snapshot must still exist when the snapshot has arrived.
 
-mod support;
-
 use std::collections::VecDeque;
 
+use crate::support::{Bench, plain, replica};
 use bytes::Bytes;
 use quorate_raft::{Config, Envelope, Index, Message, SnapshotMeta, SnapshotSend, Ticks};
-use support::{Bench, plain, replica};
 
 /// The payload of the entry written in each tick.
 const ENTRY_BYTES: usize = 1 << 10;
@@ -62,7 +60,7 @@ impl Trio {
                 _ => {
                     let to = replica(3);
                     let from = replica(from);
-                    let (group, term) = (support::GROUP, quorate_raft::Term(term));
+                    let (group, term) = (crate::support::GROUP, quorate_raft::Term(term));
                     let envelope = Envelope { group, from, to, term, message };
                     self.wire.iter_mut().for_each(|wire| wire.push_back(envelope.clone()));
                 }

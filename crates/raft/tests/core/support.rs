@@ -1,6 +1,4 @@
 //! Test bench: one replica, its inputs, and the messages it sends.
-#![allow(dead_code, reason = "each test target uses its part")]
-
 use bytes::Bytes;
 use quorate_raft::invariants::check_state;
 use quorate_raft::{

@@ -1,14 +1,10 @@
 //! Damaged rows and headers, and snapshots changed in transit: an error for that shard, with a
 //! sentence, and nothing else is lost.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod model;
-
 use std::sync::Arc;
 
+use crate::model::*;
 use bytes::Bytes;
-use model::*;
 use quorate_raft::{GroupId, ReplicaId, SnapshotMeta};
 use quorate_storage::{
     Database, DeltaBudget, HashRange, RowKind, ScanRange, ShardInit, ShardStore, StorageError, Tree,

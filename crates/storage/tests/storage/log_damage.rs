@@ -1,8 +1,6 @@
 //! Torn tails, flipped bytes and lost files of the log: which are an unfinished write, and which
 //! are damage.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -5,10 +5,6 @@
 //! The test starts itself once for each crash point, on a copy of one prepared directory. Half of
 //! each of its segments is a tree that the child drops, so that there is something to move.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -16,8 +12,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::{at_each_point, copy_dir};
 use quorate_storage::{Database, DatabaseOptions, Tree, crash};
-use support::copy_dir;
 
 /// The tree that is dropped.
 const DROPPED: &[u8] = b"dropped";
@@ -113,7 +109,11 @@ fn child(dir: &Path, fatal: u64) {
 fn start(prepared: &Path, dir: &Path, fatal: u64) -> bool {
     copy_dir(prepared, &dir.join("sled"));
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_kill_while_pages_are_moved_loses_nothing", "--nocapture"])
+        .args([
+            "--exact",
+            "collect_crash::a_kill_while_pages_are_moved_loses_nothing",
+            "--nocapture",
+        ])
         .env(CHILD, format!("{fatal}:{}", dir.display()))
         .output()
         .unwrap();
@@ -207,7 +207,7 @@ fn a_kill_while_pages_are_moved_loses_nothing() {
     let passed = fs::read_to_string(whole.path().join("passed")).unwrap();
     let points: u64 = passed.parse().unwrap();
     assert!(points >= ROUNDS * (2 * MOVED + WRITTEN), "{points} points: moves are among them");
-    support::at_each_point(points, 4, |point| {
+    at_each_point(points, 4, |point| {
         let dir = tempfile::tempdir().unwrap();
         assert!(start(prepared.path(), dir.path(), point), "passed point {point} of {points}");
         inspect(dir.path());

@@ -1,11 +1,5 @@
 //! Helpers that several crash and damage tests share.
 
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "each test uses a part; helpers fail by panicking"
-)]
-
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};

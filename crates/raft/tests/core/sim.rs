@@ -2,11 +2,10 @@
 //! every step, and every disk after every write to it; then all faults end, and the cluster must
 //! serve again within a bound: ten election timeouts plus the time for its backlog of log entries.
 //!
-//! A failure prints its seed; `QUORATE_SIM_SEED=n cargo test -p quorate-raft --test sim one_seed`
+//! A failure prints its seed; `QUORATE_SIM_SEED=n cargo test -p quorate-raft --test core one_seed`
 //! runs only that seed, `QUORATE_SIM_SEEDS=n` runs n seeds.
 
 mod cluster;
-mod disk;
 mod oracle;
 mod recovery;
 mod rng;

@@ -1,7 +1,5 @@
 //! Disk space of the log: it follows the live bytes, however large a record is.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

@@ -2,24 +2,18 @@
 //! errors of the records read, never in a panic and never in an error that closes the database,
 //! because either would stop the whole node at every start.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod model;
-
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::model::*;
+use crate::support::copy_dir;
 use bytes::Bytes;
-use model::*;
 use quorate_storage::testing::{append, entry};
 use quorate_storage::{
     Database, DatabaseOptions, DeltaBudget, LogBackend, NodeRecords, RecordLog, ShardStore,
     StorageError,
 };
-use support::copy_dir;
 
 /// The number of flips, spread evenly over the bytes that were ever written.
 const FLIPS: usize = 24;

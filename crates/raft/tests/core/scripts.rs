@@ -2,17 +2,12 @@
 //!
 //! A line `> …` is a command, the lines after it are its effects on the replicas, and `#` lines say
 //! why. `~ …` is a command whose effects are not shown. The commands are listed in
-//! `scripted/mod.rs`. `cargo bless` writes the current effects into the files; read the difference
+//! `scripted.rs`. `cargo bless` writes the current effects into the files; read the difference
 //! before you commit it.
-
-#[path = "sim/disk.rs"]
-#[allow(dead_code, reason = "the simulator uses the rest of it")]
-mod disk;
-mod scripted;
 
 use std::path::{Path, PathBuf};
 
-use scripted::Script;
+use crate::scripted::Script;
 
 /// The text of the file with the current effects.
 fn replay(text: &str) -> String {

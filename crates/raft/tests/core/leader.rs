@@ -1,13 +1,11 @@
 //! Heartbeat answers at the leader: clock readings, and the appends that they make due.
 
-mod support;
-
+use crate::support::{Bench, log_id, plain};
 use bytes::Bytes;
 use quorate_raft::{
     AppendResult, Config, Envelope, Index, Message, ProgressKind, ReadId, ReplicaId,
     ReplicationSession, Term, Ticks, Timing,
 };
-use support::{Bench, log_id, plain};
 
 const INTERVAL: u64 = 10;
 

@@ -10,9 +10,9 @@ use quorate_raft::{
     SnapshotSend, Ticks,
 };
 
+use super::oracle::Oracle;
+use super::rng::Rng;
 use crate::disk::{Disk, Write};
-use crate::oracle::Oracle;
-use crate::rng::Rng;
 
 const GROUP: GroupId = GroupId(7);
 

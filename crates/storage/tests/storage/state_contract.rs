@@ -1,14 +1,10 @@
 //! The state of a shard against a model that keeps every state it ever had.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod model;
-
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::model::*;
 use bytes::Bytes;
-use model::*;
 use proptest::prelude::*;
 use quorate_storage::{
     CheckpointJob, Database, DeltaBudget, Finished, Lookup, RowKey, RowKind, ScanPin, ScanRange,

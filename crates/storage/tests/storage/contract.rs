@@ -1,8 +1,6 @@
 //! The contract suite, run against the twin and both back ends, and random operations compared
 //! with the twin.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use quorate_raft::Index;
 use quorate_storage::testing::{
     DirHome, Home, Twin, TwinHome, append, entries, hard_state, key, reset, suite,

@@ -1,17 +1,13 @@
 //! Readers concurrent with apply, checkpoints and cleaning; pins, budgets and limits.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod model;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+use crate::model::*;
 use bytes::Bytes;
-use model::*;
 use quorate_raft::{Membership, NodeId, Replica, ReplicaId};
 use quorate_storage::{
     CheckpointJob, DeltaBudget, DeltaLevel, Finished, Lookup, RECORD_BYTES_MAX, ROW_KEY_BYTES_MAX,

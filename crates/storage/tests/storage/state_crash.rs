@@ -7,11 +7,6 @@
 //! nothing acknowledged is missing, and later entries, applied again, have the same outcomes as
 //! before.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod model;
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -20,8 +15,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use crate::model::*;
+use crate::support::at_each_point;
 use bytes::Bytes;
-use model::*;
 use quorate_raft::SnapshotMeta;
 use quorate_storage::{Database, DeltaBudget, RowKey, RowKind, ShardStore, crash};
 
@@ -134,7 +130,11 @@ fn child(dir: &Path, fatal: u64) {
 /// Starts this test again as a child; true if the child was killed at its crash point.
 fn start(dir: &Path, fatal: u64) -> bool {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_kill_at_any_write_leaves_one_of_the_states", "--nocapture"])
+        .args([
+            "--exact",
+            "state_crash::a_kill_at_any_write_leaves_one_of_the_states",
+            "--nocapture",
+        ])
         .env(CHILD, format!("{fatal}:{}", dir.display()))
         .output()
         .unwrap();
@@ -208,7 +208,7 @@ fn a_kill_at_any_write_leaves_one_of_the_states() {
     let points: u64 = passed.parse().unwrap();
     assert_eq!(inspect(whole.path(), &model), Some(19));
     let seen = Mutex::new(BTreeSet::new());
-    support::at_each_point(points, 4, |point| {
+    at_each_point(points, 4, |point| {
         let dir = tempfile::tempdir().unwrap();
         assert!(start(dir.path(), point), "passed point {point} of {points}");
         let left = inspect(dir.path(), &model);
