@@ -80,7 +80,10 @@ struct HealthArgs {
 /// Runs the command line of this process and says how it ends.
 pub fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => {
+            quorate_node::log::flush();
+            ExitCode::from(code)
+        }
         Err(fatal) => {
             fatal.report();
             ExitCode::from(fatal.code())

@@ -12,6 +12,8 @@ use std::panic::PanicHookInfo;
 use quorate_engine::quarantine::{is_guarded, payload_text};
 use quorate_storage::StorageError;
 
+use crate::log;
+
 /// Reasons for which the process ends without a request. Each has one exit code, which never
 /// changes; the text is a sentence for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,20 +61,22 @@ impl Fatal {
         }
     }
 
-    /// Logs the reason and ends the process immediately, from any thread: no destructor runs,
-    /// nothing is flushed. Data that must survive is already durable.
+    /// Logs the reason and ends the process, from any thread: no destructor runs, nothing but the
+    /// log is flushed. Data that must survive is already durable.
     pub fn end_process(&self) -> ! {
         self.report();
         std::process::exit(i32::from(self.code()))
     }
 
-    /// Reports the reason once: in the log if it accepts errors, otherwise as text on stderr.
+    /// Reports the reason once: in the log if it accepts errors, otherwise as text on stderr. Waits
+    /// at most a second for its reader.
     pub fn report(&self) {
         if tracing::dispatcher::has_been_set() && tracing::enabled!(tracing::Level::ERROR) {
             tracing::error!(exit_code = self.code(), "{self}");
         } else {
-            eprintln!("kvnode: {self}");
+            log::line(&format!("kvnode: {self}"));
         }
+        log::flush();
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `checkpointer` | nothing; writes frozen deltas | the disk |
 //! | `peer-memory` | the positions that peers have reported | the disk |
 //! | `watchdog` | nothing; checks for barriers that hang | nothing |
+//! | `log` | nothing; writes the lines of the log | the reader of standard error |
 //! | blocking pool | nothing; 16 tree reads, 8 scans, snapshots, names | the disk, DNS |
 //!
 //! # Queues
@@ -34,8 +35,10 @@
 //! | disk work of reads | reads | 16 threads | the read waits, until its deadline |
 //! | disk work of scans | scans | 8 threads | the scan waits, then is rejected |
 //! | clients, per listener | connections | `--max-connections` | rejected |
-//! | peers, per listener | connections | 256 | rejected |
+//! | peers, per listener | connections | 192 | rejected |
+//! | calls passed on, per listener for both | connections | 64 | as clients |
 //! | new connections, per listener | connections | 256, each for 10 s | the oldest is closed |
+//! | log lines | bytes | 1 MiB, and 64 KiB for errors | lost, counted and reported |
 //! | calls, per connection | streams | `--max-calls-per-connection` | the client waits |
 //!
 //! # Background work
@@ -75,12 +78,14 @@
 //! | transport: pings an idle connection | 2 s | `dial::KEEPALIVE_INTERVAL` | nothing |
 //! | transport: checks for silent peers | a quarter of `silence_max` | – | nothing |
 //! | listener: pings an idle client | 10 s | `listener::KEEPALIVE_INTERVAL` | nothing |
+//! | log: reports lines that were left out | 1 s | `log::REPORT_INTERVAL` | nothing |
 //! | forwarding: pings an idle connection | 5 s | `forward::KEEPALIVE_INTERVAL` | nothing |
 
 mod background;
 mod cluster;
 mod exit;
 mod limits;
+pub mod log;
 mod metrics;
 mod net;
 mod node;

@@ -15,6 +15,8 @@ use quorate_metrics::{metrics, process, registered};
 use quorate_proto::version::VERSION;
 use quorate_service::metrics::ServiceMetrics;
 
+use crate::log;
+
 /// A gauge of a real number.
 pub type RealGauge = Gauge<f64, AtomicU64>;
 
@@ -119,6 +121,8 @@ impl Metrics {
         r.register("build", "The version of the running program", build);
         let closed =
             "Connections of clients asked to close: idle, aged, or yielded to another client";
+        let dropped = "Lines of the log that did not reach standard error: repeated, or unread";
+        registered(r, "log_lines_dropped", dropped, log::dropped());
         Self {
             engine: Arc::new(EngineMetrics::register(r)),
             service: Arc::new(ServiceMetrics::register(r)),

@@ -46,8 +46,8 @@ impl Log {
             say(&format!("the log {} cannot be written: {error}", self.path.display()));
         }
         if self.shows_all || is_for_everybody(line, self.ends) {
-            let mut err = io::stderr().lock();
-            let _ = writeln!(err, "{} {line}", self.label);
+            // Nothing waits for its reader: this process must see its nodes and Ctrl-C.
+            quorate_node::log::line(&format!("{} {line}", self.label));
         }
     }
 
