@@ -28,6 +28,8 @@ pub struct Answer {
     pub address: String,
     /// The status, or why there is none.
     pub status: Result<GetStatusResponse, String>,
+    /// The node answered that it takes no more clients or calls.
+    pub refused: bool,
 }
 
 /// The state of the cluster, as far as its nodes answer.
@@ -54,6 +56,8 @@ pub struct NodeView {
     pub problem: Option<String>,
     /// It did not answer this client, but a node that answered is connected to it.
     pub out_of_reach: bool,
+    /// It answered, but only that it takes no more clients or calls.
+    pub refused: bool,
     /// Offset of its wall clock from the median of all, in milliseconds, positive if ahead; `None`
     /// = not known.
     pub clock_ahead_ms: Option<i64>,
@@ -188,14 +192,16 @@ fn nodes(answers: Vec<Answer>, connected: &BTreeSet<u64>) -> Vec<NodeView> {
     let clocks = clocks::ahead_of_median(&answers);
     let mut nodes: Vec<NodeView> = answers
         .into_iter()
-        .map(|Answer { id, address, status }| {
-            let out_of_reach = status.is_err() && id.is_some_and(|id| connected.contains(&id));
+        .map(|Answer { id, address, status, refused }| {
+            let unreached = status.is_err() && !refused;
+            let out_of_reach = unreached && id.is_some_and(|id| connected.contains(&id));
             let problem = match &status {
+                Err(why) if refused => Some(format!("is up and refuses this client: {why}")),
                 Err(why) if out_of_reach => Some(format!("cannot be reached from here: {why}")),
                 status => problem(status),
             };
             let clock_ahead_ms = id.and_then(|id| clocks.get(&id).copied());
-            NodeView { id, address, problem, status, out_of_reach, clock_ahead_ms }
+            NodeView { id, address, problem, status, out_of_reach, refused, clock_ahead_ms }
         })
         .collect();
     let clock_is_right = |node: &NodeView| !node.clock_ahead_ms.is_some_and(clocks::is_off);

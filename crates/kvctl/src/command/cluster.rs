@@ -83,10 +83,16 @@ async fn look(context: &Context) -> Result<View> {
     context.client.check_endpoints()?;
     let answers = asked.into_iter().map(|node| Answer {
         id: node.node_id,
+        refused: node.status.as_ref().is_err_and(refuses),
         status: node.status.map_err(|error| why_silent(&error.detail().message, &node.address)),
         address: node.address,
     });
     Ok(View::of(answers.collect(), context.client.known_map()))
+}
+
+/// Whether the node answered, and has no place for this client.
+fn refuses(error: &quorate_client::Error) -> bool {
+    error.detail().code == quorate_client::Code::ResourceExhausted
 }
 
 /// Why a node does not answer, without the address, which its row already shows, and without the

@@ -221,7 +221,11 @@ fn node_cells(node: &NodeView, figures: Figures) -> Vec<String> {
     let name = node.id.map_or_else(unknown, |id| format!("n{id}"));
     let address = escape(node.address.as_bytes());
     let Ok(status) = &node.status else {
-        let state = if node.out_of_reach { "out of reach" } else { "silent" };
+        let state = match () {
+            () if node.refused => "refuses us",
+            () if node.out_of_reach => "out of reach",
+            () => "silent",
+        };
         let mut cells = vec![name, address, state.into()];
         cells.resize(NODES.len(), unknown());
         return cells;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Diverged, META, ShardView, Trouble, View};
+use super::{Diverged, META, NodeView, ShardView, Trouble, View};
 use crate::duration;
 use crate::wire::NodePhase;
 
@@ -14,7 +14,8 @@ impl View {
     /// for 4 s (needs 2 of n1 n2 n3; has n2)`.
     pub fn sentence(&self) -> String {
         if self.answering() == 0 {
-            return "no node answers".into();
+            let refusing = self.refusing().map(|sentence| format!(": {sentence}"));
+            return format!("no node answers{}", refusing.unwrap_or_default());
         }
         let total = self.user_shards().count();
         if total == 0 {
@@ -42,13 +43,29 @@ impl View {
         let nodes = if total == 1 { "node" } else { "nodes" };
         let verb = if answering == 1 { "answers" } else { "answer" };
         let sentence = format!("{answering} of {total} {nodes} {verb}");
-        let mut hidden: Vec<u64> =
-            self.nodes.iter().filter(|node| node.out_of_reach).filter_map(|node| node.id).collect();
-        hidden.sort_unstable();
-        match hidden.is_empty() {
-            true => sentence,
-            false => format!("{sentence}; {} cannot be reached from here", node_names(&hidden)),
+        let hidden = self.named(|node| node.out_of_reach);
+        let hidden = hidden.map(|names| format!("{names} cannot be reached from here"));
+        let parts = [Some(sentence), hidden, self.refusing()];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    }
+
+    /// The part about nodes that have no place for this client: `n2 refuses this client`.
+    fn refusing(&self) -> Option<String> {
+        let refusing = self.nodes.iter().filter(|node| node.refused).count();
+        let verb = if refusing == 1 { "refuses" } else { "refuse" };
+        match self.named(|node| node.refused) {
+            Some(names) => Some(format!("{names} {verb} this client")),
+            // No map names it.
+            None => (refusing > 0).then(|| "its node refuses this client".to_owned()),
         }
+    }
+
+    /// The names of such nodes; `None` if there are none.
+    fn named(&self, is_one: impl Fn(&NodeView) -> bool) -> Option<String> {
+        let ones = self.nodes.iter().filter(|node| is_one(node));
+        let mut ids: Vec<u64> = ones.filter_map(|node| node.id).collect();
+        ids.sort_unstable();
+        (!ids.is_empty()).then(|| node_names(&ids))
     }
 
     /// The part about nodes that answer but could not open their storage: `n2 could not open its

@@ -69,7 +69,8 @@ fn answer(node: u64, replicas: Vec<ReplicaStatus>) -> Answer {
         replicas,
         ..Default::default()
     };
-    Answer { id: Some(node), address: format!("127.0.0.1:740{node}"), status: Ok(status) }
+    let address = format!("127.0.0.1:740{node}");
+    Answer { id: Some(node), address, status: Ok(status), refused: false }
 }
 
 pub fn silent(node: u64) -> Answer {
@@ -77,6 +78,7 @@ pub fn silent(node: u64) -> Answer {
         id: Some(node),
         address: format!("127.0.0.1:740{node}"),
         status: Err("connection refused".into()),
+        refused: false,
     }
 }
 
@@ -132,6 +134,26 @@ fn a_shard_without_a_leader_is_in_the_sentence() {
     );
     // n1 does not answer; the leader of shard 1 knows its progress.
     assert_eq!(view.shards[1].lag.unwrap().0, 5);
+}
+
+#[test]
+fn a_node_without_a_place_for_a_client_is_not_called_silent() {
+    let full = |node| Answer { status: Err("it serves 5".into()), refused: true, ..silent(node) };
+    let mut answers = healthy_three();
+    // The others are connected to it, and that is not the point.
+    let peers = vec![PeerStatus { node_id: 3, connected: true, ..Default::default() }];
+    answers[0].status.as_mut().unwrap().peers = peers;
+    answers[2] = full(3);
+    let view = View::of(answers, Some(map(2)));
+    let sentence = "2 of 2 shards serve; 2 of 3 nodes answer; n3 refuses this client";
+    assert_eq!(view.sentence(), sentence);
+    let problem = "n3 (127.0.0.1:7403) is up and refuses this client: it serves 5";
+    assert_eq!(view.problems(), [problem]);
+
+    let view = View::of(vec![full(1), full(2), silent(3)], Some(map(2)));
+    assert_eq!(view.sentence(), "no node answers: n1 n2 refuse this client");
+    let view = View::of(vec![Answer { id: None, ..full(1) }], None);
+    assert_eq!(view.sentence(), "no node answers: its node refuses this client");
 }
 
 #[test]

@@ -76,7 +76,8 @@ pub async fn serve_clients(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let places = Arc::new(Places::new(Limits::of(config), metrics));
+    let limits = Limits { passing: with_peers, ..Limits::of(config) };
+    let places = Arc::new(Places::new(limits, metrics));
     let mut routes = Routes::builder();
     routes
         .add_service(of(Caller::Client, kv(services.kv)))

@@ -1,7 +1,10 @@
 //! Admission of connections to a listener, and their lifetimes: a connection is new until its first
 //! request shows whether the caller is a client or a peer, and then gets a place of that kind.
 //!
-//! Clients and peers have separate places, so that neither can block the other. New connections
+//! Clients and peers have separate places, so that neither can block the other. Only a listener for
+//! peers, or for both, has places of peers: elsewhere what a caller says of itself counts for
+//! nothing. On a listener for both, calls that a node says it passes on have places of their own,
+//! because a client can say so too. New connections
 //! have a few places for a short time: a connection without a request is closed at its deadline,
 //! and when all places are used the oldest is closed, so that silent sockets do not block other
 //! clients.
@@ -15,7 +18,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -34,9 +37,11 @@ use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
 
-/// Connections of peers: four of each other node (control, bulk, snapshot, forwarded calls), and
-/// twice as many while old ones end.
-const PEERS_MAX: usize = 256;
+/// Connections of peers: three of each other node (control, bulk, snapshot), and twice as many
+/// while old ones end; on a listener of their own a fourth with the calls that they pass on.
+pub(super) const PEERS_MAX: usize = 192;
+/// Connections with calls that nodes pass on, on a listener for clients and peers.
+pub(super) const PASSING_MAX: usize = 64;
 /// Connections without a request so far. `limits.rs` counts their files.
 pub(super) const NEW_MAX: usize = 256;
 /// Connections that have yielded their places and are not closed yet. `limits.rs` counts their
@@ -63,6 +68,8 @@ pub(super) struct Limits {
     pub(super) age: Duration,
     /// A connection without a request is closed after this time.
     pub(super) patience: Duration,
+    /// Whether peers use the listener as well as clients, and pass on calls.
+    pub(super) passing: bool,
 }
 
 impl Limits {
@@ -73,6 +80,7 @@ impl Limits {
             idle: config.max_connection_idle,
             age: config.max_connection_age,
             patience: FIRST_REQUEST_TIMEOUT,
+            passing: false,
         }
     }
 }
@@ -83,13 +91,12 @@ pub(super) struct Places {
     /// Clients that have a place.
     clients: Mutex<HashMap<u64, Arc<Place>>>,
     peers: Arc<Semaphore>,
+    passing: Arc<Semaphore>,
     /// The id of the next place.
     next: AtomicU64,
     yielded: AtomicU64,
     metrics: Arc<Metrics>,
     closed: Closed,
-    /// Whether the last request was rejected: only the first of several is logged.
-    refusing: AtomicBool,
 }
 
 /// The counters of connections that were asked to close, by cause.
@@ -102,10 +109,12 @@ struct Closed {
 impl Places {
     /// Places for the clients of `limits`, and for peers.
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
+        let passing = if limits.passing { PASSING_MAX } else { 0 };
         Self {
             limits,
             clients: Mutex::default(),
             peers: Arc::new(Semaphore::new(PEERS_MAX)),
+            passing: Arc::new(Semaphore::new(passing)),
             next: AtomicU64::new(0),
             yielded: AtomicU64::new(0),
             closed: Closed {
@@ -114,7 +123,6 @@ impl Places {
                 yielded: metrics.connections_closed("yielded"),
             },
             metrics,
-            refusing: AtomicBool::new(false),
         }
     }
 
@@ -140,9 +148,7 @@ impl Places {
 
     fn refused(&self, sentence: &str) {
         self.metrics.node.connections_refused.inc();
-        if !self.refusing.swap(true, Ordering::Relaxed) {
-            warn!(why = sentence, "connection: rejected");
-        }
+        warn!(why = sentence, "connection: rejected");
     }
 
     /// The failure of a call without a place. It reports to clients that other nodes may have one;
@@ -151,7 +157,7 @@ impl Places {
         let refused = Failure::of(Reason::Overloaded, sentence);
         match caller {
             Caller::Peer => refused,
-            Caller::Client | Caller::Probe => Failure {
+            Caller::Client | Caller::Probe | Caller::Passing => Failure {
                 only_this_node: true,
                 limit: self.limits.clients as u64,
                 config_key: Key::MaxConnections.name().to_owned(),
@@ -163,7 +169,7 @@ impl Places {
     /// The sentence for a caller beyond the limit.
     fn full(&self, caller: Caller) -> String {
         match caller {
-            Caller::Client | Caller::Probe => format!(
+            Caller::Client | Caller::Probe | Caller::Passing => format!(
                 "this node already serves {} client connections, and none is idle; the limit is \
                  --{}",
                 self.limits.clients,
@@ -200,6 +206,8 @@ pub(super) enum Caller {
     Probe,
     /// Another node.
     Peer,
+    /// Another node, by its own word alone, with a call of a client.
+    Passing,
 }
 
 /// The place of one connection. It ends with the connection, though calls may keep it longer.
@@ -378,13 +386,11 @@ impl Place {
         }
         let taken = match caller {
             Caller::Client | Caller::Probe => self.take_of_clients(),
-            Caller::Peer => self.take_of_peers(),
+            Caller::Peer => self.take_of(&self.places.peers),
+            Caller::Passing => self.take_of(&self.places.passing) || self.take_of_clients(),
         };
         match taken {
-            true => {
-                self.places.refusing.store(false, Ordering::Relaxed);
-                Ok(())
-            }
+            true => Ok(()),
             false if caller == Caller::Probe => Ok(()),
             false => Err(self.places.full(caller)),
         }
@@ -408,8 +414,8 @@ impl Place {
         true
     }
 
-    fn take_of_peers(&self) -> bool {
-        let Ok(permit) = self.places.peers.clone().try_acquire_owned() else { return false };
+    fn take_of(&self, peers: &Arc<Semaphore>) -> bool {
+        let Ok(permit) = peers.clone().try_acquire_owned() else { return false };
         let mut standing = self.standing.lock();
         if matches!(*standing, Standing::New) {
             *standing = Standing::Peer { _permit: permit };
@@ -419,14 +425,17 @@ impl Place {
 }
 
 /// The interceptor of a service: a request of a new connection gets a place for it, or is rejected.
-/// A call that another node forwarded counts as a call of that node, for every service.
+/// A client's call that says another node passed it on is [`Caller::Passing`].
 pub(super) fn admit(
     caller: Caller,
 ) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
     move |request| {
         let Some(place) = request.extensions().get::<Arc<Place>>() else { return Ok(request) };
         let passed_on = request.metadata().contains_key(HOPS);
-        let caller = if passed_on { Caller::Peer } else { caller };
+        let caller = match caller {
+            Caller::Client if passed_on => Caller::Passing,
+            caller => caller,
+        };
         match place.take(caller) {
             Ok(()) => Ok(request),
             Err(sentence) => {

@@ -34,6 +34,7 @@ const LIMITS: Limits = Limits {
     idle: Duration::from_secs(600),
     age: Duration::from_secs(600),
     patience: TIMEOUT,
+    passing: false,
 };
 
 /// How long a node is busy with something else.
@@ -197,6 +198,33 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         }
     });
     assert!(waited.await.is_ok(), "never: {what}");
+}
+
+/// The header by which a node says that it passes a call on; a client can say so too.
+async fn as_passing(channel: &Channel) -> Result<(), tonic::Status> {
+    let questions = futures::stream::iter([ServerReflectionRequest::default()]);
+    let mut request = tonic::Request::new(questions);
+    request.metadata_mut().insert(quorate_service::context::HOPS, 1.into());
+    let mut client = ServerReflectionClient::new(channel.clone());
+    client.server_reflection_info(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn who_says_that_it_passes_calls_on_takes_no_place_of_peers() {
+    for passing in [false, true] {
+        let (address, metrics) = serve(Limits { passing, ..LIMITS }).await;
+        let mut liars = Vec::new();
+        for _ in 0..places::PEERS_MAX + 10 {
+            let liar = channel(address).await;
+            as_passing(&liar).await.unwrap();
+            liars.push(liar);
+        }
+        let peer = channel(address).await;
+        as_peer(&peer).await.expect("a place of peers");
+        // They are clients, of which the limit is 2, but for those of a listener for both.
+        let kept = 2 + if passing { places::PASSING_MAX } else { 0 };
+        until("the others have left", || metrics.node.connections.get() == kept as i64 + 1).await;
+    }
 }
 
 #[tokio::test]
