@@ -150,8 +150,11 @@ impl EventLoop {
             Input::InstallFailed(group) => {
                 self.with(group, |group| group.raft.on_install_failed(now));
             }
-            Input::SnapshotBegins { group, to, session, last } => {
-                self.with(group, |group| group.raft.snapshot_begins(now, to, session, last));
+            Input::SnapshotBegins { group, to, session, last, needed } => {
+                let group = self.touch(group);
+                let is = group.is_some_and(|g| g.raft.snapshot_begins(now, to, session, last));
+                // Its sender may have ended; ignore it.
+                let _ = needed.send(is);
             }
             Input::SnapshotSent { group, to, session, ok } => {
                 self.with(group, |group| group.raft.snapshot_sent(now, to, session, ok));

@@ -316,16 +316,19 @@ impl Engine {
     }
 
     /// Reports that a snapshot that ends at `last` is about to be sent: the log after it is kept
-    /// for its receiver.
-    pub fn snapshot_begins(
+    /// for its receiver. Returns whether that still needs it; if not, it is not sent.
+    pub async fn snapshot_begins(
         &self,
         group: GroupId,
         to: ReplicaId,
         session: ReplicationSession,
         last: Index,
-    ) {
-        let input = Input::SnapshotBegins { group, to, session, last };
+    ) -> bool {
+        let (needed, is_needed) = oneshot::channel();
+        let input = Input::SnapshotBegins { group, to, session, last, needed };
         self.engine_loop(group).complete(input);
+        // Without an answer the loop has ended, and the node with it.
+        is_needed.await.unwrap_or(false)
     }
 
     /// Reports the end of a snapshot's transfer.

@@ -25,6 +25,8 @@ pub(super) enum Input {
         to: ReplicaId,
         session: ReplicationSession,
         last: Index,
+        /// Gets whether the follower still needs it.
+        needed: oneshot::Sender<bool>,
     },
     SnapshotSent {
         group: GroupId,

@@ -184,16 +184,22 @@ impl Raft {
     /// Reports that a snapshot which ends at `last` is about to be sent, as [`crate::SnapshotSend`]
     /// asked: from now on the log after it is kept for its receiver, within a margin of its own.
     /// Without this call only the margin of an ordinary follower applies.
+    ///
+    /// Returns whether it is still needed. While the order waited for its turn, late answers may
+    /// have shown that the follower holds what it lacked, or leadership or session ended: then
+    /// nothing is sent, and [`Raft::snapshot_sent`] reports that it was not.
+    #[must_use]
     pub fn snapshot_begins(
         &mut self,
         now: Ticks,
         to: ReplicaId,
         session: ReplicationSession,
         last: Index,
-    ) {
+    ) -> bool {
         self.observe(now);
-        self.keep_for_receiver(to, session, last);
+        let needed = self.keep_for_receiver(to, session, last);
         self.check();
+        needed
     }
 
     /// The bytes of log that are kept in memory only for receivers of snapshots, beyond the margin

@@ -269,22 +269,26 @@ impl Raft {
         }
     }
 
-    /// Keeps the log after `last` for the receiver of a snapshot that ends there.
+    /// Keeps the log after `last` for the receiver of a snapshot that ends there. Returns whether
+    /// that still waits for it, and does not hold it all already.
     pub(crate) fn keep_for_receiver(
         &mut self,
         to: ReplicaId,
         session: ReplicationSession,
         last: Index,
-    ) {
+    ) -> bool {
         let applied = self.applying.applied;
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else { return false };
         if let Some(progress) = leader.progress.get_mut(&to)
             && progress.session == session
+            && progress.matched < last
             && let ProgressState::Snapshot { at_least, .. } = &mut progress.state
         {
             *at_least = last.min(applied).max(*at_least);
             progress.snapshot_receiver = true;
+            return true;
         }
+        false
     }
 
     /// Records that the bytes of a snapshot have arrived; the follower's answer is outstanding.

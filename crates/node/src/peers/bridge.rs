@@ -277,7 +277,9 @@ async fn send_snapshot(
             meta.last
         ));
     }
-    engine.snapshot_begins(group, order.to.id, order.session, meta.last.index);
+    if !engine.snapshot_begins(group, order.to.id, order.session, meta.last.index).await {
+        return Err(format!("its receiver needs no checkpoint that ends at {}", meta.last));
+    }
     let header = SnapshotHeader {
         group,
         from,

@@ -5,7 +5,10 @@ use std::collections::VecDeque;
 
 use crate::support::{Bench, plain, replica};
 use bytes::Bytes;
-use quorate_raft::{Config, Envelope, Index, Message, SnapshotMeta, SnapshotSend, Ticks};
+use quorate_raft::{
+    AppendResult, Config, Envelope, Index, LogId, Message, SnapshotMeta, SnapshotSend, Ticks,
+    Timing,
+};
 
 /// The payload of the entry written in each tick.
 const ENTRY_BYTES: usize = 1 << 10;
@@ -96,7 +99,8 @@ impl Trio {
                 membership: self.leader.raft.membership().clone(),
             };
             let (now, to) = (Ticks(self.leader.now), order.to.id);
-            self.leader.raft.snapshot_begins(now, to, order.session, meta.last.index);
+            let last = meta.last.index;
+            assert!(self.leader.raft.snapshot_begins(now, to, order.session, last));
             self.transfers += 1;
             self.transfer = Some((order, meta, self.ticks + transfer_takes));
         }
@@ -166,4 +170,32 @@ fn the_log_kept_for_a_receiver_is_bounded() {
     assert!(kept <= RETAIN_BYTES, "{kept}");
     assert!(most > RETAIN_BYTES + since_the_checkpoint, "{most}");
     assert!(most <= 2 * RETAIN_BYTES + since_the_checkpoint, "{most}");
+}
+
+/// The follower had received entries whose acknowledgements arrive while the order for its snapshot
+/// waits for a turn.
+#[test]
+fn a_snapshot_that_ends_before_what_the_follower_holds_is_not_begun() {
+    let config = Config { retain_entries: 1, receiver_retain_entries: 1, ..plain() };
+    let mut leader = Bench::with(config, 1, 3, 1, &[]);
+    leader.elect();
+    for _ in 0..40 {
+        leader.propose("x");
+    }
+    leader.acknowledge(2, 41);
+    leader.acknowledge(3, 1);
+    leader.raft.compact(Index(41));
+    let session = leader.session(3);
+    let result = AppendResult::Rejected { prev: Index(41), hint: LogId::ZERO };
+    let missing = Message::AppendReply { session, result, timing: Timing::default() };
+    let term = leader.raft.term().0;
+    leader.step(3, term, missing);
+    let order = leader.snapshots.pop().expect("what it needs is purged");
+    let begins = |leader: &mut Bench| {
+        let now = Ticks(leader.now);
+        leader.raft.snapshot_begins(now, order.to.id, session, Index(41))
+    };
+    assert!(begins(&mut leader), "it lacks everything");
+    leader.acknowledge(3, 41);
+    assert!(!begins(&mut leader), "it has all of it by now");
 }

@@ -594,16 +594,21 @@ impl Cluster {
 
     fn end_snapshot(&mut self, node: usize, send: SnapshotSend, ok: bool) {
         let SnapshotSend { to, term, session, at_least } = send;
+        let mut sent = false;
         if ok {
             let meta = self.disks[node].checkpoint.clone();
             assert!(meta.last.index >= at_least, "the log was purged beyond its checkpoint");
             let last = meta.last.index;
-            self.input(node, |raft, now| raft.snapshot_begins(now, to.id, session, last));
-            let message = Message::InstallSnapshot { session, meta };
-            let from = replica(node);
-            self.send(node, &Envelope { group: GROUP, from, to, term, message });
+            self.input(node, |raft, now| {
+                sent = raft.snapshot_begins(now, to.id, session, last);
+            });
+            if sent {
+                let message = Message::InstallSnapshot { session, meta };
+                let from = replica(node);
+                self.send(node, &Envelope { group: GROUP, from, to, term, message });
+            }
         }
-        self.input(node, |raft, now| raft.snapshot_sent(now, to.id, session, ok));
+        self.input(node, |raft, now| raft.snapshot_sent(now, to.id, session, sent));
     }
 
     fn end_install(&mut self, node: usize, install: Install, ok: bool) {
