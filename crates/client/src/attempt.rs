@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use quorate_proto::sent::never_left;
 use quorate_proto::v1::{Failure, Outcome, Reason};
 use tonic::{Code, Status};
 
@@ -60,8 +61,7 @@ impl AttemptError {
             };
         }
         let broken = StdError::source(status).is_some();
-        let never_sent = has_source::<tonic::ConnectError>(status) || was_never_sent(status);
-        let effect = match never_sent || (!broken && is_before_any_handler(status.code())) {
+        let effect = match never_left(status) || (!broken && is_before_any_handler(status.code())) {
             true => Effect::None,
             false => Effect::Maybe,
         };
@@ -205,23 +205,14 @@ fn is_of_reads(row: &quorate_proto::reason::ReasonRow) -> bool {
 
 /// Whether a status has a cause of this type.
 fn has_source<E: StdError + 'static>(status: &Status) -> bool {
-    source_of::<E>(status).is_some()
-}
-
-/// Whether the request was still queued when its connection ended, as when a node shuts down.
-fn was_never_sent(status: &Status) -> bool {
-    source_of::<hyper::Error>(status).is_some_and(hyper::Error::is_canceled)
-}
-
-fn source_of<E: StdError + 'static>(status: &Status) -> Option<&E> {
     let mut source = StdError::source(status);
     while let Some(error) = source {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
+        if error.is::<E>() {
+            return true;
         }
         source = error.source();
     }
-    None
+    false
 }
 
 /// Beginning of the library's message about an answer that is not gRPC.

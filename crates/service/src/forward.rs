@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_proto::limits::DECODE_BYTES_MAX;
+use quorate_proto::sent::never_left;
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
@@ -185,7 +186,7 @@ fn failed<R: Forward>(node: NodeId, status: &Status) -> Forwarded<R::Response> {
     if let Some((failure, _)) = Failure::from_details(status.details()) {
         return Forwarded::Failed(failure);
     }
-    if never_connected(status) {
+    if never_left(status) {
         let message = format!("node {node} cannot be reached: {}", status.message());
         return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
     }
@@ -203,18 +204,6 @@ fn lost(writes: bool, timed_out: bool, node: NodeId, why: &str) -> Failure {
     let message = format!("the write was passed on to node {node}, and its answer is lost: {why}");
     let code = if timed_out { Code::DeadlineExceeded } else { Code::Unknown };
     Failure { code: code as i32, ..Failure::of(Reason::OutcomeUnknown, message) }
-}
-
-/// Whether the connection itself failed, so that nothing can have arrived.
-fn never_connected(status: &Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 fn connect(purpose: Purpose, address: &str) -> Result<Channel, Failure> {
@@ -236,4 +225,66 @@ fn connect(purpose: Purpose, address: &str) -> Result<Channel, Failure> {
         .initial_stream_window_size(stream_window)
         .initial_connection_window_size(connection_window);
     Ok(endpoint.connect_lazy())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tonic::metadata::MetadataMap;
+
+    use super::*;
+
+    /// Type and flags of the next HTTP/2 frame.
+    async fn frame(stream: &mut TcpStream) -> (u8, u8) {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.expect("a frame");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut body = vec![0; length as usize];
+        stream.read_exact(&mut body).await.expect("its body");
+        (head[3], head[4])
+    }
+
+    /// A node that takes one call at a time has one, and ends. What waited behind it never left.
+    #[tokio::test]
+    async fn a_write_that_waited_to_be_sent_when_its_connection_ended_was_not_sent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address").to_string();
+        let forwarder = Arc::new(Forwarder::default());
+        let pass = || {
+            let (forwarder, address) = (forwarder.clone(), address.clone());
+            tokio::spawn(async move {
+                let context = Context::of(&MetadataMap::new());
+                forwarder.pass(&context, NodeId(2), &address, PutRequest::default()).await
+            })
+        };
+        let first = pass();
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).await.expect("the preface of HTTP/2");
+        // SETTINGS: one stream at a time.
+        let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1];
+        stream.write_all(&settings).await.expect("they are sent");
+        let (mut begun, mut accepted) = (false, false);
+        while !(begun && accepted) {
+            match frame(&mut stream).await {
+                (1, _) => begun = true,
+                (4, 1) => accepted = true,
+                _ => {}
+            }
+        }
+        let behind: Vec<_> = (0..10).map(|_| pass()).collect();
+        // There is one thread, so that each of them has got as far as it can.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        drop(stream);
+        assert!(matches!(first.await, Ok(Forwarded::Lost(_))), "it may have arrived");
+        let mut not_sent = 0;
+        for pass in behind {
+            not_sent += u32::from(matches!(pass.await, Ok(Forwarded::NotSent(_))));
+        }
+        // The library takes one more before it looks at the limit, and cannot say that of it.
+        assert!(not_sent >= 9, "{not_sent} of 10 are known not to have left");
+    }
 }
