@@ -22,6 +22,7 @@
 //!
 //! | queue | unit | bound | full |
 //! |---|---|---|---|
+//! | writes, and reads of single keys, under way | calls | 256 to 4,096 each, by delay | rejected |
 //! | engine inbox, offers | bytes | the share `request queues` | rejected; from a peer: dropped |
 //! | engine inbox, completions | tokens | outstanding tokens | – |
 //! | log writer | entries of the core | `max_uncommitted_bytes` per group | – |

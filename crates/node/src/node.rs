@@ -11,6 +11,7 @@ use quorate_engine::scrub;
 use quorate_engine::{BARRIER_MAX, Engine, FatalHook, Limits, Parts};
 use quorate_machine::{Map, SessionMint};
 use quorate_proto::v1::NodePhase;
+use quorate_service::admission::Admissions;
 use quorate_service::call::Calls;
 use quorate_service::cluster::ClusterService;
 use quorate_service::draft::RequestLimits;
@@ -307,6 +308,7 @@ impl Node {
             budget: budget.clone(),
             limits: RequestLimits { value_bytes_max: self.config.max_value_size.0 },
             metrics: self.metrics.service.clone(),
+            admission: Admissions::default(),
             life: self.cell.life.clone(),
             disk: inbound.disk.clone(),
             damaged: Mutex::default(),

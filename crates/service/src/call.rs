@@ -1,7 +1,8 @@
 //! Calls: the one wrapper that every call of every service goes through, in every phase of the
 //! node.
 //!
-//! It reads the call's context, asks the lifecycle whether calls are served, counts the call once
+//! It reads the call's context, asks the lifecycle whether calls are served and the admission
+//! whether there is room for one more, counts the call once
 //! when it ends (however it ends, a caller that leaves included), logs slow ones, completes
 //! failures, states what a failure means for a write, and makes the gRPC status. Handlers return
 //! bare failures. Authentication of callers belongs here.
@@ -16,6 +17,7 @@ use quorate_proto::v1::{Failure, ReadLevel, Reason};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+use crate::admission::Admitted;
 use crate::context::{Answers, Context};
 use crate::metrics::{Method, ServiceMetrics};
 use crate::outcome::{HasOutcome, Subject};
@@ -171,21 +173,30 @@ impl Calls {
         }
     }
 
-    /// Begins a call that needs an open storage or a ready node. The drain waits for the guard.
+    /// Begins a call that needs an open storage or a ready node.
     ///
     /// # Errors
-    /// The status of a call before the node is ready, or while it drains.
+    /// The status of a call before the node is ready, while it drains, or has too much to do.
     fn admit<R: HasOutcome>(
         &self,
         kind: Kind,
         request: &Request<R>,
-    ) -> Result<(Call, Arc<Shared>, CallGuard), Status> {
+    ) -> Result<(Call, Arc<Shared>, UnderWay), Status> {
         let call = self.begin(kind, request);
-        match self.admitted(kind) {
-            Ok(shared) => {
-                let under_way = shared.life.call();
-                Ok((call, shared, under_way))
+        let admitted = self.admitted(kind).and_then(|shared| {
+            match shared.admission.admit(kind.method, &call.context) {
+                Ok(place) => {
+                    let under_way = (shared.life.call(), place);
+                    Ok((shared, under_way))
+                }
+                Err(failure) => {
+                    shared.metrics.shed("calls").inc();
+                    Err(failure)
+                }
             }
+        });
+        match admitted {
+            Ok((shared, under_way)) => Ok((call, shared, under_way)),
             Err(failure) => Err(call.fail(failure)),
         }
     }
@@ -197,6 +208,9 @@ impl Calls {
         }
     }
 }
+
+/// What a call holds until its end: what the drain waits for, and its place.
+type UnderWay = (CallGuard, Option<Admitted>);
 
 /// One call under way. It is counted when it is dropped, with the code that it has then: CANCELLED,
 /// if its caller left before the end.

@@ -4,6 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`call`] | the wrapper of every call: lifecycle, count, slow log, status |
+//! | [`admission`] | which calls are taken when there are more than the node can do |
 //! | [`kv`] | the Kv service |
 //! | [`cluster`] | the Cluster service: each node's facts about itself |
 //! | [`context`] | a call's deadline, request id and hops |
@@ -21,6 +22,7 @@
 //! **Boundary.** Nothing here knows the command line, the listeners or the connections between
 //! nodes; a gRPC status is made here and nowhere below.
 
+pub mod admission;
 pub mod call;
 pub mod cluster;
 pub mod context;

@@ -171,8 +171,10 @@ pub async fn ready(
     match level {
         Level::Stale => {}
         Level::Linearizable => {
+            let started = Instant::now();
             let index = read_index(shared, context, shard).await?;
             wait_applied(context, shard, index).await?;
+            shared.admission.reads.observe(started.elapsed());
         }
         Level::Session(token) => {
             let wanted = Index(token.index_of(shard.group.0));

@@ -20,6 +20,7 @@ use quorate_raft::{GroupId, Index, NodeId, Term};
 use quorate_storage::{DeltaBudget, DeltaLevel, Disk, DiskLevel};
 use tokio::sync::Semaphore;
 
+use crate::admission::Admissions;
 use crate::draft::RequestLimits;
 use crate::forward::Forwarder;
 use crate::metrics::ServiceMetrics;
@@ -51,6 +52,8 @@ pub struct Shared {
     pub limits: RequestLimits,
     /// Metrics.
     pub metrics: Arc<ServiceMetrics>,
+    /// Which calls are taken while there are more than the node can do.
+    pub admission: Admissions,
     /// The lifecycle of the node.
     pub life: Arc<Lifecycle>,
     /// How much of the disk's reserve is left.

@@ -34,6 +34,7 @@ use tonic::Request;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 
+use super::admission::Admissions;
 use super::call::Calls;
 use super::context::{Context, HOPS_MAX};
 use super::forward::Forwarder;
@@ -126,6 +127,7 @@ impl Node {
             budget,
             limits: RequestLimits { value_bytes_max: config.max_value_size.0 },
             metrics,
+            admission: Admissions::default(),
             life: cell.life.clone(),
             disk: Arc::default(),
             damaged: Mutex::default(),

@@ -96,7 +96,7 @@ async fn propose(
     write: Option<WriteKey>,
 ) -> Result<Option<(Receipt, WriteAnswer)>, Failure> {
     let (sender, receiver) = oneshot::channel();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     // A caller that leaves drops this future, and with it withdraws.
     let claim = Withdraws(Claim::default());
     let proposal =
@@ -112,6 +112,7 @@ async fn propose(
         Ok(Err(_)) => Answer::Unknown,
         Err(_) if claim.0.decides() => {
             shared.metrics.shed("deadline").inc();
+            shared.admission.writes.observe(started.elapsed());
             let message = "the write waited to be proposed until its time was up; it was not \
                            proposed";
             return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));
@@ -120,6 +121,7 @@ async fn propose(
     };
     match answer {
         Answer::Applied { at: LogId { term, index }, answer, .. } => {
+            shared.admission.writes.observe(started.elapsed());
             shared.metrics.calls.proposal_seconds.observe_duration(started.elapsed());
             let level = quorate_proto::v1::ReadLevel::Linearizable;
             Ok(Some((shared.receipt(shard, level, term, index), answer)))

@@ -198,6 +198,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
         budget: shared.budget.clone(),
         limits: shared.limits,
         metrics: shared.metrics.clone(),
+        admission: Admissions::default(),
         life: cell.life.clone(),
         disk: Arc::default(),
         damaged: Mutex::default(),
