@@ -13,8 +13,9 @@ use tonic::metadata::{Ascii, MetadataValue};
 
 use crate::attempt::{AttemptError, Effect};
 use crate::error::{Detail, Error, Result};
+use crate::flow::Place;
 use crate::inner::Inner;
-use crate::pool::Connection;
+use crate::pool::{Connection, Fitness};
 use crate::retry::{self, Backoff, Next, RetryClass};
 use crate::router::Route;
 use crate::rpc::{self, Answer, Rpc};
@@ -79,6 +80,8 @@ struct Call<'a> {
     maybe: bool,
     /// Number of sessions that replaced rejected ones.
     sessions_replaced: u32,
+    /// Whether the call ended its wait for a place at an overloaded node.
+    held_back: bool,
     backoff: Backoff,
     request_id: String,
     header: MetadataValue<Ascii>,
@@ -102,6 +105,7 @@ impl Inner {
         options: CallOptions,
         not_at: Option<Arc<Connection>>,
     ) -> Result<(R::Answer, Option<Arc<Connection>>)> {
+        self.retries.called();
         let (request_id, header) = self.request_ids.next();
         let mut call = Call {
             inner: self,
@@ -111,6 +115,7 @@ impl Inner {
             tried: not_at.into_iter().collect(),
             maybe: false,
             sessions_replaced: 0,
+            held_back: false,
             backoff: Backoff::default(),
             request_id,
             header,
@@ -168,6 +173,17 @@ impl Inner {
         };
         Box::pin(self.execute_elsewhere(request, options, not_at))
     }
+}
+
+/// The error of a write for which no session could be opened. It was not sent, so a reason that
+/// speaks of reads or of a lost answer says nothing of it.
+fn not_opened(detail: &Detail) -> AttemptError {
+    let reason = match detail.reason {
+        None | Some(Reason::ReadTimeout | Reason::OutcomeUnknown) => Reason::NoLeader,
+        Some(reason) => reason,
+    };
+    let message = format!("no session could be opened for the write: {}", detail.message);
+    AttemptError::local(reason, message)
 }
 
 /// A new session, and the node that opened it.
@@ -244,7 +260,8 @@ impl Call<'_> {
                 None if one_shot => self.open(shard, refused).await?,
                 None => {
                     let opening = inner.sessions.opening(shard);
-                    let _one = self.in_time(opening.lock()).await?;
+                    let waits = "no session was opened until the deadline";
+                    let _one = self.in_time(opening.lock(), waits).await?;
                     match inner.sessions.current(shard) {
                         Some(opened_meanwhile) => opened_meanwhile,
                         None => {
@@ -255,7 +272,8 @@ impl Call<'_> {
                     }
                 }
             };
-            if let Some(ticket) = self.in_time(session.next()).await? {
+            let waits = "the session had too many unanswered writes until the deadline";
+            if let Some(ticket) = self.in_time(session.next(), waits).await? {
                 return Ok(ticket);
             }
         }
@@ -276,23 +294,21 @@ impl Call<'_> {
         }
         let not_at = refused.and_then(|refused| refused.opened_by.clone());
         let opened = self.inner.open_session(request, not_at, deadline).await;
-        let (answer, opened_by) = opened.map_err(|e| {
-            let detail = e.detail();
-            let reason = detail.reason.unwrap_or(Reason::NoLeader);
-            AttemptError::local(reason, format!("no session could be opened: {}", detail.message))
-        })?;
+        let (answer, opened_by) = opened.map_err(|error| not_opened(error.detail()))?;
         let ttl = answer.ttl.and_then(|t| Duration::try_from(t).ok());
         let ttl = ttl.unwrap_or(SESSION_TTL);
         Ok(Session::new(answer.session_id, begun + ttl / 2, opened_by))
     }
 
-    /// Waits for something inside this client, until the deadline.
-    async fn in_time<T>(&self, what: impl Future<Output = T>) -> Result<T, AttemptError> {
+    /// Waits for something inside this client, until the deadline; `sentence` says what did not
+    /// come.
+    async fn in_time<T>(
+        &self,
+        what: impl Future<Output = T>,
+        sentence: &str,
+    ) -> Result<T, AttemptError> {
         let waited = tokio::time::timeout(self.remaining(), what).await;
-        waited.map_err(|_| {
-            let message = "the session had too many unanswered writes until the deadline";
-            AttemptError::local(Reason::Overloaded, message)
-        })
+        waited.map_err(|_| AttemptError::local(Reason::Overloaded, sentence))
     }
 
     /// Makes one attempt at the best node that was not tried yet.
@@ -310,14 +326,19 @@ impl Call<'_> {
                 ..last.unwrap_or_else(|| AttemptError::unreachable("no node is known".into()))
             });
         };
-        let timeout = match self.options.class {
-            RetryClass::Bare => self.remaining(),
-            RetryClass::Read | RetryClass::Sessioned => {
-                self.backoff.attempt_timeout().min(self.remaining())
-            }
-        };
         self.tried.push(Arc::clone(&connection));
-        let begun = Instant::now();
+        // After this time the attempt may be given up. A bare write has one attempt.
+        let patience = match self.options.class {
+            RetryClass::Read | RetryClass::Sessioned if inner.config.retries => {
+                self.backoff.patience()
+            }
+            RetryClass::Read | RetryClass::Sessioned | RetryClass::Bare => self.remaining(),
+        };
+        let _place = match R::IS_WORK {
+            true => Some(self.place_at(&connection).await?),
+            false => None,
+        };
+        let timeout = patience.min(self.remaining());
         let (channel, generation) = match tokio::time::timeout(timeout, connection.channel()).await
         {
             Ok(Ok(channel)) => channel,
@@ -330,34 +351,86 @@ impl Call<'_> {
         };
         let mut envelope = tonic::Request::new(request.clone());
         envelope.metadata_mut().insert("x-request-id", self.header.clone());
-        let timeout = timeout.saturating_sub(begun.elapsed());
-        // The node gets the timeout of this attempt, not of the call: "not applied" in time is
-        // better than no answer, which means "unknown".
-        envelope.set_timeout(match R::STREAMS {
-            true => self.remaining(),
-            false => timeout,
-        });
-        let sent = R::send(rpc::kv(channel), envelope);
-        match tokio::time::timeout(timeout, sent).await {
-            Ok(Ok(answer)) => {
-                connection.answered();
-                Ok(answer.into_inner())
-            }
-            Ok(Err(status)) => {
-                let error = AttemptError::of_status(&status);
-                match error.is_silence() {
-                    true => connection.pass_over(),
-                    false if error.broken => connection.broken(generation),
-                    false if error.is_of_node() => connection.turned_away(generation),
-                    false => connection.answered(),
+        // The node has all the time of the call: while it may still do what was asked, it is not
+        // asked again unless it is silent or the budget allows it.
+        envelope.set_timeout(self.remaining());
+        let begun = Instant::now();
+        let mut sent = std::pin::pin!(R::send(rpc::kv(channel), envelope));
+        loop {
+            let remaining = self.remaining();
+            let answer = tokio::time::timeout(patience.min(remaining), &mut sent).await;
+            match answer {
+                Ok(Ok(answer)) => {
+                    connection.answered();
+                    connection.flow().answered();
+                    return Ok(answer.into_inner());
                 }
-                Err(error)
+                Ok(Err(status)) => {
+                    return Err(self.failed(&connection, (begun, generation), &status));
+                }
+                Err(_) => {}
             }
-            Err(_) => {
+            let silent = connection.is_silent_since(begun);
+            if silent {
                 connection.pass_over();
-                Err(AttemptError::silent(connection.address(), begun.elapsed()))
+            }
+            // Asking another node is of use only if that takes the call now.
+            let other = inner.router.pick(&table, self.shard, self.options.route, &self.tried);
+            let other = other.is_some_and(|o| o.fitness() == Fitness::Good && o.flow().has_room());
+            if silent || patience >= remaining || (other && inner.retries.take()) {
+                return Err(AttemptError::silent(connection.address(), begun.elapsed()));
             }
         }
+    }
+
+    /// Waits for a place among the calls under way at a node, for half of the time: with less, the
+    /// attempt would end as unknown rather than in time.
+    async fn place_at<'a>(&mut self, node: &'a Arc<Connection>) -> Result<Place<'a>, AttemptError> {
+        let address = node.address();
+        if let Some(place) = node.flow().try_enter() {
+            return Ok(place);
+        }
+        let (fitness, at_most) = (node.fitness(), self.remaining() / 2);
+        let Some(place) = node.flow().enter(at_most).await else {
+            self.held_back = true;
+            let message = format!(
+                "{address} has as many calls of this client under way as it takes; this one \
+                 waited {at_most:.1?} for its turn and was not sent"
+            );
+            return Err(AttemptError::local(Reason::Overloaded, message));
+        };
+        // Those that were under way have shown meanwhile that the node is silent.
+        if fitness == Fitness::Good && node.fitness() == Fitness::Poor {
+            let message = format!("{address} does not answer the calls before this one");
+            return Err(AttemptError::unreachable(message));
+        }
+        Ok(place)
+    }
+
+    /// The error of an attempt that ended with this status; notes what it shows of the node.
+    fn failed(
+        &self,
+        connection: &Connection,
+        (begun, generation): (Instant, u64),
+        status: &tonic::Status,
+    ) -> AttemptError {
+        let error = AttemptError::of_status(status);
+        if error.is_silence() {
+            if connection.is_silent_since(begun) {
+                connection.pass_over();
+            }
+            return error;
+        }
+        match error.broken {
+            true => connection.broken(generation),
+            false if error.is_of_node() => connection.turned_away(generation),
+            false => connection.answered(),
+        }
+        match error.reason() {
+            Some(Reason::Overloaded) if !error.is_of_node() => connection.flow().refused(),
+            _ => connection.flow().answered(),
+        }
+        error
     }
 
     /// Handles a failed attempt: learns from it and waits before the next one.
@@ -383,6 +456,9 @@ impl Call<'_> {
             "attempt: failed"
         );
         let wait = match retry::next(self.options.class, &error) {
+            _ if !self.inner.config.retries || self.held_back => {
+                return Err(self.give_up(error));
+            }
             Next::GiveUp => return Err(self.give_up(error)),
             Next::Elsewhere if self.tried.is_empty() => Some(self.backoff.wait(None)),
             Next::Elsewhere => None,
@@ -412,14 +488,33 @@ impl Call<'_> {
                 }
             }
         };
+        let (costs, asked) = (retry::costs(&error), error.retry_after());
         self.last = Some(error);
-        match wait {
-            Some(wait) if wait + self.least() >= self.remaining() => Err(self.out_of_time()),
-            Some(wait) => {
+        self.pause(wait, costs, asked).await
+    }
+
+    /// Waits before the next attempt, and until the budget has a retry if it costs one.
+    ///
+    /// # Errors
+    /// The error of the call, if its time would end before.
+    async fn pause(
+        &mut self,
+        wait: Option<Duration>,
+        costs: bool,
+        asked: Option<Duration>,
+    ) -> Result<()> {
+        let mut wait = wait;
+        loop {
+            if let Some(wait) = wait {
+                if wait + self.least() >= self.remaining() {
+                    return Err(self.out_of_time());
+                }
                 tokio::time::sleep(wait).await;
-                Ok(())
             }
-            None => Ok(()),
+            if !costs || self.inner.retries.take() {
+                return Ok(());
+            }
+            wait = Some(self.backoff.wait(asked));
         }
     }
 

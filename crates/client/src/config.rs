@@ -26,6 +26,8 @@ pub struct ClientConfig {
     /// Whether writes go through sessions, which makes retries safe. Without a session, a write is
     /// sent once.
     pub sessions: bool,
+    /// Whether a call may make more than one attempt.
+    pub retries: bool,
 }
 
 impl ClientConfig {
@@ -51,6 +53,7 @@ impl ClientConfig {
             keyspace: String::new(),
             level: ReadLevel::Linearizable,
             sessions: true,
+            retries: true,
         })
     }
 
@@ -87,6 +90,13 @@ impl ClientConfig {
     #[must_use]
     pub fn without_sessions(mut self) -> Self {
         self.sessions = false;
+        self
+    }
+
+    /// Makes one attempt per call, which has all its time: for measurements.
+    #[must_use]
+    pub fn without_retries(mut self) -> Self {
+        self.retries = false;
         self
     }
 }

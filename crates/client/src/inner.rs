@@ -12,6 +12,7 @@ use quorate_proto::v1::cluster_client::ClusterClient;
 use tonic::transport::Channel;
 
 use crate::attempt::AttemptError;
+use crate::budget::RetryBudget;
 use crate::clusters::Clusters;
 use crate::config::ClientConfig;
 use crate::error::{Detail, Error, Result};
@@ -40,6 +41,7 @@ pub(crate) struct Inner {
     pub tokens: Tokens,
     pub request_ids: RequestIds,
     pub clusters: Clusters,
+    pub retries: RetryBudget,
     /// Held while one task fetches the map, so that others wait for it. The value is the time of
     /// the last attempt.
     fetching: tokio::sync::Mutex<Option<Instant>>,
@@ -64,6 +66,7 @@ impl Inner {
             tokens: Tokens::default(),
             request_ids: RequestIds::new(),
             clusters: Clusters::default(),
+            retries: RetryBudget::new(),
             fetching: tokio::sync::Mutex::default(),
             refreshing: AtomicBool::new(false),
             me: me.clone(),

@@ -67,12 +67,14 @@
 #![warn(clippy::must_use_candidate)]
 
 mod attempt;
+mod budget;
 mod call;
 mod client;
 mod cluster;
 mod clusters;
 mod config;
 mod error;
+mod flow;
 mod inner;
 mod pool;
 mod request;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::flow::Flow;
+
 /// First wait after a connection could not be made; it doubles up to [`GATE_MAX`].
 const GATE_MIN: Duration = Duration::from_millis(100);
 const GATE_MAX: Duration = Duration::from_secs(5);
@@ -65,6 +67,8 @@ pub(crate) struct Connection {
     /// too.
     connecting: tokio::sync::Mutex<()>,
     probing: AtomicBool,
+    /// The calls under way at the node.
+    flow: Flow,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +78,8 @@ struct State {
     generation: u64,
     failed: Option<Failed>,
     suspect_until: Option<Instant>,
+    /// When the node last answered a call.
+    heard: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +107,7 @@ impl Connection {
             state: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             probing: AtomicBool::new(false),
+            flow: Flow::default(),
         }
     }
 
@@ -158,9 +165,20 @@ impl Connection {
         self.state.lock().failed.is_some()
     }
 
+    /// The calls under way at the node.
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// Whether the node has answered nothing since then: it is not slow, it is silent.
+    pub fn is_silent_since(&self, since: Instant) -> bool {
+        self.state.lock().heard.is_none_or(|heard| heard < since)
+    }
+
     /// Notes that a node answered.
     pub fn answered(&self) {
         let mut state = self.state.lock();
+        state.heard = Some(Instant::now());
         if state.suspect_until.is_some() {
             state.suspect_until = None;
         }

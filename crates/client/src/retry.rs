@@ -12,8 +12,8 @@ use crate::attempt::{AttemptError, Effect};
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// Timeout of the first attempt; it doubles with each. A paused node delays a call once by this
-/// time.
+/// How long the first attempt is waited for before it may be given up; it doubles with each. A
+/// paused node delays a call once by this time.
 const ATTEMPT_MIN: Duration = Duration::from_secs(1);
 
 /// Classes of calls by whether an attempt may be retried.
@@ -121,7 +121,24 @@ fn next_without_reason(error: &AttemptError) -> Next {
     }
 }
 
-/// Waits and attempt timeouts of one call.
+/// Whether a retry after this failure is paid from the retry budget: those that load a node which
+/// has too much to do, or may still be doing what was asked before. Not those that follow the
+/// leader, or leave a node that cannot be reached.
+pub(crate) fn costs(error: &AttemptError) -> bool {
+    // The retry after silence was paid for, or was free, when the attempt was given up.
+    if error.broken || error.is_silence() || error.is_of_node() {
+        return false;
+    }
+    match error.reason() {
+        Some(Reason::OutcomeUnknown) => error.code == Code::DeadlineExceeded,
+        Some(reason) => {
+            matches!(reason, Reason::Overloaded | Reason::SessionsFull | Reason::ReadTimeout)
+        }
+        None => true,
+    }
+}
+
+/// Waits and patience of one call.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     waits: u32,
@@ -138,8 +155,8 @@ impl Backoff {
         drawn.max(asked.unwrap_or_default())
     }
 
-    /// Timeout of the next attempt.
-    pub fn attempt_timeout(&mut self) -> Duration {
+    /// How long the next attempt is waited for before it may be given up.
+    pub fn patience(&mut self) -> Duration {
         let timeout = ATTEMPT_MIN.saturating_mul(1 << self.attempts.min(10));
         self.attempts += 1;
         timeout
@@ -222,6 +239,21 @@ mod tests {
     }
 
     #[test]
+    fn the_budget_pays_for_retries_that_add_to_an_overload() {
+        let paid = [Reason::Overloaded, Reason::SessionsFull, Reason::ReadTimeout];
+        for row in &REASONS {
+            // A leader that stepped down leaves outcomes unknown without any overload.
+            assert_eq!(costs(&of_reason(row.reason)), paid.contains(&row.reason), "{row:?}");
+        }
+        let late = Failure::of(Reason::OutcomeUnknown, "").to_details("");
+        let late = Status::with_details(Code::DeadlineExceeded, "", late);
+        assert!(costs(&AttemptError::of_status(&late)));
+        assert!(costs(&AttemptError::of_status(&Status::resource_exhausted("of a proxy"))));
+        assert!(!costs(&AttemptError::unreachable(String::new())));
+        assert!(!costs(&AttemptError::silent("a:1", Duration::from_secs(1))));
+    }
+
+    #[test]
     fn waits_double_up_to_a_bound_and_are_at_least_what_the_node_asks() {
         let mut backoff = Backoff::default();
         let mut ceiling = BACKOFF_MIN;
@@ -232,7 +264,7 @@ mod tests {
         }
         let asked = Duration::from_secs(3);
         assert_eq!(backoff.wait(Some(asked)), asked);
-        assert_eq!(backoff.attempt_timeout(), ATTEMPT_MIN);
-        assert_eq!(backoff.attempt_timeout(), ATTEMPT_MIN * 2);
+        assert_eq!(backoff.patience(), ATTEMPT_MIN);
+        assert_eq!(backoff.patience(), ATTEMPT_MIN * 2);
     }
 }

@@ -19,8 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) trait Rpc: prost::Message + Clone {
     type Answer: Answer;
 
-    /// Whether the answer is a stream, which may last longer than the timeout of an attempt.
-    const STREAMS: bool = false;
+    /// Whether it is work for the node, which takes no more of it than it can do.
+    const IS_WORK: bool = true;
 
     fn send(
         client: KvClient<Channel>,
@@ -103,6 +103,9 @@ rpc!(CancelRequest, CancelResponse, cancel, |r| Some(&r.key));
 impl Rpc for OpenSessionRequest {
     type Answer = OpenSessionResponse;
 
+    /// The node answers at once, and many writes wait for it.
+    const IS_WORK: bool = false;
+
     async fn send(
         mut client: KvClient<Channel>,
         request: Request<Self>,
@@ -122,7 +125,8 @@ impl Answer for OpenSessionResponse {}
 impl Rpc for ScanRequest {
     type Answer = Streaming<ScanResponse>;
 
-    const STREAMS: bool = true;
+    /// Scans have bounds of their own.
+    const IS_WORK: bool = false;
 
     async fn send(
         mut client: KvClient<Channel>,
