@@ -36,7 +36,7 @@ impl Kind {
 pub struct Plan {
     /// Which operations.
     pub kind: Kind,
-    /// Workers; each has one operation under way. At least 1.
+    /// Workers of a closed loop; each has one operation under way. At least 1.
     pub clients: u32,
     /// How long is measured.
     pub duration: Duration,
@@ -50,8 +50,12 @@ pub struct Plan {
     pub distribution: Distribution,
     /// What each key begins with.
     pub key_prefix: String,
-    /// Operations begun per second, all workers together, at most.
+    /// Makes the loop an open one: this number of operations begins per second, whatever became of
+    /// those before them.
     pub rate: Option<u32>,
+    /// The most operations of an open loop that are under way. One that is due beyond that is
+    /// skipped, and counted. At least 1.
+    pub in_flight: u32,
     /// Seed of the choice of keys.
     pub seed: u64,
     /// The level of reads.

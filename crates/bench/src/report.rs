@@ -12,8 +12,12 @@ pub struct OperationReport {
     pub latencies: Latencies,
     /// Operations that failed, by reason; writes of unknown outcome are among them.
     pub failures: BTreeMap<&'static str, u64>,
+    /// What the first failure of each reason said.
+    pub sentences: BTreeMap<&'static str, String>,
     /// Of the failures, writes whose outcome is unknown.
     pub unknown: u64,
+    /// Operations that succeeded after the measured time.
+    pub late: u64,
 }
 
 impl OperationReport {
@@ -30,8 +34,12 @@ impl OperationReport {
     pub(crate) fn merge(&mut self, other: &OperationReport) {
         self.latencies.merge(&other.latencies);
         self.unknown += other.unknown;
+        self.late += other.late;
         for (reason, count) in &other.failures {
             *self.failures.entry(reason).or_default() += count;
+        }
+        for (reason, sentence) in &other.sentences {
+            self.sentences.entry(reason).or_insert_with(|| sentence.clone());
         }
     }
 }
@@ -45,6 +53,9 @@ pub struct Report {
     pub put: OperationReport,
     /// Reads.
     pub get: OperationReport,
+    /// Operations of an open loop that were due and did not begin, because the most that may be
+    /// under way were.
+    pub skipped: u64,
     /// The run was asked to end before its time.
     pub ended_early: bool,
 }
@@ -64,5 +75,6 @@ impl Report {
     pub(crate) fn merge(&mut self, other: &Report) {
         self.put.merge(&other.put);
         self.get.merge(&other.get);
+        self.skipped += other.skipped;
     }
 }

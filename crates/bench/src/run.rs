@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use quorate_client::{Client, Error};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -105,7 +105,7 @@ struct Shared {
     run: u64,
     begun: Instant,
     end: Instant,
-    /// Operations begun, which numbers them for rate and count.
+    /// Operations that were due, which numbers them for rate and count.
     numbers: AtomicU64,
 }
 
@@ -156,9 +156,20 @@ pub async fn run(
     progress.measuring.store(true, Ordering::Relaxed);
     progress.measured.notify_one();
     let mut workers = JoinSet::new();
-    for worker in 0..shared.plan.clients {
-        let client = connections[worker as usize % connections.len()].clone();
-        workers.spawn(work(client, worker, Arc::clone(&shared)));
+    match shared.plan.rate {
+        None => {
+            for worker in 0..shared.plan.clients {
+                let client = connections[worker as usize % connections.len()].clone();
+                workers.spawn(work(client, worker, Arc::clone(&shared)));
+            }
+        }
+        Some(_) => {
+            let places = Arc::new(Semaphore::new(shared.plan.in_flight as usize));
+            for (number, client) in connections.iter().enumerate() {
+                let (client, places) = (client.clone(), Arc::clone(&places));
+                workers.spawn(begin_on_time(client, number as u32, Arc::clone(&shared), places));
+            }
+        }
     }
     let mut report = Report::default();
     let mut last = begun;
@@ -174,53 +185,160 @@ pub async fn run(
     Ok(report)
 }
 
-/// One worker: an operation after the other, until the run is over. When its last one ended.
-async fn work(client: Client, worker: u32, shared: Arc<Shared>) -> (Report, Instant) {
-    let plan = &shared.plan;
-    let seed = plan.seed.wrapping_add(u64::from(worker).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mut keys = KeyChooser::new(plan.distribution, plan.keys, seed);
-    // The store of the keys that are read takes the numbers after the workers'.
-    let mut values = ValueMaker::new(shared.run, worker, plan.value_size);
-    let mut report = Report::default();
-    let mut last = shared.begun;
-    while let Some(due) = shared.next_due() {
-        // A timer counts whole milliseconds: even one that is due already may take one to fire.
-        if due > Instant::now() {
-            tokio::time::sleep_until(due).await;
-        }
-        let key = plan.key(keys.next_key());
-        let reads = keys.one_of(plan.kind.reads());
-        let result = match reads {
-            true => read(&client, plan, key).await,
-            false => {
-                let put = client.put(key, values.next_value()).timeout(plan.timeout);
-                put.await.map(drop)
-            }
-        };
-        let ended = Instant::now();
-        shared.progress.done.fetch_add(1, Ordering::Relaxed);
-        let operation = if reads { &mut report.get } else { &mut report.put };
-        match result {
-            Ok(()) if ended <= shared.end => {
-                operation.latencies.record(ended.duration_since(due));
-                last = ended;
+/// The end of one operation.
+struct Ended {
+    reads: bool,
+    due: Instant,
+    at: Instant,
+    result: Result<(), Error>,
+}
+
+/// Carries one operation out; `value` = none for a read.
+async fn operate(
+    client: &Client,
+    plan: &Plan,
+    key: String,
+    value: Option<Vec<u8>>,
+    due: Instant,
+) -> Ended {
+    let reads = value.is_none();
+    let result = match value {
+        None => read(client, plan, key).await,
+        Some(value) => client.put(key, value).timeout(plan.timeout).await.map(drop),
+    };
+    Ended { reads, due, at: Instant::now(), result }
+}
+
+/// The counts of one task.
+struct Tally {
+    shared: Arc<Shared>,
+    report: Report,
+    last: Instant,
+}
+
+impl Tally {
+    fn new(shared: Arc<Shared>) -> Self {
+        let last = shared.begun;
+        Tally { shared, report: Report::default(), last }
+    }
+
+    fn count(&mut self, ended: &Ended) {
+        self.shared.progress.done.fetch_add(1, Ordering::Relaxed);
+        let end = self.shared.end;
+        let operation = if ended.reads { &mut self.report.get } else { &mut self.report.put };
+        match &ended.result {
+            Ok(()) if ended.at <= end => {
+                operation.latencies.record(ended.at.duration_since(ended.due));
+                self.last = self.last.max(ended.at);
             }
             // It was begun in time and ended after it: no part of what was measured.
-            Ok(()) => last = shared.end,
+            Ok(()) => {
+                operation.late += 1;
+                self.last = end;
+            }
             Err(error) => {
-                *operation.failures.entry(error.detail().reason_name()).or_default() += 1;
+                let (reason, sentence) = (error.detail().reason_name(), &error.detail().message);
+                *operation.failures.entry(reason).or_default() += 1;
+                operation.sentences.entry(reason).or_insert_with(|| sentence.clone());
                 operation.unknown += u64::from(error.is_unknown());
-                last = ended;
-                tokio::time::sleep(REST).await;
+                self.last = self.last.max(ended.at);
             }
         }
     }
-    // Without a count, the run lasts its duration, even where the last operation failed before its
-    // end.
-    if plan.count.is_none() && !shared.progress.ended() {
-        last = shared.end;
+
+    /// The counts, and when the last operation ended. Without a count, the run lasts its duration,
+    /// even where the last operation failed before its end.
+    fn end(mut self) -> (Report, Instant) {
+        if self.shared.plan.count.is_none() && !self.shared.progress.ended() {
+            self.last = self.shared.end;
+        }
+        (self.report, self.last)
     }
-    (report, last)
+}
+
+/// What the operations of one task take and write.
+struct Choices {
+    keys: KeyChooser,
+    values: ValueMaker,
+}
+
+impl Choices {
+    fn new(shared: &Shared, task: u32) -> Self {
+        let plan = &shared.plan;
+        let seed = plan.seed.wrapping_add(u64::from(task).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        Choices {
+            keys: KeyChooser::new(plan.distribution, plan.keys, seed),
+            // The store of the keys that are read takes the numbers after the tasks'.
+            values: ValueMaker::new(shared.run, task, plan.value_size),
+        }
+    }
+
+    /// The key of the next operation, and the value that it writes; none for a read.
+    fn next_operation(&mut self, plan: &Plan) -> (String, Option<Vec<u8>>) {
+        let key = plan.key(self.keys.next_key());
+        let reads = self.keys.one_of(plan.kind.reads());
+        (key, (!reads).then(|| self.values.next_value()))
+    }
+}
+
+/// One worker of a closed loop: an operation after the other, until the run is over.
+async fn work(client: Client, worker: u32, shared: Arc<Shared>) -> (Report, Instant) {
+    let plan = &shared.plan;
+    let mut choices = Choices::new(&shared, worker);
+    let mut tally = Tally::new(Arc::clone(&shared));
+    while let Some(due) = shared.next_due() {
+        let (key, value) = choices.next_operation(plan);
+        let ended = operate(&client, plan, key, value, due).await;
+        tally.count(&ended);
+        if ended.result.is_err() {
+            tokio::time::sleep(REST).await;
+        }
+    }
+    tally.end()
+}
+
+/// Begins the operations of an open loop when they are due, and waits for their ends afterwards.
+async fn begin_on_time(
+    client: Client,
+    task: u32,
+    shared: Arc<Shared>,
+    places: Arc<Semaphore>,
+) -> (Report, Instant) {
+    let mut choices = Choices::new(&shared, task);
+    let mut tally = Tally::new(Arc::clone(&shared));
+    let mut under_way = JoinSet::new();
+    while let Some(due) = shared.next_due() {
+        // A timer counts whole milliseconds: even one that is due already may take one to fire.
+        match due > Instant::now() {
+            true => tokio::time::sleep_until(due).await,
+            // Behind time, it must not keep its thread from those under way.
+            false => tokio::task::consume_budget().await,
+        }
+        while let Some(ended) = under_way.try_join_next() {
+            tally.count(&joined(ended));
+        }
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tally.report.skipped += 1;
+            continue;
+        };
+        let (key, value) = choices.next_operation(&shared.plan);
+        let (client, shared) = (client.clone(), Arc::clone(&shared));
+        under_way.spawn(async move {
+            let ended = operate(&client, &shared.plan, key, value, due).await;
+            drop(place);
+            ended
+        });
+    }
+    while let Some(ended) = under_way.join_next().await {
+        tally.count(&joined(ended));
+    }
+    tally.end()
+}
+
+/// The result of a task that is never aborted.
+fn joined<T>(ended: Result<T, tokio::task::JoinError>) -> T {
+    // A panic of the task continues here, as if this task had done the work itself.
+    ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 async fn read(client: &Client, plan: &Plan, key: String) -> Result<(), Error> {
@@ -246,7 +364,8 @@ async fn prepare(
         let client = connections[worker as usize % connections.len()].clone();
         let (plan, next, progress) = (plan.clone(), Arc::clone(&next), Arc::clone(progress));
         let failed = Arc::clone(&failed);
-        let mut values = ValueMaker::new(run, plan.clients + worker, plan.value_size);
+        let number = plan.clients.max(connections.len() as u32) + worker;
+        let mut values = ValueMaker::new(run, number, plan.value_size);
         workers.spawn(async move {
             while Instant::now() < give_up && !progress.ended() && !failed.load(Ordering::Relaxed) {
                 let number = next.fetch_add(1, Ordering::Relaxed);

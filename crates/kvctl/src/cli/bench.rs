@@ -35,7 +35,7 @@ pub enum BenchCommand {
 /// The size and form of the load.
 #[derive(Clone, Debug, Args)]
 pub struct LoadShape {
-    /// Number of clients; each has one operation in flight
+    /// Number of clients; each has one operation in flight. Not used with --rate
     #[arg(long, value_name = "N", default_value_t = 64)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub clients: u32,
@@ -71,9 +71,18 @@ pub struct LoadShape {
     #[arg(long, value_name = "PREFIX", default_value = "bench/")]
     pub key_prefix: String,
 
-    /// Maximum number of operations per second over all clients
+    /// Open loop: begin N operations per second, however many are unanswered
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: Option<u32>,
+
+    /// With --rate: maximum number of operations in flight; others are skipped and counted
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub in_flight: u32,
+
+    /// Make one attempt per operation
+    #[arg(long)]
+    pub no_retries: bool,
 
     /// Seed of the random choice of keys, for repeatable runs
     #[arg(long, value_name = "N", default_value_t = 1)]

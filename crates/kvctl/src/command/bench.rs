@@ -41,9 +41,12 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
     };
     let timeout = context.global.timeout.unwrap_or(Duration::from_secs(30));
     let connections = shape.connections.unwrap_or(shape.clients.div_ceil(CLIENTS_PER_CONNECTION));
-    let config = ClientConfig::new(&context.global.endpoints)?
+    let mut config = ClientConfig::new(&context.global.endpoints)?
         .timeout(timeout)
         .connect_timeout(context.global.connect_timeout);
+    if shape.no_retries {
+        config = config.without_retries();
+    }
     let clients: Vec<Client> = (0..connections).map(|_| Client::new(config.clone())).collect();
     let plan = Plan {
         kind,
@@ -58,6 +61,7 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
         },
         key_prefix: shape.key_prefix,
         rate: shape.rate,
+        in_flight: shape.in_flight,
         seed: shape.seed,
         level: context.level(),
         max_staleness: context.global.max_staleness,
@@ -151,17 +155,30 @@ fn print(context: &mut Context, plan: &Plan, connections: u32, report: &Report) 
                 table.row(tone, cells);
             }
             context.output.table(&table)?;
+            let load = match plan.rate {
+                None => plural(plan.clients.into(), "client"),
+                Some(rate) => format!("{} begun per second", plural(rate.into(), "operation")),
+            };
             note(format!(
-                "{} on {}, {}, values of {}",
-                plural(plan.clients.into(), "client"),
+                "{load} on {}, {}, values of {}",
                 plural(connections.into(), "connection"),
                 duration::show(report.elapsed),
                 plural(plan.value_size as u64, "byte"),
             ));
             for (name, operation) in report.operations() {
                 for (reason, count) in &operation.failures {
-                    note(format!("{name}: {count} failed with {reason}"));
+                    let sentence = operation.sentences.get(reason).map_or("", String::as_str);
+                    note(format!("{name}: {count} failed with {reason}, first: {sentence}"));
                 }
+                if operation.unknown > 0 {
+                    note(format!("{name}: {} of the failed are unknown", operation.unknown));
+                }
+                if operation.late > 0 {
+                    note(format!("{name}: {} done after the time", operation.late));
+                }
+            }
+            if report.skipped > 0 {
+                note(format!("{} skipped: too many in flight", report.skipped));
             }
         }
     }
@@ -181,6 +198,10 @@ fn json(
         .failures
         .iter()
         .fold(Object::new(), |object, (reason, count)| object.with(reason, *count));
+    let first_failures = operation
+        .sentences
+        .iter()
+        .fold(Object::new(), |object, (reason, sentence)| object.with(reason, sentence.as_str()));
     Object::new()
         .with("operation", name)
         .with("count", operation.succeeded())
@@ -188,6 +209,10 @@ fn json(
         .with("failed", operation.failed())
         .with("unknown", operation.unknown)
         .with("failures", failures)
+        .with("first_failures", first_failures)
+        .with("late", operation.late)
+        .with("skipped", report.skipped)
+        .with("rate", plan.rate)
         .with("elapsed_ms", report.elapsed.as_millis() as u64)
         .with("clients", plan.clients)
         .with("connections", connections)

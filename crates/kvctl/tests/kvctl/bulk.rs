@@ -181,3 +181,24 @@ fn bench_ends_with_its_count() {
     assert!(report.starts_with("put\t50\t"), "{report}");
     assert_eq!(fake.writes().len(), 50);
 }
+
+#[test]
+fn an_open_loop_begins_on_time_whatever_the_answers_do() {
+    let fake = FakeCluster::single();
+    let begin = |more: &[&str]| {
+        let words = ["bench", "put", "--rate", "500", "--duration", "400ms", "-o", "json"];
+        call(&fake, &[&words[..], more].concat())
+    };
+    let line = |text: &str| -> serde_json::Value { serde_json::from_str(text.trim()).unwrap() };
+    let all = line(&begin(&[]).ends(0));
+    assert_eq!(
+        (&all["count"], &all["skipped"], &all["rate"]),
+        (&200.into(), &0.into(), &500.into())
+    );
+    // The first answer does not come, and the one place is taken by it.
+    fake.script(1, [Step::Hang]);
+    let stalled = begin(&["--in-flight", "1", "--no-retries", "--timeout", "1s"]);
+    let stalled = line(&stalled.ends(4));
+    assert_eq!((&stalled["count"], &stalled["unknown"]), (&0.into(), &1.into()), "{stalled}");
+    assert_eq!(stalled["skipped"], 199, "{stalled}");
+}
