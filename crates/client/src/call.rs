@@ -25,6 +25,9 @@ use crate::write_id::{WriteId, WriteIdSlot};
 /// Minimum remaining time for another attempt.
 const REPEAT_MIN: Duration = Duration::from_millis(20);
 
+/// How often an attempt that lasts longer than its patience looks for a better way.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Maximum size of a request that this client sends. It is less than what nodes decode, because
 /// route and session are added. A node rejects a request below this and above its own limit.
 const SENDABLE_BYTES_MAX: usize = DECODE_BYTES_MAX - (1 << 10);
@@ -354,11 +357,11 @@ impl Call<'_> {
         // The node has all the time of the call: while it may still do what was asked, it is not
         // asked again unless it is silent or the budget allows it.
         envelope.set_timeout(self.remaining());
-        let begun = Instant::now();
+        let (begun, mut wait) = (Instant::now(), patience);
         let mut sent = std::pin::pin!(R::send(rpc::kv(channel), envelope));
         loop {
             let remaining = self.remaining();
-            let answer = tokio::time::timeout(patience.min(remaining), &mut sent).await;
+            let answer = tokio::time::timeout(wait.min(remaining), &mut sent).await;
             match answer {
                 Ok(Ok(answer)) => {
                     connection.answered();
@@ -371,15 +374,19 @@ impl Call<'_> {
                 Err(_) => {}
             }
             let silent = connection.is_silent_since(begun);
+            // An attempt is not given up for a place in the queue of another node. A last resort
+            // may be out of reach; whether it is costs nothing.
+            let other = inner.router.pick(&table, self.shard, self.options.route, &self.tried);
+            let takes = other.is_some_and(|other| other.flow().has_room());
+            let in_time = wait < remaining;
+            if in_time && !(takes && (silent || inner.retries.take())) {
+                wait = LOOK_AGAIN;
+                continue;
+            }
             if silent {
                 connection.pass_over();
             }
-            // Asking another node is of use only if that takes the call now.
-            let other = inner.router.pick(&table, self.shard, self.options.route, &self.tried);
-            let other = other.is_some_and(|o| o.fitness() == Fitness::Good && o.flow().has_room());
-            if silent || patience >= remaining || (other && inner.retries.take()) {
-                return Err(AttemptError::silent(connection.address(), begun.elapsed()));
-            }
+            return Err(AttemptError::silent(connection.address(), begun.elapsed()));
         }
     }
 

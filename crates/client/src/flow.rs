@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// The greatest window, and the first: what a node takes on one connection by default. Beyond that
-/// the library would hold calls back, and whether they were sent could not be seen.
+/// The greatest window: what a node takes on one connection by default. Beyond that the library
+/// would hold calls back, and whether they were sent could not be seen.
 const WINDOW_MAX: f64 = 256.0;
+/// The first window. A client that begins with more calls than that asks step by step for more.
+const WINDOW_FIRST: f64 = 64.0;
 /// The least window: some calls ask the node how it is.
 const WINDOW_MIN: f64 = 4.0;
 /// What is left of the window after a refusal.
@@ -52,7 +54,7 @@ impl Drop for Place<'_> {
 
 impl Default for Flow {
     fn default() -> Self {
-        let state = State { window: WINDOW_MAX, under_way: 0, shrank: None };
+        let state = State { window: WINDOW_FIRST, under_way: 0, shrank: None };
         Flow { state: Mutex::new(state), room: Notify::new() }
     }
 }
@@ -141,21 +143,21 @@ mod tests {
     async fn a_refusal_shrinks_the_window_and_answers_open_it_again() {
         let flow = Flow::default();
         let mut places = Vec::new();
-        for _ in 0..100 {
+        for _ in 0..50 {
             places.push(flow.enter(AT_ONCE).await.expect("the window is large"));
         }
         let begun = Instant::now();
         flow.refused_at(begun);
         flow.refused_at(begun + ONE_QUEUE / 2);
-        assert_eq!(flow.state.lock().window, 70.0, "two refusals of one queue");
-        places.truncate(70);
+        assert_eq!(flow.state.lock().window, 35.0, "two refusals of one queue");
+        places.truncate(35);
         assert!(flow.enter(Duration::from_secs(1)).await.is_none(), "the window is full");
-        places.truncate(69);
+        places.truncate(34);
         places.push(flow.enter(AT_ONCE).await.expect("one has left"));
-        for _ in 0..70 {
+        for _ in 0..35 {
             flow.answered();
         }
-        assert!(flow.state.lock().window > 73.0, "{flow:?}");
+        assert!(flow.state.lock().window > 38.0, "{flow:?}");
         for n in 1..20 {
             flow.refused_at(begun + ONE_QUEUE * n);
         }
