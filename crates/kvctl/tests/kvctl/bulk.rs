@@ -191,10 +191,10 @@ fn an_open_loop_begins_on_time_whatever_the_answers_do() {
     };
     let line = |text: &str| -> serde_json::Value { serde_json::from_str(text.trim()).unwrap() };
     let all = line(&begin(&[]).ends(0));
-    assert_eq!(
-        (&all["count"], &all["skipped"], &all["rate"]),
-        (&200.into(), &0.into(), &500.into())
-    );
+    let number = |name: &str| all[name].as_u64().unwrap();
+    // The last ones may end after the time.
+    assert_eq!(number("count") + number("late"), 200, "{all}");
+    assert_eq!((number("skipped"), number("rate")), (0, 500), "{all}");
     // The first answer does not come, and the one place is taken by it.
     fake.script(1, [Step::Hang]);
     let stalled = begin(&["--in-flight", "1", "--no-retries", "--timeout", "1s"]);
