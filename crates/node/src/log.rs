@@ -1,9 +1,9 @@
 //! The log on its way to standard error: nothing in the process ever waits for its reader, and what
 //! a stranger can cause does not fill it.
 //!
-//! Lines are put into a bounded [queue], which a thread of its own writes. Lines that do not fit
+//! Lines are put into a bounded queue, which a thread of its own writes. Lines that do not fit
 //! are lost, counted, and reported in the log once writing continues. Of lines that come from one
-//! place of the code, more than a burst are [left out](limit), counted, and reported within a
+//! place of the code, more than a burst are left out, counted, and reported within a
 //! second.
 //!
 //! `tracing-appender` is not used: its bound is a number of lines of any length, and its end waits
