@@ -3,11 +3,11 @@
 //! More calls under way than keep the node busy make nothing faster: each only waits longer, until
 //! callers give up what was nearly done, and all work is for callers who have left. The number that
 //! keeps it busy differs with the machine and the calls, so it is measured: when even the shortest
-//! delay of a window is above [`TARGET`], calls queue, and the limit goes down in proportion
+//! delay of a window is above `TARGET`, calls queue, and the limit goes down in proportion
 //! (Little's law); while it is below and the limit was reached, the limit goes up. One slow call
 //! among fast ones changes nothing, as in CoDel.
 //!
-//! Up to [`FLOOR`] calls are always taken: on a slow disk the delay is not of a queue, and calls
+//! Up to `FLOOR` calls are always taken: on a slow disk the delay is not of a queue, and calls
 //! that share a barrier are what makes such a disk fast.
 
 use std::sync::Arc;
