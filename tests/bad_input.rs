@@ -198,7 +198,11 @@ fn crc_line(body: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_of_another_cluster_is_refused_by_both_sides() {
     let mut ours = Cluster::start(ClusterOptions { shards: 1, ..ClusterOptions::default() }).await;
-    let mut theirs = Cluster::start(one_node(1)).await;
+    // They have one secret, so that nothing but the cluster differs.
+    let mut theirs = Cluster::prepare(one_node(1));
+    fs::copy(ours.secret_file(), theirs.secret_file()).expect("a copy of the secret");
+    theirs.start_node(1);
+    theirs.wait_ready().await;
     ours.client().put("whose", "ours").await.expect("a put");
     theirs.client().put("whose", "theirs").await.expect("a put");
 
@@ -206,6 +210,7 @@ async fn a_node_of_another_cluster_is_refused_by_both_sides() {
     let directory = ours.directory().join("new");
     let ports = lease(1);
     let address = ports[0].address();
+    let secret = ours.secret_file().display().to_string();
     let peers = |cluster: &Cluster, id: u64| flag(&cluster.arguments(id), "--advertise");
     for (initial, sentence) in [
         (
@@ -221,9 +226,13 @@ async fn a_node_of_another_cluster_is_refused_by_both_sides() {
             "--data-dir",
             directory.to_str().expect("a path in UTF-8"),
             "--listen",
-            &address,
+            "127.0.0.1:0",
+            "--advertise-client",
+            "127.0.0.1:1",
             "--initial-cluster",
             &initial,
+            "--secret-file",
+            &secret,
         ];
         let output = kvnode(&arguments, &[]);
         assert_eq!(code(&output), 10, "{initial}: {output:?}");

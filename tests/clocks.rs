@@ -1,10 +1,12 @@
 //! One clock that is wrong stops no session write: every node mints sessions that every shard
 //! accepts, whichever node leads it.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use quorate_client::Client;
 use quorate_proto::v1::{OpenSessionRequest, PutRequest, Reason, WriteSession};
+use quorate_tests::binaries;
 use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::raw::{CALL, failure, key_in, within};
 use quorate_tests::{Cluster, ClusterOptions, until_async};
@@ -42,6 +44,7 @@ async fn session_writes_continue(offset: i64) {
     all_lead(&cluster).await;
     every_shard_takes_the_sessions_of_every_node(&cluster, offset).await;
     the_clock_is_named(&cluster, offset).await;
+    each_kvctl_writes_through_the_wrong_node(&cluster, offset);
     let took = write_through_every_node(&cluster, offset).await;
     eprintln!("{offset} ms off: {took:?}; no clock off: {sound:?}");
     assert!(took < sound * 10, "{offset} ms off: {took:?}, and with no clock off {sound:?}");
@@ -130,6 +133,18 @@ fn ahead_in(line: &str, offset: i64) -> bool {
     let line: serde_json::Value = serde_json::from_str(line).expect("a line is JSON");
     let ahead = line["ahead_ms"].as_i64().expect("a number");
     line["node"] == OFF && (ahead - offset).abs() < 1_000
+}
+
+/// Each call opens a session of its own, at the node whose clock is wrong.
+fn each_kvctl_writes_through_the_wrong_node(cluster: &Cluster, offset: i64) {
+    for number in 0..24 {
+        let put = Command::new(binaries::path("kvctl"))
+            .args(["--endpoints", &cluster.endpoint(OFF), "put", &format!("kvctl-{number}"), "v"])
+            .output()
+            .expect("kvctl starts");
+        let said = String::from_utf8_lossy(&put.stderr);
+        assert_eq!(put.status.code(), Some(0), "{offset} ms off, put {number}: {said}");
+    }
 }
 
 /// How long it takes to write through clients that are given one node each.

@@ -268,7 +268,7 @@ impl Project {
         self.compose(&["down"]);
         assert_eq!(docker(&["ps", "-aq", "--filter", &of_project()]), "");
         let volumes = docker(&["volume", "ls", "-q", "--filter", &of_project()]);
-        assert_eq!(volumes.lines().count(), 3, "{volumes}");
+        assert_eq!(volumes.lines().count(), 4, "one of each node and the secret's: {volumes}");
         self.compose(&["up", "--detach"]);
         self.wait_healthy();
     }
@@ -277,7 +277,10 @@ impl Project {
     fn others(&self) -> String {
         let all = docker(&["ps", "-aq", "--filter", &of_project()]);
         let nodes: Vec<String> = (1..=3).map(|id| self.container(id)).collect();
-        let mut others = all.lines().filter(|id| !nodes.iter().any(|node| node == id));
+        let made = ["--filter", "label=com.docker.compose.service=secret"];
+        let secret = docker(&[&["ps", "-aq", "--filter", &of_project()][..], &made].concat());
+        let mut others =
+            all.lines().filter(|id| *id != secret && !nodes.iter().any(|node| node == id));
         others.next().expect("it runs").to_owned()
     }
 

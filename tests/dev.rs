@@ -14,8 +14,8 @@ use quorate_tests::watched::{process_state, until_gone};
 use quorate_tests::{Exit, Watched, until};
 use rustix::process::Signal;
 
-/// The ports of three nodes, and of their metrics.
-const DISTANCES: [u16; 6] = [0, 1, 2, 50, 51, 52];
+/// The ports of three nodes, of their metrics, and among them.
+const DISTANCES: [u16; 9] = [0, 1, 2, 50, 51, 52, 100, 101, 102];
 
 fn dev(home: &Path, ports: &[Port]) -> Command {
     let mut command = Command::new(binaries::path("kvnode"));

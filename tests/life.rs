@@ -430,7 +430,7 @@ async fn a_data_directory_alone_is_a_cluster_of_one() {
     let mut process = start();
     assert_eq!(client().get("alone").await.expect("a read").value, "and well");
     let unasked: Vec<_> = entries(&data);
-    for name in ["IDENTITY", "LOCK", "README", "sled"] {
+    for name in ["IDENTITY", "LOCK", "README", "secret", "sled"] {
         assert!(unasked.iter().any(|entry| entry == name), "{unasked:?}");
     }
     assert_eq!(process.stop(), Some(0));

@@ -119,7 +119,7 @@ fn endpoints(ports: &[Port]) -> String {
 
 /// Replaces the ports that the README uses.
 fn with_ports(text: &str, ports: &[Port]) -> String {
-    let numbers = (7401..).zip(ports);
+    let numbers = (7401..7404).chain(7501..7504).zip(ports);
     numbers.fold(text.to_owned(), |text, (written, port)| {
         text.replace(&format!("127.0.0.1:{written}"), &port.address())
     })
@@ -150,7 +150,7 @@ fn every_block_is_executed_by_a_test() {
 fn the_first_minute() {
     let lines = commands("One minute");
     let [dev, put, get, status] = &lines[..] else { panic!("four commands: {lines:#?}") };
-    let ports = lease_at(&[0, 1, 2, 50, 51, 52]);
+    let ports = lease_at(&[0, 1, 2, 50, 51, 52, 100, 101, 102]);
     let place = Place::new(&endpoints(&ports[..3]));
     assert!(dev.ends_with("kvnode -- dev"), "{dev}");
     let dev = format!("exec {dev} --base-port {}", ports[0].number());
@@ -178,11 +178,14 @@ fn the_first_minute() {
 #[test]
 fn a_cluster_by_hand_and_kvctl() {
     let lines = commands("A cluster by hand");
-    let [first, second, third, compose] = &lines[..] else { panic!("four commands: {lines:#?}") };
+    let [secret, first, second, third, compose] = &lines[..] else {
+        panic!("five commands: {lines:#?}")
+    };
     // The test of the containers runs it.
     assert_eq!(compose, "docker-compose up --build --detach");
-    let ports = lease_at(&[0, 1, 2]);
-    let place = Place::new(&endpoints(&ports));
+    let ports = lease_at(&[0, 1, 2, 100, 101, 102]);
+    let place = Place::new(&endpoints(&ports[..3]));
+    place.expect(secret, "");
     let mut nodes: Vec<Watched> = [first, second, third]
         .map(|line| {
             Watched::spawn(&mut place.command(&format!("exec {}", with_ports(line, &ports))))

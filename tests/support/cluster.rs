@@ -100,7 +100,9 @@ impl Cluster {
         let links = Arc::new(Links::default());
         let nodes =
             (1..=options.nodes).map(|id| node(id, directory.path(), &options, &links)).collect();
-        Cluster { options, nodes, links, directory }
+        let cluster = Cluster { options, nodes, links, directory };
+        make_secret(&cluster.secret_file());
+        cluster
     }
 
     /// The ids of all nodes.
@@ -132,6 +134,18 @@ impl Cluster {
         self.directory.path()
     }
 
+    /// The file with the secret that the nodes prove to each other.
+    #[must_use]
+    pub fn secret_file(&self) -> PathBuf {
+        self.directory.path().join("secret")
+    }
+
+    /// Where other nodes reach a node, without its proxy.
+    #[must_use]
+    pub fn peer_address(&self, id: u64) -> String {
+        self.node(id).peer.address()
+    }
+
     /// The arguments with which a node is started.
     #[must_use]
     pub fn arguments(&self, id: u64) -> Vec<String> {
@@ -146,6 +160,7 @@ impl Cluster {
             ("--advertise", node.advertised.address()),
             ("--metrics-listen", node.metrics.address()),
             ("--initial-cluster", initial.join(",")),
+            ("--secret-file", self.secret_file().display().to_string()),
             ("--shards", self.options.shards.to_string()),
         ]
         .into_iter()
@@ -455,6 +470,16 @@ impl Cluster {
         })
         .await;
     }
+}
+
+/// Makes a secret for nodes, as a user would.
+///
+/// # Panics
+/// If that fails.
+pub fn make_secret(file: &Path) {
+    let made = Command::new(binaries::path("kvnode")).args(["secret", "--out"]).arg(file).output();
+    let made = made.expect("kvnode starts");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 fn leaders(statuses: &BTreeMap<u64, GetStatusResponse>) -> BTreeMap<u64, u64> {

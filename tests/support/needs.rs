@@ -22,6 +22,8 @@ pub enum Need {
     UnicodeData,
     /// Python 3 with grpcio, grpcio-tools, grpcio-status and grpcio-reflection.
     PythonGrpc,
+    /// Python 3 with grpcio, grpcio-tools and h2.
+    PythonH2,
     /// grpcurl.
     Grpcurl,
     /// setsid, of util-linux: gives a program a controlling terminal.
@@ -45,6 +47,7 @@ impl fmt::Display for Need {
             Self::PythonGrpc => {
                 "Python 3 with grpcio, grpcio-tools, grpcio-status and grpcio-reflection"
             }
+            Self::PythonH2 => "Python 3 with grpcio, grpcio-tools and h2",
             Self::Grpcurl => "grpcurl",
             Self::Setsid => "setsid (util-linux)",
             Self::LoopMount => "root that may mount ext4 on a loop device (e2fsprogs, util-linux)",
@@ -54,10 +57,11 @@ impl fmt::Display for Need {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Need; 6] = [
+    pub const ALL: [Need; 7] = [
         Need::Docker,
         Need::UnicodeData,
         Need::PythonGrpc,
+        Need::PythonH2,
         Need::Grpcurl,
         Need::Setsid,
         Need::LoopMount,
@@ -75,6 +79,7 @@ impl Need {
                 let modules = "import grpc, grpc_tools, grpc_status, grpc_reflection";
                 succeeds("python3", &["-c", modules])
             }
+            Self::PythonH2 => succeeds("python3", &["-c", "import grpc, grpc_tools, h2"]),
             Self::Grpcurl => succeeds("grpcurl", &["-version"]),
             Self::Setsid => succeeds("setsid", &["--version"]),
             // What is asked for is tried, with little: who may do it is not to be read anywhere.

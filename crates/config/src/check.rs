@@ -67,7 +67,7 @@ pub(super) fn validate(config: &Config, data_dir: DataDir) -> Result<(), ConfigE
         if data_dir == DataDir::Needed { check_data_dir(config) } else { Ok(()) },
         check_names(config),
     ];
-    let then = [check_timing(config), check_addresses(config)];
+    let then = [check_timing(config), check_addresses(config), check_secret(config)];
     let mut errors: Vec<_> = first.into_iter().filter_map(Result::err).collect();
     errors.extend(config.errors());
     errors.extend(then.into_iter().filter_map(Result::err));
@@ -186,10 +186,25 @@ fn check_timing(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Nodes that serve others must know the secret that the others prove.
+fn check_secret(config: &Config) -> Result<(), ConfigError> {
+    if config.initial_cluster.len() < 2 || config.secret_file.is_some() {
+        return Ok(());
+    }
+    let variable = Key::SecretFile.env();
+    Err(ConfigError::Refused(format!(
+        "secret-file is not set, but initial-cluster has {} nodes, which prove to each other that \
+         they know one secret; make it once with `kvnode secret --out quorate.secret`, copy that \
+         file to each node, and start each with `--secret-file quorate.secret` (--secret-file or \
+         {variable})",
+        config.initial_cluster.len()
+    )))
+}
+
 fn check_listeners(config: &Config) -> Result<(), ConfigError> {
     let listeners = [
         (Key::Listen, Some(config.listen)),
-        (Key::PeerListen, Some(config.peer_listen)),
+        (Key::PeerListen, config.peer_listen),
         (Key::MetricsListen, config.metrics_listen),
     ];
     for (key, address) in listeners {
@@ -203,9 +218,21 @@ fn check_listeners(config: &Config) -> Result<(), ConfigError> {
             );
         }
     }
+    if let Some(peers) = config.peer_listen
+        && peers.port() != 0
+        && peers == config.listen
+    {
+        return reject(
+            Key::PeerListen,
+            peers,
+            "that is the address of --listen, and clients and other nodes have listeners of their \
+             own; give the nodes another port, here and in initial-cluster, as in \
+             1=127.0.0.1:7501",
+        );
+    }
     if let Some(metrics) = config.metrics_listen
         && metrics.port() != 0
-        && (metrics == config.listen || metrics == config.peer_listen)
+        && (metrics == config.listen || Some(metrics) == config.peer_listen)
     {
         return reject(Key::MetricsListen, metrics, "that address already serves clients or nodes");
     }

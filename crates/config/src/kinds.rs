@@ -9,7 +9,7 @@ use quorate_raft::NodeId;
 
 use super::log::{LogFilter, LogFormat};
 use super::memory::MemoryPlan;
-use super::value::{self, HostPort, LogStore, Size};
+use super::value::{self, FilePath, HostPort, LogStore, Size};
 
 /// A type of values. What it writes can be parsed again.
 pub trait Value: Sized {
@@ -51,6 +51,9 @@ values! {
     NodeId, "ID", value::parse_node_id, |id: &NodeId| value::plain(*id).to_string();
     String, "NAME", as_it_is, String::clone;
     PathBuf, "DIR", as_it_is, |path: &PathBuf| path.to_string_lossy().into_owned();
+    FilePath, "FILE",
+        |text: &str| Ok(FilePath(text.into())),
+        |path: &FilePath| path.0.to_string_lossy().into_owned();
     SocketAddr, "IP:PORT", value::parse_listen, SocketAddr::to_string;
     HostPort, "HOST:PORT", str::parse, HostPort::to_string;
     BTreeMap<NodeId, HostPort>, "1=HOST:PORT,…",

@@ -44,7 +44,7 @@ pub use memory::{MEMORY_MIN, MemoryPlan, default_memory};
 pub use resolve::{Effective, Resolved, resolve};
 pub use show::table;
 pub use source::Source;
-pub use value::{HostPort, LogStore, Size, parse_duration};
+pub use value::{FilePath, HostPort, LogStore, Size, parse_duration};
 
 /// The default port of a node.
 pub const DEFAULT_PORT: u16 = 7401;
@@ -62,31 +62,37 @@ rows::settings! {
         DataDir "data-dir" data_dir: PathBuf => (PathBuf::new(), "not set");
 
         /// Address to serve clients on
-        ///
-        /// The same address as `peer_listen` means one listener for both.
         Listen "listen" listen: SocketAddr = (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into();
 
-        /// Address to serve other nodes on [default: as --listen]
-        PeerListen "peer-listen" peer_listen: SocketAddr => (listen, "as listen");
+        /// Address to serve other nodes on, never that of --listen [default: its entry in
+        /// --initial-cluster; nowhere for a node alone]
+        ///
+        /// An entry with a name is served at its port and the IP address of `listen`.
+        PeerListen "peer-listen" peer_listen: Option<SocketAddr> =>
+            match reader.initial_among_others(node_id) {
+                Some(entry) => (Some(entry.listened(listen)), "the entry in initial-cluster"),
+                None => (None, "none: a node alone"),
+            };
 
         /// Address to serve /metrics, /livez and /readyz on [default: nowhere]
         MetricsListen "metrics-listen" metrics_listen: Option<SocketAddr> => (None, "none");
 
         /// Address at which other nodes reach this one [default: its entry in --initial-cluster,
-        /// else --peer-listen]
+        /// else --peer-listen or, for a node alone, --listen]
         ///
         /// Names are resolved at each connection.
-        Advertise "advertise" advertise: HostPort => match reader.initial_address(node_id) {
-            Some(address) => (address, "the entry in initial-cluster"),
-            None => (peer_listen.into(), "as peer-listen"),
-        };
+        Advertise "advertise" advertise: HostPort =>
+            match (reader.initial_address(node_id), peer_listen) {
+                (Some(address), _) => (address, "the entry in initial-cluster"),
+                (None, Some(address)) => (address.into(), "as peer-listen"),
+                (None, None) => (listen.into(), "as listen"),
+            };
 
-        /// Address at which clients reach this node [default: --advertise where one listener
-        /// serves both, else --listen]
-        AdvertiseClient "advertise-client" advertise_client: HostPort => if listen == peer_listen {
-            (advertise.clone(), "as advertise")
-        } else {
-            (listen.into(), "as listen")
+        /// Address at which clients reach this node [default: --listen; --advertise for a node
+        /// alone]
+        AdvertiseClient "advertise-client" advertise_client: HostPort => match peer_listen {
+            None => (advertise.clone(), "as advertise"),
+            Some(_) => (listen.into(), "as listen"),
         };
 
         /// Name that all nodes of the cluster share
@@ -97,6 +103,10 @@ rows::settings! {
         /// Afterwards they are only seeds.
         InitialCluster "initial-cluster" initial_cluster: BTreeMap<NodeId, HostPort> =>
             (BTreeMap::from([(node_id, advertise.clone())]), "only this node");
+
+        /// File with the secret that the nodes of a cluster prove to each other; `kvnode secret`
+        /// makes one [default: a file that a node alone makes in its data directory]
+        SecretFile "secret-file" secret_file: Option<FilePath> => (None, "none");
 
         /// Shards of a new cluster, 1 to 4096
         ///

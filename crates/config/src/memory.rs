@@ -32,6 +32,8 @@ pub struct MemoryPlan {
     pub transport_queue: u64,
     /// Requests of clients that wait for their proposal, application or answer.
     pub request_queue: u64,
+    /// Requests that are being received and answers that are not taken yet, over all connections.
+    pub bodies: u64,
 }
 
 impl MemoryPlan {
@@ -43,19 +45,20 @@ impl MemoryPlan {
         let log_node = (total / 4).min(512 << 20);
         Self {
             total,
-            engine_cache: total / 16 * 3,
+            engine_cache: total / 32 * 5,
             delta: (total / 16).min(64 << 20),
             log_node,
             log_group: (log_node / 2).min(64 << 20),
             value_cache: total / 16,
             transport_queue: (total / 16).min(64 << 20),
             request_queue: (total / 16).min(128 << 20),
+            bodies: (total / 16).min(128 << 20),
         }
     }
 
     /// The shares with their names, to show.
     #[must_use]
-    pub fn shares(&self) -> [(&'static str, u64); 7] {
+    pub fn shares(&self) -> [(&'static str, u64); 8] {
         [
             ("engine cache", self.engine_cache),
             ("delta", self.delta),
@@ -64,6 +67,7 @@ impl MemoryPlan {
             ("value cache", self.value_cache),
             ("transport queues", self.transport_queue),
             ("request queues", self.request_queue),
+            ("bodies", self.bodies),
         ]
     }
 
@@ -77,6 +81,7 @@ impl MemoryPlan {
             + self.value_cache
             + self.transport_queue
             + self.request_queue
+            + self.bodies
     }
 }
 

@@ -88,7 +88,16 @@ impl Reader<'_> {
     /// The address of a node in `initial-cluster`, if that was given. An entry that cannot be
     /// parsed is reported when `initial-cluster` itself is read.
     pub fn initial_address(&self, node: NodeId) -> Option<HostPort> {
-        let given = self.given::<BTreeMap<NodeId, HostPort>>(Key::InitialCluster);
-        given.ok()??.0.remove(&node)
+        self.initial_cluster()?.remove(&node)
+    }
+
+    /// The same, where `initial-cluster` has other nodes too.
+    pub fn initial_among_others(&self, node: NodeId) -> Option<HostPort> {
+        let mut nodes = self.initial_cluster()?;
+        if nodes.len() > 1 { nodes.remove(&node) } else { None }
+    }
+
+    fn initial_cluster(&self) -> Option<BTreeMap<NodeId, HostPort>> {
+        Some(self.given(Key::InitialCluster).ok()??.0)
     }
 }

@@ -81,11 +81,15 @@ fn the_help_of_a_flag_is_the_first_paragraph_of_its_row_and_the_default() {
     let help = |key: Key| key.flag().get_help().unwrap().to_string();
     for (key, expected) in [
         (Key::Shards, "Shards of a new cluster, 1 to 4096 [default: 64]"),
-        (Key::PeerListen, "Address to serve other nodes on [default: as --listen]"),
+        (
+            Key::PeerListen,
+            "Address to serve other nodes on, never that of --listen [default: its entry in \
+             --initial-cluster; nowhere for a node alone]",
+        ),
         (
             Key::Advertise,
             "Address at which other nodes reach this one [default: its entry in --initial-cluster, \
-             else --peer-listen]",
+             else --peer-listen or, for a node alone, --listen]",
         ),
         (
             Key::LogLevel,
@@ -104,6 +108,7 @@ fn a_shown_value_can_be_parsed_again() {
             (Key::NodeId, "2"),
             (Key::DataDir, "/d"),
             (Key::InitialCluster, "1=a:1, 2=[::1]:2"),
+            (Key::SecretFile, "/s"),
             (Key::Shards, "8"),
             (Key::Replicas, "5"),
             (Key::Locality, "zone=a,region=eu"),
@@ -132,23 +137,47 @@ fn a_node_with_only_a_data_directory_is_a_cluster_of_one() {
     assert_eq!(config.node_id, NodeId(1));
     assert_eq!(config.initial_cluster, BTreeMap::from([(NodeId(1), own.clone())]));
     assert_eq!((config.advertise, config.advertise_client), (own.clone(), own));
-    assert_eq!(config.peer_listen, config.listen);
+    assert_eq!((config.peer_listen, config.secret_file), (None, None));
     assert_eq!((config.shards, config.replicas, config.metrics_listen), (64, 3, None));
 }
 
 #[test]
 fn advertised_addresses_follow_from_the_others() {
-    let nodes = "1=node1:7401,2=node2:7401";
+    let nodes = "1=node1:7501,2=node2:7501";
     let flags = [(Key::InitialCluster, nodes), (Key::NodeId, "2"), (Key::Listen, "0.0.0.0:7401")];
     let start = Start { flags: &flags, ..Start::default() };
     let source = "default: the entry in initial-cluster";
-    assert_eq!(effective(&start, Key::Advertise), pair("node2:7401", source));
-    let source = "default: as advertise";
-    assert_eq!(effective(&start, Key::AdvertiseClient), pair("node2:7401", source));
-    let mut flags = flags.to_vec();
-    flags.push((Key::PeerListen, "0.0.0.0:7501"));
-    let start = Start { flags: &flags, ..Start::default() };
+    assert_eq!(effective(&start, Key::Advertise), pair("node2:7501", source));
     assert_eq!(effective(&start, Key::AdvertiseClient), pair("0.0.0.0:7401", "default: as listen"));
+    let alone = [(Key::Advertise, "node1:7401")];
+    let start = Start { flags: &alone, ..Start::default() };
+    let source = "default: as advertise";
+    assert_eq!(effective(&start, Key::AdvertiseClient), pair("node1:7401", source));
+    let asked = [(Key::PeerListen, "127.0.0.1:7501")];
+    let start = Start { flags: &asked, ..Start::default() };
+    let source = "default: as peer-listen";
+    assert_eq!(effective(&start, Key::Advertise), pair("127.0.0.1:7501", source));
+}
+
+#[test]
+fn other_nodes_are_served_where_initial_cluster_says() {
+    let served = |nodes: &str, listen: &str| {
+        let flags = [(Key::InitialCluster, nodes), (Key::Listen, listen)];
+        effective(&Start { flags: &flags, ..Start::default() }, Key::PeerListen)
+    };
+    let source = "default: the entry in initial-cluster";
+    for (entry, listen, expected) in [
+        ("127.0.0.1:7501", "127.0.0.1:7401", "127.0.0.1:7501"),
+        ("10.0.0.1:7501", "0.0.0.0:7401", "10.0.0.1:7501"),
+        ("[::1]:7501", "127.0.0.1:7401", "[::1]:7501"),
+        ("localhost:7501", "0.0.0.0:7401", "127.0.0.1:7501"),
+        ("node1:7501", "0.0.0.0:7401", "0.0.0.0:7501"),
+        ("node1:7501", "[::]:7401", "[::]:7501"),
+    ] {
+        assert_eq!(served(&format!("1={entry},2=b:1"), listen), pair(expected, source));
+    }
+    let nowhere = pair("", "default: none: a node alone");
+    assert_eq!(served("1=127.0.0.1:7501", "127.0.0.1:7401"), nowhere);
 }
 
 #[test]
@@ -351,7 +380,20 @@ fn errors_of_limits_and_combinations_name_the_flag() {
              (--cluster-name or QUORATE_CLUSTER_NAME)",
         ),
         (
-            &[(Key::NodeId, "4"), (Key::InitialCluster, "1=a:1,2=b:1")],
+            &[(Key::InitialCluster, "1=a:1,2=b:1")],
+            "secret-file is not set, but initial-cluster has 2 nodes, which prove to each other \
+             that they know one secret; make it once with `kvnode secret --out quorate.secret`, \
+             copy that file to each node, and start each with `--secret-file quorate.secret` \
+             (--secret-file or QUORATE_SECRET_FILE)",
+        ),
+        (
+            &[(Key::InitialCluster, "1=127.0.0.1:7401,2=b:1"), (Key::SecretFile, "s")],
+            "peer-listen is 127.0.0.1:7401, but that is the address of --listen, and clients and \
+             other nodes have listeners of their own; give the nodes another port, here and in \
+             initial-cluster, as in 1=127.0.0.1:7501 (--peer-listen or QUORATE_PEER_LISTEN)",
+        ),
+        (
+            &[(Key::NodeId, "4"), (Key::InitialCluster, "1=a:1,2=b:1"), (Key::SecretFile, "s")],
             "node-id is 4, but initial-cluster lists only 1, 2; it must list this node too \
              (--node-id or QUORATE_NODE_ID)",
         ),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -58,6 +59,23 @@ impl HostPort {
         self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
 }
+
+impl HostPort {
+    /// The address to listen on that is reached at this one: its port, at its IP address, or at
+    /// that of `listen` where it has a name.
+    #[must_use]
+    pub fn listened(&self, listen: SocketAddr) -> SocketAddr {
+        let ip = match self.host.as_str() {
+            "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host => host.parse().unwrap_or(listen.ip()),
+        };
+        SocketAddr::new(ip, self.port)
+    }
+}
+
+/// The path of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilePath(pub PathBuf);
 
 impl From<SocketAddr> for HostPort {
     fn from(address: SocketAddr) -> Self {

@@ -207,7 +207,9 @@ impl EventLoop {
                 group.announced = Some(*session);
             }
             group.raft.set_clock(clock);
-            group.raft.step(now, envelope);
+            if group.step(now, envelope) {
+                self.out.metrics.term_jumps.inc();
+            }
         } else {
             // The replica is not here yet: its creation follows the map, and the sender tries
             // again. ReplicaGone is only for removed replicas.

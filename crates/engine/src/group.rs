@@ -10,11 +10,11 @@ use bytes::Bytes;
 use quorate_machine::WriteKey;
 use quorate_machine::{LogTime, next_stamp};
 use quorate_raft::{
-    Entry, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome, ReplicationSession,
-    RoleKind, Term, Ticks,
+    Entry, Envelope, Event, Index, LogId, ProposeError, Raft, ReadId, ReadOutcome,
+    ReplicationSession, RoleKind, Term, Ticks,
 };
 use tokio::sync::oneshot;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::request::{Answer, Proposal, ReadGrant, RefusedProposal, answer_all};
 use super::shard::{Leadership, Shard};
@@ -58,7 +58,14 @@ pub(super) struct Group {
     next_read: u64,
     /// A received snapshot that was announced to the core in this iteration.
     pub(super) announced: Option<ReplicationSession>,
+    /// The log says once that the term has jumped, and once that none is left.
+    said_jump: bool,
+    said_last: bool,
 }
+
+/// A step of the term that elections do not explain: they would need a century. A peer that knows
+/// the cluster's secret was wrong, or has forged it.
+const TERM_JUMP: u64 = 1 << 32;
 
 impl Group {
     pub(super) fn new(raft: Raft, shard: Arc<Shard>) -> Self {
@@ -74,9 +81,33 @@ impl Group {
             reads: BTreeMap::new(),
             next_read: 0,
             announced: None,
+            said_jump: false,
+            said_last: false,
         };
         group.publish();
         group
+    }
+
+    /// Handles a message of a peer. Returns whether the term jumped by it, see [`TERM_JUMP`].
+    pub(super) fn step(&mut self, now: Ticks, envelope: Envelope) -> bool {
+        let (before, peer) = (self.raft.term(), envelope.from.node);
+        self.raft.step(now, envelope);
+        let term = self.raft.term();
+        // A group without a past joins one that may have any.
+        if before.0 == 0 || term.0 - before.0 <= TERM_JUMP {
+            return false;
+        }
+        if !std::mem::replace(&mut self.said_jump, true) {
+            warn!(
+                shard = self.shard.group.0,
+                peer = peer.0,
+                before = before.0,
+                term = term.0,
+                "term: jumped further than elections do; a peer is wrong, or someone who has the \
+                 secret has forged it. deploy/README.md says what to do"
+            );
+        }
+        true
     }
 
     /// Proposes, or answers why not. `clock` is this node's own, in Unix milliseconds.
@@ -261,7 +292,7 @@ impl Group {
         }
     }
 
-    fn report(&self, event: &Event, metrics: &EngineMetrics) {
+    fn report(&mut self, event: &Event, metrics: &EngineMetrics) {
         let shard = self.shard.group.0;
         match event {
             Event::Role { term, role, leader } => {
@@ -270,6 +301,15 @@ impl Group {
                 }
                 let leader = leader.map_or(0, |leader| leader.node.0);
                 info!(shard, term = term.0, %role, leader, "role: changed");
+            }
+            Event::NoTermLeft if self.said_last => {}
+            Event::NoTermLeft => {
+                self.said_last = true;
+                error!(
+                    shard,
+                    "term: the last one is reached, so this shard elects no leader again; stale \
+                     reads still answer. deploy/README.md says how to move its data elsewhere"
+                );
             }
             Event::QuorumLost { term } => {
                 info!(shard, term = term.0, "leader: stepping down, lost contact with a quorum");

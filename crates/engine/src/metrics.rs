@@ -21,6 +21,8 @@ quorate_metrics::metrics! {
         elections: counter,
         /// Times a group of this node learnt of another leader.
         leader_changes: counter,
+        /// Times the term of a group jumped by more than 2^32, which elections do not do.
+        term_jumps: counter,
         /// Snapshots received in full and installed.
         snapshots_installed: counter,
     }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use quorate_config::{
     self as config, ConfigArgs, ConfigError, Environment, HostPort, Layers, Resolved,
 };
-use quorate_node::Fatal;
+use quorate_node::{Fatal, secret};
 use quorate_proto::version::VERSION;
 
 use crate::dev::{self, DevArgs};
@@ -32,6 +32,8 @@ enum Command {
     Start(Box<StartArgs>),
     /// Ask a node for its health; the answer is the exit code
     Health(HealthArgs),
+    /// Make the secret that the nodes of a cluster prove to each other
+    Secret(SecretArgs),
     /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -49,6 +51,16 @@ struct StartArgs {
     /// For tests only: milliseconds by which the wall clock of this node is made wrong
     #[arg(long, hide = true, default_value_t = 0, allow_negative_numbers = true)]
     clock_offset_ms: i64,
+}
+
+#[derive(Debug, Args)]
+struct SecretArgs {
+    /// File to write it to; an existing one is never overwritten [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Keep the file if there is one with a secret
+    #[arg(long, requires = "out")]
+    if_absent: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,6 +108,7 @@ fn run(cli: Cli) -> Result<u8, Fatal> {
         Command::Dev(args) => dev::run(&args),
         Command::Start(args) => start(*args).map(|()| 0),
         Command::Health(args) => health(args),
+        Command::Secret(args) => secret(&args).map(|()| 0),
         Command::Config(ConfigCommand::Show(args)) => show(*args),
         Command::Version => {
             print(&format!("kvnode {VERSION}\n"));
@@ -125,6 +138,16 @@ fn start(args: StartArgs) -> Result<(), Fatal> {
         dev::exit_with_parent();
     }
     quorate_node::run(resolved.config)
+}
+
+fn secret(args: &SecretArgs) -> Result<(), Fatal> {
+    match &args.out {
+        Some(path) => secret::create(path, args.if_absent),
+        None => {
+            print(&secret::draw());
+            Ok(())
+        }
+    }
 }
 
 fn show(args: ConfigArgs) -> Result<u8, Fatal> {

@@ -34,10 +34,12 @@ use supervisor::Supervisor;
 
 /// Metrics are served this far above the port of the node.
 const METRICS_OFFSET: u16 = 50;
+/// The other nodes are served this far above the port of the node.
+const PEERS_OFFSET: u16 = 100;
 /// What the nodes log where it is shown: each change of a role would bury what a user wants to
 /// read.
 const CALM: &str = "info,quorate_engine::group=warn";
-/// So that the ports of metrics do not meet those of nodes.
+/// So that the three kinds of ports do not meet.
 const NODES_MAX: u16 = 15;
 
 /// The flags of `kvnode dev`.
@@ -51,8 +53,8 @@ pub struct DevArgs {
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX as i64))]
     shards: u32,
-    /// Port of the first node; the others follow, and the metrics 50 above [default: the one that
-    /// the data was made with, else 7401]
+    /// Port of the first node; the others follow, the metrics 50 above, and the ports among the
+    /// nodes 100 above [default: the one that the data was made with, else 7401]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65_400))]
     base_port: Option<u16>,
     /// Keep the data here [default: the user's data directory, found again next time]
@@ -120,17 +122,17 @@ impl DevArgs {
     }
 }
 
-fn addresses(args: &DevArgs, id: u16) -> (SocketAddr, SocketAddr) {
+/// Where a node serves clients, metrics and the other nodes.
+fn addresses(args: &DevArgs, id: u16) -> [SocketAddr; 3] {
     let port = args.first_port() + id - 1;
-    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    (at(port), at(port + METRICS_OFFSET))
+    [0, METRICS_OFFSET, PEERS_OFFSET]
+        .map(|offset| SocketAddr::from((Ipv4Addr::LOCALHOST, port + offset)))
 }
 
 /// A port that is taken is found before anything is started, and not by one child among three.
 fn check_ports(args: &DevArgs) -> Result<(), Fatal> {
     for id in 1..=args.nodes {
-        let (client, metrics) = addresses(args, id);
-        for address in [client, metrics] {
+        for address in addresses(args, id) {
             if let Err(error) = TcpListener::bind(address) {
                 return Err(Fatal::AddressTaken(format!(
                     "node {id} cannot listen on {address}: {error}; is another cluster running? \
@@ -144,27 +146,28 @@ fn check_ports(args: &DevArgs) -> Result<(), Fatal> {
 
 fn plans(args: &DevArgs, place: &Place) -> Vec<NodePlan> {
     let nodes: Vec<String> =
-        (1..=args.nodes).map(|id| format!("{id}={}", addresses(args, id).0)).collect();
+        (1..=args.nodes).map(|id| format!("{id}={}", addresses(args, id)[2])).collect();
     // The nodes share one machine, and with it what one node would take of it.
     let memory = (config::default_memory() / u64::from(args.nodes)).max(MEMORY_MIN);
     let replicas = if args.nodes >= 3 { 3 } else { 1 };
     // A flag would win over the filter that the user set.
     let unfiltered = std::env::var_os(Key::LogLevel.env()).is_none_or(|filter| filter.is_empty());
     let plan = |id| {
-        let (client, metrics) = addresses(args, id);
+        let [client, metrics, peers] = addresses(args, id);
         let settings = [
             (Key::NodeId, id.to_string()),
             (Key::DataDir, place.node(id).display().to_string()),
             (Key::Listen, client.to_string()),
-            (Key::PeerListen, client.to_string()),
+            (Key::PeerListen, peers.to_string()),
             (Key::MetricsListen, metrics.to_string()),
-            (Key::Advertise, client.to_string()),
+            (Key::Advertise, peers.to_string()),
             (Key::AdvertiseClient, client.to_string()),
             (Key::InitialCluster, nodes.join(",")),
+            (Key::SecretFile, place.secret().display().to_string()),
             (Key::Shards, args.shards.to_string()),
             (Key::Replicas, replicas.to_string()),
             (Key::Memory, memory.to_string()),
-            // No more than 1,024 with the node's own files: what a plain user may open everywhere.
+            // Far below 4,096 with the node's own files: what a plain user may open everywhere.
             (Key::MaxConnections, "448".to_owned()),
             (Key::LogFormat, "text".to_owned()),
         ];

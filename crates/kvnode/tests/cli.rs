@@ -57,12 +57,13 @@ fn config_show_names_each_value_and_where_it_came_from() {
 node-id 3 flag
 data-dir d1 flag
 listen 127.0.0.1:7411 environment QUORATE_LISTEN
-peer-listen 127.0.0.1:7411 default: as listen
+peer-listen - default: none: a node alone
 metrics-listen - default: none
-advertise 127.0.0.1:7411 default: as peer-listen
+advertise 127.0.0.1:7411 default: as listen
 advertise-client 127.0.0.1:7411 default: as advertise
 cluster-name quorate default
 initial-cluster 3=127.0.0.1:7411 default: only this node
+secret-file - default: none
 shards 16 node.toml:1
 replicas 3 default
 log-store sled default
@@ -81,13 +82,14 @@ log-level info default
 log-format auto default
 
 MEMORY SHARE OF ALL
-engine cache 192MiB 18%
+engine cache 160MiB 15%
 delta 64MiB 6%
 log, node 256MiB 25%
 log, each group 64MiB 6%
 value cache 64MiB 6%
 transport queues 64MiB 6%
-request queues 64MiB 6%";
+request queues 64MiB 6%
+bodies 64MiB 6%";
     assert_eq!(squeezed(&shown), squeezed(golden), "{shown}");
     assert_eq!((code, err.as_str()), (0, ""));
 }
@@ -189,7 +191,7 @@ fn too_few_files_for_the_connections_is_a_sentence() {
     assert!(err.starts_with('{') && err.lines().count() == 1, "{err}");
     assert!(err.contains("\"level\":\"ERROR\"") && err.contains("\"exit_code\":2"), "{err}");
     assert!(
-        err.contains("this process may open 300 files, but max-connections = 1024 needs 1600"),
+        err.contains("this process may open 300 files, but max-connections = 1024 needs 1472"),
         "{err}"
     );
 }
@@ -280,7 +282,9 @@ fn the_sample_file_has_every_setting_with_its_default() {
     for (shown, default) in shown.settings.iter().zip(&defaults.settings) {
         assert!(matches!(shown.source, Source::File(..)), "{} is missing", shown.key);
         // These have no default; the file shows an example.
-        if ![Key::DataDir, Key::MetricsListen, Key::Locality].contains(&shown.key) {
+        let examples =
+            [Key::DataDir, Key::PeerListen, Key::MetricsListen, Key::SecretFile, Key::Locality];
+        if !examples.contains(&shown.key) {
             assert_eq!(shown.value, default.value, "{}", shown.key);
         }
     }

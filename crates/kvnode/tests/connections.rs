@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use quorate_proto::raft::v1::AskRequest;
 use quorate_proto::raft::v1::peer_client::PeerClient;
-use quorate_proto::v1::GetInfoRequest;
 use quorate_proto::v1::cluster_client::ClusterClient;
+use quorate_proto::v1::kv_client::KvClient;
+use quorate_proto::v1::{GetInfoRequest, PutRequest};
 use tonic::transport::{Channel, Endpoint};
 
 /// Killed when the test ends, however it ends.
@@ -26,13 +27,94 @@ async fn channel(address: &str) -> Option<Channel> {
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.ok()
 }
 
+/// The limit of open files that a node of these arguments asks for, from the sentence with which it
+/// refuses less.
+fn files_needed(arguments: &[String]) -> u64 {
+    let kvnode = env!("CARGO_BIN_EXE_kvnode");
+    let refused = Command::new("sh")
+        .args(["-c", "ulimit -n 100; exec \"$@\"", "sh", kvnode])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let sentence = String::from_utf8(refused.stderr).unwrap();
+    let (_, rest) = sentence.split_once(" needs ").unwrap_or_else(|| panic!("{sentence}"));
+    rest.split_once(';').unwrap().0.parse().unwrap()
+}
+
+#[tokio::test]
+async fn every_place_may_be_taken_within_the_limit_of_files() {
+    let home = tempfile::tempdir().unwrap();
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let [address, nodes, metrics] = [free(), free(), free()].map(|free| free.to_string());
+    let arguments = [
+        "start".to_owned(),
+        "--max-connections=5".to_owned(),
+        "--shards=1".to_owned(),
+        format!("--listen={address}"),
+        format!("--peer-listen={nodes}"),
+        format!("--metrics-listen={metrics}"),
+        format!("--data-dir={}", home.path().join("data").display()),
+    ];
+    let limit = format!("ulimit -n {}; exec \"$@\"", files_needed(&arguments));
+    let log = std::fs::File::create(home.path().join("log")).unwrap();
+    let node = Command::new("sh")
+        .args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_kvnode")])
+        .args(&arguments)
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let _node = Node(node);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while channel(&address).await.is_none() {
+        assert!(Instant::now() < deadline, "the node never listened");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut kv = KvClient::new(channel(&address).await.unwrap());
+    // Too large for a page of the tree: each is a file of its own.
+    let put = |number: u32| PutRequest {
+        key: format!("k{number}").into(),
+        value: vec![7; 600_000].into(),
+        ..PutRequest::default()
+    };
+    while kv.put(put(0)).await.is_err() {
+        assert!(Instant::now() < deadline, "the node never served");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let mut sockets = Vec::new();
+    for _ in 0..100 {
+        sockets.push(tokio::net::TcpStream::connect(&metrics).await.unwrap());
+    }
+    let question =
+        || tokio_stream::once(AskRequest { nonce: vec![1; 32].into(), ..AskRequest::default() });
+    let mut peers = Vec::new();
+    for _ in 0..192 {
+        let peer = channel(&nodes).await.unwrap();
+        PeerClient::new(peer.clone()).ask(question()).await.unwrap();
+        peers.push(peer);
+    }
+    for listener in [&address, &nodes] {
+        for _ in 0..256 {
+            sockets.push(tokio::net::TcpStream::connect(listener).await.unwrap());
+        }
+    }
+    for number in 1..20 {
+        kv.put(put(number)).await.unwrap();
+    }
+    let said = std::fs::read_to_string(home.path().join("log")).unwrap();
+    assert!(!said.contains("Too many open files"), "{said}");
+}
+
 #[tokio::test]
 async fn more_connections_than_the_limit_keep_neither_clients_nor_peers_out() {
     let home = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let address = format!("127.0.0.1:{port}");
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (one, other) = (free(), free());
+    let [address, peers] = [&one, &other].map(|held| held.local_addr().unwrap().to_string());
+    drop((one, other));
     let node = Command::new(env!("CARGO_BIN_EXE_kvnode"))
         .args(["start", "--max-connections=5", "--shards=1", "--listen", &address])
+        .args(["--peer-listen", &peers])
         .arg(format!("--data-dir={}", home.path().join("data").display()))
         .stderr(Stdio::null())
         .spawn()
@@ -59,6 +141,18 @@ async fn more_connections_than_the_limit_keep_neither_clients_nor_peers_out() {
     for client in &mut clients {
         client.get_info(GetInfoRequest::default()).await.expect("it connects anew");
     }
-    let peer = channel(&address).await.expect("a peer can connect");
-    PeerClient::new(peer).ask(AskRequest::default()).await.unwrap();
+    // A client of the listener for clients finds no node there.
+    let question =
+        || tokio_stream::once(AskRequest { nonce: vec![1; 32].into(), ..AskRequest::default() });
+    let mut wrong = PeerClient::new(channel(&address).await.unwrap());
+    let refused = wrong.ask(question()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused:?}");
+    // The one for nodes is not filled by the other, and challenges who asks.
+    for _ in 0..300 {
+        idle.push(tokio::net::TcpStream::connect(&peers).await.unwrap());
+    }
+    let mut peer = PeerClient::new(channel(&peers).await.expect("a peer can connect"));
+    let mut answers = peer.ask(question()).await.unwrap().into_inner();
+    let first = answers.message().await.unwrap().unwrap();
+    assert!(first.challenge.is_some() && first.node_id == 0, "{first:?}");
 }

@@ -145,15 +145,15 @@ fn state(pid: Pid) -> Option<char> {
     (!['Z', 'X'].contains(&letter)).then_some(letter)
 }
 
-/// A first port such that the ports of `nodes` nodes and of their metrics are free: below the range
-/// the kernel hands out by itself, and another hundred for each test, in this process or beside it.
+/// A first port such that all three ports of `nodes` nodes are free: below the range the kernel
+/// hands out by itself, and another two hundred for each test, in this process or beside it.
 fn base_port(nodes: u16) -> String {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id() + 37 * TAKEN.fetch_add(1, Ordering::Relaxed);
     let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    (0..100)
-        .map(|step| 20_000 + u16::try_from((first + step) % 100).unwrap() * 100)
-        .find(|base| (0..nodes).all(|n| free(base + n) && free(base + 50 + n)))
+    (0..50)
+        .map(|step| 20_000 + u16::try_from((first + step) % 50).unwrap() * 200)
+        .find(|base| (0..nodes).all(|n| [0, 50, 100].iter().all(|above| free(base + above + n))))
         .unwrap()
         .to_string()
 }
@@ -169,11 +169,16 @@ fn it_starts_every_node_with_its_own_addresses_and_ends_with_all_of_them() {
         format!("--data-dir={}", data.join("n2").display()),
         format!("--listen=127.0.0.1:{}", base + 1),
         format!("--metrics-listen=127.0.0.1:{}", base + 51),
+        format!("--peer-listen=127.0.0.1:{}", base + 101),
+        format!("--advertise=127.0.0.1:{}", base + 101),
+        format!("--advertise-client=127.0.0.1:{}", base + 1),
         format!(
-            "--initial-cluster=1=127.0.0.1:{base},2=127.0.0.1:{},3=127.0.0.1:{}",
-            base + 1,
-            base + 2
+            "--initial-cluster=1=127.0.0.1:{},2=127.0.0.1:{},3=127.0.0.1:{}",
+            base + 100,
+            base + 101,
+            base + 102
         ),
+        format!("--secret-file={}", data.join("secret").display()),
         "--shards=8".to_owned(),
         "--replicas=3".to_owned(),
     ] {
@@ -325,6 +330,15 @@ fn data_is_found_again_compared_and_only_deleted_when_asked() {
     let mut found = Dev::start_at(home, NODE, &[]);
     found.line(&["n1 | up", &format!("--listen=127.0.0.1:{port} ")]);
     let home = end(found, 3);
+
+    // A cluster of an earlier version: its nodes look for each other at the ports for clients.
+    let marker = home.path().join("data/quorate/dev/dev-cluster");
+    fs::write(&marker, format!("nodes=3\nshards=8\nbase-port={port}\n")).unwrap();
+    let mut refused = run(home, &[]);
+    let said = refused.line(&["kvnode: "]);
+    assert!(said.contains("earlier version") && said.contains("--fresh"), "{said}");
+    assert_eq!(refused.wait().code(), Some(2));
+    let home = std::mem::replace(&mut refused.home, tempfile::tempdir().unwrap());
 
     // A fresh start has fresh logs.
     let home = end(run(home, &["--fresh", "--shards", "16"]), 1);

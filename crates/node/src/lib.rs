@@ -7,7 +7,7 @@
 //! | tokio workers | listeners, services, transport, keeper | nothing |
 //! | `engine-N` | the Raft cores of its groups | its inbox |
 //! | `log-writer` | the record log | the disk |
-//! | `apply-N` | the states of its groups | reads of old rows |
+//! | `apply-N` | the states of its groups | reads of old rows, the barrier of an installed header |
 //! | `checkpointer` | nothing; writes frozen deltas | the disk |
 //! | `peer-memory` | the positions that peers have reported | the disk |
 //! | `watchdog` | nothing; checks for barriers that hang | nothing |
@@ -32,7 +32,7 @@
 //! | bulk lane, per peer | bytes | share `transport queues` / peers | dropped; the core probes |
 //! | snapshot orders | orders | 4,096 | the core asks again later |
 //! | snapshot chunks | chunks | 2 per transfer | the sender waits |
-//! | scan answers | messages | 2 per scan | the scan waits, until its pins expire |
+//! | scan answers | messages | 2 per scan | it waits; ends at its time or if `delta` is half full |
 //! | disk work of reads | reads | 16 threads | the read waits, until its deadline |
 //! | disk work of scans | scans | 8 threads | the scan waits, then is rejected |
 //! | clients, per listener | connections | `--max-connections` | rejected |
@@ -40,6 +40,7 @@
 //! | calls passed on, per listener for both | connections | 64 | as clients |
 //! | new connections, per listener | connections | 256, each for 10 s | the oldest is closed |
 //! | log lines | bytes | 1 MiB, and 64 KiB for errors | lost, counted and reported |
+//! | bodies of requests and answers | bytes | the share `bodies`, 10 s and 30 s | rejected |
 //! | calls, per connection | streams | `--max-calls-per-connection` | the client waits |
 //!
 //! # Background work
@@ -75,11 +76,13 @@
 //! | transport: reports growth of the log | 250 ms | `announce::ANNOUNCE_INTERVAL` | nothing |
 //! | transport: the same while it has not grown | 1 s | `announce::IDLE_INTERVAL` | nothing |
 //! | transport: saves reports of peers, at most | 1 s | `memory::SAVE_INTERVAL` | the disk |
+//! | transport: logs callers without proof, at most | 10 s | `proof::WARN_INTERVAL` | nothing |
 //! | transport: acknowledges frames, at most | 250 ms | `service::ACK_INTERVAL` | nothing |
 //! | transport: pings an idle connection | 2 s | `dial::KEEPALIVE_INTERVAL` | nothing |
 //! | transport: checks for silent peers | a quarter of `silence_max` | – | nothing |
 //! | listener: pings an idle client | 10 s | `listener::KEEPALIVE_INTERVAL` | nothing |
 //! | log: reports lines that were left out | 1 s | `log::REPORT_INTERVAL` | nothing |
+//! | scan, unread: checks the room of writes | 20 ms | `merge::ROOM_INTERVAL` | nothing |
 //! | forwarding: pings an idle connection | 5 s | `forward::KEEPALIVE_INTERVAL` | nothing |
 
 mod background;
@@ -92,6 +95,7 @@ mod net;
 mod node;
 mod peers;
 mod replicas;
+pub mod secret;
 
 pub use exit::{Fatal, install_panic_hook};
 pub use metrics::Metrics;

@@ -41,6 +41,14 @@ metrics! {
         connections: gauge,
         /// Requests rejected at the limit of connections, and connections closed without a request.
         connections_refused: counter,
+        /// Streams on the peer listener whose caller did not prove the secret of the cluster.
+        peer_calls_unproven: counter,
+        /// Requests and answers refused because the bytes of all bodies had no room for them.
+        bodies_refused: counter,
+        /// Requests refused because they were not complete in time.
+        requests_overdue: counter,
+        /// Answers reset because their readers took nothing of them.
+        answers_unread: counter,
         /// Bytes used by the data directory.
         disk_used_bytes: gauge,
         /// Bytes free on the file system of the data directory.

@@ -10,6 +10,7 @@ use quorate_engine::clock::Clock;
 use quorate_engine::scrub;
 use quorate_engine::{BARRIER_MAX, Engine, FatalHook, Limits, Parts};
 use quorate_machine::{Map, SessionMint};
+use quorate_proto::secret::ClusterSecret;
 use quorate_proto::v1::NodePhase;
 use quorate_service::admission::Admissions;
 use quorate_service::call::Calls;
@@ -20,9 +21,11 @@ use quorate_service::health::Health;
 use quorate_service::kv::KvService;
 use quorate_service::shared::{Shared, SharedCell};
 use quorate_storage::{DeltaBudget, NodeRecords};
-use quorate_transport::{LocalNode, PeerService, Transport};
+use quorate_transport::{LocalNode, PeerService, ProofKey, Transport};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -31,10 +34,12 @@ use crate::cluster::{self, AskAnswers, Formed, Identity, Keeper, Plan};
 use crate::exit::{Fatal, end_for_storage};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::net::bodies::Budget;
 use crate::net::http;
 use crate::net::listener::{self, Services};
 use crate::peers::{self, Connections, Incoming, Outgoing, Peers, send_snapshots};
 use crate::replicas::{self, OpenFailed, Storage};
+use crate::secret;
 
 /// Threads that may wait for the disk on behalf of reads.
 const READ_THREADS: usize = 16;
@@ -47,6 +52,9 @@ const BLOCKING_THREADS: usize = 512;
 const SNAPSHOT_ORDERS: usize = 4096;
 /// Longest wait of a drain for calls in flight.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest wait of a drain, after that, for the connections of clients to close: their last answers
+/// may be on the way.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs a node until a signal asks it to stop. `Ok` is a clean stop (exit code 0).
 ///
@@ -72,6 +80,7 @@ struct Node {
     cell: SharedCell,
     health: Health,
     metrics: Arc<Metrics>,
+    secret: ClusterSecret,
     peer_service: PeerService,
     stop: CancellationToken,
 }
@@ -83,19 +92,22 @@ impl Node {
         tokio::pin!(ended);
         let identity = Identity::of_config(&config)?;
         let plan = Plan::of_config(&config)?;
+        let secret = secret::of_config(&config)?;
         let cell = SharedCell::default();
         let health = Health::new(cell.clone());
-        let peer_service = PeerService::new(Arc::new(AskAnswers::new(identity.clone(), &plan)));
+        let answers = Arc::new(AskAnswers::new(identity.clone(), &plan));
+        let peer_service = PeerService::new(answers, ProofKey::of(&secret));
         let node = Node {
             config,
             identity,
             health,
             metrics: Arc::new(Metrics::new()),
+            secret,
             peer_service,
             stop: CancellationToken::new(),
             cell,
         };
-        node.listen().await?;
+        let clients = node.listen().await?;
         let serving = tokio::select! {
             name = &mut ended => {
                 info!(signal = name, "node: stopped before it was ready");
@@ -106,16 +118,16 @@ impl Node {
         let name = ended.await;
         info!(signal = name, "node: draining");
         match serving {
-            Some(serving) => node.drain(serving).await,
+            Some(serving) => node.drain(serving, clients).await,
             None => Ok(()),
         }
     }
 
-    /// Opens the listeners, on which the node answers with STARTING until it is ready.
-    async fn listen(&self) -> Result<(), Fatal> {
+    /// Opens the listeners, on which the node answers with STARTING until it is ready. Returns the
+    /// task of the one for clients, which ends after the last of them was served.
+    async fn listen(&self) -> Result<JoinHandle<()>, Fatal> {
         let config = &self.config;
         let clients = listener::bind(config.listen, "--listen").await?;
-        let apart = config.peer_listen != config.listen;
         let (reporter, _) = tonic_health::server::health_reporter();
         for name in listener::HEALTH_SERVICES {
             let status = tonic_health::ServingStatus::NotServing;
@@ -129,12 +141,14 @@ impl Node {
             peer: self.peer_service.clone(),
             health: reporter.clone(),
         };
-        if apart {
-            let peers = listener::bind(config.peer_listen, "--peer-listen").await?;
+        let bodies = Arc::new(Budget::new(config.memory.bodies, &self.metrics));
+        if let Some(address) = config.peer_listen {
+            let peers = listener::bind(address, "--peer-listen").await?;
             let (services, config) = (services.clone(), config.clone());
             let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
+            let bodies = bodies.clone();
             tokio::spawn(async move {
-                listener::serve_peers(peers, services, &config, metrics, stop).await;
+                listener::serve_peers(peers, services, &config, bodies, metrics, stop).await;
             });
         }
         if let Some(address) = config.metrics_listen {
@@ -148,13 +162,14 @@ impl Node {
         tokio::spawn(self.health.clone().report(reporter));
         let (config, metrics) = (config.clone(), self.metrics.clone());
         let stop = self.stop.clone();
-        tokio::spawn(async move {
-            listener::serve_clients(clients, services, !apart, &config, metrics, stop).await;
+        let clients = tokio::spawn(async move {
+            listener::serve_clients(clients, services, &config, bodies, metrics, stop).await;
         });
         let config = &self.config;
-        let (node, listen, peers) = (config.node_id.0, config.listen, config.peer_listen);
-        info!(node, %listen, %peers, "node: listening");
-        Ok(())
+        let (node, listen) = (config.node_id.0, config.listen);
+        let peers = config.peer_listen.map(tracing::field::display);
+        info!(node, %listen, peers, "node: listening");
+        Ok(clients)
     }
 
     /// Forms or joins the cluster, opens the storage, starts all parts. `None` = the storage did
@@ -165,7 +180,8 @@ impl Node {
             life.enter(NodePhase::Forming, sentence);
             info!("cluster: {sentence}");
         };
-        let formed = cluster::form(&self.identity, plan, say).await.map_err(Fatal::from)?;
+        let key = ProofKey::of(&self.secret);
+        let formed = cluster::form(&self.identity, plan, &key, say).await.map_err(Fatal::from)?;
         info!(cluster = %formed.cluster_id, name = formed.cluster_name, "cluster: member");
         self.cell.life.enter(NodePhase::Starting, "opening the storage");
         let started = Instant::now();
@@ -242,6 +258,7 @@ impl Node {
             boot_counter: self.identity.boot_counter(),
             cluster_id: formed.cluster_id,
             cluster_name: formed.cluster_name.clone(),
+            key: ProofKey::of(&self.secret),
         };
         let transport =
             Transport::start(transport_config, local, &targets, recollection, inbound.clone())
@@ -282,7 +299,8 @@ impl Node {
         };
         tokio::spawn(keeper.run());
         tokio::spawn(cluster::keep_leaderships(shared.clone(), peers));
-        tokio::spawn(gauges::keep(shared.clone(), self.metrics.clone(), transport.clone()));
+        let (metrics, service) = (self.metrics.clone(), self.peer_service.clone());
+        tokio::spawn(gauges::keep(shared.clone(), metrics, transport.clone(), service));
         tokio::spawn(disk::keep(shared.clone(), self.metrics.clone(), self.health.clone(), sled));
         tokio::spawn(readiness::become_ready(shared.clone()));
         Ok(Serving { shared, transport, records })
@@ -319,7 +337,7 @@ impl Node {
 
     /// Drains the node: stops being ready, transfers leaderships, rejects new calls, finishes the
     /// calls in flight, checkpoints everything.
-    async fn drain(&self, serving: Serving) -> Result<(), Fatal> {
+    async fn drain(&self, serving: Serving, clients: JoinHandle<()>) -> Result<(), Fatal> {
         let Serving { shared, transport, records } = serving;
         shared.life.enter(NodePhase::Draining, "the node is going down");
         // Calls are still accepted and forwarded while leaderships move, so none is rejected for
@@ -348,6 +366,9 @@ impl Node {
             .map_err(|error| Fatal::Bug(format!("cannot start a thread to stop: {error}")))?;
         let ended = ended.await;
         transport.finish().await;
+        if timeout(CLOSE_TIMEOUT, clients).await.is_err() {
+            info!("node: some clients did not close their connections");
+        }
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Fatal::from(&error)),

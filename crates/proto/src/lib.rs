@@ -10,6 +10,7 @@ pub mod ids;
 pub mod level;
 pub mod limits;
 pub mod reason;
+pub mod secret;
 pub mod sent;
 pub mod token;
 pub mod version;

@@ -10,7 +10,7 @@ use crate::output::{Event, Install, PersistToken, ReadId};
 use crate::raft::{Applying, Raft};
 use crate::reads::Reader;
 use crate::role::Role;
-use crate::types::{Entry, Index, LogId, ReplicaId, ReplicationSession, Ticks};
+use crate::types::{Entry, Index, LogId, ReplicaId, ReplicationSession, Term, Ticks};
 
 impl Raft {
     /// Handles a message of another replica. No content makes it panic; a message that makes no
@@ -20,7 +20,7 @@ impl Raft {
         // A term that leaves no room for later terms can only be damage.
         if envelope.group != self.group
             || envelope.from.id == self.me.id
-            || envelope.term.0 > u64::MAX / 2
+            || envelope.term > Term::LAST
         {
             return;
         }

@@ -152,6 +152,9 @@ pub enum Event {
         /// The leader of the term, where known.
         leader: Option<Replica>,
     },
+    /// No election is held, because there is no term after the present one ([`Term::LAST`]): this
+    /// group has no leader again. Reported at each election timeout.
+    NoTermLeft,
     /// A leader got no answer from a quorum for the longest election timeout and steps down.
     QuorumLost {
         /// The term it led.

@@ -16,12 +16,16 @@ use crate::types::{Replica, Term, Ticks};
 
 impl Raft {
     /// Starts an election. Learners and replicas outside the membership hold none; nor does a
-    /// replica whose log is about to be replaced.
+    /// replica whose log is about to be replaced, or one in the last term.
     pub(crate) fn start_election(&mut self) {
         if self.is_leader() || self.fault.is_some() {
             return;
         }
-        if !self.members.current().is_voter(self.me.id) || self.installing.is_some() {
+        let last_term = self.term >= Term::LAST;
+        if !self.members.current().is_voter(self.me.id) || self.installing.is_some() || last_term {
+            if last_term {
+                self.out.events.push(Event::NoTermLeft);
+            }
             let later = self.draw_deadline();
             match &mut self.role {
                 Role::Follower(follower) => follower.deadline = later,

@@ -48,6 +48,10 @@ id! {
 }
 
 impl Term {
+    /// The last term, 2^63 − 1. Messages of later ones are damage and are dropped, so no replica in
+    /// it stands for election: it would leave for a term in which the others do not hear it.
+    pub const LAST: Self = Self(u64::MAX / 2);
+
     /// The term after this one.
     #[must_use]
     pub fn next(self) -> Self {

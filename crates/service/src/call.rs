@@ -2,19 +2,19 @@
 //! node.
 //!
 //! It reads the call's context, asks the lifecycle whether calls are served and the admission
-//! whether there is room for one more, counts the call once
-//! when it ends (however it ends, a caller that leaves included), logs slow ones, completes
-//! failures, states what a failure means for a write, and makes the gRPC status. Handlers return
-//! bare failures. Authentication of callers belongs here.
+//! whether there is room for one more, counts the call once when it ends (however it ends, a caller
+//! that leaves included), logs slow ones, completes failures, states what a failure means for a
+//! write, and makes the gRPC status. Handlers return bare failures. Authentication of callers
+//! belongs here.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{self, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use quorate_proto::v1::{Failure, ReadLevel, Reason};
-use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::admission::Admitted;
@@ -108,11 +108,12 @@ impl Calls {
         S: Stream<Item = Result<T, Failure>> + Send + 'static,
         F: Future<Output = Result<S, Failure>>,
     {
-        let (call, shared, _under_way) = self.admit(kind, &request)?;
+        let (call, shared, under_way) = self.admit(kind, &request)?;
         match run(shared, call.context.clone(), request.into_inner()).await {
             Ok(answers) => {
                 let context = call.context.clone();
-                let answers = Counted { answers: Box::pin(answers), call: Some(call) };
+                let call = Some((call, under_way));
+                let answers = Counted { answers: Box::pin(answers), call };
                 let mut response = Response::new(Box::pin(answers) as Answers<T>);
                 context.sign(response.metadata_mut());
                 Ok(response)
@@ -160,20 +161,20 @@ impl Calls {
     }
 
     fn begin<R: HasOutcome>(&self, kind: Kind, request: &Request<R>) -> Call {
-        self.begin_with(kind, request.metadata(), request.get_ref().subject())
-    }
-
-    fn begin_with(&self, kind: Kind, metadata: &MetadataMap, subject: Subject) -> Call {
+        if let Some(arrival) = request.extensions().get::<Arc<Arrival>>() {
+            arrival.handled.store(true, Ordering::Relaxed);
+        }
         Call {
-            context: Context::of(metadata),
+            context: Context::of(request.metadata()),
             kind,
-            subject,
+            subject: request.get_ref().subject(),
             calls: self.clone(),
             code: Code::Cancelled as i32,
         }
     }
 
-    /// Begins a call that needs an open storage or a ready node.
+    /// Begins a call that needs an open storage or a ready node. The drain waits for the guard,
+    /// which is taken before the phase is read: a drain that begins later sees it.
     ///
     /// # Errors
     /// The status of a call before the node is ready, while it drains, or has too much to do.
@@ -183,12 +184,10 @@ impl Calls {
         request: &Request<R>,
     ) -> Result<(Call, Arc<Shared>, UnderWay), Status> {
         let call = self.begin(kind, request);
+        let guard = Arc::new(self.cell.life.call());
         let admitted = self.admitted(kind).and_then(|shared| {
             match shared.admission.admit(kind.method, &call.context) {
-                Ok(place) => {
-                    let under_way = (shared.life.call(), place);
-                    Ok((shared, under_way))
-                }
+                Ok(place) => Ok((shared, (guard, place))),
                 Err(failure) => {
                     shared.metrics.shed("calls").inc();
                     Err(failure)
@@ -196,21 +195,79 @@ impl Calls {
             }
         });
         match admitted {
-            Ok((shared, under_way)) => Ok((call, shared, under_way)),
+            Ok((shared, under_way)) => {
+                if let Some(arrival) = request.extensions().get::<Arc<Arrival>>() {
+                    // It is given once; a second one would only be dropped earlier.
+                    let _ = arrival.guard.set(under_way.0.clone());
+                }
+                Ok((call, shared, under_way))
+            }
             Err(failure) => Err(call.fail(failure)),
         }
     }
 
     fn admitted(&self, kind: Kind) -> Result<Arc<Shared>, Failure> {
         match kind.level {
-            Some(ReadLevel::Stale) => self.cell.open(),
+            // A draining node rejects these too: they would keep it, and be cut off.
+            Some(ReadLevel::Stale) if !self.cell.life.refuses() => self.cell.open(),
             _ => self.cell.serving(),
         }
     }
 }
 
 /// What a call holds until its end: what the drain waits for, and its place.
-type UnderWay = (CallGuard, Option<Admitted>);
+type UnderWay = (Arc<CallGuard>, Option<Admitted>);
+
+/// A call of the client API from its arrival on. One that no handler ever has is counted when this
+/// is dropped: refused at the door, not readable, of a method that is not there, or given up before
+/// its request was whole.
+pub struct Arrival {
+    metrics: Arc<ServiceMetrics>,
+    /// `None` = this version does not know it.
+    method: Option<Method>,
+    began: Instant,
+    code: AtomicI32,
+    /// Whether a handler has it, and with it a [`Call`] that counts it.
+    handled: AtomicBool,
+    /// What the drain waits for, of a call that was admitted: not for its handler alone, but until
+    /// its answer is sent, which is as long as the listener keeps this.
+    guard: OnceLock<Arc<CallGuard>>,
+}
+
+impl Arrival {
+    /// The call of this path; `None` if it is not of the client API. Goes into the extensions of
+    /// the request.
+    #[must_use]
+    pub fn of(path: &str, metrics: &Arc<ServiceMetrics>) -> Option<Arc<Self>> {
+        let (_, method) = path.strip_prefix("/quorate.v1.")?.split_once('/')?;
+        Some(Arc::new(Self {
+            metrics: metrics.clone(),
+            method: Method::named(method),
+            began: Instant::now(),
+            code: AtomicI32::new(Code::Cancelled as i32),
+            handled: AtomicBool::new(false),
+            guard: OnceLock::new(),
+        }))
+    }
+
+    /// Takes the code that the call was answered with, should no handler have had it.
+    pub fn answered(&self, code: i32) {
+        self.code.store(code, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if *self.handled.get_mut() {
+            return;
+        }
+        let (requests, code) = (&self.metrics.requests, *self.code.get_mut());
+        match self.method {
+            Some(method) => requests.observe(method, code, None, self.began.elapsed()),
+            None => requests.observe_unknown(code),
+        }
+    }
+}
 
 /// One call under way. It is counted when it is dropped, with the code that it has then: CANCELLED,
 /// if its caller left before the end.
@@ -260,8 +317,8 @@ impl Drop for Call {
 /// The answers of a call, counted at their end.
 struct Counted<S> {
     answers: Pin<Box<S>>,
-    /// `None` once the end was counted.
-    call: Option<Call>,
+    /// With what a drain waits for; `None` once the end was counted.
+    call: Option<(Call, UnderWay)>,
 }
 
 impl<T, S: Stream<Item = Result<T, Failure>>> Stream for Counted<S> {
@@ -273,10 +330,10 @@ impl<T, S: Stream<Item = Result<T, Failure>>> Stream for Counted<S> {
             Poll::Ready(Some(Ok(answer))) => Poll::Ready(Some(Ok(answer))),
             Poll::Ready(Some(Err(failure))) => {
                 let call = self.call.take();
-                Poll::Ready(call.map(|call| Err(call.fail(failure))))
+                Poll::Ready(call.map(|(call, _under_way)| Err(call.fail(failure))))
             }
             Poll::Ready(None) => {
-                if let Some(mut call) = self.call.take() {
+                if let Some((mut call, _under_way)) = self.call.take() {
                     call.code = Code::Ok as i32;
                 }
                 Poll::Ready(None)

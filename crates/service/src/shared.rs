@@ -119,15 +119,17 @@ impl Lifecycle {
         advanced
     }
 
-    /// Rejects new calls from now on. Until then a draining node keeps serving.
+    /// Rejects new calls from now on. Until then a draining node keeps serving. A call that is
+    /// counted before it looks is then either rejected or seen by [`Self::calls`]: hence one order
+    /// of all.
     pub fn refuse(&self) {
-        self.refusing.store(true, Ordering::Release);
+        self.refusing.store(true, Ordering::SeqCst);
     }
 
     /// Whether new calls are rejected.
     #[must_use]
     pub fn refuses(&self) -> bool {
-        self.refusing.load(Ordering::Acquire)
+        self.refusing.load(Ordering::SeqCst)
     }
 
     /// What the phase waits for or failed at.
@@ -136,17 +138,23 @@ impl Lifecycle {
         self.detail.lock().clone()
     }
 
+    /// Holds up everyone who reads the detail, as a call does that is about to be rejected.
+    #[cfg(test)]
+    pub(crate) fn hold_detail(&self) -> parking_lot::MutexGuard<'_, String> {
+        self.detail.lock()
+    }
+
     /// Counts a client call for as long as the guard lives.
     #[must_use]
     pub fn call(self: &Arc<Self>) -> CallGuard {
-        self.calls.fetch_add(1, Ordering::AcqRel);
+        self.calls.fetch_add(1, Ordering::SeqCst);
         CallGuard(self.clone())
     }
 
     /// How many client calls are being served.
     #[must_use]
     pub fn calls(&self) -> usize {
-        self.calls.load(Ordering::Acquire)
+        self.calls.load(Ordering::SeqCst)
     }
 }
 
@@ -156,7 +164,7 @@ pub struct CallGuard(Arc<Lifecycle>);
 
 impl Drop for CallGuard {
     fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::AcqRel);
+        self.0.calls.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

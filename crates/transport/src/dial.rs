@@ -51,8 +51,7 @@ pub async fn connect(address: &str) -> Result<Channel, DialError> {
     }
 }
 
-/// A server with the settings that links between nodes need: no delay, raised windows, pings. The
-/// listener that clients share with peers may use it too.
+/// A server with the settings that links between nodes need: no delay, raised windows, pings.
 pub fn peer_server() -> Server {
     Server::builder()
         .tcp_nodelay(true)

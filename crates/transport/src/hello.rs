@@ -6,7 +6,7 @@ use quorate_proto::version::{VERSION, build};
 use quorate_raft::NodeId;
 
 use super::memory::StartId;
-use super::{Lane, PeerTarget, Shared};
+use super::{Lane, PeerTarget, Shared, proof};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -15,9 +15,9 @@ use std::time::Duration;
 /// How long the called node may take to answer the Hello.
 pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// The oldest version of the peer messages that this program understands.
-pub const WIRE_VERSION_MIN: u32 = 1;
+pub const WIRE_VERSION_MIN: u32 = 2;
 /// The newest version of the peer messages that this program understands.
-pub const WIRE_VERSION_MAX: u32 = 1;
+pub const WIRE_VERSION_MAX: u32 = 2;
 /// The feature level of this program.
 pub const FEATURE_VERSION: u32 = 1;
 
@@ -87,7 +87,25 @@ impl Shared {
             log_sequence: self.inbound.log_sequence(),
             uptime_ms: self.born.elapsed().as_millis() as u64,
             labels: self.config.labels.clone(),
+            nonce: proof::nonce(),
         }
+    }
+
+    /// Checks whether the wire versions of a Hello have one in common with this node's. Nothing
+    /// else of a Hello is looked at before its sender has proved the secret.
+    ///
+    /// # Errors
+    /// A sentence that both sides can log.
+    pub(super) fn check_versions(&self, hello: &wire::Hello) -> Result<(), String> {
+        let (least, most) = (hello.wire_version_min, hello.wire_version_max);
+        if least > WIRE_VERSION_MAX || most < WIRE_VERSION_MIN {
+            return Err(format!(
+                "node {} speaks wire versions {least} to {most}, node {} speaks \
+                 {WIRE_VERSION_MIN} to {WIRE_VERSION_MAX}",
+                hello.from_node, self.local.node.0
+            ));
+        }
+        Ok(())
     }
 
     /// Checks the Hello of a peer; `target` is what this node knows of that node id.
@@ -138,14 +156,6 @@ impl Shared {
         if hello.start_id == 0 {
             return Err(format!("node {peer} names no start of its process"));
         }
-        let wire_versions = (hello.wire_version_min, hello.wire_version_max);
-        if wire_versions.0 > WIRE_VERSION_MAX || wire_versions.1 < WIRE_VERSION_MIN {
-            return Err(format!(
-                "node {peer} speaks wire versions {} to {}, node {} speaks {WIRE_VERSION_MIN} to \
-                 {WIRE_VERSION_MAX}",
-                wire_versions.0, wire_versions.1, local.node.0
-            ));
-        }
         Ok(PeerHello {
             node: NodeId(peer),
             incarnation,
@@ -154,7 +164,7 @@ impl Shared {
             log_sequence: hello.log_sequence,
             uptime: Duration::from_millis(hello.uptime_ms),
             map_epoch: hello.map_epoch,
-            wire_versions,
+            wire_versions: (hello.wire_version_min, hello.wire_version_max),
             feature_version: hello.feature_version,
             build: hello.build.clone(),
             peer_address: hello.peer_address.clone(),

@@ -12,8 +12,9 @@
 //! pulled for, and costs no more than its outbox and one frame.
 //!
 //! **Handshake.** Each stream opens with a Hello, checked on both sides: cluster, node id,
-//! incarnation, wire versions. A refusal is a sentence, on both sides; the peer is then tried again
-//! slowly, and the sentence is logged when it changes.
+//! incarnation, wire versions. Before the Hello counts, both sides prove that they know the secret
+//! of the cluster: see `proof`. A refusal is a sentence, on both sides; the peer is then tried
+//! again slowly, and the sentence is logged when it changes.
 //!
 //! One process at a time is accepted as a peer, and none that has said more of its disk before than
 //! it says now: see `presence` and `memory`. Each node reports to its peers which processes it is
@@ -29,14 +30,17 @@
 
 mod admission;
 mod announce;
+mod ask;
 mod convert;
 pub mod dial;
+mod gate;
 mod hello;
 mod link;
 mod memory;
 mod outbox;
 mod peer;
 mod presence;
+mod proof;
 mod reports;
 mod service;
 mod snapshot;
@@ -59,8 +63,10 @@ use tracing::error;
 
 use quorate_proto::ids::{ClusterId, Incarnation};
 
+pub use ask::ask;
 pub use hello::{FEATURE_VERSION, PeerHello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 pub use memory::{Memories, MemoryStore, Recollection, Remembered, SAVE_INTERVAL, StartId};
+pub use proof::ProofKey;
 pub use service::PeerService;
 pub use snapshot::{
     CHUNK_BYTES_MAX, SnapshotError, SnapshotHeader, SnapshotSink, SnapshotSource, SnapshotTurn,
@@ -218,6 +224,8 @@ pub struct LocalNode {
     pub cluster_id: ClusterId,
     /// That cluster's name, for people.
     pub cluster_name: String,
+    /// How it proves to its peers that it knows the cluster's secret.
+    pub key: ProofKey,
 }
 
 /// What a node answers to those that ask who it is, before and after it has formed.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_proto::raft::v1 as wire;
+use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 use wire::link_response::Content;
 
@@ -13,10 +14,13 @@ use super::memory::StartId;
 use super::outbox::{FrameStream, Outbox, Queue};
 use super::peer::{Peer, State};
 use super::presence::Refused;
+use super::proof::{Claim, STRANGE_WORDS_MAX};
 use super::{Lane, PeerHello, PeerTarget, Shared, dial, hello};
 
 /// The largest answer on a link: a Hello.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// What opens a link: the Hello and the proof.
+const OPENING_MESSAGES: usize = 2;
 /// Warn of an unreachable peer only after this long: it may still be starting.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that was up for at least this long is dialled again without a pause when it breaks.
@@ -44,6 +48,11 @@ enum End {
 
 fn unreachable(sentence: String) -> End {
     End::Unreachable(dial::DialError { sentence, refused: false })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is the function of map_err")]
+fn lost(status: tonic::Status) -> End {
+    unreachable(dial::status_sentence(&status))
 }
 
 struct Link<Q> {
@@ -140,24 +149,38 @@ impl<Q: Queue> Link<Q> {
         let generation = self.outbox.begin();
         let lane = hello::lane_to_wire(self.lane);
         let mine = self.shared.hello(self.peer.node, target.incarnation, lane);
+        let claim = Claim::of_hello(&mine);
+        let (says, opening) = mpsc::channel(OPENING_MESSAGES);
+        // The channel has room for all that opens the link.
+        let _ = says.try_send(wire::link_request::Content::Hello(mine));
         let outbox = Arc::clone(&self.outbox);
-        let frames = FrameStream::new(outbox, generation, mine, Arc::clone(&self.shared));
+        let frames = FrameStream::new(outbox, generation, opening, Arc::clone(&self.shared));
         let mut client =
             wire::peer_client::PeerClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let opening = async {
-            let mut answers = client.link(frames).await?.into_inner();
-            let first = answers.message().await?;
-            Ok::<_, tonic::Status>((answers, first))
+            let mut answers = client.link(frames).await.map_err(lost)?.into_inner();
+            let challenge = match answers.message().await.map_err(lost)?.and_then(|r| r.content) {
+                Some(Content::Challenge(challenge)) => challenge,
+                first => return Err(self.unproven(first)),
+            };
+            let proof = claim
+                .answer(&self.shared.local.key, &challenge)
+                .map_err(|why| End::Refused(format!("{}: {why}", target.address).into()))?;
+            let _ = says.try_send(wire::link_request::Content::Proof(proof));
+            // Frames follow.
+            drop(says);
+            let first = answers.message().await.map_err(lost)?;
+            Ok((answers, first))
         };
         let (answers, first) = match tokio::time::timeout(HELLO_DEADLINE, opening).await {
             Ok(Ok(opened)) => opened,
-            Ok(Err(status)) => return unreachable(dial::status_sentence(&status)),
+            Ok(Err(end)) => return end,
             Err(_) => return unreachable(format!("no Hello within {HELLO_DEADLINE:?}")),
         };
         let greeted = match first.and_then(|response| response.content) {
             Some(Content::Hello(theirs)) => self.check(&theirs, &target),
             Some(Content::Refusal(refusal)) => return self.refused(refusal),
-            Some(Content::Ack(_)) | None => {
+            Some(Content::Ack(_) | Content::Challenge(_)) | None => {
                 return unreachable("it did not answer the Hello".into());
             }
         };
@@ -173,6 +196,24 @@ impl<Q: Queue> Link<Q> {
         let since = Instant::now();
         self.outbox.open();
         End::Broke(since, self.watch(answers, connection).await)
+    }
+
+    /// The called node has answered with something other than a challenge. Whatever it says is
+    /// only shown: it may be anyone.
+    fn unproven(&self, first: Option<Content>) -> End {
+        let sentence = match first {
+            Some(Content::Refusal(refusal)) => {
+                refusal.sentence.chars().take(STRANGE_WORDS_MAX).collect()
+            }
+            Some(Content::Hello(theirs)) => match self.shared.check_versions(&theirs) {
+                Err(sentence) => sentence,
+                Ok(()) => format!("{} answers without a proof of the secret", self.address()),
+            },
+            Some(Content::Ack(_) | Content::Challenge(_)) | None => {
+                return unreachable("it did not answer the Hello".into());
+            }
+        };
+        End::Refused(sentence.into())
     }
 
     /// The peer refuses this node.
@@ -196,6 +237,7 @@ impl<Q: Queue> Link<Q> {
                 target.address, theirs.from_node, self.peer.node.0
             ));
         }
+        self.shared.check_versions(theirs)?;
         self.shared.check_hello(theirs, Some(target))
     }
 

@@ -13,7 +13,7 @@ use futures::Stream;
 use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{Envelope, GroupId, ReplicaId};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::{Shared, convert};
 
@@ -370,12 +370,13 @@ struct Ready {
     announces: bool,
 }
 
-/// What a connection sends: the Hello, then frames as the outbox has them. Polled only when HTTP/2
-/// has room, so what is not read stays in the outbox, where it is bounded or replaced.
+/// What a connection sends: what opens it, then frames as the outbox has them. Polled only when
+/// HTTP/2 has room, so what is not read stays in the outbox, where it is bounded or replaced.
 pub(super) struct FrameStream<Q> {
     outbox: Arc<Outbox<Q>>,
     generation: u64,
-    hello: Option<wire::Hello>,
+    /// The Hello and the proof; frames follow when its sender is gone.
+    opening: Option<mpsc::Receiver<wire::link_request::Content>>,
     shared: Arc<Shared>,
 }
 
@@ -383,10 +384,10 @@ impl<Q: Queue> FrameStream<Q> {
     pub fn new(
         outbox: Arc<Outbox<Q>>,
         generation: u64,
-        hello: wire::Hello,
+        opening: mpsc::Receiver<wire::link_request::Content>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { outbox, generation, hello: Some(hello), shared }
+        Self { outbox, generation, opening: Some(opening), shared }
     }
 }
 
@@ -396,8 +397,12 @@ impl<Q: Queue> Stream for FrameStream<Q> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         use wire::link_request::Content;
         let request = |content| wire::LinkRequest { content: Some(content) };
-        if let Some(hello) = self.hello.take() {
-            return Poll::Ready(Some(request(Content::Hello(hello))));
+        if let Some(opening) = &mut self.opening {
+            match opening.poll_recv(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(content)) => return Poll::Ready(Some(request(content))),
+                Poll::Ready(None) => self.opening = None,
+            }
         }
         self.outbox.poll_frame(self.generation, cx).map(|frame| {
             frame.map(|Ready { number, messages, announces }| {

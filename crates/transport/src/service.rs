@@ -1,13 +1,11 @@
 //! The incoming side: the gRPC service that peers call.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
-use quorate_raft::{Envelope, NodeId};
+use quorate_raft::Envelope;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -17,22 +15,23 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
 use super::admission::Connection;
+use super::ask;
+use super::gate::Gate;
 use super::hello::HELLO_DEADLINE;
 use super::peer::Peer;
 use super::presence::Refused;
-use super::{
-    Greeter, Lane, PEER_MESSAGE_BYTES_MAX, PeerHello, Shared, Transport, convert, dial, snapshot,
-};
+use super::proof::{Pending, ProofKey};
+use super::{Greeter, Lane, PEER_MESSAGE_BYTES_MAX, Shared, Transport, convert, dial, snapshot};
 
 /// How often frames are acknowledged, at most.
 const ACK_INTERVAL: Duration = Duration::from_millis(250);
-/// Answers under way to the caller: the Hello, one acknowledgement, the reason of the end.
-const ANSWERS_MAX: usize = 4;
-/// Refused node ids whose sentences are remembered, so that each is logged once per change.
-const REFUSALS_MAX: usize = 64;
+/// Answers under way to the caller: the challenge, the Hello, one acknowledgement, the reason of
+/// the end.
+const ANSWERS_MAX: usize = 5;
 
 /// gRPC service that peers call. It answers questions immediately, and accepts streams once the
-/// node has formed and [`PeerService::attach`] was called.
+/// node has formed and [`PeerService::attach`] was called. A caller that does not prove the secret
+/// of the cluster has no effect, and learns nothing but the number of the node.
 #[derive(Clone)]
 pub struct PeerService {
     inner: Arc<Inner>,
@@ -41,7 +40,7 @@ pub struct PeerService {
 struct Inner {
     greeter: Arc<dyn Greeter>,
     transport: ArcSwapOption<Shared>,
-    refusals: Mutex<BTreeMap<u64, String>>,
+    gate: Gate,
 }
 
 impl std::fmt::Debug for PeerService {
@@ -54,9 +53,14 @@ impl std::fmt::Debug for PeerService {
 
 impl PeerService {
     /// A service that only answers questions so far.
-    pub fn new(greeter: Arc<dyn Greeter>) -> Self {
-        let transport = ArcSwapOption::empty();
-        Self { inner: Arc::new(Inner { greeter, transport, refusals: Mutex::default() }) }
+    pub fn new(greeter: Arc<dyn Greeter>, key: ProofKey) -> Self {
+        let (transport, gate) = (ArcSwapOption::empty(), Gate::new(key));
+        Self { inner: Arc::new(Inner { greeter, transport, gate }) }
+    }
+
+    /// Callers since the start that were refused because they did not prove the secret.
+    pub fn unproven(&self) -> u64 {
+        self.inner.gate.unproven()
     }
 
     /// Accepts streams of peers from now on.
@@ -64,7 +68,7 @@ impl PeerService {
         self.inner.transport.store(Some(Arc::clone(&transport.shared)));
     }
 
-    /// The gRPC service, with its limits, for a listener shared with other services.
+    /// The gRPC service, with its limits, for the listener of the peers.
     pub fn into_server(self) -> wire::peer_server::PeerServer<Self> {
         wire::peer_server::PeerServer::new(self).max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
     }
@@ -90,59 +94,30 @@ impl PeerService {
             Status::unavailable(format!("node {} is not ready for peers yet", node.0))
         })
     }
-
-    /// The peer that says this, or why it is refused.
-    pub(super) async fn admit(
-        &self,
-        shared: &Shared,
-        hello: &wire::Hello,
-    ) -> Result<(Arc<Peer>, PeerHello, Connection), Refused> {
-        let admitted = Self::check(shared, hello).await;
-        let mut refusals = self.inner.refusals.lock();
-        match &admitted {
-            Ok(_) => drop(refusals.remove(&hello.from_node)),
-            // It comes again in a moment, and then there is something to say.
-            Err(refused) if refused.reason == wire::RefusalReason::Undecided => {}
-            Err(Refused { sentence, .. }) => {
-                if refusals.get(&hello.from_node) != Some(sentence) {
-                    warn!(peer = hello.from_node, sentence, "peer: refused");
-                    if refusals.len() >= REFUSALS_MAX {
-                        refusals.clear();
-                    }
-                    refusals.insert(hello.from_node, sentence.clone());
-                }
-            }
-        }
-        admitted
-    }
-
-    async fn check(
-        shared: &Shared,
-        hello: &wire::Hello,
-    ) -> Result<(Arc<Peer>, PeerHello, Connection), Refused> {
-        if let Some(sentence) = shared.fenced.get() {
-            return Err(format!("node {} takes no part: {sentence}", shared.local.node.0).into());
-        }
-        let peer = shared.peer(NodeId(hello.from_node));
-        let target = peer.as_ref().map(|peer| peer.target());
-        let theirs = shared.check_hello(hello, target.as_ref())?;
-        // check_hello refuses what has no target.
-        let unknown = || format!("node {} is not known here", hello.from_node);
-        let peer = peer.ok_or_else(unknown)?;
-        let connection = peer.take(&theirs, false, &shared.memory).await?;
-        Ok((peer, theirs, connection))
-    }
 }
 
 #[tonic::async_trait]
 impl wire::peer_server::Peer for PeerService {
+    type AskStream = ReceiverStream<Result<wire::AskResponse, Status>>;
     type LinkStream = ReceiverStream<Result<wire::LinkResponse, Status>>;
+    type SnapshotStream = ReceiverStream<Result<wire::SnapshotResponse, Status>>;
 
     async fn ask(
         &self,
-        _request: Request<wire::AskRequest>,
-    ) -> Result<Response<wire::AskResponse>, Status> {
-        Ok(Response::new(self.inner.greeter.answer()))
+        request: Request<Streaming<wire::AskRequest>>,
+    ) -> Result<Response<Self::AskStream>, Status> {
+        let (answers, stream) = mpsc::channel(ask::MESSAGES);
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move {
+            let answer = || inner.greeter.answer();
+            let answering = ask::answer(request.into_inner(), &answers, &inner.gate, answer);
+            let ended = timeout(HELLO_DEADLINE, answering).await;
+            if let Err(status) = ended.unwrap_or_else(|_| Err(too_late())) {
+                // The asker may be gone.
+                let _ = answers.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn link(
@@ -165,35 +140,89 @@ impl wire::peer_server::Peer for PeerService {
             }
         };
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
-        let first = match self.admit(&shared, &hello).await {
-            Ok((peer, theirs, connection)) => {
-                peer.update_address(&theirs.peer_address);
-                let mine = shared.hello(theirs.node, theirs.incarnation, hello.lane());
-                let token = peer.replace_incoming(hello.lane());
-                let answers = answers.clone();
-                let receiver = Receiver { shared, peer, lane, answers, connection };
-                tokio::spawn(receiver.run(incoming, token));
-                wire::link_response::Content::Hello(mine)
+        match self.inner.gate.challenge(&shared, &hello) {
+            Ok((challenge, pending)) => {
+                send(&answers, wire::link_response::Content::Challenge(challenge));
+                let opening = Opening { service: self.clone(), shared, hello, lane, answers };
+                tokio::spawn(opening.run(pending, incoming));
             }
-            Err(refused) => refusal(&shared, refused),
-        };
-        // The channel is new and has room, unless the receiver has already ended it.
-        let _ = answers.try_send(Ok(wire::LinkResponse { content: Some(first) }));
+            Err(sentence) => send(&answers, refusal(&shared, sentence.into())),
+        }
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn snapshot(
         &self,
         request: Request<Streaming<wire::SnapshotRequest>>,
-    ) -> Result<Response<wire::SnapshotResponse>, Status> {
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
         let shared = self.shared()?;
-        let admit = async |hello: &wire::Hello| self.admit(&shared, hello).await;
-        let refusal = snapshot::receive(admit, &shared, request.into_inner()).await?;
-        let node_id = shared.local.node.0;
-        Ok(Response::new(wire::SnapshotResponse {
-            node_id,
-            refusal: refusal.err().unwrap_or_default(),
-        }))
+        let (answers, stream) = mpsc::channel(snapshot::ANSWERS_MAX);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let received =
+                snapshot::receive(&service.inner.gate, &shared, request.into_inner(), &answers);
+            let answer = received.await.map(|outcome| wire::SnapshotResponse {
+                node_id: shared.local.node.0,
+                refusal: outcome.err().unwrap_or_default(),
+                challenge: None,
+            });
+            // The sender may be gone.
+            let _ = answers.try_send(answer);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+fn too_late() -> Status {
+    Status::deadline_exceeded("no proof came")
+}
+
+/// Sends what opens a link. The channel is new and has room for it.
+fn send(
+    answers: &mpsc::Sender<Result<wire::LinkResponse, Status>>,
+    content: wire::link_response::Content,
+) {
+    let _ = answers.try_send(Ok(wire::LinkResponse { content: Some(content) }));
+}
+
+/// An incoming link whose Hello was challenged.
+struct Opening {
+    service: PeerService,
+    shared: Arc<Shared>,
+    hello: wire::Hello,
+    lane: Lane,
+    answers: mpsc::Sender<Result<wire::LinkResponse, Status>>,
+}
+
+impl Opening {
+    /// Waits for the proof, admits the peer, and reads the link until its end.
+    async fn run(self, pending: Pending, mut incoming: Streaming<wire::LinkRequest>) {
+        use wire::link_request::Content;
+        let Self { service, shared, hello, lane, answers } = self;
+        let second = timeout(HELLO_DEADLINE, incoming.message()).await;
+        let proof = match second.ok().and_then(Result::ok).flatten().and_then(|r| r.content) {
+            Some(Content::Proof(proof)) => Some(proof),
+            _ => None,
+        };
+        let admitted = match service.inner.gate.prove(&hello, &pending, proof) {
+            // Admission may wait, and a caller that has left meanwhile must not displace its own
+            // next connection.
+            Ok(()) => tokio::select! {
+                admitted = service.inner.gate.admit(&shared, &hello) => admitted,
+                () = answers.closed() => return,
+            },
+            Err(sentence) => return send(&answers, refusal(&shared, sentence.into())),
+        };
+        match admitted {
+            Ok((peer, theirs, connection)) => {
+                peer.update_address(&theirs.peer_address);
+                let mine = shared.hello(theirs.node, theirs.incarnation, hello.lane());
+                let token = peer.replace_incoming(hello.lane());
+                send(&answers, wire::link_response::Content::Hello(mine));
+                Receiver { shared, peer, lane, answers, connection }.run(incoming, token).await;
+            }
+            Err(refused) => send(&answers, refusal(&shared, refused)),
+        }
     }
 }
 

@@ -13,25 +13,28 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
 use quorate_proto::raft::v1::snapshot_request::Content;
 use quorate_raft::{GroupId, NodeId, Replica, ReplicationSession, SnapshotMeta, Term};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::admission::Connection;
-use super::hello::{HELLO_DEADLINE, PeerHello};
+use super::gate::Gate;
+use super::hello::HELLO_DEADLINE;
 use super::peer::Peer;
-use super::presence::Refused;
+use super::proof::{Claim, STRANGE_WORDS_MAX};
 use super::{Shared, convert, dial};
 
 /// The largest chunk on the wire, in bytes; a larger one from the source is cut into several.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Chunks that wait between the blocking thread and the stream, on either side.
 const CHUNKS_WAITING_MAX: usize = 2;
+/// Answers under way to the sender: the challenge and the outcome.
+pub(super) const ANSWERS_MAX: usize = 2;
 /// How long the receiver may take, after the end, to make the snapshot durable.
 const FINISH_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a new transfer waits for the end of an older one from the same node that was cut.
@@ -139,6 +142,7 @@ impl SnapshotTurn {
             .await
             .map_err(|error| SnapshotError::Broke(error.sentence))?;
         let hello = self.shared.hello(self.peer.node, target.incarnation, wire::Lane::Snapshot);
+        let claim = Claim::of_hello(&hello);
         let start = wire::SnapshotStart {
             hello: Some(hello),
             group: header.group.0,
@@ -149,29 +153,56 @@ impl SnapshotTurn {
             meta: Some(convert::meta_to_wire(&header.meta)),
         };
         let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let waiting = Waiting(Arc::new(Mutex::new(Some(waiting))));
         let reader = spawn_blocking(move || read_source(source, &chunks));
         let progress = Arc::new(Progress::default());
-        let stream = Outgoing::new(start, waiting, Arc::clone(&progress));
+        let (prove, proof) = oneshot::channel();
+        let stream = Outgoing::new(start, proof, Arc::clone(&waiting.0), Arc::clone(&progress));
         let mut client = wire::peer_client::PeerClient::new(channel);
         let stall_max = self.shared.config.snapshot_stall_max;
+        let broke = |status: Status| SnapshotError::Broke(dial::status_sentence(&status));
+        let answering = async {
+            let mut answers = client.snapshot(stream).await.map_err(broke)?.into_inner();
+            let first = answers.message().await.map_err(broke)?.unwrap_or_default();
+            let Some(challenge) = first.challenge else {
+                let refusal = first.refusal.chars().take(STRANGE_WORDS_MAX).collect();
+                return Err(SnapshotError::Refused(refusal));
+            };
+            let proof = claim.answer(&self.shared.local.key, &challenge);
+            // Without it no chunk leaves this node; the stream may have ended.
+            let _ = prove.send(proof.map_err(SnapshotError::Refused)?);
+            let outcome = answers.message().await.map_err(broke)?;
+            let ended = || SnapshotError::Broke("it ended the connection".to_owned());
+            match outcome.ok_or_else(ended)?.refusal {
+                refusal if refusal.is_empty() => Ok(progress.bytes.load(Ordering::Relaxed)),
+                refusal => Err(SnapshotError::Refused(refusal)),
+            }
+        };
         let answered = tokio::select! {
             biased;
-            answered = client.snapshot(stream) => Some(answered),
+            answered = answering => Some(answered),
             () = progress.stalled(stall_max) => None,
         };
-        // The stream is gone, so the reader ends at its next chunk. Its error explains the others.
+        // Then the reader ends at its next chunk. Its error explains the others.
+        drop(waiting);
         let read = reader.await.map_err(|error| SnapshotError::Source(error.to_string()))?;
         match (read, answered) {
             (Err(why), _) => Err(SnapshotError::Source(why)),
             (Ok(()), None) => Err(SnapshotError::Stalled(stall_max)),
-            (Ok(()), Some(Err(status))) => {
-                Err(SnapshotError::Broke(dial::status_sentence(&status)))
-            }
-            (Ok(()), Some(Ok(response))) => match response.into_inner().refusal {
-                refusal if refusal.is_empty() => Ok(progress.bytes.load(Ordering::Relaxed)),
-                refusal => Err(SnapshotError::Refused(refusal)),
-            },
+            (Ok(()), Some(answered)) => answered,
         }
+    }
+}
+
+/// What was read and waits for the stream. The connection may hold the stream, and a receiver that
+/// takes nothing may hold the connection: so the reader's end is here, where the transfer ends.
+struct Waiting(WaitingSteps);
+
+type WaitingSteps = Arc<Mutex<Option<mpsc::Receiver<Step>>>>;
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.lock().take();
     }
 }
 
@@ -221,10 +252,12 @@ impl Progress {
     }
 }
 
-/// The stream of one transfer: start, chunks, end.
+/// The stream of one transfer: start, proof, chunks, end.
 struct Outgoing {
     start: Option<wire::SnapshotStart>,
-    waiting: mpsc::Receiver<Step>,
+    /// The answer to the receiver's challenge; `None` once it has left.
+    proof: Option<oneshot::Receiver<wire::Proof>>,
+    waiting: WaitingSteps,
     /// What is left of a chunk that was too large.
     rest: Bytes,
     chunks: u64,
@@ -237,11 +270,13 @@ struct Outgoing {
 impl Outgoing {
     fn new(
         start: wire::SnapshotStart,
-        waiting: mpsc::Receiver<Step>,
+        proof: oneshot::Receiver<wire::Proof>,
+        waiting: WaitingSteps,
         progress: Arc<Progress>,
     ) -> Self {
-        let (start, rest, digest) = (Some(start), Bytes::new(), Xxh3::new());
-        Self { start, waiting, rest, chunks: 0, bytes: 0, digest, ended: false, progress }
+        let (start, proof) = (Some(start), Some(proof));
+        let (rest, digest) = (Bytes::new(), Xxh3::new());
+        Self { start, proof, waiting, rest, chunks: 0, bytes: 0, digest, ended: false, progress }
     }
 
     fn chunk(&mut self) -> Content {
@@ -258,8 +293,20 @@ impl Outgoing {
         if let Some(start) = self.start.take() {
             return Poll::Ready(Some(Content::Start(start)));
         }
+        if let Some(proof) = &mut self.proof {
+            return match Pin::new(proof).poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(proof)) => {
+                    self.proof = None;
+                    Poll::Ready(Some(Content::Proof(proof)))
+                }
+                // The receiver has not proved the secret.
+                Poll::Ready(Err(_)) => Poll::Ready(None),
+            };
+        }
         if self.rest.is_empty() && !self.ended {
-            match self.waiting.poll_recv(cx) {
+            let waiting = self.waiting.lock().as_mut().map(|waiting| waiting.poll_recv(cx));
+            match waiting.unwrap_or(Poll::Ready(None)) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Step::Chunk(chunk))) => self.rest = chunk,
                 Poll::Ready(Some(Step::End)) => {
@@ -298,12 +345,13 @@ enum Feed {
     Abort(String),
 }
 
-/// Takes one incoming snapshot, of a peer that `admit` takes. The inner error is a sentence for the
-/// sender; the outer one means that the sender is gone.
+/// Takes one incoming snapshot, of a peer that the gate admits. The inner error is a sentence for
+/// the sender; the outer one means that the sender is gone.
 pub(super) async fn receive(
-    admit: impl AsyncFnOnce(&wire::Hello) -> Result<(Arc<Peer>, PeerHello, Connection), Refused>,
+    gate: &Gate,
     shared: &Arc<Shared>,
     mut incoming: Streaming<wire::SnapshotRequest>,
+    answers: &mpsc::Sender<Result<wire::SnapshotResponse, Status>>,
 ) -> Result<Result<(), String>, Status> {
     let first = timeout(HELLO_DEADLINE, incoming.message())
         .await
@@ -315,8 +363,27 @@ pub(super) async fn receive(
     else {
         return Ok(Err("the start of a snapshot has no Hello for the snapshot lane".into()));
     };
+    let (challenge, pending) = match gate.challenge(shared, hello) {
+        Ok(challenged) => challenged,
+        Err(sentence) => return Ok(Err(sentence)),
+    };
+    let challenge = Some(challenge);
+    // The channel is new and has room.
+    let _ = answers.try_send(Ok(wire::SnapshotResponse { challenge, ..Default::default() }));
+    let second = timeout(HELLO_DEADLINE, incoming.message()).await;
+    let proof = match second.ok().and_then(Result::ok).flatten().and_then(|r| r.content) {
+        Some(Content::Proof(proof)) => Some(proof),
+        _ => None,
+    };
+    if let Err(sentence) = gate.prove(hello, &pending, proof) {
+        return Ok(Err(sentence));
+    }
     // No other process may be accepted in its place before the transfer is over.
-    let (peer, _, connection) = match admit(hello).await {
+    let admitted = tokio::select! {
+        admitted = gate.admit(shared, hello) => admitted,
+        () = answers.closed() => return Err(Status::cancelled("the sender is gone")),
+    };
+    let (peer, _, connection) = match admitted {
         Ok(admitted) => admitted,
         Err(refused) => return Ok(Err(refused.sentence)),
     };
@@ -427,7 +494,7 @@ async fn take(
                     ))
                 };
             }
-            Some(Content::Start(_)) | None => {
+            Some(Content::Start(_) | Content::Proof(_)) | None => {
                 return Err("expected a chunk or the end of the snapshot".into());
             }
         }

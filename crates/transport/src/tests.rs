@@ -6,4 +6,5 @@ mod partitions;
 mod processes;
 mod refusals;
 mod snapshots;
+mod strangers;
 mod support;

@@ -78,7 +78,7 @@ async fn nodes_with_too_many_connections_are_retried_after_a_wait() {
     fake.always(1, Step::Fail(full.clone()));
     fake.always(2, Step::Fail(full.clone()));
     fake.always(3, Step::Fail(full));
-    let config = config(&fake).timeout(Duration::from_millis(300));
+    let config = config(&fake).timeout(Duration::from_secs(1));
     let client = Client::connect(config).await.unwrap();
     let error = client.put("k", "v").await.unwrap_err();
     assert!(matches!(error, Error::NotApplied(_)), "{error}");

@@ -1,7 +1,7 @@
 //! Tests of a group in virtual time: what it proposes, and what it publishes.
 
 use bytes::Bytes;
-use quorate_raft::{Config, Envelope, Message, Output};
+use quorate_raft::{Config, Message, Output};
 use quorate_storage::DeltaBudget;
 
 use super::*;
@@ -173,6 +173,34 @@ fn a_delayed_answer_changes_no_clock() {
     answer_of_both(&mut group, arrival, delayed, NOW_MS - 100);
     drop(propose(&mut group, arrival, NOW_MS + 900 - 3_000));
     assert_eq!(stamped_ms(&group), NOW_MS + 900 - 500);
+}
+
+#[test]
+fn a_term_that_jumps_further_than_elections_do_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut group = group(dir.path());
+    let vote = |term| {
+        let message = Message::Vote { last: LogId::default(), transfer: true };
+        Envelope { group: GROUP, from: replica(2), to: replica(1), term: Term(term), message }
+    };
+    let step = |group: &mut Group, term| {
+        let jumped = group.step(Ticks(9), vote(term));
+        end_iteration(group, Ticks(9));
+        jumped
+    };
+    // A group without a past may find any term.
+    assert!(!step(&mut group, 5));
+    assert!(!step(&mut group, 5 + TERM_JUMP));
+    assert!(step(&mut group, 6 + 2 * TERM_JUMP));
+    assert_eq!((group.raft.term(), group.said_jump), (Term(6 + 2 * TERM_JUMP), true));
+    assert!(step(&mut group, Term::LAST.0), "each is counted");
+    // No election is held from here on, and that is said once.
+    for _ in 0..3 {
+        let now = group.raft.next_deadline();
+        group.raft.advance(now);
+        let sent = end_iteration(&mut group, now);
+        assert!(sent.is_empty() && group.said_last, "{sent:?}");
+    }
 }
 
 /// The next heartbeats, and when they are due.

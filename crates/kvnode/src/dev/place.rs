@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use etcetera::BaseStrategy;
-use quorate_node::Fatal;
+use quorate_node::{Fatal, secret};
 use rustix::fs::{FlockOperation, flock};
 
 use super::DevArgs;
@@ -17,6 +17,11 @@ use super::DevArgs;
 const MARKER: &str = "dev-cluster";
 /// Begins the line of the marker with the first port.
 const PORT: &str = "base-port=";
+/// Ends the marker of a cluster whose nodes have listeners of their own for each other. Nodes that
+/// were made without know each other at the addresses for clients, where they are not served now.
+const APART: &str = "peers=apart\n";
+/// What the nodes prove to each other.
+const SECRET: &str = "secret";
 
 /// The directory of a dev cluster, held by this process alone.
 #[derive(Debug)]
@@ -62,6 +67,7 @@ impl Place {
             place.empty().map_err(failed_at(&place.directory))?;
         }
         place.compare_or_mark(args)?;
+        secret::create(&place.secret(), true)?;
         Ok(place)
     }
 
@@ -73,6 +79,11 @@ impl Place {
     /// Whether the data is deleted at the end.
     pub(super) const fn is_ephemeral(&self) -> bool {
         self.ephemeral
+    }
+
+    /// The file with the secret of the cluster.
+    pub(super) fn secret(&self) -> PathBuf {
+        self.directory.join(SECRET)
     }
 
     /// The data directory of a node.
@@ -115,6 +126,8 @@ impl Place {
                 _ => {}
             }
         }
+        // An older version did not make one.
+        let _ = fs::remove_file(self.secret());
         fs::remove_file(self.directory.join(MARKER))
     }
 
@@ -123,16 +136,22 @@ impl Place {
     fn compare_or_mark(&self, args: &DevArgs) -> Result<(), Fatal> {
         let path = self.directory.join(MARKER);
         let DevArgs { nodes, shards, .. } = args;
-        let wanted = format!("nodes={nodes}\nshards={shards}\n{PORT}{}\n", args.first_port());
+        let flags = format!("nodes={nodes}\nshards={shards}\n{PORT}{}\n", args.first_port());
+        let wanted = format!("{flags}{APART}");
         match fs::read_to_string(&path) {
-            // An older version did not write the port.
-            Ok(stored) if stored == wanted || wanted.starts_with(&stored) => Ok(()),
+            Ok(stored) if stored == wanted => Ok(()),
+            Ok(stored) if !stored.ends_with(APART) => Err(Fatal::Usage(format!(
+                "the cluster in {} was created by an earlier version, whose nodes know each other \
+                 at the addresses for clients, where other nodes are not served any more; delete \
+                 it with --fresh, or keep it and use another --data-dir",
+                self.directory.display(),
+            ))),
             Ok(stored) => Err(Fatal::Usage(format!(
                 "the cluster in {} was created with {}, not with {}; start it as it was created, \
                  delete it with --fresh, or keep it and use another --data-dir",
                 self.directory.display(),
                 as_flags(&stored),
-                as_flags(&wanted),
+                as_flags(&flags),
             ))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 write_marker(&self.directory, &wanted).map_err(failed_at(&self.directory))
@@ -144,8 +163,8 @@ impl Place {
 
 /// The lines of a marker as they would be written on the command line.
 fn as_flags(marker: &str) -> String {
-    let flags: Vec<_> =
-        marker.lines().map(|line| format!("--{}", line.replace('=', " "))).collect();
+    let flag = |line: &str| format!("--{}", line.replace('=', " "));
+    let flags: Vec<_> = marker.lines().filter(|line| *line != APART.trim_end()).map(flag).collect();
     flags.join(" ")
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use quorate_engine::clock::Clock;
 use quorate_engine::clock_offset::ClockOffsets;
 use quorate_service::shared::Shared;
-use quorate_transport::Transport;
+use quorate_transport::{PeerService, Transport};
 
 use crate::metrics::{Metrics, NodeMetrics};
 use crate::peers::{ClockWatch, Finding};
@@ -15,13 +15,20 @@ use crate::peers::{ClockWatch, Finding};
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sets the gauges until the node ends.
-pub async fn keep(shared: Arc<Shared>, metrics: Arc<Metrics>, transport: Transport) {
+pub async fn keep(
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    transport: Transport,
+    service: PeerService,
+) {
     let mut interval = tokio::time::interval(POLL_INTERVAL);
     let mut watch = ClockWatch::default();
     loop {
         interval.tick().await;
         groups(&shared, &metrics.node).await;
         peers(&metrics, &transport);
+        let unproven = &metrics.node.peer_calls_unproven;
+        unproven.inc_by(service.unproven().saturating_sub(unproven.get()));
         clock_offsets(&metrics, &shared.clocks);
         let ahead_ms = shared.clocks.recent_ms(shared.clock.moment());
         watch.look(shared.node, ahead_ms).iter().for_each(Finding::log);

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use quorate_config::Config;
 use quorate_raft::NodeId;
+use quorate_transport::ProofKey;
 use tokio::time::Instant;
 
 use crate::cluster::identity::{Formed, Identity, IdentityError};
@@ -196,9 +197,10 @@ impl From<BootstrapError> for Fatal {
 pub async fn run(
     identity: &Arc<Identity>,
     plan: &Plan,
+    key: &ProofKey,
     mut say: impl FnMut(&str),
 ) -> Result<Formed, BootstrapError> {
-    let mut formation = Formation::new(Arc::clone(identity), plan.clone());
+    let mut formation = Formation::new(Arc::clone(identity), plan.clone(), key.clone());
     let started = Instant::now();
     let mut said_at: Option<Instant> = None;
     loop {
@@ -245,18 +247,19 @@ enum Step {
 struct Formation {
     identity: Arc<Identity>,
     plan: Plan,
+    key: ProofKey,
     /// The agreement that the last round would have formed.
     seen: Option<Formed>,
 }
 
 impl Formation {
-    fn new(identity: Arc<Identity>, plan: Plan) -> Self {
-        Self { identity, plan, seen: None }
+    fn new(identity: Arc<Identity>, plan: Plan, key: ProofKey) -> Self {
+        Self { identity, plan, key, seen: None }
     }
 
     /// Asks every peer once.
     async fn round(&mut self) -> Step {
-        let answers = ask::ask_all(&self.identity, &self.plan).await;
+        let answers = ask::ask_all(&self.identity, &self.plan, &self.key).await;
         self.settle(&answers)
     }
 

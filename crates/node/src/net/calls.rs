@@ -7,11 +7,15 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use quorate_service::call::Arrival;
+use tonic::Code;
 use tonic::body::Body;
+use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::{Request, Response};
 use tonic::codegen::{BoxFuture, Service};
 use tonic::service::Routes;
 
+use super::bodies::{Budget, Call, Received, Sent};
 use super::places::{InFlight, Place};
 
 /// The service of one connection: the routes, and its place for counting.
@@ -19,12 +23,13 @@ use super::places::{InFlight, Place};
 pub(super) struct Calls {
     routes: Routes,
     place: Arc<Place>,
+    bodies: Arc<Budget>,
 }
 
 impl Calls {
     /// The routes, for the connection of this place.
-    pub(super) fn new(routes: Routes, place: Arc<Place>) -> Self {
-        Self { routes, place }
+    pub(super) fn new(routes: Routes, place: Arc<Place>, bodies: Arc<Budget>) -> Self {
+        Self { routes, place, bodies }
     }
 }
 
@@ -41,18 +46,43 @@ impl Service<Request<Incoming>> for Calls {
         let call = self.place.begin();
         // Where the interceptor of each service finds it.
         request.extensions_mut().insert(self.place.clone());
-        let answer = self.routes.call(request.map(Body::new));
+        let arrival = Arrival::of(request.uri().path(), self.place.metrics());
+        if let Some(arrival) = &arrival {
+            request.extensions_mut().insert(arrival.clone());
+        }
+        let bodies = self.bodies.clone();
+        let limited = Call::of(&request);
+        let request = request.map(|body| match &limited {
+            Some(call) => Body::new(Received::new(body, call.clone(), bodies.clone())),
+            None => Body::new(body),
+        });
+        let answer = self.routes.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            Ok(answer.map(|body| Body::new(Counted { body, _call: call })))
+            if let Some(arrival) = &arrival {
+                arrival.answered(status(answer.headers()));
+            }
+            let answer = answer.map(|body| match limited {
+                Some(call) => Body::new(Sent::new(body, call, bodies)),
+                None => body,
+            });
+            Ok(answer.map(|body| Body::new(Counted { body, _call: call, _arrival: arrival })))
         })
     }
+}
+
+/// The status of an answer without a message; UNKNOWN if there is none.
+fn status(headers: &HeaderMap) -> i32 {
+    let status = headers.get("grpc-status").and_then(|status| status.to_str().ok());
+    status.and_then(|status| status.parse().ok()).unwrap_or(Code::Unknown as i32)
 }
 
 /// The body of an answer. It is dropped after it was sent whole, or when the call is cancelled.
 struct Counted {
     body: Body,
     _call: InFlight,
+    /// With what a drain waits for.
+    _arrival: Option<Arc<Arrival>>,
 }
 
 impl HttpBody for Counted {

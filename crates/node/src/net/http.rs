@@ -46,7 +46,7 @@ impl HealthSource for Health {
 }
 
 /// Cap of connections: more than scrapers and probes need at the same time.
-const CONNECTIONS: usize = 64;
+pub const CONNECTIONS: usize = 64;
 /// Lifetime of a connection: longer than a scrape, and than the usual pause between two.
 const LIFETIME: Duration = Duration::from_secs(90);
 

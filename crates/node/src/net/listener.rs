@@ -1,4 +1,4 @@
-//! The listeners: one for clients, one for peers, or one for both.
+//! The listeners: one for clients, and one for peers, which no client needs to reach.
 
 #[cfg(test)]
 mod tests;
@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use quorate_config::Config;
 use quorate_proto::health::{LIVE_SERVICE, READY_SERVICE};
@@ -33,6 +33,7 @@ use tracing::{debug, warn};
 use crate::exit::Fatal;
 use crate::metrics::Metrics;
 
+use super::bodies::{Budget, Tasks};
 use super::calls::Calls;
 use super::places::{self, Caller, Limits, Place, Places};
 
@@ -42,6 +43,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// server has looked at them. One with more resets than this many times its calls is disconnected:
 /// it makes the server work for nothing.
 const PENDING_RESETS_PER_CALL: usize = 2;
+/// The bytes of one answer that wait for the socket although its reader has left room for them.
+const SEND_BUFFER_BYTES: usize = 32 << 10;
 
 /// The services of a listener.
 #[derive(Clone)]
@@ -66,17 +69,17 @@ pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Fatal>
     })
 }
 
-/// Serves the client API, and peers too if both have one address, until `stop`; then finishes the
-/// calls in flight.
+/// Serves the client API until `stop`; then finishes the calls in flight. Nodes are not served
+/// here.
 pub async fn serve_clients(
     listener: TcpListener,
     services: Services,
-    with_peers: bool,
     config: &Config,
+    bodies: Arc<Budget>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let limits = Limits { passing: with_peers, ..Limits::of(config) };
+    let limits = Limits { passing: false, ..Limits::of(config) };
     let places = Arc::new(Places::new(limits, metrics));
     let mut routes = Routes::builder();
     routes
@@ -90,10 +93,8 @@ pub async fn serve_clients(
         ))
         .add_service(of(Caller::Client, reflection_v1()))
         .add_service(of(Caller::Client, reflection_v1alpha()));
-    if with_peers {
-        routes.add_service(of(Caller::Peer, services.peer.into_server()));
-    }
-    serve(listener, server(config.max_calls_per_connection), routes.routes(), places, stop).await;
+    let calls_max = config.max_calls_per_connection;
+    serve(listener, calls_max, routes.routes(), places, bodies, stop).await;
 }
 
 /// Serves peers, and calls that they forward, until `stop`; then finishes the calls in flight.
@@ -101,6 +102,7 @@ pub async fn serve_peers(
     listener: TcpListener,
     services: Services,
     config: &Config,
+    bodies: Arc<Budget>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
@@ -112,7 +114,8 @@ pub async fn serve_peers(
         .add_service(of(Caller::Peer, services.peer.into_server()))
         .add_service(of(Caller::Peer, kv(services.kv)))
         .add_service(of(Caller::Peer, cluster(services.cluster)));
-    serve(listener, server(config.max_calls_per_connection), routes.routes(), places, stop).await;
+    let calls_max = config.max_calls_per_connection;
+    serve(listener, calls_max, routes.routes(), places, bodies, stop).await;
 }
 
 /// A service whose callers take places of this kind.
@@ -133,8 +136,9 @@ fn cluster(service: ClusterService) -> ClusterServer<ClusterService> {
 /// The HTTP/2 server of a connection. Not tonic's: that one ends each call at the time-out that its
 /// caller named, as CANCELLED, while a call here ends by its own deadline and says what is known of
 /// its outcome.
-fn server(calls_max: u32) -> Server {
-    let mut server = Server::new(TokioExecutor::new());
+fn server(calls_max: u32, bodies: Arc<Budget>) -> Server {
+    let window = bodies.connection_window();
+    let mut server = Server::new(Tasks(bodies));
     server
         .timer(TokioTimer::new())
         .max_concurrent_streams(calls_max)
@@ -142,11 +146,12 @@ fn server(calls_max: u32) -> Server {
         .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
         .keep_alive_timeout(Duration::from_secs(10))
         .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20);
+        .initial_connection_window_size(window)
+        .max_send_buf_size(SEND_BUFFER_BYTES);
     server
 }
 
-type Server = http2::Builder<TokioExecutor>;
+type Server = http2::Builder<Tasks>;
 
 macro_rules! reflection {
     ($name:ident, $build:ident, $version:ident) => {
@@ -172,12 +177,14 @@ pub const HEALTH_SERVICES: [&str; 2] = [READY_SERVICE, LIVE_SERVICE];
 /// connection is new at first; see [`places`].
 async fn serve(
     listener: TcpListener,
-    server: Server,
+    calls_max: u32,
     routes: Routes,
     places: Arc<Places>,
+    bodies: Arc<Budget>,
     stop: CancellationToken,
 ) {
     let routes = routes.prepare();
+    let server = server(calls_max, bodies.clone());
     let mut served = JoinSet::new();
     // In the order of their deadlines; some are no longer new.
     let mut newest: VecDeque<Arc<Place>> = VecDeque::new();
@@ -205,7 +212,7 @@ async fn serve(
         }
         let place = places.enter();
         newest.push_back(place.clone());
-        let calls = Calls::new(routes.clone(), place.clone());
+        let calls = Calls::new(routes.clone(), place.clone(), bodies.clone());
         let connection = Placed::new(stream, place.clone());
         served.spawn(serve_one(server.clone(), calls, connection, place, stop.clone()));
     }

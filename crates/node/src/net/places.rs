@@ -27,6 +27,7 @@ use quorate_config::{Config, Key};
 use quorate_proto::limits::TIMEOUT_MAX;
 use quorate_proto::v1::{Failure, Reason};
 use quorate_service::context::{Context, HOPS};
+use quorate_service::metrics::ServiceMetrics;
 use quorate_service::outcome::Subject;
 use rand::Rng;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -39,14 +40,14 @@ use crate::metrics::Metrics;
 
 /// Connections of peers: three of each other node (control, bulk, snapshot), and twice as many
 /// while old ones end; on a listener of their own a fourth with the calls that they pass on.
-pub(super) const PEERS_MAX: usize = 192;
+pub const PEERS_MAX: usize = 192;
 /// Connections with calls that nodes pass on, on a listener for clients and peers.
-pub(super) const PASSING_MAX: usize = 64;
+pub const PASSING_MAX: usize = 64;
 /// Connections without a request so far. `limits.rs` counts their files.
-pub(super) const NEW_MAX: usize = 256;
+pub const NEW_MAX: usize = 256;
 /// Connections that have yielded their places and are not closed yet. `limits.rs` counts their
 /// files.
-const YIELDED_MAX: u64 = 64;
+pub const YIELDED_MAX: u64 = 64;
 /// A connection without a request is closed after this time.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to close after it was asked to: the longest call, and a margin.
@@ -278,6 +279,11 @@ impl Place {
     /// Cancelled when the connection is to be closed in order, and when it has ended.
     pub(super) fn leaving(&self) -> &CancellationToken {
         &self.leaving
+    }
+
+    /// Where the calls of the connection are counted.
+    pub(super) fn metrics(&self) -> &Arc<ServiceMetrics> {
+        &self.places.metrics.service
     }
 
     /// Counts a call.

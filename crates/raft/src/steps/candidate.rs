@@ -13,6 +13,7 @@ impl Raft {
     /// own vote counts from then on: otherwise, after a crash, it could be given to another
     /// candidate.
     pub(crate) fn become_candidate(&mut self, transfer: bool) {
+        assert!(self.term < Term::LAST, "there is no term to stand for election in");
         self.term = self.term.next();
         self.vote = Some(self.me.id);
         self.persistence.touch_hard_state();

@@ -247,7 +247,9 @@ impl Raft {
     pub(crate) fn on_timeout_now(&mut self, from: Replica, last: LogId) {
         let follows = self.leader().is_some_and(|leader| leader.id == from.id);
         let complete = self.log.matches(last) && self.persistence.durable() >= last.index;
-        let promotable = self.members.current().is_voter(self.me.id) && self.installing.is_none();
+        let promotable = self.members.current().is_voter(self.me.id)
+            && self.installing.is_none()
+            && self.term < Term::LAST;
         if !self.is_leader() && follows && complete && promotable {
             self.become_candidate(true);
         }

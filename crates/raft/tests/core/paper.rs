@@ -167,6 +167,35 @@ fn s5_2_a_candidate_tries_again_in_a_new_term() {
     }
 }
 
+/// §5.2, in the last of all terms: "each server will vote for at most one candidate in a given
+/// term". There is no next term to stand in, so no replica stands.
+#[test]
+fn s5_2_no_replica_stands_for_election_in_the_last_term_again() {
+    for pre_vote in [false, true] {
+        let config = Config { pre_vote, ..plain() };
+        // Its vote of this term belongs to another.
+        let mut bench = Bench::with(config, 1, 3, 1, &[1]);
+        bench.step(2, Term::LAST.0, Message::Vote { last: log_id(9, 9), transfer: false });
+        assert_eq!((bench.raft.term(), bench.raft.vote()), (Term::LAST, Some(ReplicaId(2))));
+        for _ in 0..5 {
+            let sent = bench.tick(Config::default().election_max.0);
+            assert_eq!(sent, [], "it asks for votes");
+            assert_eq!(bench.raft.role(), RoleKind::Follower);
+            assert_eq!(bench.raft.vote(), Some(ReplicaId(2)), "it votes again");
+        }
+        // Nor at a leader's request.
+        let last = log_id(2, Term::LAST.0);
+        let entries = vec![entry(2, Term::LAST.0)];
+        bench.append(3, Term::LAST.0, log_id(1, 1), 2, entries);
+        let sent = bench.step(3, Term::LAST.0, Message::TimeoutNow { last });
+        assert_eq!((bench.raft.role(), sent.len()), (RoleKind::Follower, 0));
+    }
+    // The last election is in the last term, and a leader of it serves.
+    let mut bench = Bench::with(plain(), 1, 3, Term::LAST.0 - 1, &[1]);
+    bench.elect();
+    assert_eq!((bench.raft.role(), bench.raft.term()), (RoleKind::Leader, Term::LAST));
+}
+
 /// §5.2: "A candidate wins an election if it receives votes from a majority of the servers in the
 /// full cluster for the same term." One to seven voters, every number of votes for and against.
 #[test]

@@ -446,6 +446,7 @@ impl Script {
                 format!("is {role} of {leader} in term {term}")
             }
             Event::Role { term, role, .. } => format!("is {role} in term {term}"),
+            Event::NoTermLeft => "has no term left to stand for election in".to_owned(),
             Event::QuorumLost { term } => format!("lost its quorum in term {term}"),
             Event::Transfer { to, end } => format!("ends the transfer to {to}: {end:?}"),
             Event::ReplicaGone { replica } => format!("learns that {replica} is gone"),

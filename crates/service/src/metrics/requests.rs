@@ -26,6 +26,12 @@ macro_rules! methods {
             /// Every method, in the order of its number.
             pub const ALL: &[Self] = &[$(Self::$method,)+];
 
+            /// The method of this name.
+            #[must_use]
+            pub fn named(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|method| method.name() == name)
+            }
+
             /// The name of the method in the API.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -112,6 +118,13 @@ impl Requests {
                 .map(|method| seconds.get_or_create_owned(&MethodLabel { method: method.name() }))
                 .collect(),
         }
+    }
+
+    /// Counts a finished request of a method that this version does not know.
+    pub fn observe_unknown(&self, code: i32) {
+        let code = code_name(Code::from(code));
+        let labels = RequestLabels { method: "unknown", code, level: level_label(None).1 };
+        self.family.get_or_create_owned(&labels).inc();
     }
 
     /// Counts a finished request. `code` is the number of its gRPC code; one that gRPC does not

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use quorate_proto::limits::{SCAN_BYTES_MAX, SCAN_MESSAGE_BYTES_MAX, SCAN_ROWS_MAX, SCAN_TIME_MAX};
 use quorate_proto::v1::{Failure, Reason, Receipt, ScanResponse, ScanRow, SessionToken};
+use quorate_storage::DeltaBudget;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::plan::Plan;
 use super::source::{Next, Source};
@@ -24,6 +25,9 @@ const ROW_OVERHEAD: usize = 40;
 const STEP_ROWS: usize = 4_096;
 /// What is left of the call's time when a page is ended, so that its end still arrives.
 const TIME_TO_END: Duration = Duration::from_millis(50);
+
+/// How often a scan that waits for its reader looks whether its pins are in the way of writes.
+const ROOM_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The head of a source in the merge.
 struct Head {
@@ -149,7 +153,15 @@ impl Merge {
             match step? {
                 Step::Full => {
                     let room = timeout_at(self.page_until, self.answers.clone().reserve_owned());
-                    match room.await {
+                    let room = tokio::select! {
+                        biased;
+                        room = room => room,
+                        // The message has rows, so that the reader gets further by each page.
+                        () = until_in_the_way(&self.shared.budget) => {
+                            return self.finish(false).map(Some);
+                        }
+                    };
+                    match room {
                         Ok(Ok(room)) => drop(room.send(self.take_message())),
                         Ok(Err(_)) => return Ok(None),
                         Err(_) => return self.finish(false).map(Some),
@@ -256,6 +268,14 @@ impl Merge {
         let mut seen = BTreeSet::new();
         let all = self.sources.iter().flat_map(Source::receipts);
         all.filter(|receipt| seen.insert(receipt.shard)).cloned().collect()
+    }
+}
+
+/// Waits until the deltas of the node are half full. Pins keep old rows in them, and at their limit
+/// writes are refused: an unread scan yields before that.
+async fn until_in_the_way(budget: &DeltaBudget) {
+    while budget.used() < budget.limit() / 2 {
+        sleep(ROOM_INTERVAL).await;
     }
 }
 

@@ -270,6 +270,8 @@ fn bad(what: impl Into<String>) -> StorageError {
 #[cfg(test)]
 mod tests {
     use quorate_raft::{GroupId, Index, LogId, Membership, NodeId, Replica, ReplicaId, Term};
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::database::{Database, DatabaseOptions};
@@ -335,6 +337,32 @@ mod tests {
         store.adopt(installer.finish().unwrap());
         let row = store.reader().get(&RowKey::new(RowKind::User, 0, b"key")).unwrap();
         assert_eq!(row.unwrap(), &b"record"[..]);
+    }
+
+    /// The thread that finishes an install applies the entries of other shards too.
+    #[test]
+    fn the_end_of_an_install_waits_for_one_barrier_and_the_last_chunk_for_that_of_the_rows() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let sender = Database::open(dirs[0].path(), DatabaseOptions::default()).unwrap();
+        let (meta, chunks) = chunks(&mut shard(&sender));
+        let syncs = Arc::new(AtomicUsize::new(0));
+        let counter = syncs.clone();
+        let before_sync = Arc::new(move |_: &Path| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        });
+        let options = DatabaseOptions { before_sync, ..DatabaseOptions::default() };
+        let receiver = Database::open(dirs[1].path(), options).unwrap();
+        let store = shard(&receiver);
+        let mut installer = store.begin_install(meta).unwrap();
+        let (last, first) = chunks.split_last().unwrap();
+        first.iter().for_each(|chunk| installer.write(chunk).unwrap());
+        let before = syncs.load(Ordering::SeqCst);
+        installer.write(last).unwrap();
+        let between = syncs.load(Ordering::SeqCst);
+        assert_eq!(between, before + 1, "the rows");
+        let _installed = installer.finish().unwrap();
+        assert_eq!(syncs.load(Ordering::SeqCst), between + 1, "the header");
     }
 
     #[test]

@@ -2,19 +2,35 @@
 
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::NodeId;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use wire::link_request::Content;
+use wire::link_response;
 use wire::peer_client::PeerClient;
 
 use super::support::*;
 use crate::dial;
+use crate::proof::Claim;
 
 pub fn request(content: Content) -> wire::LinkRequest {
     wire::LinkRequest { content: Some(content) }
 }
 
-pub type Answers = Streaming<wire::LinkResponse>;
+/// What the called node answers, from what follows the challenge on.
+pub struct Answers {
+    first: Option<wire::LinkResponse>,
+    stream: Streaming<wire::LinkResponse>,
+}
+
+impl Answers {
+    pub async fn message(&mut self) -> Result<Option<wire::LinkResponse>, Status> {
+        match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => self.stream.message().await,
+        }
+    }
+}
 
 /// A caller that says what the test wants.
 pub struct Caller {
@@ -28,20 +44,50 @@ impl Caller {
         Self { runtime, address: node.address.to_string() }
     }
 
-    /// Opens a link with these first requests; the sender keeps it open.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Opens a link with these first requests, and proves the secret when the first one, a Hello,
+    /// is challenged; the sender keeps it open.
     pub fn link(
         &self,
         requests: Vec<wire::LinkRequest>,
-    ) -> Result<(tokio::sync::mpsc::Sender<wire::LinkRequest>, Answers), Status> {
+    ) -> Result<(mpsc::Sender<wire::LinkRequest>, Answers), Status> {
+        let mut requests = requests.into_iter();
+        let first = requests.next();
+        let (sender, mut answers) = self.link_unproven(first.iter().cloned().collect())?;
+        let Some(Content::Hello(hello)) = first.and_then(|first| first.content) else {
+            return Ok((sender, answers));
+        };
+        let Ok(Some(wire::LinkResponse { content })) = self.next(&mut answers) else {
+            panic!("the Hello is not answered");
+        };
+        match content {
+            Some(link_response::Content::Challenge(challenge)) => {
+                let proof = Claim::of_hello(&hello).answer(&key(), &challenge).unwrap();
+                let rest = [request(Content::Proof(proof))].into_iter().chain(requests);
+                rest.for_each(|request| sender.try_send(request).unwrap());
+            }
+            refusal => answers.first = Some(wire::LinkResponse { content: refusal }),
+        }
+        Ok((sender, answers))
+    }
+
+    /// Opens a link with these first requests, and proves nothing.
+    pub fn link_unproven(
+        &self,
+        requests: Vec<wire::LinkRequest>,
+    ) -> Result<(mpsc::Sender<wire::LinkRequest>, Answers), Status> {
         self.runtime.block_on(async {
             let channel = dial::connect(&self.address).await.unwrap();
-            let (sender, stream) = tokio::sync::mpsc::channel(16);
+            let (sender, stream) = mpsc::channel(16);
             for request in requests {
                 sender.send(request).await.unwrap();
             }
             let mut client = PeerClient::new(channel);
-            let answers = client.link(ReceiverStream::new(stream)).await?.into_inner();
-            Ok((sender, answers))
+            let stream = client.link(ReceiverStream::new(stream)).await?.into_inner();
+            Ok((sender, Answers { first: None, stream }))
         })
     }
 

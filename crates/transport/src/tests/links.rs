@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::{GroupId, Message, NodeId, ReplicaId, Term};
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -19,7 +18,7 @@ fn nodes_find_each_other_and_say_who_they_are() {
     assert_eq!(hello.incarnation, nodes[1].identity.incarnation());
     assert_eq!(hello.peer_address, nodes[1].address.to_string());
     assert_eq!(hello.client_address, "client:1");
-    assert_eq!((hello.boot_counter, hello.wire_versions), (1, (1, 1)));
+    assert_eq!((hello.boot_counter, hello.wire_versions), (1, (2, 2)));
     let view = nodes[0].view(2);
     assert!(view.connected && view.detail.is_empty() && view.silent_for.is_some(), "{view:?}");
     assert_eq!(nodes[0].transport.peers().len(), 2, "a node is not its own peer");
@@ -203,12 +202,14 @@ struct Deaf {
 
 #[tonic::async_trait]
 impl wire::peer_server::Peer for Deaf {
+    type AskStream = ReceiverStream<Result<wire::AskResponse, Status>>;
     type LinkStream = ReceiverStream<Result<wire::LinkResponse, Status>>;
+    type SnapshotStream = ReceiverStream<Result<wire::SnapshotResponse, Status>>;
 
     async fn ask(
         &self,
-        _: Request<wire::AskRequest>,
-    ) -> Result<Response<wire::AskResponse>, Status> {
+        _: Request<Streaming<wire::AskRequest>>,
+    ) -> Result<Response<Self::AskStream>, Status> {
         Err(Status::unimplemented("deaf"))
     }
 
@@ -217,9 +218,9 @@ impl wire::peer_server::Peer for Deaf {
         request: Request<Streaming<wire::LinkRequest>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
         let mut incoming = request.into_inner();
-        incoming.next().await;
+        let (answers, stream) = tokio::sync::mpsc::channel(2);
+        answers.send(Ok(challenge(&mut incoming).await)).await.unwrap();
         self.held.lock().push(incoming);
-        let (answers, stream) = tokio::sync::mpsc::channel(1);
         let content = Some(wire::link_response::Content::Hello(self.hello.clone()));
         answers.send(Ok(wire::LinkResponse { content })).await.unwrap();
         tokio::spawn(async move { answers.closed().await });
@@ -229,7 +230,7 @@ impl wire::peer_server::Peer for Deaf {
     async fn snapshot(
         &self,
         _: Request<Streaming<wire::SnapshotRequest>>,
-    ) -> Result<Response<wire::SnapshotResponse>, Status> {
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
         Err(Status::unimplemented("deaf"))
     }
 }

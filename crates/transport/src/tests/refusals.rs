@@ -35,12 +35,12 @@ fn wrong_hellos(ground: &Ground, lane: wire::Lane) -> Vec<(wire::Hello, &'static
         (changed(|h| h.from_incarnation = Bytes::new()), "node 2 names no incarnation"),
         (changed(|h| h.start_id = 0), "node 2 names no start of its process"),
         (
-            changed(|h| (h.wire_version_min, h.wire_version_max) = (2, 3)),
-            "node 2 speaks wire versions 2 to 3, node 1 speaks 1 to 1",
+            changed(|h| (h.wire_version_min, h.wire_version_max) = (3, 4)),
+            "node 2 speaks wire versions 3 to 4, node 1 speaks 2 to 2",
         ),
         (
-            changed(|h| (h.wire_version_min, h.wire_version_max) = (0, 0)),
-            "node 2 speaks wire versions 0 to 0, node 1 speaks 1 to 1",
+            changed(|h| (h.wire_version_min, h.wire_version_max) = (1, 1)),
+            "node 2 speaks wire versions 1 to 1, node 1 speaks 2 to 2",
         ),
     ]
 }
@@ -88,12 +88,14 @@ struct Impostor(parking_lot::Mutex<wire::Hello>);
 
 #[tonic::async_trait]
 impl wire::peer_server::Peer for Impostor {
+    type AskStream = ReceiverStream<Result<wire::AskResponse, Status>>;
     type LinkStream = ReceiverStream<Result<wire::LinkResponse, Status>>;
+    type SnapshotStream = ReceiverStream<Result<wire::SnapshotResponse, Status>>;
 
     async fn ask(
         &self,
-        _: Request<wire::AskRequest>,
-    ) -> Result<Response<wire::AskResponse>, Status> {
+        _: Request<Streaming<wire::AskRequest>>,
+    ) -> Result<Response<Self::AskStream>, Status> {
         Err(Status::unimplemented("an impostor"))
     }
 
@@ -102,7 +104,8 @@ impl wire::peer_server::Peer for Impostor {
         request: Request<Streaming<wire::LinkRequest>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
         let mut incoming = request.into_inner();
-        let (answers, stream) = tokio::sync::mpsc::channel(1);
+        let (answers, stream) = tokio::sync::mpsc::channel(2);
+        answers.send(Ok(challenge(&mut incoming).await)).await.unwrap();
         let content = Some(wire::link_response::Content::Hello(self.0.lock().clone()));
         answers.send(Ok(wire::LinkResponse { content })).await.unwrap();
         tokio::spawn(async move {
@@ -115,7 +118,7 @@ impl wire::peer_server::Peer for Impostor {
     async fn snapshot(
         &self,
         _: Request<Streaming<wire::SnapshotRequest>>,
-    ) -> Result<Response<wire::SnapshotResponse>, Status> {
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
         Err(Status::unimplemented("an impostor"))
     }
 }
@@ -172,7 +175,7 @@ fn a_node_that_is_not_ready_is_tried_again_soon() {
     let address = theirs.local_addr().unwrap();
     let identity = std::sync::Arc::clone(&ground.identities[1]);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    serve(&runtime, PeerService::new(identity), theirs);
+    serve(&runtime, PeerService::new(identity, key()), theirs);
     node.wait_view(2, "the reason", |view| view.detail.contains("node 2 is not ready for peers"));
     runtime.shutdown_background();
     let _ready = ground.start(1, listen_again(address), &targets, &|_| {});

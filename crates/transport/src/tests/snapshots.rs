@@ -225,12 +225,22 @@ fn send_raw_from(start: wire::SnapshotStart, receiver: &Node, contents: Vec<Cont
     receiver.runtime().block_on(async {
         let channel = dial::connect(&receiver.address.to_string()).await.unwrap();
         let (sender, stream) = mpsc::channel(16);
-        for content in [Content::Start(start)].into_iter().chain(contents) {
+        let say = async |content| {
             sender.send(wire::SnapshotRequest { content: Some(content) }).await.unwrap();
+        };
+        let claim = proof::Claim::of_hello(start.hello.as_ref().unwrap());
+        say(Content::Start(start)).await;
+        let mut client = wire::peer_client::PeerClient::new(channel);
+        let answers = client.snapshot(ReceiverStream::new(stream)).await;
+        let mut answers = answers.unwrap().into_inner();
+        let first = answers.message().await.unwrap().unwrap();
+        let Some(challenge) = first.challenge else { return first.refusal };
+        say(Content::Proof(claim.answer(&key(), &challenge).unwrap())).await;
+        for content in contents {
+            say(content).await;
         }
         drop(sender);
-        let mut client = wire::peer_client::PeerClient::new(channel);
-        client.snapshot(ReceiverStream::new(stream)).await.unwrap().into_inner().refusal
+        answers.message().await.unwrap().unwrap().refusal
     })
 }
 

@@ -216,12 +216,18 @@ impl SnapshotSink for RecordingSink {
     }
 }
 
+/// What the nodes of these tests prove to each other.
+pub fn key() -> ProofKey {
+    ProofKey::of(&quorate_proto::secret::ClusterSecret::from_bytes([7; 32]))
+}
+
 /// A node: its directory, its listener, its transport.
 pub struct Node {
     pub identity: Arc<Identity>,
     pub recorder: Arc<Recorder>,
     pub address: SocketAddr,
     pub transport: Transport,
+    pub service: PeerService,
     runtime: Option<Runtime>,
 }
 
@@ -309,7 +315,7 @@ impl Identity {
     fn local(&self) -> LocalNode {
         let (cluster_id, cluster_name) = self.cluster.clone().expect("it has formed");
         let Self { node, incarnation, boot_counter, .. } = *self;
-        LocalNode { node, incarnation, boot_counter, cluster_id, cluster_name }
+        LocalNode { node, incarnation, boot_counter, cluster_id, cluster_name, key: key() }
     }
 }
 
@@ -422,6 +428,19 @@ impl Ground {
         targets: &PeerTargets,
         tune: &dyn Fn(&mut TransportConfig),
     ) -> Node {
+        self.start_with(&key(), identity, log_sequence, listener, targets, tune)
+    }
+
+    /// As [`Ground::start_on`], with another secret than the others have.
+    pub fn start_with(
+        &self,
+        secret: &ProofKey,
+        identity: Place,
+        log_sequence: u64,
+        listener: std::net::TcpListener,
+        targets: &PeerTargets,
+        tune: &dyn Fn(&mut TransportConfig),
+    ) -> Node {
         let address = listener.local_addr().unwrap();
         let recorder = Recorder::new();
         recorder.sequence.store(log_sequence, Ordering::SeqCst);
@@ -431,7 +450,8 @@ impl Ground {
         let mut config = TransportConfig::new(address.to_string(), "client:1");
         config.refused_pause = Duration::from_millis(50);
         tune(&mut config);
-        let service = PeerService::new(identity.clone());
+        let local = LocalNode { key: secret.clone(), ..identity.local() };
+        let service = PeerService::new(identity.clone(), secret.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -440,14 +460,13 @@ impl Ground {
         let inbound = Arc::new(Ears(Arc::clone(&recorder)));
         let transport = {
             let _on = runtime.enter();
-            let transport =
-                Transport::start(config, identity.local(), targets, recollection, inbound);
+            let transport = Transport::start(config, local, targets, recollection, inbound);
             let transport = transport.unwrap();
             service.attach(&transport);
-            serve(&runtime, service, listener);
+            serve(&runtime, service.clone(), listener);
             transport
         };
-        Node { identity, recorder, address, transport, runtime: Some(runtime) }
+        Node { identity, recorder, address, transport, service, runtime: Some(runtime) }
     }
 }
 
@@ -584,6 +603,16 @@ pub fn hello(ground: &Ground, lane: wire::Lane) -> wire::Hello {
         boot_counter: 1,
         start_id: 77,
         lane: lane.into(),
+        nonce: proof::nonce(),
         ..wire::Hello::default()
     }
+}
+
+/// The challenge of a called node that knows the secret, to the Hello that comes here.
+pub async fn challenge(incoming: &mut tonic::Streaming<wire::LinkRequest>) -> wire::LinkResponse {
+    let first = incoming.message().await.unwrap().and_then(|first| first.content);
+    let Some(wire::link_request::Content::Hello(hello)) = first else { panic!("{first:?}") };
+    let (challenge, _) = proof::Claim::of_hello(&hello).challenge(&key());
+    let content = Some(wire::link_response::Content::Challenge(challenge));
+    wire::LinkResponse { content }
 }

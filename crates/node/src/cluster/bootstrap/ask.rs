@@ -8,15 +8,13 @@ use futures::future::join_all;
 use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::NodeId;
-use quorate_transport::{Greeter, dial};
+use quorate_transport::{Greeter, ProofKey};
 
 use super::{Answer, Plan};
 use crate::cluster::identity::{Formed, Identity};
 
 /// Deadline of one peer, from resolving its name to its answer.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
-/// The largest answer; a list of 1,000 members needs far less.
-const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
 /// Answers of this node to peers that ask, before and after it has formed.
 #[derive(Clone, Debug)]
@@ -45,15 +43,21 @@ impl Greeter for AskAnswers {
             plan_hash: self.plan_hash,
             plan: self.plan.clone(),
             formed: self.identity.formed().map(|formed| formed_to_wire(&formed)),
+            challenge: None,
         }
     }
 }
 
 /// Asks every peer of the plan, at the same time.
-pub(super) async fn ask_all(identity: &Identity, plan: &Plan) -> BTreeMap<NodeId, Answer> {
+pub(super) async fn ask_all(
+    identity: &Identity,
+    plan: &Plan,
+    key: &ProofKey,
+) -> BTreeMap<NodeId, Answer> {
     let peers = plan.initial_cluster.iter().filter(|(node, _)| **node != plan.me);
     join_all(peers.map(|(&node, address)| async move {
-        let answer = match tokio::time::timeout(ASK_DEADLINE, ask(identity, plan, node)).await {
+        let answer = match tokio::time::timeout(ASK_DEADLINE, ask(identity, plan, node, key)).await
+        {
             Ok(Ok(response)) => read_answer(node, address, &response),
             Ok(Err(why)) => Answer::Silent(why),
             Err(_) => Answer::Silent(format!("no response within {ASK_DEADLINE:?}")),
@@ -65,22 +69,21 @@ pub(super) async fn ask_all(identity: &Identity, plan: &Plan) -> BTreeMap<NodeId
     .collect()
 }
 
-async fn ask(identity: &Identity, plan: &Plan, node: NodeId) -> Result<wire::AskResponse, String> {
+async fn ask(
+    identity: &Identity,
+    plan: &Plan,
+    node: NodeId,
+    key: &ProofKey,
+) -> Result<wire::AskResponse, String> {
     let request = wire::AskRequest {
         from_node: plan.me.0,
         from_incarnation: identity.incarnation().to_bytes().to_vec().into(),
         to_node: node.0,
         cluster_name: plan.cluster_name.clone(),
         plan_hash: plan.hash(),
+        ..wire::AskRequest::default()
     };
-    let address = &plan.initial_cluster[&node];
-    let channel = dial::connect(address).await.map_err(|error| error.sentence)?;
-    let mut client =
-        wire::peer_client::PeerClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-    match client.ask(request).await {
-        Ok(response) => Ok(response.into_inner()),
-        Err(status) => Err(dial::status_sentence(&status)),
-    }
+    quorate_transport::ask(&plan.initial_cluster[&node], request, key).await
 }
 
 /// The answer in a response. A response that contradicts itself, or is from another node, counts as

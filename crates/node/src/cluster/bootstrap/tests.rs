@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use quorate_proto::ids::Incarnation;
+use quorate_proto::secret::ClusterSecret;
 use quorate_raft::NodeId;
-use quorate_transport::PeerService;
+use quorate_transport::{PeerService, ProofKey};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,10 @@ use crate::cluster::identity::DataDir;
 use crate::exit::Fatal;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+fn key() -> ProofKey {
+    ProofKey::of(&ClusterSecret::from_bytes([7; 32]))
+}
 
 fn plan(me: u64, addresses: &[SocketAddr]) -> Plan {
     plan_with(me, addresses, "quorate", 8)
@@ -167,7 +172,7 @@ mod decision {
         let dir = TempDir::new().unwrap();
         let identity = Identity::open(DataDir::open(dir.path()).unwrap(), NodeId(1)).unwrap();
         let plan = plan(1, &fake_addresses(2));
-        let mut formation = Formation::new(Arc::new(identity), plan.clone());
+        let mut formation = Formation::new(Arc::new(identity), plan.clone(), key());
         let answers = |incarnation| BTreeMap::from([(NodeId(2), unformed(incarnation, &plan))]);
         assert!(matches!(formation.settle(&answers(2)), Step::Again));
         // Wiped between the rounds: the count restarts.
@@ -260,7 +265,8 @@ impl Site {
             .enable_all()
             .build()
             .unwrap();
-        let service = PeerService::new(Arc::new(AskAnswers::new(Arc::clone(&identity), plan)));
+        let service =
+            PeerService::new(Arc::new(AskAnswers::new(Arc::clone(&identity), plan)), key());
         let address = self.address;
         let (listening, ready) = mpsc::channel();
         runtime.spawn(async move {
@@ -274,7 +280,7 @@ impl Site {
         let (heard, mine, plan) = (Arc::clone(&said), Arc::clone(&identity), plan.clone());
         runtime.spawn(async move {
             let result = if until == Until::Done {
-                run(&mine, &plan, |sentence| heard.lock().push(sentence.to_owned())).await
+                run(&mine, &plan, &key(), |sentence| heard.lock().push(sentence.to_owned())).await
             } else {
                 run_until(&mine, &plan, until).await
             };
@@ -299,7 +305,7 @@ async fn run_until(
     if until == Until::IdentityWritten {
         return Ok(placeholder());
     }
-    let mut formation = Formation::new(Arc::clone(identity), plan.clone());
+    let mut formation = Formation::new(Arc::clone(identity), plan.clone(), key());
     loop {
         match formation.round().await {
             Step::Again if until == Until::FirstRound => return Ok(placeholder()),

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use futures::StreamExt;
+use hyper_util::rt::TokioExecutor;
 use quorate_proto::v1::{Failure, Outcome};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -23,6 +24,8 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 use super::*;
+
+mod bodies;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -130,18 +133,25 @@ async fn a_client_that_gives_up_all_its_calls_at_once_keeps_its_connection() {
 
 async fn serve(limits: Limits) -> (SocketAddr, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
+    let bodies = Arc::new(Budget::new(64 << 20, &metrics));
+    (serve_with(limits, metrics.clone(), bodies).await, metrics)
+}
+
+/// Serves with this budget of bodies.
+async fn serve_with(limits: Limits, metrics: Arc<Metrics>, bodies: Arc<Budget>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let places = Arc::new(Places::new(limits, metrics.clone()));
+    let places = Arc::new(Places::new(limits, metrics));
     let (_, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::builder();
     routes
         .add_service(of(Caller::Peer, health))
         .add_service(of(Caller::Client, reflection_v1()))
-        .add_service(of(Caller::Client, Slow));
+        .add_service(of(Caller::Client, Slow))
+        .add_service(of(Caller::Client, bodies::Large));
     let stop = CancellationToken::new();
-    tokio::spawn(super::serve(listener, server(CALLS_MAX), routes.routes(), places, stop));
-    (address, metrics)
+    tokio::spawn(super::serve(listener, CALLS_MAX, routes.routes(), places, bodies, stop));
+    address
 }
 
 async fn channel(address: SocketAddr) -> Channel {

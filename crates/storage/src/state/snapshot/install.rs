@@ -145,6 +145,9 @@ impl Installer {
             }
             (Stage::Rows(header), Some(Part::Tail)) => {
                 self.tail(&header, payload)?;
+                // The header may only reference durable rows. Here, because this thread may wait
+                // for all of them, and the one that finishes may not.
+                self.shared.database.barrier()?;
                 Ok(Stage::Ended(header))
             }
             (_, part) => Err(bad(format!("has part {part:?} out of place in chunk {sequence}"))),
@@ -217,7 +220,8 @@ impl Installer {
     }
 
     /// Makes the snapshot the state on the disk, in one insert. Readers see the old state until
-    /// the store adopts the new one.
+    /// the store adopts the new one. The rows are durable since the last chunk, so that this waits
+    /// for the disk with that insert alone: the thread that applies calls it.
     ///
     /// # Errors
     /// [`StorageError::BadSnapshot`] if the last chunk has not been written,
@@ -227,8 +231,6 @@ impl Installer {
             return Err(bad("ended before its last chunk"));
         };
         let header = Arc::new(*header);
-        // The header may only reference durable rows.
-        self.shared.database.barrier()?;
         let mut generations = self.shared.generations.lock();
         reject_older(&self.shared, &self.meta)?;
         let key = header_key(self.shared.group);
