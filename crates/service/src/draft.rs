@@ -53,7 +53,7 @@ impl Default for RequestLimits {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{message}")]
 pub struct Invalid {
-    /// The reason in the API's error table; always one of the INVALID_ARGUMENT reasons.
+    /// The reason in the API's error table: one of the INVALID_ARGUMENT reasons, or SESSIONS_FULL.
     pub reason: Reason,
     /// The field, such as `operations[3].key`.
     pub field: String,

@@ -51,7 +51,7 @@ macro_rules! write_method {
         $is_delete:expr
     ) => {{
         let draft = CommandDraft::$draft(&$request, &$shared.limits)
-            .map_err(|invalid| invalid.failure())?;
+            .map_err(|invalid| room_later(invalid.failure()))?;
         let hint = $request.route.clone();
         let operations = draft.operations().len();
         match write(&$shared, &$context, &$request, hint.as_ref(), draft, $is_delete).await? {
@@ -70,18 +70,19 @@ macro_rules! write_method {
 /// The failure of a refused command; of `several` operations it names the one.
 fn refused(answer: WriteAnswer, several: bool) -> Failure {
     match answer {
-        WriteAnswer::Refused(refusal) => {
-            let failure = reply::failure(&refusal, several);
-            if failure.reason() == Reason::SessionsFull {
-                retry_after(failure, 1_000)
-            } else {
-                failure
-            }
-        }
+        WriteAnswer::Refused(refusal) => room_later(reply::failure(&refusal, several)),
         other => {
             let message = format!("the state machine answered a write with {other:?}");
             Failure::of(Reason::Internal, message)
         }
+    }
+}
+
+/// The failure, with the time to wait where sessions are full: answers and expiry make room.
+fn room_later(failure: Failure) -> Failure {
+    match failure.reason() {
+        Reason::SessionsFull => retry_after(failure, 1_000),
+        _ => failure,
     }
 }
 

@@ -91,21 +91,22 @@ pub(super) fn check_session(session: &WriteSession) -> Result<CommandSession, In
     check_session_id("session.id", &session.id)?;
     check_sequence("session.sequence", session.sequence)?;
     let WriteSession { sequence, answered_below, last, .. } = *session;
-    let bad =
-        |message: String| Err(Invalid::new(Reason::BadToken, "session.answered_below", message));
+    let field = "session.answered_below";
     if answered_below > sequence {
-        return bad(format!(
+        let message = format!(
             "session.answered_below is {answered_below}, above the sequence {sequence} \
              itself, which is not answered yet"
-        ));
+        );
+        return Err(Invalid::new(Reason::BadToken, field, message));
     }
-    if sequence - answered_below.max(1) > SESSION_UNANSWERED_MAX {
-        let invalid = bad(format!(
-            "sequence {sequence} is more than {SESSION_UNANSWERED_MAX} above \
-             session.answered_below, {answered_below}: too many writes of one session are \
-             unanswered"
-        ));
-        return invalid.map_err(|invalid| invalid.limit(SESSION_UNANSWERED_MAX as usize, ""));
+    // The sequence itself is one of those that are not answered.
+    if sequence - answered_below.max(1) >= SESSION_UNANSWERED_MAX {
+        let message = format!(
+            "with sequence {sequence} more than {SESSION_UNANSWERED_MAX} writes of the session \
+             would be unanswered, the limit: session.answered_below is {answered_below}"
+        );
+        let full = Invalid::new(Reason::SessionsFull, field, message);
+        return Err(full.limit(SESSION_UNANSWERED_MAX as usize, ""));
     }
     Ok(CommandSession { id: session.id.clone(), sequence, answered_below, last })
 }

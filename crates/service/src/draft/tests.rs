@@ -135,7 +135,7 @@ fn sessions_are_checked() {
     let with =
         |session| CommandDraft::put(&PutRequest { session: Some(session), ..put() }, &LIMITS);
     for (sequence, answered_below) in
-        [(1, 0), (1, 1), (5, 5), (1_025, 0), (1_025, 1), (5_000, 3_976)]
+        [(1, 0), (1, 1), (5, 5), (1_024, 0), (1_024, 1), (5_000, 3_977)]
     {
         assert!(with(session(sequence, answered_below)).is_ok(), "{sequence} {answered_below}");
     }
@@ -143,10 +143,13 @@ fn sessions_are_checked() {
     let sentence =
         "session.answered_below is 6, above the sequence 5 itself, which is not answered yet";
     refused(with(session(5, 6)), Reason::BadToken, field, NONE, sentence);
-    let sentence = "sequence 5000 is more than 1024 above session.answered_below, 3975: too \
-                    many writes of one \
-                    session are unanswered";
-    refused(with(session(5_000, 3_975)), Reason::BadToken, field, (1_024, ""), sentence);
+    let sentence = "with sequence 5000 more than 1024 writes of the session would be unanswered, \
+                    the limit: session.answered_below is 3976";
+    refused(with(session(5_000, 3_976)), Reason::SessionsFull, field, (1_024, ""), sentence);
+    for answered_below in [0, 1] {
+        let full = with(session(1_025, answered_below)).unwrap_err();
+        assert_eq!(full.reason, Reason::SessionsFull, "{full}");
+    }
     let sentence = "session.sequence is 0; sequences begin with 1";
     refused(with(session(0, 0)), Reason::BadToken, "session.sequence", NONE, sentence);
     let short = WriteSession { id: Bytes::from_static(b"short"), ..session(1, 0) };

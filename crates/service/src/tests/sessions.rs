@@ -1,7 +1,8 @@
-//! When a session is born.
+//! When a session is born, and what a node takes of it.
 
 use quorate_machine::LogTime;
-use quorate_proto::v1::OpenSessionRequest;
+use quorate_proto::v1::{OpenSessionRequest, Outcome};
+use tonic::Code;
 
 use super::*;
 
@@ -64,6 +65,37 @@ fn a_session_for_a_shard_whose_log_is_ahead_is_born_at_its_log_time() {
         let not_before = LogTime::from_millis(Clock.unix_millis() + 2 * HOUR_MS).0;
         let not_before = OpenSessionRequest { not_before, ..not_after };
         assert_eq!(born(&node, not_before).await.0, not_before.not_before);
+        node.stop();
+    });
+}
+
+async fn opened(node: &Node) -> Bytes {
+    let opened = node.kv.open_session(Request::new(OpenSessionRequest::default())).await;
+    opened.expect("a session").into_inner().session_id
+}
+
+/// The failure of a Put in this session; `None` if it was applied.
+async fn put_in(node: &Node, id: &Bytes, sequence: u64, answered_below: u64) -> Option<Failure> {
+    let session = Some(WriteSession { id: id.clone(), sequence, answered_below, last: false });
+    let key = Bytes::from_static(b"k");
+    let put = PutRequest { key, session, ..PutRequest::default() };
+    let status = node.kv.put(Request::new(put)).await.err()?;
+    let (failure, _) = Failure::from_details(status.details()).expect("a failure of ours");
+    assert_eq!(status.code() as i32, failure.code);
+    Some(failure)
+}
+
+#[test]
+fn a_session_has_1024_unanswered_sequences_and_then_is_full() {
+    run(|node| async move {
+        let id = opened(&node).await;
+        assert_eq!(put_in(&node, &id, 1_024, 1).await, None);
+        let full = put_in(&node, &id, 1_025, 1).await.expect("one too many");
+        assert_eq!(full.reason(), Reason::SessionsFull, "{full:?}");
+        assert_eq!(full.code, Code::ResourceExhausted as i32);
+        assert_eq!(full.outcome(), Outcome::AttemptNotApplied);
+        assert!(full.retry_after.is_some(), "answers make room");
+        assert_eq!(put_in(&node, &id, 1_025, 2).await, None);
         node.stop();
     });
 }
