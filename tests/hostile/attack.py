@@ -248,7 +248,8 @@ def unread_scan(cluster):
 
 
 def sessions(cluster):
-    """Session ids of its own making, and thousands of sequences, from another address."""
+    """Session ids of its own making, thousands of sequences, and thousands of sessions that it has
+    opened, all from another address."""
     source = "127.0.0.9"
     common, pb = cluster.common, cluster.kv
     honest = Honest(cluster)
@@ -285,10 +286,10 @@ def sessions(cluster):
     sent, refused = [0], [0]
 
     def flood(number):
-        minter = Honest(cluster, number % len(cluster.endpoints))
         own = wire.Connection(cluster.endpoints[number % len(cluster.endpoints)], source)
         while not stop.is_set():
-            session_id = minter.session()
+            opened = own.ask(wire.OPEN, pb.OpenSessionRequest(), pb.OpenSessionResponse())
+            session_id = opened.session_id
             streams = []
             for sequence in range(1, 251):
                 streams.append(own.begin(wire.PUT, put(session_id, sequence, value)))

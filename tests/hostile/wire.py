@@ -50,6 +50,8 @@ class Connection:
         self.h2.initiate_connection()
         # Streams that ended, with their gRPC status; -1 for one that was reset.
         self.ended = {}
+        # The frames of the answer that is kept, and of which stream it is.
+        self.kept, self.answer = None, b""
         self.flush()
         # The server's limits are known before anything is sent.
         while self.h2.remote_settings.initial_window_size == 65535 or self.h2.open_outbound_streams:
@@ -105,6 +107,8 @@ class Connection:
                 if status is not None:
                     self.ended[event.stream_id] = int(status)
             if isinstance(event, h2.events.DataReceived) and acknowledge:
+                if event.stream_id == self.kept:
+                    self.answer += event.data
                 length = event.flow_controlled_length
                 self.h2.acknowledge_received_data(length, event.stream_id)
         self.flush()
@@ -124,3 +128,14 @@ class Connection:
         stream = self.begin(path, message)
         self.flush()
         return self.wait(stream, patience)
+
+    def ask(self, path, message, answer, patience=10):
+        """A call whose answer, a message, is read into `answer`."""
+        stream = self.begin(path, message.SerializeToString())
+        self.kept, self.answer = stream, b""
+        self.flush()
+        status = self.wait(stream, patience)
+        assert status == 0, f"{path} ended with code {status}"
+        # One frame: a flag, the length, the message.
+        answer.ParseFromString(self.answer[5:])
+        return answer

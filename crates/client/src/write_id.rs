@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_proto::limits::SESSION_ID_BYTES;
+use quorate_proto::limits::{SESSION_ID_BYTES, SESSION_WIRE_BYTES_MAX};
 
 /// The id of a write. However often a write is sent with the same id, it is applied once.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct WriteId {
-    /// The session's id.
+    /// The session's id, as OpenSession gave it: 24 to 64 bytes, opaque.
     pub session: Bytes,
     /// The sequence number of the write in the session, from 1.
     pub sequence: u64,
@@ -57,10 +57,11 @@ impl Error for InvalidWriteId {}
 
 impl fmt::Display for InvalidWriteId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = 2 * SESSION_ID_BYTES;
+        let (least, most) = (2 * SESSION_ID_BYTES, 2 * SESSION_WIRE_BYTES_MAX);
         write!(
             f,
-            "expected the session in {digits} hexadecimal digits, a slash and the sequence (from 1)"
+            "expected the session in {least} to {most} hexadecimal digits, a slash and the \
+             sequence (from 1)"
         )
     }
 }
@@ -73,9 +74,32 @@ impl FromStr for WriteId {
         let (session, sequence) = text.split_once('/').ok_or(InvalidWriteId)?;
         let session = hex::decode(session).map_err(|_| InvalidWriteId)?;
         let sequence = sequence.parse().map_err(|_| InvalidWriteId)?;
-        if session.len() != SESSION_ID_BYTES || sequence == 0 {
+        // Nodes of other versions may give ids of another length.
+        let is_id = (SESSION_ID_BYTES..=SESSION_WIRE_BYTES_MAX).contains(&session.len());
+        if !is_id || sequence == 0 {
             return Err(InvalidWriteId);
         }
         Ok(WriteId { session: session.into(), sequence })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_24_to_64_bytes_are_read_back() {
+        for length in [24, 56, 64] {
+            let id = WriteId { session: vec![0xab; length].into(), sequence: 7 };
+            assert_eq!(id.to_string().parse(), Ok(id), "{length} bytes");
+        }
+        for length in [0, 23, 65] {
+            let text = format!("{}/7", "ab".repeat(length));
+            assert_eq!(text.parse::<WriteId>(), Err(InvalidWriteId), "{length} bytes");
+        }
+        let id = "ab".repeat(56);
+        for text in [id.clone(), format!("{id}/"), format!("{id}/0"), format!("{id}b/1")] {
+            assert_eq!(text.parse::<WriteId>(), Err(InvalidWriteId), "{text}");
+        }
     }
 }

@@ -13,6 +13,7 @@
 //! | `execute` | the operations of one write |
 //! | `sessions` | the exactly-once table |
 //! | `session_id` | session ids and their minting: [`SessionId`] |
+//! | `session_key` | what makes an id one of this cluster, and names its client: [`SessionKey`] |
 //! | `meta` | the cluster map of group 0, its rows |
 //! | `map` | the map as its readers use it: [`Map`] |
 //! | [`map_rules`] | the rules of a cluster map |
@@ -42,6 +43,7 @@ mod reader;
 mod record;
 mod rows;
 mod session_id;
+mod session_key;
 mod sessions;
 mod stamp;
 
@@ -56,5 +58,6 @@ pub use map::{Map, replicas_of};
 pub use record::Record;
 pub use rows::{MemoryRows, RowTransaction};
 pub use session_id::{BirthWish, SessionId, SessionMint, WriteKey};
+pub use session_key::{ClientTag, SessionKey, WireSessionId};
 pub use sessions::SessionLimits;
 pub use stamp::{FROM_MEDIAN_MAX_MS, LogTime, median, next_stamp};

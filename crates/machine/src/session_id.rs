@@ -1,8 +1,9 @@
 //! Session ids: the identity of an exactly-once session, minted by a node without coordination.
 //!
 //! id = birth by log time 8 ‖ node 4 ‖ counter 4 ‖ random 8 bytes, all big-endian, so that ids are
-//! ordered by birth. Clients treat it as opaque. Two ids are equal only when the same node minted
-//! both at the same log time with the same counter and the same 64 random bits.
+//! ordered by birth. Clients hold a longer form, which is opaque to them: `session_key`. Two ids
+//! are equal only when the same node minted both at the same log time with the same counter and the
+//! same 64 random bits.
 
 use std::{
     fmt,
@@ -38,7 +39,7 @@ impl SessionId {
         Some(SessionId(bytes.try_into().ok()?))
     }
 
-    /// The bytes, as on the wire.
+    /// The bytes, as shards store them.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; SESSION_ID_BYTES] {
         &self.0

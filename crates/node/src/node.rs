@@ -9,13 +9,13 @@ use quorate_engine::MapCell;
 use quorate_engine::clock::Clock;
 use quorate_engine::scrub;
 use quorate_engine::{BARRIER_MAX, Engine, FatalHook, Limits, Parts};
-use quorate_machine::{Map, SessionMint};
+use quorate_machine::{Map, SessionKey, SessionMint};
 use quorate_proto::secret::ClusterSecret;
 use quorate_proto::v1::NodePhase;
 use quorate_service::admission::Admissions;
 use quorate_service::call::Calls;
 use quorate_service::cluster::ClusterService;
-use quorate_service::draft::RequestLimits;
+use quorate_service::draft::RequestRules;
 use quorate_service::forward::Forwarder;
 use quorate_service::health::Health;
 use quorate_service::kv::KvService;
@@ -324,7 +324,10 @@ impl Node {
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(self.config.node_id.0),
             budget: budget.clone(),
-            limits: RequestLimits { value_bytes_max: self.config.max_value_size.0 },
+            rules: RequestRules {
+                value_bytes_max: self.config.max_value_size.0,
+                session_key: SessionKey::of(&self.secret),
+            },
             metrics: self.metrics.service.clone(),
             admission: Admissions::default(),
             life: self.cell.life.clone(),

@@ -43,8 +43,19 @@ pub const SCAN_TIME_MAX: Duration = Duration::from_secs(10);
 /// The most parts of a session token.
 pub const TOKEN_PARTS_MAX: usize = 4_096;
 
-/// The length of a session id in bytes: birth 8, node 4, counter 4, random 8.
+/// The length of a session id as shards store it, in bytes: birth 8, node 4, counter 4, random 8.
 pub const SESSION_ID_BYTES: usize = 24;
+
+/// The length of the tag of a client, in bytes.
+pub const CLIENT_TAG_BYTES: usize = 16;
+
+/// The length of a session id as clients hold it, in bytes: the stored id, the tag of the client
+/// that it was opened for, and a MAC of 16.
+pub const SESSION_WIRE_BYTES: usize = SESSION_ID_BYTES + CLIENT_TAG_BYTES + 16;
+
+/// The longest session id that clients must be able to hold, in bytes: other versions may give
+/// longer ones than [`SESSION_WIRE_BYTES`].
+pub const SESSION_WIRE_BYTES_MAX: usize = 64;
 
 /// How long a session is valid from its birth by default.
 pub const SESSION_TTL: Duration = Duration::from_secs(600);

@@ -12,6 +12,9 @@ use sha2::Sha256;
 /// version that it belongs to.
 pub const PEER_LABEL: &str = "quorate hello v2";
 
+/// The label of the key by which nodes know the session ids that they gave.
+pub const SESSION_LABEL: &str = "quorate session id";
+
 /// Begins the line of the file; the number is the format.
 const PREFIX: &str = "quorate-secret-1 ";
 
@@ -72,6 +75,21 @@ pub fn verify(key: &[u8; 32], parts: &[&[u8]], given: &[u8]) -> bool {
     keyed(key, parts).verify_slice(given).is_ok()
 }
 
+/// [`mac`] cut to its first 128 bits, where bytes are dear.
+#[must_use]
+pub fn mac_128(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 16] {
+    let mut cut = [0; 16];
+    cut.copy_from_slice(&mac(key, parts)[..16]);
+    cut
+}
+
+/// Whether `given` is [`mac_128`] of the parts; takes the same time wherever they differ.
+#[must_use]
+pub fn verify_128(key: &[u8; 32], parts: &[&[u8]], given: &[u8]) -> bool {
+    // The library takes any shorter part of the MAC as well.
+    given.len() == 16 && keyed(key, parts).verify_truncated_left(given).is_ok()
+}
+
 fn keyed(key: &[u8; 32], parts: &[&[u8]]) -> Hmac<Sha256> {
     // A key of any length is valid, and `new` takes the length of a block.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| unreachable!());
@@ -124,8 +142,15 @@ mod tests {
         assert!(verify(&key, &parts, &hex::decode(expected).unwrap()));
         assert!(!verify(&key, &parts[..1], &hex::decode(expected).unwrap()));
         assert!(!verify(&key, &parts, &[]));
+        let cut = mac_128(&key, &parts);
+        assert_eq!(hex::encode(cut), expected[..32]);
+        assert!(verify_128(&key, &parts, &cut));
+        assert!(!verify_128(&key, &parts[..1], &cut));
+        assert!(!verify_128(&key, &parts, &cut[..15]) && !verify_128(&key, &parts, &[]));
+        assert!(!verify_128(&key, &parts, &mac(&key, &parts)), "the whole MAC is another one");
         let secret = ClusterSecret::from_bytes([7; 32]);
         assert_eq!(secret.derive(PEER_LABEL), mac(&[7; 32], &[b"quorate hello v2"]));
-        assert_ne!(secret.derive(PEER_LABEL), secret.derive("quorate session id"));
+        assert_eq!(secret.derive(SESSION_LABEL), mac(&[7; 32], &[b"quorate session id"]));
+        assert_ne!(secret.derive(PEER_LABEL), secret.derive(SESSION_LABEL));
     }
 }

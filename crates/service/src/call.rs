@@ -7,6 +7,7 @@
 //! write, and makes the gRPC status. Handlers return bare failures. Authentication of callers
 //! belongs here.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -55,6 +56,10 @@ impl Kind {
         Self { method, level: Some(level) }
     }
 }
+
+/// The address that a call came from, which its listener puts into the extensions of the request.
+#[derive(Clone, Copy, Debug)]
+pub struct CallerAddress(pub IpAddr);
 
 impl Calls {
     /// The calls of a node, from the start of the process on.

@@ -11,10 +11,10 @@ use std::fmt;
 
 use bytes::Bytes;
 use prost::Message;
-use quorate_machine::{SessionId, WriteKey, command};
+use quorate_machine::{SessionId, SessionKey, WriteKey, command};
 use quorate_proto::{
     hash::{hash_tag, key_hash, owner},
-    limits::{BATCH_OPERATIONS_MAX, REQUEST_BYTES_MAX, VALUE_BYTES_MAX},
+    limits::{BATCH_OPERATIONS_MAX, REQUEST_BYTES_MAX},
     raft::v1::{
         CheckKey, Command, CommandOperation, CommandSession, DeleteKey, GetKey, command::Action,
         command_operation::Kind,
@@ -36,17 +36,13 @@ pub use check::{check_key, keyspace_id};
 /// How much of a key a sentence shows.
 const SHOWN_KEY_BYTES: usize = 48;
 
-/// The limits that requests are checked against.
+/// What requests are checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestLimits {
+pub struct RequestRules {
     /// The longest value, in bytes.
     pub value_bytes_max: usize,
-}
-
-impl Default for RequestLimits {
-    fn default() -> RequestLimits {
-        RequestLimits { value_bytes_max: VALUE_BYTES_MAX }
-    }
+    /// The key of the session ids that the cluster gave.
+    pub session_key: SessionKey,
 }
 
 /// What is wrong with a request. Nothing of it was proposed.
@@ -130,43 +126,40 @@ pub struct CommandDraft {
 
 impl CommandDraft {
     /// Checks a Put.
-    pub fn put(request: &PutRequest, limits: &RequestLimits) -> Result<CommandDraft, Invalid> {
-        check_value("value", &request.value, limits)?;
-        single!(request, condition).draft(Kind::Put(request.value.clone()), limits)
+    pub fn put(request: &PutRequest, rules: &RequestRules) -> Result<CommandDraft, Invalid> {
+        check_value("value", &request.value, rules)?;
+        single!(request, condition).draft(Kind::Put(request.value.clone()), rules)
     }
 
     /// Checks a Delete.
-    pub fn delete(
-        request: &DeleteRequest,
-        limits: &RequestLimits,
-    ) -> Result<CommandDraft, Invalid> {
-        single!(request, condition).draft(Kind::Delete(DeleteKey {}), limits)
+    pub fn delete(request: &DeleteRequest, rules: &RequestRules) -> Result<CommandDraft, Invalid> {
+        single!(request, condition).draft(Kind::Delete(DeleteKey {}), rules)
     }
 
     /// Checks a CompareAndSet, which is a Put under a condition.
     pub fn compare_and_set(
         request: &CompareAndSetRequest,
-        limits: &RequestLimits,
+        rules: &RequestRules,
     ) -> Result<CommandDraft, Invalid> {
         if request.expect.is_none() {
             let message = "CompareAndSet needs what is expected; Put writes without a condition";
             return Err(Invalid::new(Reason::BadCondition, "expect", message));
         }
-        check_value("value", &request.value, limits)?;
-        single!(request, expect).draft(Kind::Put(request.value.clone()), limits)
+        check_value("value", &request.value, rules)?;
+        single!(request, expect).draft(Kind::Put(request.value.clone()), rules)
     }
 
     /// Checks an Increment.
     pub fn increment(
         request: &IncrementRequest,
-        limits: &RequestLimits,
+        rules: &RequestRules,
     ) -> Result<CommandDraft, Invalid> {
-        single!(request, condition).draft(Kind::Increment(request.delta), limits)
+        single!(request, condition).draft(Kind::Increment(request.delta), rules)
     }
 
     /// Checks a Batch. That its keys are in one shard is only known with a map:
     /// [`CommandDraft::shard_in`].
-    pub fn batch(request: &BatchRequest, limits: &RequestLimits) -> Result<CommandDraft, Invalid> {
+    pub fn batch(request: &BatchRequest, rules: &RequestRules) -> Result<CommandDraft, Invalid> {
         let count = request.operations.len();
         if count == 0 {
             return Err(Invalid::new(
@@ -190,27 +183,24 @@ impl CommandDraft {
             );
         }
         let keyspace = keyspace_id(&request.keyspace)?;
-        let session = request.session.as_ref().map(check_session).transpose()?;
+        let session =
+            request.session.as_ref().map(|session| check_session(session, rules)).transpose()?;
         let operations = request.operations.iter().enumerate();
         let operations =
-            operations.map(|(at, operation)| batch_operation(at, operation, keyspace, limits));
+            operations.map(|(at, operation)| batch_operation(at, operation, keyspace, rules));
         let operations = operations.collect::<Result<Vec<_>, _>>()?;
         check_keys_once(&operations)?;
         Ok(CommandDraft::of_write(operations, session))
     }
 
     /// Checks a Cancel.
-    pub fn cancel(request: &CancelRequest) -> Result<CommandDraft, Invalid> {
+    pub fn cancel(request: &CancelRequest, rules: &RequestRules) -> Result<CommandDraft, Invalid> {
         check_key("key", &request.key)?;
         keyspace_id(&request.keyspace)?;
-        check_session_id("session_id", &request.session_id)?;
+        let id = check_session_id("session_id", &request.session_id, rules)?;
         check_sequence("sequence", request.sequence)?;
-        let session = CommandSession {
-            id: request.session_id.clone(),
-            sequence: request.sequence,
-            answered_below: 0,
-            last: false,
-        };
+        let session =
+            CommandSession { id, sequence: request.sequence, answered_below: 0, last: false };
         Ok(CommandDraft { command: command::cancel(session), key: request.key.clone() })
     }
 
@@ -283,10 +273,10 @@ struct Single<'a> {
 }
 
 impl Single<'_> {
-    fn draft(self, kind: Kind, limits: &RequestLimits) -> Result<CommandDraft, Invalid> {
+    fn draft(self, kind: Kind, rules: &RequestRules) -> Result<CommandDraft, Invalid> {
         check_key("key", self.key)?;
         if let Some(condition) = self.condition {
-            check_condition(self.condition_field, condition, limits)?;
+            check_condition(self.condition_field, condition, rules)?;
         }
         let operation = CommandOperation {
             keyspace: keyspace_id(self.keyspace)?,
@@ -295,7 +285,7 @@ impl Single<'_> {
             return_previous: self.return_previous,
             kind: Some(kind),
         };
-        let session = self.session.map(check_session).transpose()?;
+        let session = self.session.map(|session| check_session(session, rules)).transpose()?;
         Ok(CommandDraft::of_write(vec![operation], session))
     }
 }
@@ -304,18 +294,18 @@ fn batch_operation(
     at: usize,
     operation: &BatchOperation,
     keyspace: u32,
-    limits: &RequestLimits,
+    rules: &RequestRules,
 ) -> Result<CommandOperation, Invalid> {
     use batch_operation::Action as Asked;
 
     let field = |name: &str| format!("operations[{at}].{name}");
     check_key(&field("key"), &operation.key)?;
     if let Some(condition) = &operation.condition {
-        check_condition(&field("condition"), condition, limits)?;
+        check_condition(&field("condition"), condition, rules)?;
     }
     let kind = match &operation.action {
         Some(Asked::Put(put)) => {
-            check_value(&field("put.value"), &put.value, limits)?;
+            check_value(&field("put.value"), &put.value, rules)?;
             Kind::Put(put.value.clone())
         }
         Some(Asked::Delete(_)) => Kind::Delete(DeleteKey {}),

@@ -1,5 +1,6 @@
 //! The Kv service.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use quorate_proto::v1::{
 use quorate_raft::GroupId;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::{Calls, Kind};
+use super::call::{CallerAddress, Calls, Kind};
 use super::context::{Answers, Context};
 use super::write::{Written, write};
 use super::{read, scan};
@@ -50,7 +51,7 @@ macro_rules! write_method {
         $shared:ident, $context:ident, $request:ident, $draft:ident, $reply:ident,
         $is_delete:expr
     ) => {{
-        let draft = CommandDraft::$draft(&$request, &$shared.limits)
+        let draft = CommandDraft::$draft(&$request, &$shared.rules)
             .map_err(|invalid| room_later(invalid.failure()))?;
         let hint = $request.route.clone();
         let operations = draft.operations().len();
@@ -167,9 +168,10 @@ impl Kv for KvService {
         request: Request<OpenSessionRequest>,
     ) -> Result<Response<OpenSessionResponse>, Status> {
         let kind = Kind::of(Method::OpenSession);
+        let caller = request.extensions().get::<CallerAddress>().map(|caller| caller.0);
         self.calls
             .unary(kind, request, |shared, _, request| async move {
-                Ok(open_session(&shared, &request))
+                Ok(open_session(&shared, caller, &request))
             })
             .await
     }
@@ -214,7 +216,8 @@ async fn cancel(
     context: &Context,
     request: CancelRequest,
 ) -> Result<CancelResponse, Failure> {
-    let draft = CommandDraft::cancel(&request).map_err(|invalid| invalid.failure())?;
+    let draft =
+        CommandDraft::cancel(&request, &shared.rules).map_err(|invalid| invalid.failure())?;
     let hint = request.route.clone();
     // A Cancel frees what its sequence held, so it is let in like a delete.
     match write(shared, context, &request, hint.as_ref(), draft, true).await? {
@@ -240,7 +243,14 @@ async fn cancel(
 /// A log that is ahead of the clocks, because they were once, waits for them: a session for such a
 /// shard is born no earlier than what its replica here has applied. For that shard alone, because
 /// the others would refuse it as born in their future.
-fn open_session(shared: &Shared, request: &OpenSessionRequest) -> OpenSessionResponse {
+///
+/// The id names the client by the address that it called from, for its share of the shards'
+/// session tables.
+fn open_session(
+    shared: &Shared,
+    caller: Option<IpAddr>,
+    request: &OpenSessionRequest,
+) -> OpenSessionResponse {
     let clock = LogTime::from_millis(shared.clocks.median_ms(shared.clock.moment()));
     let shard = shared.engine.shards().get(GroupId(request.shard)).filter(|_| request.shard != 0);
     let applied = shard.map_or(0, |shard| shard.reader.status().log_time);
@@ -249,8 +259,10 @@ fn open_session(shared: &Shared, request: &OpenSessionRequest) -> OpenSessionRes
         not_after: LogTime(request.not_after),
     };
     let id = shared.sessions.mint(clock.max(LogTime(applied)), wish, rand::random());
+    let key = &shared.rules.session_key;
+    let wire = key.seal(&id, &key.client(caller));
     OpenSessionResponse {
-        session_id: Bytes::copy_from_slice(id.as_bytes()),
+        session_id: Bytes::copy_from_slice(&wire),
         born: id.birth().0,
         ttl: Some(duration(SESSION_TTL)),
     }

@@ -21,7 +21,7 @@ use quorate_storage::{DeltaBudget, DeltaLevel, Disk, DiskLevel};
 use tokio::sync::Semaphore;
 
 use crate::admission::Admissions;
-use crate::draft::RequestLimits;
+use crate::draft::RequestRules;
 use crate::forward::Forwarder;
 use crate::metrics::ServiceMetrics;
 
@@ -48,8 +48,8 @@ pub struct Shared {
     pub sessions: SessionMint,
     /// What the deltas take.
     pub budget: Arc<DeltaBudget>,
-    /// Limits of requests.
-    pub limits: RequestLimits,
+    /// What requests are checked against.
+    pub rules: RequestRules,
     /// Metrics.
     pub metrics: Arc<ServiceMetrics>,
     /// Which calls are taken while there are more than the node can do.

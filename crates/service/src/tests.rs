@@ -19,7 +19,7 @@ use quorate_engine::clock::Clock;
 use quorate_engine::testing::TEST_LIMITS;
 use quorate_engine::{BARRIER_MAX, Engine, EngineMetrics, FatalHook, Outbox, Parts};
 use quorate_engine::{create_replicas, replica_init};
-use quorate_machine::{Map, SessionMint, replicas_of};
+use quorate_machine::{Map, SessionKey, SessionMint, replicas_of};
 use quorate_placement::{Founding, first_map};
 use quorate_proto::v1::kv_server::{Kv, KvServer};
 use quorate_proto::v1::{
@@ -42,11 +42,12 @@ use super::forward::Forwarder;
 use super::kv::KvService;
 use super::route;
 use super::scan::{self, Plan, Source, There, answers};
-use crate::draft::RequestLimits;
+use crate::draft::RequestRules;
 use crate::metrics::ServiceMetrics;
 use crate::shared::{Shared, SharedCell};
 
 const CLUSTER: [u8; 16] = [7; 16];
+const SESSION_KEY: SessionKey = SessionKey::from_bytes([7; 32]);
 /// Threads of the runtime that may wait for the disk, and how many of them scans may have.
 const READER_THREADS: usize = 4;
 const SCAN_THREADS: usize = 2;
@@ -126,7 +127,10 @@ impl Node {
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(id),
             budget,
-            limits: RequestLimits { value_bytes_max: config.max_value_size.0 },
+            rules: RequestRules {
+                value_bytes_max: config.max_value_size.0,
+                session_key: SESSION_KEY,
+            },
             metrics,
             admission: Admissions::default(),
             life: cell.life.clone(),

@@ -79,10 +79,10 @@ impl Change {
 }
 
 impl Store {
-    /// The id of a new session.
+    /// The id of a new session, as long as those of nodes.
     pub(crate) fn open_session(&mut self) -> Bytes {
         self.sessions += 1;
-        format!("session-{:016}", self.sessions).into()
+        format!("session-{:048}", self.sessions).into()
     }
 
     /// Executes a write, of each session and sequence once.

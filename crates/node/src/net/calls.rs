@@ -1,13 +1,14 @@
 //! Calls in flight: each call of a connection is counted until the last byte of its answer is sent.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use quorate_service::call::Arrival;
+use quorate_service::call::{Arrival, CallerAddress};
 use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::http::HeaderMap;
@@ -23,13 +24,19 @@ use super::places::{InFlight, Place};
 pub(super) struct Calls {
     routes: Routes,
     place: Arc<Place>,
+    caller: CallerAddress,
     bodies: Arc<Budget>,
 }
 
 impl Calls {
-    /// The routes, for the connection of this place.
-    pub(super) fn new(routes: Routes, place: Arc<Place>, bodies: Arc<Budget>) -> Self {
-        Self { routes, place, bodies }
+    /// The routes, for the connection of this place, from this address.
+    pub(super) fn new(
+        routes: Routes,
+        place: Arc<Place>,
+        caller: IpAddr,
+        bodies: Arc<Budget>,
+    ) -> Self {
+        Self { routes, place, caller: CallerAddress(caller), bodies }
     }
 }
 
@@ -46,6 +53,7 @@ impl Service<Request<Incoming>> for Calls {
         let call = self.place.begin();
         // Where the interceptor of each service finds it.
         request.extensions_mut().insert(self.place.clone());
+        request.extensions_mut().insert(self.caller);
         let arrival = Arrival::of(request.uri().path(), self.place.metrics());
         if let Some(arrival) = &arrival {
             request.extensions_mut().insert(arrival.clone());

@@ -4,7 +4,7 @@
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -201,7 +201,7 @@ async fn serve(
             Some(_) = served.join_next(), if !served.is_empty() => continue,
             stream = accept(&listener) => stream,
         };
-        let Some(stream) = stream else { continue };
+        let Some((stream, caller)) = stream else { continue };
         if newest.len() >= places::NEW_MAX {
             newest.retain(|place| place.is_new());
         }
@@ -212,7 +212,7 @@ async fn serve(
         }
         let place = places.enter();
         newest.push_back(place.clone());
-        let calls = Calls::new(routes.clone(), place.clone(), bodies.clone());
+        let calls = Calls::new(routes.clone(), place.clone(), caller, bodies.clone());
         let connection = Placed::new(stream, place.clone());
         served.spawn(serve_one(server.clone(), calls, connection, place, stop.clone()));
     }
@@ -220,11 +220,12 @@ async fn serve(
     while served.join_next().await.is_some() {}
 }
 
-/// Waits for a connection; `None` if it failed before it was served.
-async fn accept(listener: &TcpListener) -> Option<TcpStream> {
+/// Waits for a connection, and gives its caller's address too; `None` if it failed before it was
+/// served.
+async fn accept(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
     match listener.accept().await {
-        Ok((stream, _)) => match stream.set_nodelay(true) {
-            Ok(()) => Some(stream),
+        Ok((stream, caller)) => match stream.set_nodelay(true) {
+            Ok(()) => Some((stream, caller.ip())),
             Err(error) => {
                 debug!(%error, "connection: broken before it was served");
                 None

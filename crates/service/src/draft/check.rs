@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use quorate_config::Key;
-use quorate_machine::SessionId;
 use quorate_proto::{
-    limits::{KEY_BYTES_MAX, SESSION_ID_BYTES, SESSION_UNANSWERED_MAX},
+    limits::{KEY_BYTES_MAX, SESSION_ID_BYTES, SESSION_UNANSWERED_MAX, SESSION_WIRE_BYTES},
     raft::v1::{CommandOperation, CommandSession},
     v1::{Condition, Reason, WriteSession, condition::Expect},
 };
 
-use super::{Invalid, RequestLimits, ShownKey};
+use super::{Invalid, RequestRules, ShownKey};
 
 /// The setting that moves the value limit.
 const VALUE_KEY: Key = Key::MaxValueSize;
@@ -44,21 +44,17 @@ pub fn keyspace_id(name: &str) -> Result<u32, Invalid> {
     Err(Invalid::new(Reason::BadKeyspace, "keyspace", message))
 }
 
-pub(super) fn check_value(
-    field: &str,
-    value: &[u8],
-    limits: &RequestLimits,
-) -> Result<(), Invalid> {
-    too_long(Reason::BadValue, field, value, limits)
+pub(super) fn check_value(field: &str, value: &[u8], rules: &RequestRules) -> Result<(), Invalid> {
+    too_long(Reason::BadValue, field, value, rules)
 }
 
 fn too_long(
     reason: Reason,
     field: &str,
     value: &[u8],
-    limits: &RequestLimits,
+    rules: &RequestRules,
 ) -> Result<(), Invalid> {
-    let limit = limits.value_bytes_max;
+    let limit = rules.value_bytes_max;
     if value.len() <= limit {
         return Ok(());
     }
@@ -72,7 +68,7 @@ fn too_long(
 pub(super) fn check_condition(
     field: &str,
     condition: &Condition,
-    limits: &RequestLimits,
+    rules: &RequestRules,
 ) -> Result<(), Invalid> {
     let bad = |message: String| Err(Invalid::new(Reason::BadCondition, field, message));
     match &condition.expect {
@@ -82,13 +78,16 @@ pub(super) fn check_condition(
         }
         Some(Expect::Absent(true) | Expect::Revision(_)) => Ok(()),
         Some(Expect::Value(value)) => {
-            too_long(Reason::BadCondition, &format!("{field}.value"), value, limits)
+            too_long(Reason::BadCondition, &format!("{field}.value"), value, rules)
         }
     }
 }
 
-pub(super) fn check_session(session: &WriteSession) -> Result<CommandSession, Invalid> {
-    check_session_id("session.id", &session.id)?;
+pub(super) fn check_session(
+    session: &WriteSession,
+    rules: &RequestRules,
+) -> Result<CommandSession, Invalid> {
+    let id = check_session_id("session.id", &session.id, rules)?;
     check_sequence("session.sequence", session.sequence)?;
     let WriteSession { sequence, answered_below, last, .. } = *session;
     let field = "session.answered_below";
@@ -108,18 +107,28 @@ pub(super) fn check_session(session: &WriteSession) -> Result<CommandSession, In
         let full = Invalid::new(Reason::SessionsFull, field, message);
         return Err(full.limit(SESSION_UNANSWERED_MAX as usize, ""));
     }
-    Ok(CommandSession { id: session.id.clone(), sequence, answered_below, last })
+    Ok(CommandSession { id, sequence, answered_below, last })
 }
 
-pub(super) fn check_session_id(field: &str, id: &[u8]) -> Result<(), Invalid> {
-    if SessionId::from_slice(id).is_some() {
-        return Ok(());
+/// The session id as shards store it: the id as the client holds it, without what proves that a
+/// node of this cluster has given it.
+pub(super) fn check_session_id(
+    field: &str,
+    id: &Bytes,
+    rules: &RequestRules,
+) -> Result<Bytes, Invalid> {
+    if rules.session_key.open(id).is_some() {
+        return Ok(id.slice(..SESSION_ID_BYTES));
     }
-    let message = format!(
-        "{field} is {} bytes long; a session id has {}, as OpenSession gives it",
-        id.len(),
-        SESSION_ID_BYTES
-    );
+    let message = match id.len() {
+        SESSION_WIRE_BYTES => {
+            format!("{field} is not one that OpenSession of this cluster has given")
+        }
+        length => format!(
+            "{field} is {length} bytes long; a session id has {SESSION_WIRE_BYTES}, as OpenSession \
+             gives it"
+        ),
+    };
     Err(Invalid::new(Reason::BadToken, field, message))
 }
 

@@ -5,6 +5,7 @@ use quorate_machine::{LogTime, MemoryRows, SessionLimits, StateMachine, WriteAns
 use quorate_proto::{
     content::content_hash,
     hash::even_range,
+    limits::VALUE_BYTES_MAX,
     v1::{
         CheckAction, DeleteAction, GetAction, IncrementAction, Outcome, PutAction,
         batch_operation::Action as Asked, condition::Expect,
@@ -13,7 +14,8 @@ use quorate_proto::{
 
 use super::*;
 
-const LIMITS: RequestLimits = RequestLimits { value_bytes_max: 100 };
+const SESSION_KEY: SessionKey = SessionKey::from_bytes([7; 32]);
+const RULES: RequestRules = RequestRules { value_bytes_max: 100, session_key: SESSION_KEY };
 
 fn put() -> PutRequest {
     PutRequest {
@@ -23,9 +25,13 @@ fn put() -> PutRequest {
     }
 }
 
+fn session_id() -> Bytes {
+    let id = SessionId::from_slice(&[1; 24]).unwrap();
+    Bytes::copy_from_slice(&SESSION_KEY.seal(&id, &SESSION_KEY.client(None)))
+}
+
 fn session(sequence: u64, answered_below: u64) -> WriteSession {
-    let id = Bytes::from_static(&[1; 24]);
-    WriteSession { id, sequence, answered_below, last: true }
+    WriteSession { id: session_id(), sequence, answered_below, last: true }
 }
 
 fn step(key: &'static str, action: Asked) -> BatchOperation {
@@ -66,37 +72,29 @@ const NONE: (u64, &str) = (0, "");
 fn keys_values_and_keyspaces_are_checked() {
     let empty = PutRequest { key: Bytes::new(), ..put() };
     let sentence = "key is empty; a key has at least one byte";
-    refused(CommandDraft::put(&empty, &LIMITS), Reason::BadKey, "key", NONE, sentence);
+    refused(CommandDraft::put(&empty, &RULES), Reason::BadKey, "key", NONE, sentence);
 
     let longest = PutRequest { key: vec![b'k'; 4_096].into(), ..put() };
-    assert!(CommandDraft::put(&longest, &LIMITS).is_ok());
+    assert!(CommandDraft::put(&longest, &RULES).is_ok());
     let long = PutRequest { key: vec![b'k'; 4_097].into(), ..put() };
     let sentence = "key is 4097 bytes long; the limit is 4096 bytes";
-    refused(CommandDraft::put(&long, &LIMITS), Reason::BadKey, "key", (4_096, ""), sentence);
+    refused(CommandDraft::put(&long, &RULES), Reason::BadKey, "key", (4_096, ""), sentence);
 
-    assert!(
-        CommandDraft::put(&PutRequest { value: vec![0; 100].into(), ..put() }, &LIMITS).is_ok()
-    );
+    assert!(CommandDraft::put(&PutRequest { value: vec![0; 100].into(), ..put() }, &RULES).is_ok());
     let large = PutRequest { value: vec![0; 101].into(), ..put() };
     let sentence = "value is 101 bytes long; the limit is 100 bytes, set by max-value-size";
     let limit = (100, "max-value-size");
-    refused(CommandDraft::put(&large, &LIMITS), Reason::BadValue, "value", limit, sentence);
+    refused(CommandDraft::put(&large, &RULES), Reason::BadValue, "value", limit, sentence);
 
     let elsewhere = PutRequest { keyspace: "t\n1".to_owned(), ..put() };
     let sentence =
         r#"the keyspace "t\n1" does not exist; this version has the default one alone, named """#;
-    refused(
-        CommandDraft::put(&elsewhere, &LIMITS),
-        Reason::BadKeyspace,
-        "keyspace",
-        NONE,
-        sentence,
-    );
+    refused(CommandDraft::put(&elsewhere, &RULES), Reason::BadKeyspace, "keyspace", NONE, sentence);
 }
 
 #[test]
 fn conditions_are_checked() {
-    let with = |expect| CommandDraft::put(&PutRequest { condition: on(expect), ..put() }, &LIMITS);
+    let with = |expect| CommandDraft::put(&PutRequest { condition: on(expect), ..put() }, &RULES);
     for good in [Expect::Absent(true), Expect::Revision(0), Expect::Value(Bytes::new())] {
         assert!(with(Some(good)).is_ok());
     }
@@ -113,7 +111,7 @@ fn conditions_are_checked() {
         CompareAndSetRequest { key: Bytes::from_static(b"k"), ..CompareAndSetRequest::default() };
     let sentence = "CompareAndSet needs what is expected; Put writes without a condition";
     refused(
-        CommandDraft::compare_and_set(&cas, &LIMITS),
+        CommandDraft::compare_and_set(&cas, &RULES),
         Reason::BadCondition,
         "expect",
         NONE,
@@ -122,7 +120,7 @@ fn conditions_are_checked() {
     let cas = CompareAndSetRequest { expect: on(None), ..cas };
     let sentence = "expect says neither absent, revision nor value";
     refused(
-        CommandDraft::compare_and_set(&cas, &LIMITS),
+        CommandDraft::compare_and_set(&cas, &RULES),
         Reason::BadCondition,
         "expect",
         NONE,
@@ -132,8 +130,7 @@ fn conditions_are_checked() {
 
 #[test]
 fn sessions_are_checked() {
-    let with =
-        |session| CommandDraft::put(&PutRequest { session: Some(session), ..put() }, &LIMITS);
+    let with = |session| CommandDraft::put(&PutRequest { session: Some(session), ..put() }, &RULES);
     for (sequence, answered_below) in
         [(1, 0), (1, 1), (5, 5), (1_024, 0), (1_024, 1), (5_000, 3_977)]
     {
@@ -153,13 +150,16 @@ fn sessions_are_checked() {
     let sentence = "session.sequence is 0; sequences begin with 1";
     refused(with(session(0, 0)), Reason::BadToken, "session.sequence", NONE, sentence);
     let short = WriteSession { id: Bytes::from_static(b"short"), ..session(1, 0) };
-    let sentence = "session.id is 5 bytes long; a session id has 24, as OpenSession gives it";
+    let sentence = "session.id is 5 bytes long; a session id has 56, as OpenSession gives it";
     refused(with(short), Reason::BadToken, "session.id", NONE, sentence);
+    let forged = WriteSession { id: Bytes::from_static(&[1; 56]), ..session(1, 0) };
+    let sentence = "session.id is not one that OpenSession of this cluster has given";
+    refused(with(forged), Reason::BadToken, "session.id", NONE, sentence);
 }
 
 #[test]
 fn batches_are_checked() {
-    let draft = |operations| CommandDraft::batch(&batch_of(operations), &LIMITS);
+    let draft = |operations| CommandDraft::batch(&batch_of(operations), &RULES);
     let sentence = "a Batch needs at least one operation";
     refused(draft(vec![]), Reason::BadRequest, "operations", NONE, sentence);
     let many = (0..4_097).map(|_| step_put("k")).collect();
@@ -203,8 +203,11 @@ fn a_batch_over_2_mib_is_too_large() {
         action: Some(Asked::Put(PutAction { value: vec![0; 700 << 10].into() })),
         ..BatchOperation::default()
     });
-    let invalid = CommandDraft::batch(&batch_of(operations.collect()), &RequestLimits::default())
-        .unwrap_err();
+    let invalid = CommandDraft::batch(
+        &batch_of(operations.collect()),
+        &RequestRules { value_bytes_max: VALUE_BYTES_MAX, ..RULES },
+    )
+    .unwrap_err();
     assert_eq!((invalid.reason, invalid.limit), (Reason::TooLarge, 2 << 20), "{invalid}");
 }
 
@@ -212,11 +215,11 @@ fn a_batch_over_2_mib_is_too_large() {
 fn a_cancel_is_checked() {
     let good = CancelRequest {
         key: Bytes::from_static(b"k"),
-        session_id: Bytes::from_static(&[1; 24]),
+        session_id: session_id(),
         sequence: 3,
         ..CancelRequest::default()
     };
-    let draft = CommandDraft::cancel(&good).unwrap();
+    let draft = CommandDraft::cancel(&good, &RULES).unwrap();
     assert_eq!(draft.key_hash(), key_hash(b"k"));
     assert!(draft.has_session() && draft.operations().is_empty());
     for (bad, field) in [
@@ -225,7 +228,7 @@ fn a_cancel_is_checked() {
         (CancelRequest { sequence: 0, ..good.clone() }, "sequence"),
         (CancelRequest { keyspace: "x".to_owned(), ..good.clone() }, "keyspace"),
     ] {
-        assert_eq!(CommandDraft::cancel(&bad).unwrap_err().field, field);
+        assert_eq!(CommandDraft::cancel(&bad, &RULES).unwrap_err().field, field);
     }
 }
 
@@ -241,7 +244,7 @@ fn shards(count: u64) -> Vec<MapShard> {
 fn a_batch_over_two_shards_names_keys_shards_and_the_remedy() {
     let shards = shards(64);
     let draft = |keys: [&'static str; 2]| {
-        CommandDraft::batch(&batch_of(keys.map(step_put).to_vec()), &LIMITS).unwrap()
+        CommandDraft::batch(&batch_of(keys.map(step_put).to_vec()), &RULES).unwrap()
     };
     let together = draft(["{t}a", "{t}b"]);
     assert_eq!(
@@ -255,7 +258,7 @@ fn a_batch_over_two_shards_names_keys_shards_and_the_remedy() {
     let operations =
         vec![BatchOperation { key: Bytes::from_static(b"a\xff"), ..step_put("") }, step_put("b")];
     let invalid =
-        CommandDraft::batch(&batch_of(operations), &LIMITS).unwrap().shard_in(&shards).unwrap_err();
+        CommandDraft::batch(&batch_of(operations), &RULES).unwrap().shard_in(&shards).unwrap_err();
     assert_eq!((invalid.reason, invalid.field.as_str()), (Reason::CrossShard, "operations[1].key"));
     let sentence = invalid.to_string();
     for part in [
@@ -274,13 +277,13 @@ fn long_keys_are_cut_in_sentences() {
     assert_eq!(shown, format!("\"{}…\"", "k".repeat(48)));
     let operations: Vec<_> =
         (0..2).map(|_| BatchOperation { key: key.clone().into(), ..step_put("") }).collect();
-    assert!(CommandDraft::batch(&batch_of(operations), &LIMITS).unwrap_err().message.len() < 200);
+    assert!(CommandDraft::batch(&batch_of(operations), &RULES).unwrap_err().message.len() < 200);
 }
 
 #[test]
 fn an_invalid_request_is_a_failure_that_was_not_applied() {
     let long = PutRequest { value: vec![0; 101].into(), ..put() };
-    let failure = CommandDraft::put(&long, &LIMITS).unwrap_err().failure();
+    let failure = CommandDraft::put(&long, &RULES).unwrap_err().failure();
     assert_eq!(failure.reason, Reason::BadValue as i32);
     assert_eq!(failure.outcome, Outcome::NotApplied as i32);
     assert_eq!(
@@ -293,7 +296,7 @@ fn an_invalid_request_is_a_failure_that_was_not_applied() {
 fn a_get_has_one_canonical_form() {
     let hash = |return_previous| {
         let get = BatchOperation { return_previous, ..step("k", Asked::Get(GetAction {})) };
-        let draft = CommandDraft::batch(&batch_of(vec![get]), &LIMITS).unwrap();
+        let draft = CommandDraft::batch(&batch_of(vec![get]), &RULES).unwrap();
         content_hash(draft.operations())
     };
     assert_eq!(hash(true), hash(false));
@@ -312,8 +315,8 @@ fn an_encoded_draft_is_what_apply_takes() {
     let increment = step("n", Asked::Increment(IncrementAction { delta: -4 }));
     let batch = batch_of(vec![step_put("k"), increment]);
     let mut drafts = [
-        CommandDraft::put(&request, &LIMITS).unwrap(),
-        CommandDraft::batch(&batch, &LIMITS).unwrap(),
+        CommandDraft::put(&request, &RULES).unwrap(),
+        CommandDraft::batch(&batch, &RULES).unwrap(),
     ];
     for (draft, index) in drafts.iter_mut().zip(1..) {
         let payload = draft.encode(3, 4);
@@ -351,7 +354,7 @@ proptest! {
             },
         };
         let request = batch_of(keys.iter().map(operation).collect());
-        if let Ok(draft) = CommandDraft::batch(&request, &LIMITS) {
+        if let Ok(draft) = CommandDraft::batch(&request, &RULES) {
             let Some(Action::Write(write)) = &draft.command.action else { panic!("not a write") };
             prop_assert_eq!(quorate_machine::check_write(write, 1).unwrap(), Ok(()));
         }

@@ -123,7 +123,7 @@ fn session() -> WriteSession {
 
 fn session_born(millis: u64) -> WriteSession {
     let id = SessionId::from_parts(LogTime::from_millis(millis), 1, 1, rand::random());
-    let id = Bytes::copy_from_slice(id.as_bytes());
+    let id = Bytes::copy_from_slice(&SESSION_KEY.seal(&id, &SESSION_KEY.client(None)));
     WriteSession { id, sequence: 1, answered_below: 1, last: false }
 }
 
@@ -196,7 +196,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
         scan_threads: shared.scan_threads.clone(),
         sessions: SessionMint::new(shared.node.0),
         budget: shared.budget.clone(),
-        limits: shared.limits,
+        rules: shared.rules,
         metrics: shared.metrics.clone(),
         admission: Admissions::default(),
         life: cell.life.clone(),
@@ -280,7 +280,7 @@ fn a_leader_with_too_much_under_way_refuses_an_attempt() {
             assert_eq!((refused.reason(), refused.outcome()), (Reason::Overloaded, expected));
         }
         let large = vec![b'v'; 3 << 20].into();
-        let kv = changed(&node, |shared| shared.limits.value_bytes_max = 4 << 20);
+        let kv = changed(&node, |shared| shared.rules.value_bytes_max = 4 << 20);
         for (session, expected) in
             [(None, Outcome::NotApplied), (Some(session()), Outcome::AttemptNotApplied)]
         {

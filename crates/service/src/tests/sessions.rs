@@ -5,6 +5,7 @@ use quorate_proto::v1::{OpenSessionRequest, Outcome};
 use tonic::Code;
 
 use super::*;
+use crate::call::CallerAddress;
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -96,6 +97,55 @@ fn a_session_has_1024_unanswered_sequences_and_then_is_full() {
         assert_eq!(full.outcome(), Outcome::AttemptNotApplied);
         assert!(full.retry_after.is_some(), "answers make room");
         assert_eq!(put_in(&node, &id, 1_025, 2).await, None);
+        node.stop();
+    });
+}
+
+#[test]
+fn an_id_that_no_node_gave_is_refused() {
+    run(|node| async move {
+        let id = opened(&node).await;
+        for at in [0, 20, id.len() - 1] {
+            let mut forged = id.to_vec();
+            forged[at] ^= 1;
+            let refused = put_in(&node, &forged.into(), 1, 1).await.expect("it is forged");
+            assert_eq!(refused.reason(), Reason::BadToken, "byte {at}: {refused:?}");
+            assert_eq!(
+                (refused.code, refused.field),
+                (Code::InvalidArgument as i32, "session.id".to_owned())
+            );
+        }
+        let cut = id.slice(..24);
+        let refused = put_in(&node, &cut, 1, 1).await.expect("it is cut");
+        assert_eq!(refused.reason(), Reason::BadToken, "{refused:?}");
+        let longer = Bytes::from([&id[..], &[0; 8]].concat());
+        let refused = put_in(&node, &longer, 1, 1).await.expect("it is longer");
+        assert_eq!(refused.reason(), Reason::BadToken, "{refused:?}");
+        assert_eq!(put_in(&node, &id, 1, 1).await, None);
+        node.stop();
+    });
+}
+
+#[test]
+fn an_id_names_the_client_that_it_was_opened_for() {
+    run(|node| async move {
+        let tag = |address: Option<&'static str>| {
+            let mut request = Request::new(OpenSessionRequest::default());
+            let address = address.map(|address| address.parse().expect("an address"));
+            if let Some(address) = address {
+                request.extensions_mut().insert(CallerAddress(address));
+            }
+            let kv = node.kv.clone();
+            async move {
+                let id = kv.open_session(request).await.expect("a session").into_inner().session_id;
+                let (_, client) = SESSION_KEY.open(&id).expect("the node has given it");
+                assert_eq!(client, SESSION_KEY.client(address));
+                client
+            }
+        };
+        let clients = [tag(None).await, tag(Some("10.0.0.1")).await, tag(Some("10.0.0.2")).await];
+        assert_eq!(tag(Some("10.0.0.1")).await, clients[1]);
+        assert!(clients[0] != clients[1] && clients[1] != clients[2]);
         node.stop();
     });
 }
