@@ -103,6 +103,28 @@ pub struct NotANumber {
     pub overflow: bool,
 }
 
+/// What is full, so that a session's write is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// The session: the client has not reported enough sequences as answered.
+    Session {
+        /// The limit.
+        sequences: usize,
+    },
+    /// The session table of the shard.
+    Table {
+        /// The limit of its rows, in bytes.
+        bytes: u64,
+    },
+    /// The share of the client: its sessions have no less than what the table has free.
+    Share {
+        /// The rows of the client's sessions, in bytes.
+        own: u64,
+        /// What the table has free, in bytes, which is the limit for now.
+        free: u64,
+    },
+}
+
 /// Why a command was rejected. Nothing was changed, and only [`Refusal::NotANumber`] is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -143,12 +165,8 @@ pub enum Refusal {
         /// The sequence.
         sequence: u64,
     },
-    /// The session, or the session table of the shard, is full.
-    SessionsFull {
-        /// Whether the session is full, with too many sequences that the client has not reported as
-        /// answered. Otherwise the shard's table is full.
-        session: bool,
-    },
+    /// The session, the session table of the shard, or the client's share of it is full.
+    SessionsFull(Full),
     /// An increment found a value that is not a number, or would overflow. This is a decision: in a
     /// session it stays rejected, whatever the value is at a later attempt.
     NotANumber(NotANumber),
@@ -176,7 +194,7 @@ impl Refusal {
             | Refusal::SessionEnded { .. }
             | Refusal::SequenceBarred { .. } => Reason::SequencePast,
             Refusal::SequenceReused { .. } => Reason::SequenceReused,
-            Refusal::SessionsFull { .. } => Reason::SessionsFull,
+            Refusal::SessionsFull(_) => Reason::SessionsFull,
             Refusal::NotANumber(_) => Reason::NotANumber,
             Refusal::Malformed { .. } | Refusal::BadMap { .. } => Reason::BadRequest,
         }
@@ -192,6 +210,17 @@ impl Refusal {
             | Refusal::SessionEnded { .. }
             | Refusal::SequenceReused { .. } => Outcome::AttemptNotApplied,
             _ => Outcome::NotApplied,
+        }
+    }
+
+    /// The limit that was reached, if it is one: a number of sequences, or of bytes.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        match self {
+            Refusal::SessionsFull(Full::Session { sequences }) => Some(*sequences as u64),
+            Refusal::SessionsFull(Full::Table { bytes }) => Some(*bytes),
+            Refusal::SessionsFull(Full::Share { free, .. }) => Some(*free),
+            _ => None,
         }
     }
 
@@ -236,13 +265,22 @@ impl fmt::Display for Refusal {
             Refusal::SequenceReused { sequence } => {
                 write!(f, "sequence {sequence} was used before for other operations")
             }
-            Refusal::SessionsFull { session: true } => f.write_str(
-                "the session has 1024 sequences that the client has not reported as answered, \
-                 the limit",
+            Refusal::SessionsFull(Full::Session { sequences }) => write!(
+                f,
+                "the session has {sequences} sequences that the client has not reported as \
+                 answered, the limit"
             ),
-            Refusal::SessionsFull { session: false } => {
-                f.write_str("the shard's session table is full; sessions leave it when they expire")
-            }
+            Refusal::SessionsFull(Full::Table { bytes }) => write!(
+                f,
+                "the shard's session table has reached its limit of {bytes} bytes; sessions leave \
+                 it when they expire"
+            ),
+            Refusal::SessionsFull(Full::Share { own, free }) => write!(
+                f,
+                "the sessions of this client's address take {own} bytes of the shard's session \
+                 table, of which {free} are free; so that there is room for others, no client may \
+                 take more than it leaves free. Sessions leave the table when they expire"
+            ),
             Refusal::NotANumber(NotANumber { overflow: false, .. }) => {
                 f.write_str("the value is not a decimal signed 64-bit number")
             }

@@ -1,14 +1,16 @@
 //! Answer rows: the stored form of an answer, one row of the session table.
 //!
 //! The key of the row is the session id (24 bytes) and the sequence (8 bytes, big-endian), so that
-//! rows are in the order of birth, session and sequence. Format 1, forever (fixed-width integers
-//! little-endian, *var* = LEB128):
+//! rows are in the order of birth, session and sequence. A row has the format of the feature level
+//! of the command that wrote it, and keeps it. Both forever (fixed-width integers little-endian,
+//! *var* = LEB128):
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 1 | format = 1 |
+//! | 1 | format: 1 of level 1, 2 of level 2 |
 //! | 1 | flags: 1 the session ended with this write · 2 barred by Cancel · 4 applied · 8 refused |
-//! | 8 | content hash; 0 when barred |
+//! | 8 | in format 1: content hash; 0 when barred |
+//! | 16, 16 | in format 2: content digest, zeros when barred; tag of the client |
 //! | 8 | answered-below: every sequence below it is answered |
 //!
 //! and if refused, which is only an increment that cannot be carried out:
@@ -38,8 +40,11 @@
 //! together.
 
 use bytes::Bytes;
-use quorate_proto::limits::SESSION_ID_BYTES;
-use quorate_proto::limits::STORED_PREVIOUS_BYTES_MAX;
+use quorate_proto::{
+    content::{CONTENT_DIGEST_BYTES, content_digest, content_hash},
+    limits::{SESSION_ID_BYTES, STORED_PREVIOUS_BYTES_MAX},
+    raft::v1::CommandOperation,
+};
 use quorate_storage::{RowKey, RowKind};
 
 use super::{
@@ -48,9 +53,10 @@ use super::{
     reader::{Reader, put_bytes, put_varint},
     stamp::LogTime,
 };
-use crate::session_id::SessionId;
+use crate::{session_id::SessionId, session_key::ClientTag};
 
-const FORMAT: u8 = 1;
+const FORMAT_1: u8 = 1;
+const FORMAT_2: u8 = 2;
 
 mod row_flag {
     pub const LAST: u8 = 1;
@@ -76,12 +82,65 @@ mod operation_flag {
 pub struct AnswerRow {
     /// Whether the session ended with this write.
     pub last: bool,
-    /// The hash of the operations' canonical form; 0 when barred.
-    pub content_hash: u64,
+    /// Which write it answers, and whose.
+    pub mark: Mark,
     /// Every sequence of the session below this one was answered.
     pub answered_below: u64,
     /// The remembered decision.
     pub stored: Stored,
+}
+
+/// How a row knows its write again, and whose it is; by the feature level of the command, which
+/// decides the format of the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Of level 1, which does not know clients.
+    Xxh3 {
+        /// The [`content_hash`] of the operations; 0 for a Cancel.
+        content: u64,
+    },
+    /// Of level 2.
+    Sha256 {
+        /// The [`content_digest`] of the operations; zeros for a Cancel.
+        content: [u8; CONTENT_DIGEST_BYTES],
+        /// The client whose share of the table the row takes.
+        client: ClientTag,
+    },
+}
+
+impl Mark {
+    /// The client; `None` = it is not known.
+    pub fn client(&self) -> Option<ClientTag> {
+        match self {
+            Mark::Xxh3 { .. } => None,
+            Mark::Sha256 { client, .. } => Some(*client),
+        }
+    }
+
+    /// Whether this is the mark of a write of these operations, which has the mark `of_write`. If
+    /// the two are of different levels, the operations are hashed as the row's level does.
+    pub fn is_of(&self, of_write: &Mark, operations: &[CommandOperation]) -> bool {
+        match (self, of_write) {
+            (Mark::Xxh3 { content }, Mark::Xxh3 { content: of_write }) => content == of_write,
+            (Mark::Xxh3 { content }, Mark::Sha256 { .. }) => *content == content_hash(operations),
+            (Mark::Sha256 { content, .. }, Mark::Sha256 { content: of_write, .. }) => {
+                content == of_write
+            }
+            (Mark::Sha256 { content, .. }, Mark::Xxh3 { .. }) => {
+                *content == content_digest(operations)
+            }
+        }
+    }
+
+    /// The mark of a sequence that is barred, where a write or Cancel has this one.
+    pub fn barred(self) -> Mark {
+        match self {
+            Mark::Xxh3 { .. } => Mark::Xxh3 { content: 0 },
+            Mark::Sha256 { client, .. } => {
+                Mark::Sha256 { content: [0; CONTENT_DIGEST_BYTES], client }
+            }
+        }
+    }
 }
 
 /// The remembered decision of a sequence.
@@ -123,21 +182,28 @@ pub fn read_answer_row_key(key: &RowKey) -> Result<(SessionId, u64), Damaged> {
 impl AnswerRow {
     /// The row's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        encode_row(self.last, self.content_hash, self.answered_below, &self.stored)
+        encode_row(self.last, &self.mark, self.answered_below, &self.stored)
     }
 
     /// Reads a row. Any byte string is a row or [`Damaged`].
     pub fn decode(row: Bytes) -> Result<Self, Damaged> {
         let mut reader = Reader::new(row, "a session row");
-        if reader.u8()? != FORMAT {
-            return Err(reader.damaged("its format is not 1"));
+        let format = reader.u8()?;
+        if format != FORMAT_1 && format != FORMAT_2 {
+            return Err(reader.damaged("its format is neither 1 nor 2"));
         }
         let flags = reader.u8()?;
         let decision = flags & (row_flag::BARRED | row_flag::APPLIED | row_flag::REFUSED);
         if flags & !row_flag::ALL != 0 || decision.count_ones() > 1 {
             return Err(reader.damaged("it has flags that this version does not know"));
         }
-        let content_hash = reader.u64()?;
+        let mark = match format {
+            FORMAT_1 => Mark::Xxh3 { content: reader.u64()? },
+            _ => Mark::Sha256 {
+                content: reader.array()?,
+                client: ClientTag::from_bytes(reader.array()?),
+            },
+        };
         let answered_below = reader.u64()?;
         let stored = match decision {
             row_flag::BARRED => Stored::Barred,
@@ -145,18 +211,13 @@ impl AnswerRow {
             decision => Stored::Done(decode_done(&mut reader, decision == row_flag::APPLIED)?),
         };
         reader.end()?;
-        Ok(Self { last: flags & row_flag::LAST != 0, content_hash, answered_below, stored })
+        Ok(Self { last: flags & row_flag::LAST != 0, mark, answered_below, stored })
     }
 }
 
 /// The bytes of a row.
-pub(super) fn encode_row(
-    last: bool,
-    content_hash: u64,
-    answered_below: u64,
-    stored: &Stored,
-) -> Vec<u8> {
-    let mut out = Vec::with_capacity(48);
+pub(super) fn encode_row(last: bool, mark: &Mark, answered_below: u64, stored: &Stored) -> Vec<u8> {
+    let mut out = Vec::with_capacity(72);
     let mut flags = if last { row_flag::LAST } else { 0 };
     flags |= match stored {
         Stored::Barred => row_flag::BARRED,
@@ -164,9 +225,17 @@ pub(super) fn encode_row(
         Stored::Done(done) if done.applied => row_flag::APPLIED,
         Stored::Done(_) => 0,
     };
-    out.push(FORMAT);
-    out.push(flags);
-    out.extend_from_slice(&content_hash.to_le_bytes());
+    match mark {
+        Mark::Xxh3 { content } => {
+            out.extend_from_slice(&[FORMAT_1, flags]);
+            out.extend_from_slice(&content.to_le_bytes());
+        }
+        Mark::Sha256 { content, client } => {
+            out.extend_from_slice(&[FORMAT_2, flags]);
+            out.extend_from_slice(content);
+            out.extend_from_slice(client.as_bytes());
+        }
+    }
     out.extend_from_slice(&answered_below.to_le_bytes());
     match stored {
         Stored::Barred => {}

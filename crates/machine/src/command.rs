@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use prost::Message;
-use quorate_proto::content::content_hash;
+use quorate_proto::content::content_digest;
 use quorate_proto::raft::v1::{
     CancelWrite, ChangeMap, Command, CommandSession, Write, command::Action,
 };
@@ -17,13 +17,24 @@ pub use quorate_proto::raft::v1::{CommandOperation, command_operation::Kind};
 pub const COMMAND_VERSION: u32 = 1;
 
 /// The highest feature level that this version applies.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
+
+/// The level of commands without a session: what level 2 adds is about sessions.
+const PLAIN_LEVEL: u32 = 1;
+
+/// The level from which on a session's write has a digest of its content, and its client a share.
+pub(crate) const DIGEST_LEVEL: u32 = 2;
 
 /// A write, all or nothing, not yet bound to a shard; [`encode`] binds it.
 #[must_use]
 pub fn write(operations: Vec<CommandOperation>, session: Option<CommandSession>) -> Command {
-    let content_hash = content_hash(&operations);
-    of(Action::Write(Write { operations, content_hash }), session)
+    // Only a session compares it.
+    let content_digest = match session {
+        Some(_) => Bytes::copy_from_slice(&content_digest(&operations)),
+        None => Bytes::new(),
+    };
+    let write = Write { operations, content_digest, ..Write::default() };
+    of(Action::Write(write), session)
 }
 
 /// A Cancel of the write that `session` names, not yet bound to a shard.
@@ -49,7 +60,7 @@ pub fn encode(command: &mut Command, shard: u64, shard_epoch: u64) -> Bytes {
 fn of(action: Action, session: Option<CommandSession>) -> Command {
     Command {
         version: COMMAND_VERSION,
-        feature_level: FEATURE_LEVEL,
+        feature_level: if session.is_some() { DIGEST_LEVEL } else { PLAIN_LEVEL },
         shard: 0,
         shard_epoch: 0,
         session,

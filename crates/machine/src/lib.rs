@@ -50,7 +50,9 @@ mod stamp;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Done, NotANumber, OperationResult, Previous, ReadValue, Refusal, WriteAnswer};
+pub use answer::{
+    Done, Full, NotANumber, OperationResult, Previous, ReadValue, Refusal, WriteAnswer,
+};
 pub use error::{ApplyError, Damaged};
 pub use execute::check as check_write;
 pub use machine::{Applied, Ownership, StateMachine};

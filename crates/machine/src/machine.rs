@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use quorate_proto::{
+    content::CONTENT_DIGEST_BYTES,
     hash::key_hash,
     raft::v1::{Command, CommandSession, Write, command::Action},
     v1::ClusterMap,
@@ -14,8 +15,8 @@ use quorate_storage::{RowKey, StorageError};
 
 use super::{
     answer::{Refusal, WriteAnswer},
-    answer_row::Stored,
-    command::{COMMAND_VERSION, FEATURE_LEVEL},
+    answer_row::{Mark, Stored},
+    command::{COMMAND_VERSION, DIGEST_LEVEL, FEATURE_LEVEL},
     error::{ApplyError, Damaged},
     execute::{self, EntryPlace},
     meta::MapState,
@@ -23,7 +24,7 @@ use super::{
     sessions::{Admission, SessionLimits, SessionTable, SessionUse},
     stamp::LogTime,
 };
-use crate::session_id::SessionId;
+use crate::{session_id::SessionId, session_key::ClientTag};
 
 /// The part of the hash space that a shard's group owns, by its own state, which is authoritative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +165,7 @@ impl StateMachine {
         place: EntryPlace,
         rows: &mut impl RowTransaction,
     ) -> Result<WriteAnswer, ApplyError> {
-        let Command { shard, shard_epoch, session, action, .. } = command;
+        let Command { shard, shard_epoch, session, action, feature_level: level, .. } = command;
         let Some(action) = action else {
             return Err(unknown(place.index, "its action is unknown"));
         };
@@ -183,11 +184,11 @@ impl StateMachine {
                 ))
             }
             (Owned::Keys { ownership, sessions }, Action::Write(write)) => {
-                let command = ShardCommand { ownership, sessions, shard_epoch, place, rows };
+                let command = ShardCommand { ownership, sessions, shard_epoch, level, place, rows };
                 command.write(&write, session.as_ref())
             }
             (Owned::Keys { ownership, sessions }, Action::Cancel(_)) => {
-                let command = ShardCommand { ownership, sessions, shard_epoch, place, rows };
+                let command = ShardCommand { ownership, sessions, shard_epoch, level, place, rows };
                 command.cancel(session.as_ref())
             }
         }
@@ -223,6 +224,8 @@ struct ShardCommand<'a, R> {
     ownership: &'a Ownership,
     sessions: &'a mut SessionTable,
     shard_epoch: u64,
+    /// The feature level, whose rules apply: replicas of all versions decide alike.
+    level: u32,
     place: EntryPlace,
     rows: &'a mut R,
 }
@@ -236,12 +239,11 @@ impl<R: RowTransaction> ShardCommand<'_, R> {
         if let Err(refusal) = execute::check(write, self.place.index)? {
             return Ok(WriteAnswer::Refused(refusal));
         }
-        let session =
-            match session.map(|session| session_use(session, Some(write.content_hash))).transpose()
-            {
-                Ok(session) => session,
-                Err(refusal) => return Ok(WriteAnswer::Refused(refusal)),
-            };
+        let session = session.map(|session| session_use(self.level, session, Some(write)));
+        let session = match session.transpose() {
+            Ok(session) => session,
+            Err(refusal) => return Ok(WriteAnswer::Refused(refusal)),
+        };
         let Some(session) = session else {
             return match self.owned(write) {
                 Err(refusal) => Ok(WriteAnswer::Refused(refusal)),
@@ -266,7 +268,7 @@ impl<R: RowTransaction> ShardCommand<'_, R> {
     }
 
     fn cancel(self, session: Option<&CommandSession>) -> Result<WriteAnswer, ApplyError> {
-        let session = match session.map(|session| session_use(session, None)) {
+        let session = match session.map(|session| session_use(self.level, session, None)) {
             Some(Ok(session)) => session,
             Some(Err(refusal)) => return Ok(WriteAnswer::Refused(refusal)),
             None => {
@@ -311,14 +313,30 @@ impl<R: RowTransaction> ShardCommand<'_, R> {
     }
 }
 
-fn session_use(session: &CommandSession, content_hash: Option<u64>) -> Result<SessionUse, Refusal> {
-    let Some(id) = SessionId::from_slice(&session.id) else {
-        return Err(Refusal::Malformed {
-            detail: format!("its session id is {} bytes long", session.id.len()),
-        });
+/// The use of a session by a command of this level; `write` is `None` for a Cancel.
+fn session_use<'a>(
+    level: u32,
+    session: &CommandSession,
+    write: Option<&'a Write>,
+) -> Result<SessionUse<'a>, Refusal> {
+    let bad = |what: &str, bytes: &[u8]| Refusal::Malformed {
+        detail: format!("its {what} is {} bytes long", bytes.len()),
+    };
+    let id = SessionId::from_slice(&session.id).ok_or_else(|| bad("session id", &session.id))?;
+    let mark = if level < DIGEST_LEVEL {
+        Mark::Xxh3 { content: write.map_or(0, |write| write.content_hash) }
+    } else {
+        let client = &session.client;
+        let client = ClientTag::from_slice(client).ok_or_else(|| bad("client tag", client))?;
+        let content = match write.map(|write| &write.content_digest) {
+            Some(digest) => (&digest[..]).try_into().map_err(|_| bad("content digest", digest))?,
+            None => [0; CONTENT_DIGEST_BYTES],
+        };
+        Mark::Sha256 { content, client }
     };
     let CommandSession { sequence, answered_below, last, .. } = *session;
-    Ok(SessionUse { id, sequence, answered_below, last, content_hash })
+    let operations = write.map(|write| &write.operations[..]);
+    Ok(SessionUse { id, sequence, answered_below, last, mark, operations })
 }
 
 fn answer_of(stored: Stored) -> WriteAnswer {

@@ -53,9 +53,14 @@ impl Reader {
 
     /// Eight bytes, little-endian.
     pub(super) fn u64(&mut self) -> Result<u64, Damaged> {
-        let mut word = [0; 8];
-        word.copy_from_slice(&self.take(8)?);
-        Ok(u64::from_le_bytes(word))
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// The next `N` bytes.
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
+        let mut array = [0; N];
+        array.copy_from_slice(&self.take(N)?);
+        Ok(array)
     }
 
     /// A LEB128 integer in its shortest form; any other form is damage, so that one value has one

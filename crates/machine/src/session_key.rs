@@ -31,6 +31,12 @@ pub type WireSessionId = [u8; SESSION_WIRE_BYTES];
 pub struct ClientTag([u8; CLIENT_TAG_BYTES]);
 
 impl ClientTag {
+    /// The tag of these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; CLIENT_TAG_BYTES]) -> ClientTag {
+        ClientTag(bytes)
+    }
+
     /// Reads a tag; `None` if it is not 16 bytes long.
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Option<ClientTag> {

@@ -16,21 +16,25 @@
 //!   tombstone. Every other sequence is then past.
 //! - *Full.* With [`SessionLimits::unanswered_max`] sequences in a session, or
 //!   [`SessionLimits::bytes_max`] in the table, new sequences are rejected; no live row is evicted.
+//! - *Shares.* From feature level 2 on a client may take more only while its rows have less than
+//!   what is free: alone it gets half of the table, and however many clients take as much as they
+//!   can, some is left for one more. A row that is small and replaces others needs no share, so
+//!   that a session continues whatever others have taken since.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map::Entry};
 
 use bytes::Bytes;
-use quorate_proto::limits;
+use quorate_proto::{limits, raft::v1::CommandOperation};
 use quorate_storage::{RowKey, StorageError};
 
 use super::{
-    answer::Refusal,
-    answer_row::{AnswerRow, Stored, answer_row_key, encode_row, read_answer_row_key},
+    answer::{Full, Refusal},
+    answer_row::{AnswerRow, Mark, Stored, answer_row_key, encode_row, read_answer_row_key},
     error::{ApplyError, Damaged},
     rows::RowTransaction,
     stamp::LogTime,
 };
-use crate::session_id::SessionId;
+use crate::{session_id::SessionId, session_key::ClientTag};
 
 /// The overhead of a row in bytes, in addition to its key and value, in [`SessionTable::bytes`]:
 /// its structures in memory and on disk.
@@ -55,7 +59,8 @@ pub struct SessionLimits {
 }
 
 impl SessionLimits {
-    /// The limits of feature level 1.
+    /// The limits of feature levels 1 and 2. What level 2 adds, the share of a client, follows from
+    /// `bytes_max`.
     pub const LEVEL_1: SessionLimits = SessionLimits {
         ttl_ms: limits::SESSION_TTL.as_millis() as u64,
         future_ms: limits::SESSION_FUTURE_MAX.as_millis() as u64,
@@ -66,8 +71,8 @@ impl SessionLimits {
 }
 
 /// The exactly-once part of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionUse {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SessionUse<'a> {
     /// The session.
     pub id: SessionId,
     /// The write's number in the session.
@@ -76,13 +81,24 @@ pub struct SessionUse {
     pub answered_below: u64,
     /// The session ends with this write.
     pub last: bool,
-    /// The hash of the operations; `None` = a Cancel.
-    pub content_hash: Option<u64>,
+    /// What the row is known by.
+    pub mark: Mark,
+    /// The operations; `None` = a Cancel.
+    pub operations: Option<&'a [CommandOperation]>,
 }
 
-impl SessionUse {
+impl SessionUse<'_> {
     fn floor(&self) -> u64 {
         self.answered_below.min(self.sequence)
+    }
+
+    /// Whether its row is about as small as rows are: of one operation, without a previous value.
+    fn is_small(&self) -> bool {
+        match self.operations {
+            None => true,
+            Some([operation]) => !operation.return_previous,
+            Some(_) => false,
+        }
     }
 }
 
@@ -104,6 +120,8 @@ pub struct SessionTable {
     /// In the order of ids, which is the order of births.
     sessions: BTreeMap<SessionId, Session>,
     bytes: u64,
+    /// The bytes of each client that is known; never 0.
+    clients: BTreeMap<ClientTag, u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,7 +138,7 @@ struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RowStub {
     sequence: u64,
-    content_hash: u64,
+    mark: Mark,
     /// The cost of the row; a row is far below 4 GiB.
     bytes: u32,
     barred: bool,
@@ -143,13 +161,19 @@ impl Session {
         self.floor = self.floor.max(answered_below);
         self.ended |= last;
     }
+
+    /// Drops the rows below the floor.
+    fn past(&mut self) -> Vec<RowStub> {
+        let gone = self.rows.partition_point(|row| row.sequence < self.floor);
+        self.rows.drain(..gone).collect()
+    }
 }
 
 impl SessionTable {
     /// An empty table.
     #[must_use]
     pub fn new(limits: SessionLimits) -> SessionTable {
-        SessionTable { limits, sessions: BTreeMap::new(), bytes: 0 }
+        SessionTable { limits, sessions: BTreeMap::new(), bytes: 0, clients: BTreeMap::new() }
     }
 
     /// Loads the table from these rows, in any order.
@@ -168,11 +192,11 @@ impl SessionTable {
             let row = AnswerRow::decode(value)?;
             let stub = RowStub {
                 sequence,
-                content_hash: row.content_hash,
+                mark: row.mark,
                 bytes: stub_bytes,
                 barred: row.stored == Stored::Barred,
             };
-            table.bytes += u64::from(stub_bytes);
+            table.count(&stub);
             table.sessions.entry(id).or_default().add(stub, row.answered_below, row.last);
         }
         Ok(table)
@@ -220,17 +244,44 @@ impl SessionTable {
             }
             let (id, session) = oldest.remove_entry();
             removed += session.rows.len();
-            for row in &session.rows {
-                self.bytes -= u64::from(row.bytes);
+            for row in session.rows {
                 rows.delete(&answer_row_key(&id, row.sequence))?;
+                self.uncount(&row);
             }
         }
         Ok(())
     }
 
+    /// What the rows of a client have, in bytes.
+    #[must_use]
+    pub fn of_client(&self, client: &ClientTag) -> u64 {
+        self.clients.get(client).copied().unwrap_or_default()
+    }
+
+    /// Counts a row that was added.
+    fn count(&mut self, row: &RowStub) {
+        self.bytes += u64::from(row.bytes);
+        if let Some(client) = row.mark.client() {
+            *self.clients.entry(client).or_default() += u64::from(row.bytes);
+        }
+    }
+
+    /// Counts a row no longer that was removed.
+    fn uncount(&mut self, row: &RowStub) {
+        self.bytes -= u64::from(row.bytes);
+        if let Some(client) = row.mark.client()
+            && let Entry::Occupied(mut of_client) = self.clients.entry(client)
+        {
+            *of_client.get_mut() -= u64::from(row.bytes);
+            if *of_client.get() == 0 {
+                of_client.remove();
+            }
+        }
+    }
+
     /// Decides about a command at this log time. Changes nothing.
     #[must_use]
-    pub fn admit(&self, command: &SessionUse, now: LogTime) -> Admission {
+    pub fn admit(&self, command: &SessionUse<'_>, now: LogTime) -> Admission {
         let SessionUse { id, sequence, .. } = *command;
         let born_ahead = LogTime(now.0.saturating_add(self.limits.future_ms << 16)) < id.birth();
         if born_ahead {
@@ -259,22 +310,32 @@ impl SessionTable {
         self.room(command)
     }
 
-    /// Whether there is room for one more row, once those that the command reports as answered are
-    /// removed.
-    fn room(&self, command: &SessionUse) -> Admission {
+    /// Whether there is room for one more row, and the client may have it, once those rows that the
+    /// command reports as answered are removed.
+    fn room(&self, command: &SessionUse<'_>) -> Admission {
         let (mut kept, mut freed) = (0, 0);
         if let Some(session) = self.sessions.get(&command.id) {
             let gone = session.rows.partition_point(|row| row.sequence < command.floor());
             kept = session.rows.len() - gone;
             freed = session.rows.range(..gone).map(|row| u64::from(row.bytes)).sum();
         }
-        if kept >= self.limits.unanswered_max {
-            Admission::Refused(Refusal::SessionsFull { session: true })
-        } else if self.bytes - freed >= self.limits.bytes_max {
-            Admission::Refused(Refusal::SessionsFull { session: false })
-        } else {
-            Admission::New
+        let SessionLimits { unanswered_max, bytes_max, .. } = self.limits;
+        let full = |full| Admission::Refused(Refusal::SessionsFull(full));
+        if kept >= unanswered_max {
+            return full(Full::Session { sequences: unanswered_max });
         }
+        if self.bytes - freed >= bytes_max {
+            return full(Full::Table { bytes: bytes_max });
+        }
+        let replaces = freed > 0 && command.is_small();
+        if let Some(client) = command.mark.client().filter(|_| !replaces) {
+            let (own, free) = (self.of_client(&client), bytes_max.saturating_sub(self.bytes));
+            // Rows of level 1 among those freed are of no client.
+            if own.saturating_sub(freed) >= free + freed {
+                return full(Full::Share { own, free });
+            }
+        }
+        Admission::New
     }
 
     /// Records the decision of a command that was [`Admission::New`], and removes the rows that the
@@ -284,31 +345,31 @@ impl SessionTable {
     /// A failed read or write.
     pub fn record(
         &mut self,
-        command: &SessionUse,
+        command: &SessionUse<'_>,
         stored: &Stored,
         rows: &mut impl RowTransaction,
     ) -> Result<(), ApplyError> {
         let barred = matches!(stored, Stored::Barred);
-        let content_hash = if barred { 0 } else { command.content_hash.unwrap_or_default() };
+        let mark = if barred { command.mark.barred() } else { command.mark };
         let floor = if command.last { command.sequence } else { command.floor() };
         let key = answer_row_key(&command.id, command.sequence);
-        let value = encode_row(command.last, content_hash, floor, stored);
+        let value = encode_row(command.last, &mark, floor, stored);
         let bytes = row_cost(&key, &value);
-        let stub = RowStub { sequence: command.sequence, content_hash, bytes, barred };
+        let stub = RowStub { sequence: command.sequence, mark, bytes, barred };
         // The row does not exist: the table has a stub of each row, and none of this one.
         rows.insert_new(&key, &value)?;
 
         let session = self.sessions.entry(command.id).or_default();
-        self.bytes += u64::from(stub.bytes);
         session.add(stub, floor, command.last);
+        let mut gone = session.past();
         if command.last {
             // Rows above the tombstone are removed too: the client will not ask for them again.
-            while session.rows.back().is_some_and(|row| row.sequence > command.sequence) {
-                self.bytes -= drop_row(session.rows.pop_back(), &command.id, rows)?;
+            while let Some(row) = session.rows.pop_back_if(|row| row.sequence > command.sequence) {
+                gone.push(row);
             }
         }
-        self.bytes -= trim(session, &command.id, rows)?;
-        Ok(())
+        self.count(&stub);
+        self.forget(&command.id, &gone, rows)
     }
 
     /// The remembered answer of a command that was [`Admission::Duplicate`]. The only change is
@@ -318,7 +379,7 @@ impl SessionTable {
     /// The row is missing or does not decode, or a failed read or write.
     pub fn replay(
         &mut self,
-        command: &SessionUse,
+        command: &SessionUse<'_>,
         rows: &mut impl RowTransaction,
     ) -> Result<Stored, ApplyError> {
         let key = answer_row_key(&command.id, command.sequence);
@@ -331,9 +392,24 @@ impl SessionTable {
             // one.
             row.answered_below = session.floor;
             rows.put(&key, &row.encode())?;
-            self.bytes -= trim(session, &command.id, rows)?;
+            let gone = session.past();
+            self.forget(&command.id, &gone, rows)?;
         }
         Ok(row.stored)
+    }
+
+    /// Deletes the rows that a session has dropped.
+    fn forget(
+        &mut self,
+        id: &SessionId,
+        gone: &[RowStub],
+        rows: &mut impl RowTransaction,
+    ) -> Result<(), ApplyError> {
+        for row in gone {
+            rows.delete(&answer_row_key(id, row.sequence))?;
+            self.uncount(row);
+        }
+        Ok(())
     }
 }
 
@@ -341,40 +417,17 @@ fn expired(id: &SessionId, now: LogTime, ttl_ms: u64) -> bool {
     id.birth().0.saturating_add(ttl_ms << 16) <= now.0
 }
 
-fn duplicate(row: &RowStub, command: &SessionUse) -> Admission {
+fn duplicate(row: &RowStub, command: &SessionUse<'_>) -> Admission {
     let sequence = command.sequence;
-    match command.content_hash {
+    match command.operations {
         // A Cancel asks for the answer, whatever it is.
         None => Admission::Duplicate,
         Some(_) if row.barred => Admission::Refused(Refusal::SequenceBarred { sequence }),
-        Some(hash) if hash != row.content_hash => {
+        Some(operations) if !row.mark.is_of(&command.mark, operations) => {
             Admission::Refused(Refusal::SequenceReused { sequence })
         }
         Some(_) => Admission::Duplicate,
     }
-}
-
-/// Drops the rows below the session's floor; returns their size in bytes.
-fn trim(
-    session: &mut Session,
-    id: &SessionId,
-    rows: &mut impl RowTransaction,
-) -> Result<u64, ApplyError> {
-    let mut freed = 0;
-    while session.rows.front().is_some_and(|row| row.sequence < session.floor) {
-        freed += drop_row(session.rows.pop_front(), id, rows)?;
-    }
-    Ok(freed)
-}
-
-fn drop_row(
-    row: Option<RowStub>,
-    id: &SessionId,
-    rows: &mut impl RowTransaction,
-) -> Result<u64, ApplyError> {
-    let Some(row) = row else { return Ok(0) };
-    rows.delete(&answer_row_key(id, row.sequence))?;
-    Ok(u64::from(row.bytes))
 }
 
 fn row_cost(key: &RowKey, value: &[u8]) -> u32 {

@@ -197,10 +197,15 @@ impl CommandDraft {
     pub fn cancel(request: &CancelRequest, rules: &RequestRules) -> Result<CommandDraft, Invalid> {
         check_key("key", &request.key)?;
         keyspace_id(&request.keyspace)?;
-        let id = check_session_id("session_id", &request.session_id, rules)?;
+        let (id, client) = check_session_id("session_id", &request.session_id, rules)?;
         check_sequence("sequence", request.sequence)?;
-        let session =
-            CommandSession { id, sequence: request.sequence, answered_below: 0, last: false };
+        let session = CommandSession {
+            id,
+            sequence: request.sequence,
+            answered_below: 0,
+            last: false,
+            client,
+        };
         Ok(CommandDraft { command: command::cancel(session), key: request.key.clone() })
     }
 

@@ -22,6 +22,7 @@ pub fn failure(refusal: &Refusal, several: bool) -> Failure {
     Failure {
         outcome: refusal.outcome() as i32,
         log_time: refusal.log_time().unwrap_or_default().0,
+        limit: refusal.limit().unwrap_or_default(),
         field,
         ..Failure::of(refusal.reason(), message)
     }
@@ -189,6 +190,7 @@ pub fn cancel_answered(done: Done) -> CancelResponse {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use quorate_machine::Full;
 
     use super::*;
 
@@ -365,8 +367,21 @@ mod tests {
                 Reason::SequenceReused,
                 Outcome::AttemptNotApplied,
             ),
-            (Refusal::SessionsFull { session: true }, Reason::SessionsFull, Outcome::NotApplied),
-            (Refusal::SessionsFull { session: false }, Reason::SessionsFull, Outcome::NotApplied),
+            (
+                Refusal::SessionsFull(Full::Session { sequences: 5 }),
+                Reason::SessionsFull,
+                Outcome::NotApplied,
+            ),
+            (
+                Refusal::SessionsFull(Full::Table { bytes: 5 }),
+                Reason::SessionsFull,
+                Outcome::NotApplied,
+            ),
+            (
+                Refusal::SessionsFull(Full::Share { own: 6, free: 5 }),
+                Reason::SessionsFull,
+                Outcome::NotApplied,
+            ),
             (
                 Refusal::NotANumber(NotANumber { operation: 1, overflow: true }),
                 Reason::NotANumber,
@@ -380,6 +395,8 @@ mod tests {
             assert_eq!(failure.message, refusal.to_string());
             let expected = if refusal.log_time().is_some() { 5 } else { 0 };
             assert_eq!(failure.log_time, expected, "{refusal}");
+            let expected = if failure.reason() == Reason::SessionsFull { 5 } else { 0 };
+            assert_eq!(failure.limit, expected, "{refusal}");
         }
         let second = Refusal::NotANumber(NotANumber { operation: 1, overflow: false });
         let failure = failure(&second, true);

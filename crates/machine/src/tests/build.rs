@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use quorate_proto::{
-    content::content_hash,
+    content::{content_digest, content_hash},
     raft::v1::{
         CancelWrite, CheckKey, Command, CommandOperation, CommandSession, DeleteKey, GetKey, Write,
         command::Action, command_operation::Kind,
@@ -14,8 +14,8 @@ use quorate_raft::{Entry, EntryKind, Index, Term};
 use quorate_storage::RowKind;
 
 use crate::{
-    Applied, ApplyError, LogTime, MemoryRows, Ownership, SessionId, SessionLimits, StateMachine,
-    WriteAnswer,
+    Applied, ApplyError, ClientTag, LogTime, MemoryRows, Ownership, SessionId, SessionLimits,
+    StateMachine, WriteAnswer,
 };
 
 /// The log time at which tests begin, in milliseconds.
@@ -76,7 +76,8 @@ fn operation(key: &str, kind: Kind) -> CommandOperation {
 
 pub fn write(operations: Vec<CommandOperation>) -> Command {
     let content_hash = content_hash(&operations);
-    command(Action::Write(Write { operations, content_hash }))
+    let content_digest = Bytes::copy_from_slice(&content_digest(&operations));
+    command(Action::Write(Write { operations, content_hash, content_digest }))
 }
 
 pub fn cancel() -> Command {
@@ -101,8 +102,32 @@ pub fn session(born_after_ms: u64) -> SessionId {
 
 pub fn within(command: Command, id: SessionId, sequence: u64, answered_below: u64) -> Command {
     let id = Bytes::copy_from_slice(id.as_bytes());
-    let session = CommandSession { id, sequence, answered_below, last: false };
-    Command { session: Some(session), ..command }
+    let client = Bytes::copy_from_slice(client(1).as_bytes());
+    let session = CommandSession { id, sequence, answered_below, last: false, client };
+    Command { feature_level: 2, session: Some(session), ..command }
+}
+
+/// A client by its number.
+pub fn client(number: u8) -> ClientTag {
+    ClientTag::from_bytes([number; 16])
+}
+
+/// The command of another client than the first.
+pub fn by(number: u8, mut command: Command) -> Command {
+    command.session.as_mut().unwrap().client = Bytes::copy_from_slice(client(number).as_bytes());
+    command
+}
+
+/// The command as level 1 has it, without what only level 2 knows.
+pub fn at_level_1(mut command: Command) -> Command {
+    command.feature_level = 1;
+    if let Some(session) = &mut command.session {
+        session.client = Bytes::new();
+    }
+    if let Some(Action::Write(write)) = &mut command.action {
+        write.content_digest = Bytes::new();
+    }
+    command
 }
 
 pub fn last(mut command: Command) -> Command {
@@ -194,15 +219,19 @@ pub fn log(steps: usize) -> impl Strategy<Value = Vec<Step>> {
 
 fn random_command() -> impl Strategy<Value = Command> {
     let action = prop_oneof![8 => random_write(), 2 => Just(cancel())];
-    let identity = (0..6u64, 0..7u64, 0..8u64, prop::bool::weighted(0.06));
+    let identity = (0..6u64, 0..7u64, 0..8u64, prop::bool::weighted(0.06), 1..4u8);
     let identity = prop_oneof![1 => Just(None), 5 => identity.prop_map(Some)];
     let epoch = prop_oneof![20 => Just(OWNERSHIP.shard_epoch), 1 => Just(1)];
     let shard = prop_oneof![20 => Just(OWNERSHIP.shard), 1 => Just(6)];
-    (action, identity, epoch, shard).prop_map(|(command, identity, shard_epoch, shard)| {
-        let command = Command { shard_epoch, shard, ..command };
-        let Some((number, sequence, answered_below, is_last)) = identity else { return command };
-        let command = within(command, session(number * 3_500), sequence, answered_below);
-        if is_last { last(command) } else { command }
+    let level_1 = any::<bool>();
+    (action, identity, epoch, shard, level_1).prop_map(|(command, identity, epoch, shard, old)| {
+        let mut command = Command { shard_epoch: epoch, shard, ..command };
+        if let Some((number, sequence, answered_below, is_last, client)) = identity {
+            command = within(command, session(number * 3_500), sequence, answered_below);
+            command = by(client, command);
+            command = if is_last { last(command) } else { command };
+        }
+        if old { at_level_1(command) } else { command }
     })
 }
 

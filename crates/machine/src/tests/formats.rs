@@ -8,15 +8,18 @@ use quorate_proto::v1::{ClusterMap, condition::Expect};
 use quorate_storage::{RowKey, RowKind};
 
 use super::build::{
-    add, and_previous, cancel, check, command, delete, get, last, put, session, value, when, within,
+    add, and_previous, at_level_1, cancel, check, client, command, delete, get, last, put, session,
+    value, when, within,
 };
 use crate::{
     Done, LogTime, NotANumber, OperationResult, Previous, ReadValue,
-    answer_row::{AnswerRow, Stored, answer_row_key, read_answer_row_key},
+    answer_row::{AnswerRow, Mark, Stored, answer_row_key, read_answer_row_key},
     command::{encode, encode_change_map},
 };
 
-fn golden() -> AnswerRow {
+const OF_LEVEL_1: Mark = Mark::Xxh3 { content: 0xabcd };
+
+fn golden(mark: Mark) -> AnswerRow {
     let put = OperationResult {
         condition_held: true,
         found: true,
@@ -50,7 +53,7 @@ fn golden() -> AnswerRow {
     };
     let results = vec![put, number, get];
     let done = Done { applied: true, replayed: true, index: 300, log_time: LogTime(9), results };
-    AnswerRow { last: true, content_hash: 0xabcd, answered_below: 4, stored: Stored::Done(done) }
+    AnswerRow { last: true, mark, answered_below: 4, stored: Stored::Done(done) }
 }
 
 /// Logs are full of them: another encoding of a field would change what a replay does.
@@ -63,8 +66,12 @@ fn the_bytes_of_commands_are_fixed() {
         check("k", Expect::Absent(true)),
         get("k"),
     ];
-    let write = command(Action::Write(Write { operations, content_hash: 0xabcd }));
-    let mut write = last(within(write, session(0), 300, 4));
+    let write = command(Action::Write(Write {
+        operations: operations.clone(),
+        content_hash: 0xabcd,
+        ..Write::default()
+    }));
+    let mut write = last(at_level_1(within(write, session(0), 300, 4)));
     let expected = [
         "0801 1001 1805 2002", // version, feature level, shard, epoch
         "2a21 0a18 0000000f42400000 00000001 00000002 0000000000000003", // session
@@ -76,6 +83,25 @@ fn the_bytes_of_commands_are_fixed() {
     ];
     let bytes = encode(&mut write, 5, 2);
     assert_eq!(hex::encode(&bytes), expected.concat().replace(' ', ""));
+    assert_eq!(Command::decode(bytes), Ok(write));
+
+    let content_digest = Bytes::from_static(&[0xab; 16]);
+    let write = Write { operations, content_digest, ..Write::default() };
+    let mut write = last(within(command(Action::Write(write)), session(0), 300, 4));
+    let expected_at_2 = [
+        "0801 1002 1805 2002", // version, feature level, shard, epoch
+        "2a33",
+        expected[1].strip_prefix("2a21").unwrap(), // session
+        expected[2],
+        "2a10 01010101010101010101010101010101", // client
+        "3245",
+        expected[3].strip_prefix("3237").unwrap(),
+        expected[4],
+        expected[5],                             // operations
+        "1a10 abababababababababababababababab", // content digest
+    ];
+    let bytes = encode(&mut write, 5, 2);
+    assert_eq!(hex::encode(&bytes), expected_at_2.concat().replace(' ', ""));
     assert_eq!(Command::decode(bytes), Ok(write));
 
     assert_eq!(hex::encode(encode(&mut cancel(), 5, 2)), "08011001180520023a00");
@@ -100,17 +126,47 @@ fn the_bytes_of_a_row_are_fixed() {
         "25 ac02 feffffffffffffff",
         "43 07 0500000000000000 06",
     ];
-    assert_eq!(hex::encode(golden().encode()), expected.concat().replace(' ', ""));
-    assert_eq!(AnswerRow::decode(golden().encode().into()), Ok(golden()));
+    assert_eq!(hex::encode(golden(OF_LEVEL_1).encode()), expected.concat().replace(' ', ""));
+    assert_eq!(AnswerRow::decode(golden(OF_LEVEL_1).encode().into()), Ok(golden(OF_LEVEL_1)));
 
-    let barred =
-        AnswerRow { last: false, content_hash: 0, answered_below: 4, stored: Stored::Barred };
+    let barred = AnswerRow {
+        last: false,
+        mark: OF_LEVEL_1.barred(),
+        answered_below: 4,
+        stored: Stored::Barred,
+    };
     assert_eq!(hex::encode(barred.encode()), "010200000000000000000400000000000000");
     assert_eq!(AnswerRow::decode(barred.encode().into()), Ok(barred));
 
     let stored = Stored::NotANumber(NotANumber { operation: 300, overflow: true });
-    let refused = AnswerRow { last: false, content_hash: 0xabcd, answered_below: 4, stored };
+    let refused = AnswerRow { last: false, mark: OF_LEVEL_1, answered_below: 4, stored };
     assert_eq!(hex::encode(refused.encode()), "0108cdab0000000000000400000000000000ac0201");
+    assert_eq!(AnswerRow::decode(refused.encode().into()), Ok(refused));
+}
+
+/// Format 2 beside format 1: only what the row is known by is another.
+#[test]
+fn the_bytes_of_a_row_of_format_2_are_fixed() {
+    let mark = Mark::Sha256 { content: [0xab; 16], client: client(0xcd) };
+    let (content, tag) = ("ab".repeat(16), "cd".repeat(16));
+    let rest_of = |row: &AnswerRow, from: usize| hex::encode(&row.encode()[from..]);
+    let row = golden(mark);
+    assert_eq!(
+        hex::encode(row.encode()),
+        format!("0205{content}{tag}{}", rest_of(&golden(OF_LEVEL_1), 10))
+    );
+    assert_eq!(AnswerRow::decode(row.encode().into()), Ok(row));
+
+    let barred =
+        AnswerRow { last: false, mark: mark.barred(), answered_below: 4, stored: Stored::Barred };
+    let nothing = "00".repeat(16);
+    assert_eq!(hex::encode(barred.encode()), format!("0202{nothing}{tag}0400000000000000"));
+    assert_eq!(AnswerRow::decode(barred.encode().into()), Ok(barred));
+
+    let stored = Stored::NotANumber(NotANumber { operation: 300, overflow: true });
+    let refused = AnswerRow { last: false, mark, answered_below: 4, stored };
+    let expected = format!("0208{content}{tag}0400000000000000ac0201");
+    assert_eq!(hex::encode(refused.encode()), expected);
     assert_eq!(AnswerRow::decode(refused.encode().into()), Ok(refused));
 }
 
@@ -126,14 +182,18 @@ fn rows_are_in_the_order_of_birth_session_and_sequence() {
 
 #[test]
 fn a_cut_or_longer_row_is_damaged() {
-    let row = golden().encode();
-    for len in 0..row.len() {
-        assert!(AnswerRow::decode(Bytes::copy_from_slice(&row[..len])).is_err(), "cut at {len}");
+    for mark in [OF_LEVEL_1, Mark::Sha256 { content: [0xab; 16], client: client(0xcd) }] {
+        let row = golden(mark).encode();
+        for len in 0..row.len() {
+            let cut = AnswerRow::decode(Bytes::copy_from_slice(&row[..len]));
+            assert!(cut.is_err(), "cut at {len}");
+        }
     }
+    let row = golden(OF_LEVEL_1).encode();
     let mut longer = row.clone();
     longer.push(0);
     assert!(AnswerRow::decode(longer.into()).is_err());
-    for (at, byte) in [(0, 2), (1, 16), (1, 7), (1, 13), (29, 0x80), (29, 0x10)] {
+    for (at, byte) in [(0, 0), (0, 3), (1, 16), (1, 7), (1, 13), (29, 0x80), (29, 0x10)] {
         let mut broken = row.clone();
         broken[at] = byte;
         assert!(AnswerRow::decode(broken.into()).is_err(), "byte {at} = {byte:#x}");
@@ -142,16 +202,16 @@ fn a_cut_or_longer_row_is_damaged() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_row_or_damage(mut bytes: Vec<u8>, begin in 0..4u8) {
+    fn any_bytes_are_a_row_or_damage(mut bytes: Vec<u8>, format in 1..3u8, begin in 0..4u8) {
         if begin > 0 && bytes.len() > 2 {
-            (bytes[0], bytes[1]) = (1, 1 << begin);
+            (bytes[0], bytes[1]) = (format, 1 << begin);
         }
         let _ = AnswerRow::decode(bytes.into());
     }
 
     #[test]
     fn a_flipped_byte_never_panics(at in 0..63usize, byte: u8) {
-        let mut row = golden().encode();
+        let mut row = golden(OF_LEVEL_1).encode();
         let at = at % row.len();
         row[at] = byte;
         let _ = AnswerRow::decode(row.into());

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use quorate_proto::{
+    content::content_digest,
     raft::v1::{Command, CommandOperation, command::Action, command_operation::Kind},
     v1::condition::Expect,
 };
 
 use super::build::{OWNERSHIP, START_MS};
 use crate::{
-    Done, LogTime, NotANumber, OperationResult, Previous, ReadValue, Refusal, SessionId,
+    Done, Full, LogTime, NotANumber, OperationResult, Previous, ReadValue, Refusal, SessionId,
     SessionLimits, WriteAnswer, execute::parse_number,
 };
 
@@ -26,7 +27,8 @@ pub struct Cell {
 struct Said {
     session: SessionId,
     sequence: u64,
-    hash: u64,
+    /// Of whichever level the command was: to compare by the contents is the rule of both.
+    hash: [u8; 16],
     answer: WriteAnswer,
     /// Forgotten because the client reported it as answered.
     gone: bool,
@@ -76,7 +78,7 @@ impl Model {
         let id = SessionId::from_slice(&session.id).unwrap();
         let floor = session.answered_below.min(session.sequence);
         let hash = match &command.action {
-            Some(Action::Write(write)) => Some(write.content_hash),
+            Some(Action::Write(write)) => Some(content_digest(&write.operations)),
             _ => None,
         };
         match self.lookup(id, session.sequence, hash) {
@@ -96,7 +98,8 @@ impl Model {
                 let kept =
                     |said: &&Said| said.session == id && !said.gone && said.sequence >= floor;
                 if self.said.iter().filter(kept).count() >= self.limits.unanswered_max {
-                    return WriteAnswer::Refused(Refusal::SessionsFull { session: true });
+                    let full = Full::Session { sequences: self.limits.unanswered_max };
+                    return WriteAnswer::Refused(Refusal::SessionsFull(full));
                 }
                 let answer = match &command.action {
                     Some(Action::Write(write)) => self.write(&write.operations),
@@ -113,7 +116,7 @@ impl Model {
                 self.said.push(Said {
                     session: id,
                     sequence: session.sequence,
-                    hash: hash.unwrap_or(0),
+                    hash: hash.unwrap_or_default(),
                     answer: remembered,
                     gone: false,
                 });
@@ -124,7 +127,7 @@ impl Model {
     }
 
     /// The answer to a session's sequence that needs no new decision.
-    fn lookup(&self, id: SessionId, sequence: u64, hash: Option<u64>) -> Option<WriteAnswer> {
+    fn lookup(&self, id: SessionId, sequence: u64, hash: Option<[u8; 16]>) -> Option<WriteAnswer> {
         let log_time = LogTime::from_millis(self.now_ms);
         let born_ms = id.birth().millis();
         let refused = |refusal| Some(WriteAnswer::Refused(refusal));

@@ -1,7 +1,7 @@
 //! The rules of exactly-once sessions, one test each.
 
 use super::build::*;
-use crate::{Done, LogTime, Refusal, WriteAnswer, sessions::SessionLimits};
+use crate::{Done, Full, LogTime, Refusal, WriteAnswer, sessions::SessionLimits};
 
 const LIMITS: SessionLimits = SessionLimits::LEVEL_1;
 const TTL_MS: u64 = LIMITS.ttl_ms;
@@ -85,6 +85,65 @@ fn other_operations_under_a_used_sequence_are_rejected() {
     let other = within(write(vec![add("n", 2)]), session(0), 1, 0);
     assert_eq!(refusal(shard.apply(&other)), Refusal::SequenceReused { sequence: 1 });
     assert!(done(shard.apply(&add_in(1, 0))).replayed, "the answer is still there");
+}
+
+/// Two values with one xxh3_64 of the whole write, for a key of 44 bytes: the form has 20 bytes and
+/// the key before the value, so the value begins at a stripe. Where the low half of a lane is that
+/// of the hash's own secret, its product is nothing, and only the sum of such lanes of two stripes
+/// counts: their high halves may be swapped.
+fn colliding(first: u32, second: u32) -> Vec<u8> {
+    let mut value = vec![0; 256];
+    for (at, low, high) in [(0, 0x2c81_017c_u32, first), (64, 0xe96d_d4de, second)] {
+        value[at..at + 4].copy_from_slice(&low.to_le_bytes());
+        value[at + 4..at + 8].copy_from_slice(&high.to_le_bytes());
+    }
+    value
+}
+
+#[test]
+fn a_chosen_collision_of_the_old_hash_is_another_write() {
+    use std::slice;
+
+    use quorate_proto::{content::content_hash, raft::v1::Command};
+
+    let key = "k".repeat(44);
+    let [one, other] = [colliding(1, 2), colliding(2, 1)].map(|value| put(&key, value));
+    assert_eq!(
+        content_hash(slice::from_ref(&one)),
+        content_hash(slice::from_ref(&other)),
+        "they collide"
+    );
+    let proposed = |operation| {
+        let session = within(cancel(), session(0), 1, 0).session;
+        let command = crate::command::write(vec![operation], session);
+        let Command { shard, shard_epoch, .. } = cancel();
+        Command { shard, shard_epoch, ..command }
+    };
+    let mut shard = Shard::new(LIMITS);
+    done(shard.apply(&proposed(one.clone())));
+    let reused = Refusal::SequenceReused { sequence: 1 };
+    assert_eq!(refusal(shard.apply(&proposed(other))), reused);
+    assert!(done(shard.apply(&proposed(one))).replayed);
+}
+
+/// A log that was begun by an older version continues with this one.
+#[test]
+fn a_retry_of_another_level_is_compared_with_the_hash_of_the_row() {
+    let of_level = |level, command| if level == 1 { at_level_1(command) } else { command };
+    for (first, again) in [(1, 2), (2, 1)] {
+        let mut shard = Shard::new(LIMITS);
+        let other = within(write(vec![add("n", 2)]), session(0), 1, 0);
+        shard.apply(&of_level(first, add_in(1, 0)));
+        assert!(done(shard.apply(&of_level(again, add_in(1, 0)))).replayed);
+        let reused = Refusal::SequenceReused { sequence: 1 };
+        assert_eq!(refusal(shard.apply(&of_level(again, other))), reused);
+        // The row keeps its format, also where the retry writes it anew.
+        let third = of_level(first, add_in(3, 0));
+        done(shard.apply(&third));
+        assert!(done(shard.apply(&of_level(again, add_in(3, 3)))).replayed);
+        let rows = shard.rows.of_kind(quorate_storage::RowKind::Session).map(Result::unwrap);
+        assert_eq!(rows.map(|(_, row)| row[0]).collect::<Vec<_>>(), [first]);
+    }
 }
 
 #[test]
@@ -176,7 +235,7 @@ fn a_session_holds_1024_unanswered_sequences() {
         shard.machine.apply_entry(&entry, &mut shard.rows).unwrap();
     }
     let rows = shard.rows.clone();
-    let full = Refusal::SessionsFull { session: true };
+    let full = Refusal::SessionsFull(Full::Session { sequences: 1_024 });
     assert_eq!(refusal(shard.apply(&add_in(1_025, 0))), full);
     assert_eq!(refusal(shard.apply(&add_in(1_025, 1))), full, "nothing below 1 was remembered");
     assert_eq!(shard.rows, rows);
@@ -187,16 +246,20 @@ fn a_session_holds_1024_unanswered_sequences() {
 #[test]
 fn a_full_table_rejects_new_sequences_and_evicts_nothing() {
     let mut shard = Shard::new(SessionLimits { bytes_max: 1_000, ..LIMITS });
-    let in_session =
-        |born, sequence, below| within(write(vec![add("n", 1)]), session(born), sequence, below);
+    // Each of its own client, or of level 1, which knows none.
+    let in_session = |born: u64, sequence, below| {
+        let command = within(write(vec![add("n", 1)]), session(born), sequence, below);
+        if born.is_multiple_of(2) { at_level_1(command) } else { by(born as u8, command) }
+    };
     let mut taken = 0;
     while let WriteAnswer::Done(_) = shard.apply(&in_session(taken, 1, 0)) {
         taken += 1;
     }
     assert!((5..12).contains(&taken), "{taken} rows fill 1,000 bytes");
-    let full = Refusal::SessionsFull { session: false };
+    let full = Refusal::SessionsFull(Full::Table { bytes: 1_000 });
     assert_eq!(refusal(shard.apply(&in_session(taken, 1, 0))), full);
     assert_eq!(refusal(shard.apply(&in_session(0, 2, 0))), full);
+    assert_eq!(refusal(shard.apply(&in_session(1, 2, 0))), full);
     for born in 0..taken {
         assert!(done(shard.apply(&in_session(born, 1, 0))).replayed);
     }
@@ -206,6 +269,83 @@ fn a_full_table_rejects_new_sequences_and_evicts_nothing() {
     done(shard.apply(&in_session(0, 2, 2)));
     shard.now_ms += TTL_MS + 2;
     done(shard.apply(&in_session(TTL_MS, 1, 0)));
+}
+
+/// The bytes of the table, and of a client.
+fn bytes(shard: &Shard, number: u8) -> (u64, u64) {
+    let sessions = shard.machine.sessions().unwrap();
+    (sessions.bytes(), sessions.of_client(&client(number)))
+}
+
+#[test]
+fn clients_that_take_all_they_can_leave_room_for_others() {
+    let max = 40_000;
+    let mut shard = Shard::new(SessionLimits { bytes_max: max, ..LIMITS });
+    let long = |number, born, sequence| {
+        let put = and_previous(put("k", vec![b'x'; 1_000]));
+        by(number, within(write(vec![put]), session(born), sequence, 0))
+    };
+    done(shard.apply(&long(1, 0, 1)));
+    // Many sequences of few sessions, and many sessions: all count.
+    let mut refused = 0;
+    for born in 0..20 {
+        for sequence in 1..=5 {
+            if let WriteAnswer::Refused(refusal) = shard.apply(&long(1, born, sequence)) {
+                let (taken, own) = bytes(&shard, 1);
+                let full = Full::Share { own, free: max - taken };
+                assert_eq!(refusal, Refusal::SessionsFull(full));
+                refused += 1;
+            }
+        }
+    }
+    let (_, own) = bytes(&shard, 1);
+    assert!(refused > 0 && (max / 2..max / 2 + 1_500).contains(&own), "{own} of {max} bytes");
+    for number in 2..6 {
+        let (taken, _) = bytes(&shard, number);
+        let mut born = 20 * u64::from(number);
+        while let WriteAnswer::Done(_) = shard.apply(&long(number, born, 1)) {
+            born += 1;
+        }
+        let (all, own) = bytes(&shard, number);
+        let expected = (max - taken) / 2;
+        assert!((expected..expected + 1_500).contains(&own), "{own} of {taken} free");
+        assert!(all < max, "something is left");
+    }
+    // Level 1 knows no clients, and every replica decides as it did.
+    done(shard.apply(&at_level_1(long(1, 500, 1))));
+    // All of it comes back with time.
+    shard.now_ms += TTL_MS + 1_000;
+    for _ in 0..20 {
+        shard.apply(&write(vec![get("n")]));
+    }
+    assert_eq!(bytes(&shard, 1), (0, 0));
+    done(shard.apply(&long(1, TTL_MS, 1)));
+}
+
+#[test]
+fn a_session_continues_when_its_client_has_its_share() {
+    let mut shard = Shard::new(SessionLimits { bytes_max: 4_000, ..LIMITS });
+    let add_of = |number, born, sequence, below| {
+        by(number, within(write(vec![add("n", 1)]), session(born), sequence, below))
+    };
+    let mut born = 0;
+    while let WriteAnswer::Done(_) = shard.apply(&add_of(1, born, 1, 0)) {
+        born += 1;
+    }
+    // Another one takes of what was free: the first has more than is left now.
+    while let WriteAnswer::Done(_) = shard.apply(&add_of(2, born, 1, 0)) {
+        born += 1;
+    }
+    let is_share = |answer| matches!(refusal(answer), Refusal::SessionsFull(Full::Share { .. }));
+    assert!(is_share(shard.apply(&add_of(1, 0, 2, 0))), "one row more");
+    let before = bytes(&shard, 1);
+    for sequence in 2..20 {
+        done(shard.apply(&add_of(1, 0, sequence, sequence)));
+    }
+    assert!(bytes(&shard, 1).1 < before.1 + 16, "it replaces its own row");
+    let long = and_previous(put("n", "1"));
+    let long = within(write(vec![long]), session(0), 20, 20);
+    assert!(is_share(shard.apply(&long)), "a row that may be long replaces none");
 }
 
 #[test]

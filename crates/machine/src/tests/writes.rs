@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 use quorate_proto::{
-    raft::v1::{ChangeMap, Command, command::Action},
+    raft::v1::{ChangeMap, Command, Write, command::Action},
     v1::{Condition, condition::Expect},
 };
 use quorate_raft::{Entry, EntryKind, Index, Membership, NodeId, Replica, ReplicaId, Term};
@@ -224,7 +224,7 @@ fn a_feature_of_a_newer_version_stops_the_replica() {
     for command in [
         Command { version: 2, ..plain.clone() },
         Command { version: 0, ..plain.clone() },
-        Command { feature_level: 2, ..plain.clone() },
+        Command { feature_level: 3, ..plain.clone() },
         Command { feature_level: 0, ..plain.clone() },
         Command { action: None, ..plain.clone() },
         write(vec![unknown_kind]),
@@ -241,12 +241,24 @@ fn a_feature_of_a_newer_version_stops_the_replica() {
 fn a_malformed_command_is_rejected_and_a_broken_payload_stops_the_replica() {
     let mut bad_session = within(write(vec![put("k", "v")]), session(0), 1, 0);
     bad_session.session.as_mut().unwrap().id = Bytes::from_static(b"short");
+    let mut without_client = within(write(vec![put("k", "v")]), session(0), 1, 0);
+    without_client.session.as_mut().unwrap().client = Bytes::new();
+    let mut cancel_without_client = within(cancel(), session(0), 1, 0);
+    cancel_without_client.session.as_mut().unwrap().client = Bytes::from_static(b"short");
+    let write_of = |operations, content_digest| {
+        let write = Write { operations, content_digest, ..Write::default() };
+        within(command(Action::Write(write)), session(0), 1, 0)
+    };
     for command in [
         write(vec![]),
         write(vec![put("", "v")]),
         write(vec![put(&"k".repeat(4_097), "v")]),
         write(vec![put("k", "v"), delete("k")]),
         bad_session,
+        without_client,
+        cancel_without_client,
+        write_of(vec![put("k", "v")], Bytes::new()),
+        write_of(vec![put("k", "v")], Bytes::from_static(&[1; 17])),
         cancel(),
     ] {
         let mut shard = shard();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use quorate_config::Key;
 use quorate_proto::{
-    limits::{KEY_BYTES_MAX, SESSION_ID_BYTES, SESSION_UNANSWERED_MAX, SESSION_WIRE_BYTES},
+    limits::{KEY_BYTES_MAX, SESSION_UNANSWERED_MAX, SESSION_WIRE_BYTES},
     raft::v1::{CommandOperation, CommandSession},
     v1::{Condition, Reason, WriteSession, condition::Expect},
 };
@@ -87,7 +87,7 @@ pub(super) fn check_session(
     session: &WriteSession,
     rules: &RequestRules,
 ) -> Result<CommandSession, Invalid> {
-    let id = check_session_id("session.id", &session.id, rules)?;
+    let (id, client) = check_session_id("session.id", &session.id, rules)?;
     check_sequence("session.sequence", session.sequence)?;
     let WriteSession { sequence, answered_below, last, .. } = *session;
     let field = "session.answered_below";
@@ -107,18 +107,18 @@ pub(super) fn check_session(
         let full = Invalid::new(Reason::SessionsFull, field, message);
         return Err(full.limit(SESSION_UNANSWERED_MAX as usize, ""));
     }
-    Ok(CommandSession { id, sequence, answered_below, last })
+    Ok(CommandSession { id, sequence, answered_below, last, client })
 }
 
-/// The session id as shards store it: the id as the client holds it, without what proves that a
-/// node of this cluster has given it.
+/// The session id as shards store it, and the tag of the client that it was opened for.
 pub(super) fn check_session_id(
     field: &str,
     id: &Bytes,
     rules: &RequestRules,
-) -> Result<Bytes, Invalid> {
-    if rules.session_key.open(id).is_some() {
-        return Ok(id.slice(..SESSION_ID_BYTES));
+) -> Result<(Bytes, Bytes), Invalid> {
+    if let Some((stored, client)) = rules.session_key.open(id) {
+        let stored = Bytes::copy_from_slice(stored.as_bytes());
+        return Ok((stored, Bytes::copy_from_slice(client.as_bytes())));
     }
     let message = match id.len() {
         SESSION_WIRE_BYTES => {

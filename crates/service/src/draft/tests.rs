@@ -330,6 +330,10 @@ fn an_encoded_draft_is_what_apply_takes() {
         }
     }
     assert!(drafts[0].has_session() && !drafts[1].has_session());
+    let levels = drafts.each_ref().map(|draft| draft.command.feature_level);
+    assert_eq!(levels, [2, 1], "a version that knows no more applies a write without a session");
+    let session = drafts[0].command.session.as_ref().unwrap();
+    assert_eq!(session.client, &SESSION_KEY.client(None).as_bytes()[..]);
 }
 
 proptest! {
