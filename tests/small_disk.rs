@@ -1,5 +1,6 @@
 //! Small real file systems: one that runs full is left by deleting, without a restart; what each
-//! level takes; and what a power cut leaves while the storage database is being collected.
+//! level takes; what a power cut leaves while the storage database is being collected; and one that
+//! hangs.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use quorate_client::{Client, Error};
@@ -18,7 +19,7 @@ use quorate_tests::disks::SmallDisk;
 use quorate_tests::named::{check, fill};
 use quorate_tests::needs::{Need, met};
 use quorate_tests::raw::CALL;
-use quorate_tests::{Cluster, ClusterOptions, until, until_async};
+use quorate_tests::{Cluster, ClusterOptions, Exit, until, until_async};
 use rustix::process::{Pid, Signal, kill_process};
 
 const MIB: u64 = 1 << 20;
@@ -329,6 +330,59 @@ impl Writer {
             let stats = threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")));
             stats.map(Result::unwrap_or_default).all(still).then_some(())
         });
+    }
+}
+
+/// The shards that a node leads, as the others see it.
+async fn led_by(cluster: &Cluster, id: u64) -> Vec<u64> {
+    let leaders = cluster.leaders().await.into_iter();
+    leaders.filter(|(_, leader)| *leader == id).map(|(shard, _)| shard).collect()
+}
+
+/// Leaderships leave the node after about one election timeout, a second; the process ends after 30
+/// seconds. Each bound is ten times, or a minute more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_costs_its_node_leaderships_at_once_and_the_process_later() {
+    if !met("small_disk", Need::LoopMount) {
+        return;
+    }
+    let disk = SmallDisk::new(DISK_BYTES);
+    let mut cluster = Cluster::prepare(ClusterOptions { shards: 6, ..ClusterOptions::default() });
+    cluster.place(1, disk.path().to_owned());
+    cluster.start_all().await;
+    let client = cluster.client();
+    fill(&client, "kept", 60).await;
+    let led = until_async("node 1 leads some shards", TIMEOUT, || async {
+        Some(led_by(&cluster, 1).await).filter(|led| !led.is_empty())
+    })
+    .await;
+
+    let frozen = disk.freeze();
+    let begun = Instant::now();
+    // Writes to all shards go on, those of node 1 too: somebody else leads them soon.
+    fill(&client, "hanging", 60).await;
+    let written = begun.elapsed();
+    until_async("node 1 leads nothing any more", TIMEOUT, || async {
+        led_by(&cluster, 1).await.is_empty().then_some(())
+    })
+    .await;
+    eprintln!("it led {led:?}: written after {written:?}, free of them {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "it led for {:?}", begun.elapsed());
+
+    until("node 1 says why it ends", Duration::from_secs(90), || {
+        cluster.log(1).contains("it has not returned for").then_some(())
+    });
+    let said = begun.elapsed();
+    eprintln!("it ended after {said:?}");
+    assert!(said > Duration::from_secs(20), "a disk may be slow for longer: {said:?}");
+    // The system ends no thread that waits for the disk.
+    drop(frozen);
+    assert_eq!(cluster.wait_end_within(1, TIMEOUT), Exit::Code(21));
+    cluster.start_node(1);
+    cluster.wait_ready().await;
+    cluster.wait_equal().await;
+    for name in ["kept", "hanging"] {
+        check(&client, name, 60).await;
     }
 }
 

@@ -69,6 +69,17 @@ impl SmallDisk {
         copied.and_then(|()| SmallDisk::mount(directory)).expect("the copy is mounted")
     }
 
+    /// Hangs: what writes to it from now on does not return, until what is returned here is
+    /// dropped.
+    ///
+    /// # Panics
+    /// If the file system cannot be frozen.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen<'_> {
+        run("fsfreeze", &["--freeze", text(&self.path)]).expect("the file system is frozen");
+        Frozen(self)
+    }
+
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -107,6 +118,18 @@ impl SmallDisk {
             fs::remove_file(ballast).expect("the ballast can be removed");
             // ext4 counts the blocks as free when its journal is written.
             run("sync", &["--file-system", text(&self.path)]).expect("it can be synced");
+        }
+    }
+}
+
+/// A disk that hangs. It does not, once this is dropped.
+#[derive(Debug)]
+pub struct Frozen<'a>(&'a SmallDisk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = run("fsfreeze", &["--unfreeze", text(&self.0.path)]) {
+            eprintln!("{} stays frozen: {error}", self.0.path.display());
         }
     }
 }
