@@ -185,8 +185,8 @@ def memory(cluster):
         honest = 0
         while time.monotonic() < asked_until or any(thread.is_alive() for thread in threads):
             began = time.monotonic()
-            client.put(b"small", b"v")
-            assert client.get(b"small").value == b"v"
+            patiently(lambda: client.put(b"small", b"v"), PATIENCE)
+            assert patiently(lambda: client.get(b"small"), PATIENCE).value == b"v"
             took = time.monotonic() - began
             assert took < PATIENCE, f"{when} an honest put and get took {took:.1f} s"
             honest += 1
@@ -210,11 +210,11 @@ def unread_scan(cluster):
 
     def write(writer):
         own = Honest(cluster, writer % len(cluster.endpoints))
-        value = os.urandom(32 << 10)
+        value = os.urandom(60 << 10)
         number = 0
         while not stop.is_set():
             began = time.monotonic()
-            code = status_of(lambda: own.put(b"w%d-%d" % (writer, number % 64), value, timeout=20))
+            code = status_of(lambda: own.put(b"w%d-%d" % (writer, number % 32), value, timeout=20))
             took = time.monotonic() - began
             with lock:
                 slowest[0] = max(slowest[0], took)
@@ -222,22 +222,25 @@ def unread_scan(cluster):
                 if code != "OK":
                     refused.append(code)
             number += 1
-            # About 3 MB/s from all three: far below what a node does without scans.
+            # At most 6 MB/s from all three: far below what a node does without scans.
             stop.wait(max(0.0, 0.03 - took))
 
     writers = [threading.Thread(target=write, args=[number]) for number in range(3)]
     for writer in writers:
         writer.start()
-    scan = cluster.kv.ScanRequest().SerializeToString()
+    # Stale, so that each node pins its own replica of every shard, and no other node's.
+    level = cluster.common.ReadOptions(level=cluster.common.READ_LEVEL_STALE)
+    scan = cluster.kv.ScanRequest(read=level).SerializeToString()
     end = time.monotonic() + 15
     scans = []
     while time.monotonic() < end:
-        # A pin lasts 10 s, and a shard has 64: this is always a pin for whatever is written.
+        # A pin lasts 10 s, and six scans with a message of 1 MiB each have room on a node: together
+        # they keep most of what is written meanwhile.
         connection = wire.Connection(cluster.endpoints[len(scans) % len(cluster.endpoints)])
         connection.begin(wire.SCAN, scan)
         connection.flush()
         scans.append(connection)
-        time.sleep(0.2)
+        time.sleep(0.25)
     stop.set()
     for writer in writers:
         writer.join()
