@@ -30,6 +30,8 @@ pub enum Need {
     Setsid,
     /// Root that may mount, a loop device, and mkfs.ext4: a small file system of the test's own.
     LoopMount,
+    /// Root that may make a network and mounts of its own, with ip.
+    Namespaces,
 }
 
 /// What CI may lack. grpcurl is packaged neither by Debian nor by a language's registry, and what
@@ -51,13 +53,16 @@ impl fmt::Display for Need {
             Self::Grpcurl => "grpcurl",
             Self::Setsid => "setsid (util-linux)",
             Self::LoopMount => "root that may mount ext4 on a loop device (e2fsprogs, util-linux)",
+            Self::Namespaces => {
+                "root that may make a network and mounts of its own (util-linux, iproute2)"
+            }
         })
     }
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Need; 7] = [
+    pub const ALL: [Need; 8] = [
         Need::Docker,
         Need::UnicodeData,
         Need::PythonGrpc,
@@ -65,6 +70,7 @@ impl Need {
         Need::Grpcurl,
         Need::Setsid,
         Need::LoopMount,
+        Need::Namespaces,
     ];
 
     /// Whether this machine has it.
@@ -84,6 +90,10 @@ impl Need {
             Self::Setsid => succeeds("setsid", &["--version"]),
             // What is asked for is tried, with little: who may do it is not to be read anywhere.
             Self::LoopMount => SmallDisk::try_new(4 << 20).is_ok(),
+            Self::Namespaces => {
+                let tried = "ip link set lo up && mount --bind /etc/resolv.conf /etc/resolv.conf";
+                succeeds("unshare", &["--net", "--mount", "sh", "-c", tried])
+            }
         }
     }
 }
