@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use quorate_raft::Taken;
 use tokio::sync::Notify;
 
 /// The size of an input in its queue.
@@ -16,7 +17,7 @@ pub(crate) trait Weigh {
 ///
 /// Three kinds of input share the order of arrival.
 /// - *Offers* (requests of clients) are refused once the queue holds three quarters of its bound in
-///   bytes.
+///   bytes; large ones once it holds three quarters of that, so that small ones still pass.
 /// - *Urgent offers* (messages of peers) are refused once it holds all of its bound: however many
 ///   clients there are, they do not keep heartbeats and votes out.
 /// - *Completions* (a disk write that is done, entries that are applied) are never refused: the
@@ -33,7 +34,7 @@ pub(crate) struct Inbox<T> {
 #[derive(Debug)]
 struct Queue<T> {
     items: Vec<T>,
-    bytes: usize,
+    taken: Taken,
     closed: bool,
     receiver_waits: bool,
 }
@@ -47,12 +48,23 @@ pub(crate) enum Refused<T> {
     Closed(T),
 }
 
+impl<T> Queue<T> {
+    fn bytes(&self) -> usize {
+        self.taken.all as usize
+    }
+}
+
 impl<T: Weigh> Inbox<T> {
     /// A queue of `bound` bytes, completions not counted: it refuses once it holds that much, so
     /// the last input may exceed the bound.
     #[must_use]
     pub fn new(bound: usize) -> Self {
-        let queue = Queue { items: Vec::new(), bytes: 0, closed: false, receiver_waits: false };
+        let queue = Queue {
+            items: Vec::new(),
+            taken: Taken::default(),
+            closed: false,
+            receiver_waits: false,
+        };
         Self { bound, queue: Mutex::new(queue), filled: Condvar::new(), drained: Notify::new() }
     }
 
@@ -83,7 +95,7 @@ impl<T: Weigh> Inbox<T> {
         if queue.closed {
             return Err(Refused::Closed(item));
         }
-        if queue.bytes >= bound {
+        if !queue.taken.has_room(weight as u64, bound as u64) {
             return Err(Refused::Full(item));
         }
         self.push(&mut queue, item, weight);
@@ -95,7 +107,7 @@ impl<T: Weigh> Inbox<T> {
     #[must_use]
     pub fn has_room(&self) -> bool {
         let queue = self.queue.lock();
-        queue.closed || queue.bytes < self.offer_bound()
+        queue.closed || queue.bytes() < self.offer_bound()
     }
 
     /// Waits until the queue [has room](Self::has_room).
@@ -121,7 +133,7 @@ impl<T: Weigh> Inbox<T> {
 
     fn push(&self, queue: &mut Queue<T>, item: T, weight: usize) {
         queue.items.push(item);
-        queue.bytes += weight;
+        queue.taken = queue.taken.with(weight as u64);
         if queue.receiver_waits {
             // One wake-up for each time the receiver slept, however many inputs follow.
             queue.receiver_waits = false;
@@ -141,8 +153,8 @@ impl<T: Weigh> Inbox<T> {
             );
             queue.receiver_waits = false;
         }
-        let was_full = queue.bytes >= self.offer_bound();
-        queue.bytes = 0;
+        let was_full = queue.bytes() >= self.offer_bound();
+        queue.taken = Taken::default();
         if into.is_empty() {
             std::mem::swap(into, &mut queue.items);
         } else {
@@ -164,12 +176,14 @@ impl<T: Weigh> Inbox<T> {
     /// Bytes queued now.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.queue.lock().bytes
+        self.queue.lock().bytes()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use quorate_raft::SMALL_BYTES;
+
     use super::*;
     use std::sync::Arc;
 
@@ -200,6 +214,18 @@ mod tests {
         drained.clear();
         inbox.drain(&mut drained, Duration::from_secs(60));
         assert_eq!(drained, [Item(1)], "what was queued before the end is still there");
+    }
+
+    #[test]
+    fn large_offers_leave_room_for_small_ones() {
+        let large = SMALL_BYTES as usize + 1;
+        let inbox = Inbox::new(16 * large);
+        let taken = (0..100).take_while(|_| inbox.offer(Item(large)).is_ok()).count();
+        assert_eq!(taken, 9, "of the 12 in the part for offers");
+        assert_eq!(inbox.offer(Item(1)), Ok(()));
+        inbox.complete(Item(20 * large));
+        assert_eq!(inbox.offer(Item(1)), Ok(()), "small ones have not had their part");
+        assert!(matches!(inbox.offer(Item(large)), Err(Refused::Full(_))));
     }
 
     #[tokio::test]

@@ -20,9 +20,13 @@
 //! of them than outstanding tokens, so they are never rejected, and a ring of full queues cannot
 //! block itself. *Rejected* means with OVERLOADED.
 //!
+//! Of every bound in bytes between a client and the delta, and of the places of writes, large ones
+//! (more than [`quorate_raft::SMALL_BYTES`]) may take three quarters: the rest is for small ones.
+//!
 //! | queue | unit | bound | full |
 //! |---|---|---|---|
 //! | writes, and reads of single keys, under way | calls | 256 to 4,096 each, by delay | rejected |
+//! | requests of writes under way | bytes | the share `request queues` | rejected |
 //! | engine inbox, offers | bytes | the share `request queues` | rejected; from a peer: dropped |
 //! | engine inbox, completions | tokens | outstanding tokens | – |
 //! | log writer | entries of the core | `max_uncommitted_bytes` per group | – |

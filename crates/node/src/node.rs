@@ -329,7 +329,7 @@ impl Node {
                 session_key: SessionKey::of(&self.secret),
             },
             metrics: self.metrics.service.clone(),
-            admission: Admissions::default(),
+            admission: Admissions::new(self.config.memory.request_queue),
             life: self.cell.life.clone(),
             disk: inbound.disk.clone(),
             damaged: Mutex::default(),

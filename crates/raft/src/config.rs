@@ -40,7 +40,7 @@ pub struct Config {
     /// Entry bytes that a leader holds without having committed them; above this, proposals are
     /// refused. It bounds the log of a leader that is cut off, and how long a proposal waits for a
     /// slow disk: a proposal that would not commit before its caller's deadline is better refused.
-    /// Default 8 MiB.
+    /// Large ones are refused from three quarters of it on ([`crate::room_for`]). Default 8 MiB.
     pub max_uncommitted_bytes: u64,
     /// Entry bytes handed out to be applied and not yet reported as applied; above this, committed
     /// entries wait in the log. Default 8 MiB.

@@ -141,6 +141,7 @@ mod raft;
 mod reads;
 mod replication;
 mod role;
+mod room;
 mod status;
 mod steps;
 mod stop;
@@ -158,6 +159,7 @@ pub use output::{
     TransferEnd,
 };
 pub use raft::{Raft, Restored};
+pub use room::{SMALL_BYTES, Taken, room_for};
 pub use status::{ProgressKind, ProgressStatus, Status};
 pub use types::{
     Entry, EntryKind, GroupId, HardState, Index, LogId, NodeId, Replica, ReplicaId,

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_proto::v1::{Failure, Reason};
+use quorate_raft::{Taken, room_for};
 use tokio::time::Instant;
 
 use crate::context::Context;
@@ -39,6 +40,9 @@ pub struct Admission {
     what: &'static str,
     under_way: AtomicUsize,
     limit: AtomicUsize,
+    /// Bytes of their requests, and the bound of these.
+    held: Mutex<Taken>,
+    held_max: u64,
     window: Mutex<Window>,
 }
 
@@ -64,13 +68,14 @@ pub struct Admissions {
     pub reads: Arc<Admission>,
 }
 
-impl Default for Admissions {
-    fn default() -> Self {
-        Self { writes: Admission::of("writes"), reads: Admission::of("reads") }
-    }
-}
-
 impl Admissions {
+    /// The admissions of a node that holds up to `held_max` bytes of the requests of writes. Those
+    /// of reads are small, and their number bounds them.
+    #[must_use]
+    pub fn new(held_max: u64) -> Self {
+        Self { writes: Admission::of("writes", held_max), reads: Admission::of("reads", u64::MAX) }
+    }
+
     /// The admission of a method; `None` for calls that are always taken: they cost little, have
     /// bounds of their own, or show how the node is.
     fn of(&self, method: Method) -> Option<&Arc<Admission>> {
@@ -93,29 +98,42 @@ impl Admissions {
         }
     }
 
-    /// A place for a call, which it holds until its end.
+    /// A place for a call whose request has `bytes`, which it holds until its end.
     ///
     /// # Errors
-    /// OVERLOADED: the limit is reached, or the call's time is shorter than the shortest delay.
-    pub fn admit(&self, method: Method, context: &Context) -> Result<Option<Admitted>, Failure> {
-        self.of(method).map(|admission| admission.admit(context)).transpose()
+    /// OVERLOADED: a limit is reached, or the call's time is shorter than the shortest delay.
+    pub fn admit(
+        &self,
+        method: Method,
+        context: &Context,
+        bytes: u64,
+    ) -> Result<Option<Admitted>, Failure> {
+        self.of(method).map(|admission| admission.admit(context, bytes)).transpose()
     }
 }
 
 /// The place of one call under way.
 #[derive(Debug)]
-pub struct Admitted(Arc<Admission>);
+pub struct Admitted {
+    admission: Arc<Admission>,
+    /// The bytes that it holds.
+    bytes: u64,
+}
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        let admission = &self.admission;
+        admission.under_way.fetch_sub(1, Ordering::AcqRel);
+        let mut held = admission.held.lock();
+        *held = held.without(self.bytes);
     }
 }
 
 impl Admission {
-    /// The admission of calls of a sort, named in the plural.
+    /// The admission of calls of a sort, named in the plural, with up to `held_max` bytes of
+    /// requests.
     #[must_use]
-    pub fn of(what: &'static str) -> Arc<Self> {
+    pub fn of(what: &'static str, held_max: u64) -> Arc<Self> {
         let window = Window {
             ends: Instant::now() + WINDOW,
             shortest: None,
@@ -126,24 +144,35 @@ impl Admission {
             what,
             under_way: AtomicUsize::new(0),
             limit: AtomicUsize::new(FLOOR),
+            held: Mutex::default(),
+            held_max,
             window: Mutex::new(window),
         })
     }
 
-    /// A place for a call.
+    /// A place for a call whose request has `bytes`. Calls with large requests leave a quarter of
+    /// the places and of the bytes to small ones.
     ///
     /// # Errors
-    /// OVERLOADED: the limit is reached, or the call's time is shorter than the shortest delay.
-    pub fn admit(self: &Arc<Self>, context: &Context) -> Result<Admitted, Failure> {
+    /// OVERLOADED: a limit is reached, or the call's time is shorter than the shortest delay.
+    pub fn admit(self: &Arc<Self>, context: &Context, bytes: u64) -> Result<Admitted, Failure> {
         let under_way = self.under_way.fetch_add(1, Ordering::AcqRel) + 1;
         // From here on it is given back, whatever comes.
-        let place = Admitted(self.clone());
-        let limit = self.limit.load(Ordering::Acquire);
+        let mut place = Admitted { admission: self.clone(), bytes: 0 };
+        let limit = room_for(bytes, self.limit.load(Ordering::Acquire) as u64) as usize;
         let what = self.what;
         if under_way > limit {
             let message = format!(
                 "this node has {limit} {what} under way and takes no more, because each waits \
                  longer than {TARGET:?}; try again later"
+            );
+            return Err(overloaded(message));
+        }
+        if !self.hold(&mut place, bytes) {
+            let message = format!(
+                "this node holds too many bytes of {what} under way for one of {bytes} bytes; the \
+                 limit is {} bytes, a share of --memory; try again later",
+                self.held_max
             );
             return Err(overloaded(message));
         }
@@ -162,6 +191,23 @@ impl Admission {
             }
             _ => Ok(place),
         }
+    }
+
+    /// Counts the bytes of a call, if they have room.
+    fn hold(&self, place: &mut Admitted, bytes: u64) -> bool {
+        let mut held = self.held.lock();
+        let fits = held.has_room(bytes, self.held_max);
+        if fits {
+            *held = held.with(bytes);
+            place.bytes = bytes;
+        }
+        fits
+    }
+
+    /// The bytes of large requests of calls under way.
+    #[must_use]
+    pub fn large_bytes(&self) -> u64 {
+        self.held.lock().large
     }
 
     /// Notes how long a call waited for the engine: from its offer to its answer.
@@ -224,6 +270,7 @@ fn overloaded(message: String) -> Failure {
 mod tests {
     use std::collections::VecDeque;
 
+    use quorate_raft::SMALL_BYTES;
     use tonic::metadata::MetadataMap;
 
     use super::*;
@@ -254,7 +301,7 @@ mod tests {
         let (mut load, mut queue) = (Load::default(), VecDeque::<(Instant, Admitted)>::new());
         for _ in 0..seconds * steps {
             for _ in 0..offered / steps {
-                match admission.admit(&context("5S")) {
+                match admission.admit(&context("5S"), 0) {
                     Ok(place) => queue.push_back((Instant::now(), place)),
                     Err(failure) => {
                         assert_eq!(failure.reason(), Reason::Overloaded);
@@ -282,7 +329,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn at_three_times_the_load_the_node_does_what_it_can_and_refuses_the_rest() {
-        let admission = Admission::of("writes");
+        let admission = Admission::of("writes", u64::MAX);
         let (rate, offered) = (7_000, 21_000);
         // The first calls fill the queue before a delay shows it.
         offer(&admission, (rate, FAST), offered, 1).await;
@@ -298,7 +345,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_limit_follows_a_node_that_becomes_faster() {
-        let admission = Admission::of("writes");
+        let admission = Admission::of("writes", u64::MAX);
         offer(&admission, (6_000, FAST), 20_000, 3).await;
         let slow = admission.limit();
         assert!(slow <= 600, "{slow} calls take 100 ms");
@@ -309,7 +356,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_disk_is_no_overload() {
-        let admission = Admission::of("writes");
+        let admission = Admission::of("writes", u64::MAX);
         // All that fits under the floor shares barriers of 200 ms.
         let disk = (100_000, Duration::from_millis(200));
         let load = offer(&admission, disk, 1_000, 10).await;
@@ -318,14 +365,38 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_without_enough_time_is_refused_at_once() {
-        let admission = Admission::of("reads");
+        let admission = Admission::of("reads", u64::MAX);
         admission.observe(Duration::from_millis(30));
-        assert!(admission.admit(&context("100m")).is_ok());
-        let refused = admission.admit(&context("20m")).expect_err("30 ms are more");
+        assert!(admission.admit(&context("100m"), 0).is_ok());
+        let refused = admission.admit(&context("20m"), 0).expect_err("30 ms are more");
         assert_eq!(refused.reason(), Reason::Overloaded);
         assert!(refused.message.starts_with("the call has 18.0ms left, and reads now take 30.0ms"));
         tokio::time::advance(3 * WINDOW).await;
-        assert!(admission.admit(&context("20m")).is_ok(), "the delay was long ago");
+        assert!(admission.admit(&context("20m"), 0).is_ok(), "the delay was long ago");
         assert_eq!(admission.under_way.load(Ordering::Acquire), 0, "each place was given back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_requests_leave_places_and_bytes_to_small_ones() {
+        let (large, time) = (SMALL_BYTES + 1, context("5S"));
+        let admitted = |admission: &Arc<Admission>, bytes: u64| -> Vec<Admitted> {
+            (0..1_000).map_while(|_| admission.admit(&time, bytes).ok()).collect()
+        };
+        // Few bytes: the bytes end first.
+        let admission = Admission::of("writes", 16 * large);
+        let mut places = admitted(&admission, large);
+        assert_eq!((places.len() as u64, admission.large_bytes()), (12, 12 * large));
+        let small = admitted(&admission, 1_000);
+        assert_eq!(small.len(), FLOOR - 12, "all other places");
+        drop(small);
+        places.pop();
+        assert_eq!(admitted(&admission, large).len(), 1, "what is given back is taken again");
+        drop(places);
+        assert_eq!(admission.large_bytes(), 0);
+        // Many bytes: the places end first.
+        let admission = Admission::of("writes", u64::MAX);
+        let places = admitted(&admission, large);
+        assert_eq!(places.len(), FLOOR / 4 * 3);
+        assert_eq!(admitted(&admission, 1).len(), FLOOR / 4);
     }
 }

@@ -191,7 +191,7 @@ impl Calls {
         let call = self.begin(kind, request);
         let guard = Arc::new(self.cell.life.call());
         let admitted = self.admitted(kind).and_then(|shared| {
-            match shared.admission.admit(kind.method, &call.context) {
+            match shared.admission.admit(kind.method, &call.context, request.get_ref().bytes()) {
                 Ok(place) => Ok((shared, (guard, place))),
                 Err(failure) => {
                     shared.metrics.shed("calls").inc();

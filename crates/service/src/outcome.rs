@@ -7,6 +7,7 @@
 //! this attempt alone. A write without a session has one attempt, and what is true of that is true
 //! of it.
 
+use prost::Message;
 use quorate_proto::v1::{
     BatchRequest, CancelRequest, CompareAndSetRequest, DeleteRequest, Failure, GetInfoRequest,
     GetMapRequest, GetRequest, GetStatusRequest, IncrementRequest, MultiGetRequest,
@@ -45,6 +46,12 @@ impl Subject {
 pub trait HasOutcome {
     /// The subject of this call's outcome.
     fn subject(&self) -> Subject;
+
+    /// The bytes that the node holds of the request until it is answered; those of calls that carry
+    /// no values are not counted.
+    fn bytes(&self) -> u64 {
+        0
+    }
 }
 
 fn of_write(session: Option<&WriteSession>) -> Subject {
@@ -52,12 +59,16 @@ fn of_write(session: Option<&WriteSession>) -> Subject {
 }
 
 macro_rules! has_outcome {
-    ($($request:ty => |$it:ident| $subject:expr;)*) => {$(
+    ($($request:ty => |$it:ident| $subject:expr $(, bytes $bytes:ident)?;)*) => {$(
         impl HasOutcome for $request {
             fn subject(&self) -> Subject {
                 let $it = self;
                 $subject
             }
+
+            $(fn bytes(&self) -> u64 {
+                self.$bytes() as u64
+            })?
         }
     )*};
 }
@@ -71,11 +82,11 @@ has_outcome! {
     GetMapRequest => |_read| Subject::Read;
     GetStatusRequest => |_read| Subject::Read;
     TransferLeaderRequest => |_change| Subject::Read;
-    PutRequest => |write| of_write(write.session.as_ref());
-    DeleteRequest => |write| of_write(write.session.as_ref());
-    CompareAndSetRequest => |write| of_write(write.session.as_ref());
-    IncrementRequest => |write| of_write(write.session.as_ref());
-    BatchRequest => |write| of_write(write.session.as_ref());
+    PutRequest => |write| of_write(write.session.as_ref()), bytes encoded_len;
+    DeleteRequest => |write| of_write(write.session.as_ref()), bytes encoded_len;
+    CompareAndSetRequest => |write| of_write(write.session.as_ref()), bytes encoded_len;
+    IncrementRequest => |write| of_write(write.session.as_ref()), bytes encoded_len;
+    BatchRequest => |write| of_write(write.session.as_ref()), bytes encoded_len;
     // It asks about a write of a session, and its failure answers nothing.
     CancelRequest => |_question| Subject::Attempt;
     // Its operations may have sessions, and are not read.

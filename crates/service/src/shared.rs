@@ -17,7 +17,7 @@ use quorate_machine::Map;
 use quorate_machine::SessionMint;
 use quorate_proto::v1::{Failure, NodePhase, ReadLevel, Reason, Receipt, SessionToken};
 use quorate_raft::{GroupId, Index, NodeId, Term};
-use quorate_storage::{DeltaBudget, DeltaLevel, Disk, DiskLevel};
+use quorate_storage::{DeltaBudget, Disk, DiskLevel};
 use tokio::sync::Semaphore;
 
 use crate::admission::Admissions;
@@ -223,12 +223,15 @@ impl Shared {
         }
     }
 
-    /// Whether there is room for a write. A delete needs no more disk than it gives back, in time.
+    /// Whether there is room for a write whose request, of `bytes`, is under way. A delete needs no
+    /// more disk than it gives back, in time.
     ///
     /// # Errors
     /// DISK_FULL or OVERLOADED, with the time after which trying again may help.
-    pub fn check_room(&self, is_delete: bool) -> Result<(), Failure> {
-        if self.budget.level() >= DeltaLevel::Full {
+    pub fn check_room(&self, is_delete: bool, bytes: u64) -> Result<(), Failure> {
+        // Those ahead will be in the delta before this one.
+        let ahead = self.admission.writes.large_bytes().saturating_sub(bytes);
+        if !self.budget.has_room(bytes, ahead) {
             self.metrics.shed("delta").inc();
             let message = "checkpoints are falling behind; retry later";
             return Err(retry_after(self.failure(Reason::Overloaded, message), 100));

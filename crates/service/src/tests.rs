@@ -132,7 +132,7 @@ impl Node {
                 session_key: SESSION_KEY,
             },
             metrics,
-            admission: Admissions::default(),
+            admission: Admissions::new(config.memory.request_queue),
             life: cell.life.clone(),
             disk: Arc::default(),
             damaged: Mutex::default(),

@@ -53,7 +53,7 @@ pub async fn write<R: Forward>(
         let place = route::leader_of(&shard, *leadership.borrow_and_update());
         let missing = match place {
             LeaderLocation::Here => {
-                shared.check_room(is_delete)?;
+                shared.check_room(is_delete, request.bytes())?;
                 let payload = draft.encode(shard.group.0, shard.epoch);
                 match propose(shared, context, &shard, payload, draft.write_key()).await? {
                     Some((receipt, answer)) => return Ok(Written::Here(receipt, answer)),

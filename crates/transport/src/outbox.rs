@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures::Stream;
 use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
-use quorate_raft::{Envelope, GroupId, ReplicaId};
+use quorate_raft::{Envelope, GroupId, ReplicaId, room_for};
 use tokio::sync::{Notify, mpsc};
 
 use super::{Shared, convert};
@@ -110,7 +110,9 @@ impl Queue for LatestQueue {
     }
 }
 
-/// The bulk lane: in order, bounded in bytes.
+/// The bulk lane: in order, bounded in bytes. Large messages leave a quarter of it to small ones:
+/// what is dropped here is probed for and sent again, which costs a group of small entries as much
+/// as one of large ones.
 #[derive(Default)]
 pub(super) struct FifoQueue {
     queue: VecDeque<(Envelope, usize)>,
@@ -122,8 +124,9 @@ pub(super) struct FifoQueue {
 impl Queue for FifoQueue {
     fn put(&mut self, envelope: Envelope, open: bool, bytes_max: usize) -> bool {
         let bytes = convert::size_bound(&envelope);
+        let room = room_for(bytes as u64, bytes_max as u64) as usize;
         // A message above the bound passes alone, else it would never pass.
-        if !open || (self.bytes + bytes > bytes_max && !self.queue.is_empty()) {
+        if !open || (self.bytes + bytes > room && !self.queue.is_empty()) {
             return false;
         }
         self.bytes += bytes;

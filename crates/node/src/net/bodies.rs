@@ -2,8 +2,8 @@
 //!
 //! All listeners of a node share one [`Budget`]. A request counts while it is received, an answer
 //! until the transport has taken it. What does not fit is refused as OVERLOADED. Bodies of more
-//! than [`SMALL`] bytes may use three quarters of the budget, so that small requests and answers
-//! still have room beside large ones that stand still.
+//! than [`quorate_raft::SMALL_BYTES`] may use three quarters of the budget, so that small requests
+//! and answers still have room beside large ones that stand still.
 //!
 //! A request must be complete within [`Patience::request`]; the messages of a stream of requests
 //! each, from their first byte. An answer of which nothing was taken for [`Patience::answer`] is
@@ -25,6 +25,7 @@ use hyper::rt::Executor;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use quorate_proto::v1::{Failure, Reason};
+use quorate_raft::room_for;
 use quorate_service::context::{Context as CallContext, REQUEST_ID};
 use quorate_service::outcome::Subject;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -35,8 +36,6 @@ use tonic::metadata::MetadataMap;
 
 use crate::metrics::{Metrics, QueueMetrics};
 
-/// A body with at most this many bytes is small: it may use the whole budget.
-const SMALL: u64 = 64 << 10;
 /// The bytes of an answer that are handed to the transport at once. It holds them in memory when
 /// the reader has left no room for them.
 const PIECE: usize = 16 << 10;
@@ -109,7 +108,7 @@ impl Budget {
 
     /// Takes `bytes` for a body that holds `held`; whether they fit.
     fn take(&self, held: u64, bytes: u64) -> bool {
-        let limit = if held + bytes <= SMALL { self.limit } else { self.limit / 4 * 3 };
+        let limit = room_for(held + bytes, self.limit);
         let fits = |used: u64| used.checked_add(bytes).filter(|after| *after <= limit);
         if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
             self.refused.inc();

@@ -11,6 +11,7 @@ use crate::quorum;
 use crate::raft::Raft;
 use crate::reads::{ReadRounds, Reader};
 use crate::role::{Leader, Role};
+use crate::room::room_for;
 use crate::types::{Entry, EntryKind, Index, LogId, Replica, ReplicaId, ReplicationSession, Ticks};
 
 impl Raft {
@@ -63,7 +64,7 @@ impl Raft {
             return Err(ProposeError::TooLarge { bytes, limit: self.config.max_entry_bytes });
         }
         let (uncommitted, limit) = (leader.uncommitted_bytes, self.config.max_uncommitted_bytes);
-        if uncommitted > 0 && uncommitted + bytes > limit {
+        if uncommitted > 0 && uncommitted + bytes > room_for(bytes, limit) {
             return Err(ProposeError::Full { uncommitted, limit });
         }
         Ok(self.append_own(EntryKind::Command, payload, stamp))

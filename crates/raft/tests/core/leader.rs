@@ -3,8 +3,8 @@
 use crate::support::{Bench, log_id, plain};
 use bytes::Bytes;
 use quorate_raft::{
-    AppendResult, Config, Envelope, Index, Message, ProgressKind, ReadId, ReplicaId,
-    ReplicationSession, Term, Ticks, Timing,
+    AppendResult, Config, Envelope, Index, Message, ProgressKind, ProposeError, ReadId, ReplicaId,
+    ReplicationSession, SMALL_BYTES, Term, Ticks, Timing,
 };
 
 const INTERVAL: u64 = 10;
@@ -235,4 +235,19 @@ fn a_blank_follower_gets_no_entries_before_its_snapshot() {
     assert_eq!(appends(&sent, 3), (0, 0));
     let blank = bench.raft.status().progress[1];
     assert_eq!((blank.replica, blank.state), (ReplicaId(3), ProgressKind::Snapshot));
+}
+
+#[test]
+fn what_large_proposals_may_not_fill_is_left_for_small_ones() {
+    let mut bench = leader();
+    let mut propose =
+        |bytes: u64| bench.raft.propose(Ticks(bench.now), Bytes::from(vec![0; bytes as usize]), 0);
+    let limit = Config::default().max_uncommitted_bytes;
+    let large = (0..1_000).take_while(|_| propose(2 * SMALL_BYTES).is_ok()).count() as u64;
+    assert!(large * 2 * SMALL_BYTES <= limit / 4 * 3, "{large} large ones");
+    assert!((large + 1) * 2 * SMALL_BYTES >= limit / 4 * 3 - large * 64, "{large} large ones");
+    for _ in 0..1_000 {
+        assert!(propose(1).is_ok(), "a small one");
+    }
+    assert!(matches!(propose(2 * SMALL_BYTES), Err(ProposeError::Full { .. })));
 }

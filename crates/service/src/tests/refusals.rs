@@ -198,7 +198,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
         budget: shared.budget.clone(),
         rules: shared.rules,
         metrics: shared.metrics.clone(),
-        admission: Admissions::default(),
+        admission: Admissions::new(u64::MAX),
         life: cell.life.clone(),
         disk: Arc::default(),
         damaged: Mutex::default(),

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::{RwLock, RwLockReadGuard};
+use quorate_raft::SMALL_BYTES;
 
-use super::budget::DeltaBudget;
+use super::budget::{DeltaBudget, Grown};
 use super::header::Frontier;
 use super::versions::{PAGE_BYTES, PAGE_ROWS, Page, Span};
 use crate::keys::RowKey;
@@ -36,6 +37,11 @@ impl Version {
     fn bytes(&self) -> u64 {
         self.record.as_ref().map_or(0, Bytes::len) as u64
     }
+
+    /// Its bytes, if they are many.
+    fn large(&self) -> u64 {
+        Some(self.bytes()).filter(|bytes| *bytes > SMALL_BYTES).unwrap_or(0)
+    }
 }
 
 /// The versions of one row in one layer.
@@ -56,14 +62,14 @@ impl Chain {
     }
 
     /// Adds a version and drops those that no pin needs. A pin needs the newest version at or
-    /// before its index. Returns the growth of the chain in bytes.
-    fn push(&mut self, next: Version, pins: &[u64]) -> i64 {
-        let before = self.bytes();
+    /// before its index. Returns the growth of the chain.
+    fn push(&mut self, next: Version, pins: &[u64]) -> Grown {
+        let before = (self.bytes(), self.large());
         let top = next.index;
         assert!(top > self.newest.index, "version {top} written on top of {}", self.newest.index);
         if pins.is_empty() {
             *self = Chain { newest: next, older: Vec::new() };
-            return self.bytes() as i64 - before as i64;
+            return self.grown(before);
         }
         self.older.push(std::mem::replace(&mut self.newest, next));
         let mut until = top;
@@ -80,12 +86,22 @@ impl Chain {
         if self.older.is_empty() {
             self.older = Vec::new();
         }
-        self.bytes() as i64 - before as i64
+        self.grown(before)
+    }
+
+    /// Its growth, given its bytes before and how many of them were large.
+    fn grown(&self, (bytes, large): (u64, u64)) -> Grown {
+        let all = self.bytes() as i64 - bytes as i64;
+        Grown { all, large: self.large() as i64 - large as i64 }
     }
 
     fn bytes(&self) -> u64 {
         let older: u64 = self.older.iter().map(|old| old.bytes() + VERSION_OVERHEAD).sum();
         self.newest.bytes() + older
+    }
+
+    fn large(&self) -> u64 {
+        self.older.iter().map(Version::large).sum::<u64>() + self.newest.large()
     }
 }
 
@@ -97,6 +113,8 @@ pub(crate) struct Rows {
     /// frontier at which the layer began.
     frontier: Frontier,
     bytes: u64,
+    /// How many of them are large records.
+    large: u64,
 }
 
 impl Rows {
@@ -159,25 +177,31 @@ impl Rows {
         writes: impl Iterator<Item = (RowKey, Option<Bytes>)>,
         frontier: Frontier,
         pins: &[u64],
-    ) -> i64 {
+    ) -> Grown {
         let index = frontier.applied.index.0;
-        let mut grown = 0i64;
+        let mut grown = Grown::default();
         for (key, record) in writes {
             let version = Version { index, record };
             match self.map.entry(key) {
-                Entry::Occupied(mut chain) => grown += chain.get_mut().push(version, pins),
+                Entry::Occupied(mut chain) => {
+                    let by = chain.get_mut().push(version, pins);
+                    grown.all += by.all;
+                    grown.large += by.large;
+                }
                 Entry::Vacant(row) => {
                     let bytes = row.key().as_bytes().len() as u64 + version.bytes();
-                    grown += (bytes + ROW_OVERHEAD) as i64;
+                    grown.all += (bytes + ROW_OVERHEAD) as i64;
+                    grown.large += version.large() as i64;
                     row.insert(Chain { newest: version, older: Vec::new() });
                 }
             }
         }
         self.frontier = frontier;
-        self.bytes = self
-            .bytes
-            .checked_add_signed(grown)
-            .unwrap_or_else(|| unreachable!("a layer of {} bytes grew by {grown}", self.bytes));
+        for (count, by) in [(&mut self.bytes, grown.all), (&mut self.large, grown.large)] {
+            *count = count
+                .checked_add_signed(by)
+                .unwrap_or_else(|| unreachable!("a layer of {count} bytes grew by {by}"));
+        }
         grown
     }
 }
@@ -192,7 +216,8 @@ pub(crate) struct Layer {
 impl Layer {
     /// An empty layer on top of the state at `frontier`.
     pub(crate) fn new(frontier: Frontier, budget: Arc<DeltaBudget>) -> Layer {
-        Layer { rows: RwLock::new(Rows { map: BTreeMap::new(), frontier, bytes: 0 }), budget }
+        let rows = Rows { map: BTreeMap::new(), frontier, bytes: 0, large: 0 };
+        Layer { rows: RwLock::new(rows), budget }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Rows> {
@@ -216,16 +241,13 @@ impl Layer {
         let pins = pins();
         let grown = rows.apply(writes, frontier, &pins);
         drop(rows);
-        if grown >= 0 {
-            self.budget.take(grown.unsigned_abs());
-        } else {
-            self.budget.give_back(grown.unsigned_abs());
-        }
+        self.budget.grow(grown);
     }
 }
 
 impl Drop for Layer {
     fn drop(&mut self) {
-        self.budget.give_back(self.rows.get_mut().bytes);
+        let Rows { bytes, large, .. } = *self.rows.get_mut();
+        self.budget.grow(Grown { all: -(bytes as i64), large: -(large as i64) });
     }
 }

@@ -108,6 +108,18 @@ fn a_frame_is_bounded_and_a_larger_message_goes_alone() {
     assert_eq!(outbox.bytes(), 0);
 }
 
+#[test]
+fn large_messages_leave_room_in_the_bulk_queue_for_small_ones() {
+    let large = 100_000;
+    let outbox = Outbox::<FifoQueue>::new(10 * large, FRAME_BYTES);
+    outbox.begin();
+    outbox.open();
+    let taken = (1..=100).take_while(|index| outbox.put(append(1, *index, large))).count();
+    assert_eq!(taken, 7, "of 10 that would fit");
+    let small = (1..=100).take_while(|index| outbox.put(append(2, *index, 10))).count();
+    assert_eq!(small, 100, "another group's entries");
+}
+
 /// With more slots than a frame holds, and the low ones filled again and again, every slot gets
 /// out.
 #[test]
