@@ -100,6 +100,8 @@ impl Checkpointer {
                 }
                 None => {
                     refused.clear();
+                    // After the last write of a load nothing else does.
+                    self.engine.give_back();
                     self.control.pause();
                 }
             }

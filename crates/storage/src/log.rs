@@ -435,6 +435,7 @@ impl RecordLog {
         let (record, crc) = self.builder.finish(header)?;
         let bytes = record.len() as u64;
         self.store.write(sequence, record)?;
+        self.builder.give_back();
         self.last_crc = crc;
         self.durable_head = header.head;
         self.book.add_record(bytes);

@@ -141,6 +141,9 @@ impl DecodedSection {
     }
 }
 
+/// The most bytes of a buffer that are kept for the next record.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// Builds records, one after another, in one buffer.
 #[derive(Debug, Default)]
 pub(super) struct RecordBuilder {
@@ -154,6 +157,15 @@ impl RecordBuilder {
     pub fn clear(&mut self) {
         self.body.clear();
         self.sections.clear();
+    }
+
+    /// Frees what a large record has left in the buffers. The lengths of its sections stay.
+    pub fn give_back(&mut self) {
+        for buffer in [&mut self.body, &mut self.record] {
+            if buffer.capacity() > KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+        }
     }
 
     /// The lengths of the sections, in order.
