@@ -12,6 +12,7 @@ use quorate_config::{
 use quorate_node::{Fatal, secret};
 use quorate_proto::version::VERSION;
 
+use crate::allocator;
 use crate::dev::{self, DevArgs};
 use crate::health_probe::{self, Question};
 use crate::telemetry;
@@ -106,7 +107,10 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8, Fatal> {
     match cli.command {
         Command::Dev(args) => dev::run(&args),
-        Command::Start(args) => start(*args).map(|()| 0),
+        Command::Start(args) => {
+            allocator::give_back_large();
+            start(*args).map(|()| 0)
+        }
         Command::Health(args) => health(args),
         Command::Secret(args) => secret(&args).map(|()| 0),
         Command::Config(ConfigCommand::Show(args)) => show(*args),

@@ -3,6 +3,7 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments of flags are help texts")]
 
+mod allocator;
 mod cli;
 mod dev;
 mod health_probe;

@@ -291,3 +291,31 @@ fn the_sample_file_has_every_setting_with_its_default() {
     // As it is shipped it changes nothing.
     assert_eq!(resolved(Some((Path::new("node.toml"), &text))).config, defaults.config);
 }
+
+/// The allocator of a node gives large buffers back, unless the user says otherwise.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn a_node_starts_with_an_allocator_that_gives_back() {
+    let name = "MALLOC_MMAP_THRESHOLD_";
+    for (of_user, expected) in [(None, "262144"), (Some("1048576"), "1048576")] {
+        let home = tempfile::tempdir().unwrap();
+        let mut start = Command::new(env!("CARGO_BIN_EXE_kvnode"));
+        start.args(["start", "--listen=127.0.0.1:0", "--advertise=127.0.0.1:9"]);
+        start.arg("--data-dir").arg(home.path().join("data")).env_remove(name);
+        start.envs(of_user.map(|value| (name, value)));
+        start.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut node = start.spawn().unwrap();
+        let environment = format!("/proc/{}/environ", node.id());
+        let wanted = format!("{name}={expected}");
+        let began = std::time::Instant::now();
+        let mut found = false;
+        while !found && began.elapsed() < std::time::Duration::from_secs(20) {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            let variables = fs::read(&environment).unwrap_or_default();
+            found = variables.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes());
+        }
+        node.kill().unwrap();
+        node.wait().unwrap();
+        assert!(found, "the same process, with {wanted}");
+    }
+}
