@@ -14,9 +14,6 @@ import h2.exceptions
 import wire
 
 MIB = 1 << 20
-# A node started with `--memory 128MiB` and attacked stays below this: what it needs at rest, what
-# it was given, and the buffers of a few connections.
-HIGH_WATER_MIB = 384
 # An honest call that takes longer was held up.
 PATIENCE = 5.0
 
@@ -44,6 +41,7 @@ class Cluster:
     def __init__(self, arguments):
         self.endpoints = arguments.endpoints.split(",")
         self.pids = arguments.pids.split(",")
+        self.allowed = arguments.memory
         self.common, self.kv, self.grpc = wire.stubs(arguments.proto, arguments.directory)
 
     def high_water(self):
@@ -53,7 +51,7 @@ class Cluster:
     def check_memory(self, when):
         most = self.high_water()
         print(f"{when}: at most {most} MiB")
-        assert most <= HIGH_WATER_MIB, f"{when} a node had {most} MiB, allowed {HIGH_WATER_MIB}"
+        assert most <= self.allowed, f"{when} a node had {most} MiB, allowed {self.allowed}"
 
 
 def high_water_of(pid):
@@ -347,6 +345,7 @@ def main():
     parser.add_argument("--proto", required=True, help="the directory of the contract")
     parser.add_argument("--endpoints", required=True, help="HOST:PORT, one for each node")
     parser.add_argument("--pids", required=True, help="the processes of these nodes")
+    parser.add_argument("--memory", required=True, type=int, help="MiB that a node may take")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         arguments.directory = directory

@@ -1,4 +1,23 @@
 //! Memory plan: the division of `--memory` among caches, logs and queues.
+//!
+//! # Outside the plan
+//!
+//! A node takes more than `--memory`, by what no share bounds. `BESIDE` lists it, measured under
+//! values of 1 MiB, which are the worst: the program at rest; buffers of whole segments in the
+//! storage engine; its cache, which has 256 parts and in each keeps the page used last, however
+//! small the share is; the record that is being written to the log, as its sections and whole; and
+//! what peers send and receive, 2 MiB for each lane of a connection to another node.
+//!
+//! # Connections of clients
+//!
+//! HTTP/2 lets a client send what no call has asked for. A connection has a window of a quarter of
+//! `bodies`, between 1 and 8 MiB, over all its streams, each of which has one of 1 MiB; the other
+//! way a stream may queue 32 KiB. By these alone, 1,024 connections of 256 calls could hold 8 GiB
+//! of requests and as much of answers. They do not: of a request whose headers have come a task
+//! takes each frame as it arrives, and counts it as `bodies` or refuses the call, which frees it.
+//! So in the window is only what came since the task ran last. An answer is handed over in pieces
+//! of 16 KiB that count until the reader has taken them, and its last KiB, which does not count.
+//! What is left per call of a client that reads nothing is that KiB and its task, for 30 s.
 
 use std::path::Path;
 
@@ -10,6 +29,20 @@ pub const MEMORY_MIN: u64 = 128 << 20;
 const MEMORY_DEFAULT_MAX: u64 = 2 << 30;
 /// Assumed memory of a machine that does not report how much it has.
 const ASSUMED_MACHINE: u64 = 4 << 30;
+
+/// What a node takes outside the plan, in bytes; see the head of this module.
+const BESIDE: [(&str, u64); 4] = [
+    ("program", 16 << 20),
+    // One that is filled, one that is written, two that are about to be freed.
+    ("segments of the storage engine", 4 * (8 << 20)),
+    ("parts of its cache", 40 << 20),
+    // Up to 4 MiB and the largest command, twice.
+    ("record of the log", 2 * (6 << 20)),
+];
+/// The same for each peer: the windows of its two lanes for messages, and what was asked of them.
+const BESIDE_EACH_PEER: u64 = 2 * 2 * (2 << 20);
+/// The same for each call of a client that does not read: the last of its answer, and its task.
+const BESIDE_EACH_CALL: u64 = 16 << 10;
 
 /// The shares of `--memory`, all in bytes. Their sum is below the total; the rest is for code,
 /// stacks, connections and the overhead of the allocator.
@@ -30,7 +63,8 @@ pub struct MemoryPlan {
     pub value_cache: u64,
     /// Queued messages to all peers.
     pub transport_queue: u64,
-    /// Requests of clients that wait for their proposal, application or answer.
+    /// Requests of clients that wait for their proposal, application or answer: half as they came,
+    /// half as commands that are not in the log yet.
     pub request_queue: u64,
     /// Requests that are being received and answers that are not taken yet, over all connections.
     pub bodies: u64,
@@ -54,6 +88,27 @@ impl MemoryPlan {
             request_queue: (total / 16).min(128 << 20),
             bodies: (total / 16).min(128 << 20),
         }
+    }
+
+    /// The part of `request_queue` for requests as they came.
+    #[must_use]
+    pub const fn requests_held(&self) -> u64 {
+        self.request_queue / 2
+    }
+
+    /// The part of `request_queue` for commands that wait to be proposed, and for messages of
+    /// peers beside them.
+    #[must_use]
+    pub const fn commands_queued(&self) -> u64 {
+        self.request_queue / 2
+    }
+
+    /// What a node takes at most, with what is outside the plan, among `nodes` nodes and beside
+    /// `calls` calls whose answers are not read.
+    #[must_use]
+    pub fn with_all_beside(&self, nodes: u64, calls: u64) -> u64 {
+        let beside: u64 = BESIDE.iter().map(|(_, bytes)| bytes).sum();
+        self.total + beside + nodes.saturating_sub(1) * BESIDE_EACH_PEER + calls * BESIDE_EACH_CALL
     }
 
     /// The shares with their names, to show.
@@ -167,6 +222,18 @@ mod tests {
         }
         let plan = MemoryPlan::new(MEMORY_DEFAULT_MAX);
         assert_eq!((plan.delta, plan.log_group, plan.log_node), (64 << 20, 64 << 20, 512 << 20));
+    }
+
+    #[test]
+    fn the_shares_and_what_is_beside_them_add_up() {
+        let plan = MemoryPlan::new(MEMORY_MIN);
+        assert_eq!(plan.requests_held() + plan.commands_queued(), plan.request_queue);
+        // Named twice in the sum is only the delta, and one group's log is in the node's.
+        let named: u64 = plan.shares().iter().map(|(_, share)| share).sum();
+        assert_eq!(plan.committed(), named + plan.delta - plan.log_group);
+        let mib = |bytes: u64| bytes >> 20;
+        assert_eq!(mib(plan.with_all_beside(1, 0)), 128 + 16 + 32 + 40 + 12);
+        assert_eq!(mib(plan.with_all_beside(3, 256)), 228 + 16 + 4);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::Resolved;
 use super::value::format_bytes;
 
-/// The effective value of every setting with its source, and below them the shares of the memory.
+/// The effective value of every setting with its source, and below them the shares of the memory
+/// and what a node takes beside them.
 #[must_use]
 pub fn table(resolved: &Resolved) -> String {
     let rows = resolved.settings.iter().map(|setting| {
@@ -13,7 +14,9 @@ pub fn table(resolved: &Resolved) -> String {
     let mut text = aligned(["KEY", "VALUE", "SOURCE"], rows.collect());
     text.push('\n');
     let plan = &resolved.config.memory;
-    let shares = plan.shares().into_iter().map(|(name, bytes)| {
+    let nodes = resolved.config.initial_cluster.len() as u64;
+    let beside = ("beside these", plan.with_all_beside(nodes, 0) - plan.total);
+    let shares = plan.shares().into_iter().chain([beside]).map(|(name, bytes)| {
         let percent = format!("{}%", bytes * 100 / plan.total.max(1));
         [name.to_owned(), format_bytes(bytes), percent]
     });

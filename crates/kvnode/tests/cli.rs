@@ -89,7 +89,8 @@ log, each group 64MiB 6%
 value cache 64MiB 6%
 transport queues 64MiB 6%
 request queues 64MiB 6%
-bodies 64MiB 6%";
+bodies 64MiB 6%
+beside these 100MiB 9%";
     assert_eq!(squeezed(&shown), squeezed(golden), "{shown}");
     assert_eq!((code, err.as_str()), (0, ""));
 }

@@ -26,8 +26,8 @@
 //! | queue | unit | bound | full |
 //! |---|---|---|---|
 //! | writes, and reads of single keys, under way | calls | 256 to 4,096 each, by delay | rejected |
-//! | requests of writes under way | bytes | the share `request queues` | rejected |
-//! | engine inbox, offers | bytes | the share `request queues` | rejected; from a peer: dropped |
+//! | requests of writes under way | bytes | half of the share `request queues` | rejected |
+//! | engine inbox, offers | bytes | the other half | rejected; from a peer: dropped |
 //! | engine inbox, completions | tokens | outstanding tokens | – |
 //! | log writer | entries of the core | `max_uncommitted_bytes` per group | – |
 //! | apply pool | entries of the core | `max_committed_bytes` per group | they wait in the log |

@@ -221,7 +221,7 @@ impl Node {
             limits: Limits {
                 log_node: config.memory.log_node,
                 log_group: config.memory.log_group,
-                request_queue: config.memory.request_queue,
+                request_queue: config.memory.commands_queued(),
             },
             log,
             budget: budget.clone(),
@@ -329,7 +329,7 @@ impl Node {
                 session_key: SessionKey::of(&self.secret),
             },
             metrics: self.metrics.service.clone(),
-            admission: Admissions::new(self.config.memory.request_queue),
+            admission: Admissions::new(self.config.memory.requests_held()),
             life: self.cell.life.clone(),
             disk: inbound.disk.clone(),
             damaged: Mutex::default(),

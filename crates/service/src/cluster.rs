@@ -191,7 +191,7 @@ async fn describe(shared: &Shared, status: &mut GetStatusResponse, omit_replicas
     status.queues = vec![QueueStatus {
         name: "engine".into(),
         depth: shared.engine.queued_bytes(),
-        capacity: shared.config.memory.request_queue,
+        capacity: shared.config.memory.commands_queued(),
         unit: "bytes".into(),
     }];
     if omit_replicas {

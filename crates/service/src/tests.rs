@@ -132,7 +132,7 @@ impl Node {
                 session_key: SESSION_KEY,
             },
             metrics,
-            admission: Admissions::new(config.memory.request_queue),
+            admission: Admissions::new(config.memory.requests_held()),
             life: cell.life.clone(),
             disk: Arc::default(),
             damaged: Mutex::default(),
