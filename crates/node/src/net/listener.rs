@@ -79,8 +79,7 @@ pub async fn serve_clients(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let limits = Limits { passing: false, ..Limits::of(config) };
-    let places = Arc::new(Places::new(limits, metrics));
+    let places = Arc::new(Places::new(Limits::of(config), metrics));
     let mut routes = Routes::builder();
     routes
         .add_service(of(Caller::Client, kv(services.kv)))

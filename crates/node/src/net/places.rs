@@ -1,13 +1,10 @@
 //! Admission of connections to a listener, and their lifetimes: a connection is new until its first
 //! request shows whether the caller is a client or a peer, and then gets a place of that kind.
 //!
-//! Clients and peers have separate places, so that neither can block the other. Only a listener for
-//! peers, or for both, has places of peers: elsewhere what a caller says of itself counts for
-//! nothing. On a listener for both, calls that a node says it passes on have places of their own,
-//! because a client can say so too. New connections
-//! have a few places for a short time: a connection without a request is closed at its deadline,
-//! and when all places are used the oldest is closed, so that silent sockets do not block other
-//! clients.
+//! Clients and peers have separate places, so that neither can block the other: the service that is
+//! called decides which, and nothing that a caller says of itself. New connections have a few
+//! places for a short time: a connection without a request is closed at its deadline, and when all
+//! places are used the oldest is closed, so that silent sockets do not block other clients.
 //!
 //! A client keeps its place while it uses it: a connection without a call in flight is closed after
 //! its idle time, an old one is closed when its calls have ended, and if no place is free the
@@ -26,7 +23,7 @@ use prometheus_client::metrics::counter::Counter;
 use quorate_config::{Config, Key};
 use quorate_proto::limits::TIMEOUT_MAX;
 use quorate_proto::v1::{Failure, Reason};
-use quorate_service::context::{Context, HOPS};
+use quorate_service::context::Context;
 use quorate_service::metrics::ServiceMetrics;
 use quorate_service::outcome::Subject;
 use rand::Rng;
@@ -41,8 +38,6 @@ use crate::metrics::Metrics;
 /// Connections of peers: three of each other node (control, bulk, snapshot), and twice as many
 /// while old ones end; on a listener of their own a fourth with the calls that they pass on.
 pub const PEERS_MAX: usize = 192;
-/// Connections with calls that nodes pass on, on a listener for clients and peers.
-pub const PASSING_MAX: usize = 64;
 /// Connections without a request so far. `limits.rs` counts their files.
 pub const NEW_MAX: usize = 256;
 /// Connections that have yielded their places and are not closed yet. `limits.rs` counts their
@@ -69,8 +64,6 @@ pub(super) struct Limits {
     pub(super) age: Duration,
     /// A connection without a request is closed after this time.
     pub(super) patience: Duration,
-    /// Whether peers use the listener as well as clients, and pass on calls.
-    pub(super) passing: bool,
 }
 
 impl Limits {
@@ -81,7 +74,6 @@ impl Limits {
             idle: config.max_connection_idle,
             age: config.max_connection_age,
             patience: FIRST_REQUEST_TIMEOUT,
-            passing: false,
         }
     }
 }
@@ -92,7 +84,6 @@ pub(super) struct Places {
     /// Clients that have a place.
     clients: Mutex<HashMap<u64, Arc<Place>>>,
     peers: Arc<Semaphore>,
-    passing: Arc<Semaphore>,
     /// The id of the next place.
     next: AtomicU64,
     yielded: AtomicU64,
@@ -110,12 +101,10 @@ struct Closed {
 impl Places {
     /// Places for the clients of `limits`, and for peers.
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
-        let passing = if limits.passing { PASSING_MAX } else { 0 };
         Self {
             limits,
             clients: Mutex::default(),
             peers: Arc::new(Semaphore::new(PEERS_MAX)),
-            passing: Arc::new(Semaphore::new(passing)),
             next: AtomicU64::new(0),
             yielded: AtomicU64::new(0),
             closed: Closed {
@@ -158,7 +147,7 @@ impl Places {
         let refused = Failure::of(Reason::Overloaded, sentence);
         match caller {
             Caller::Peer => refused,
-            Caller::Client | Caller::Probe | Caller::Passing => Failure {
+            Caller::Client | Caller::Probe => Failure {
                 only_this_node: true,
                 limit: self.limits.clients as u64,
                 config_key: Key::MaxConnections.name().to_owned(),
@@ -170,7 +159,7 @@ impl Places {
     /// The sentence for a caller beyond the limit.
     fn full(&self, caller: Caller) -> String {
         match caller {
-            Caller::Client | Caller::Probe | Caller::Passing => format!(
+            Caller::Client | Caller::Probe => format!(
                 "this node already serves {} client connections, and none is idle; the limit is \
                  --{}",
                 self.limits.clients,
@@ -207,8 +196,6 @@ pub(super) enum Caller {
     Probe,
     /// Another node.
     Peer,
-    /// Another node, by its own word alone, with a call of a client.
-    Passing,
 }
 
 /// The place of one connection. It ends with the connection, though calls may keep it longer.
@@ -392,8 +379,7 @@ impl Place {
         }
         let taken = match caller {
             Caller::Client | Caller::Probe => self.take_of_clients(),
-            Caller::Peer => self.take_of(&self.places.peers),
-            Caller::Passing => self.take_of(&self.places.passing) || self.take_of_clients(),
+            Caller::Peer => self.take_of_peers(),
         };
         match taken {
             true => Ok(()),
@@ -420,8 +406,8 @@ impl Place {
         true
     }
 
-    fn take_of(&self, peers: &Arc<Semaphore>) -> bool {
-        let Ok(permit) = peers.clone().try_acquire_owned() else { return false };
+    fn take_of_peers(&self) -> bool {
+        let Ok(permit) = self.places.peers.clone().try_acquire_owned() else { return false };
         let mut standing = self.standing.lock();
         if matches!(*standing, Standing::New) {
             *standing = Standing::Peer { _permit: permit };
@@ -431,17 +417,11 @@ impl Place {
 }
 
 /// The interceptor of a service: a request of a new connection gets a place for it, or is rejected.
-/// A client's call that says another node passed it on is [`Caller::Passing`].
 pub(super) fn admit(
     caller: Caller,
 ) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
     move |request| {
         let Some(place) = request.extensions().get::<Arc<Place>>() else { return Ok(request) };
-        let passed_on = request.metadata().contains_key(HOPS);
-        let caller = match caller {
-            Caller::Client if passed_on => Caller::Passing,
-            caller => caller,
-        };
         match place.take(caller) {
             Ok(()) => Ok(request),
             Err(sentence) => {

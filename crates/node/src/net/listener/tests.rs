@@ -37,7 +37,6 @@ const LIMITS: Limits = Limits {
     idle: Duration::from_secs(600),
     age: Duration::from_secs(600),
     patience: TIMEOUT,
-    passing: false,
 };
 
 /// How long a node is busy with something else.
@@ -211,7 +210,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The header by which a node says that it passes a call on; a client can say so too.
-async fn as_passing(channel: &Channel) -> Result<(), tonic::Status> {
+async fn with_hops(channel: &Channel) -> Result<(), tonic::Status> {
     let questions = futures::stream::iter([ServerReflectionRequest::default()]);
     let mut request = tonic::Request::new(questions);
     request.metadata_mut().insert(quorate_service::context::HOPS, 1.into());
@@ -220,21 +219,22 @@ async fn as_passing(channel: &Channel) -> Result<(), tonic::Status> {
 }
 
 #[tokio::test]
-async fn who_says_that_it_passes_calls_on_takes_no_place_of_peers() {
-    for passing in [false, true] {
-        let (address, metrics) = serve(Limits { passing, ..LIMITS }).await;
-        let mut liars = Vec::new();
-        for _ in 0..places::PEERS_MAX + 10 {
-            let liar = channel(address).await;
-            as_passing(&liar).await.unwrap();
-            liars.push(liar);
-        }
-        let peer = channel(address).await;
-        as_peer(&peer).await.expect("a place of peers");
-        // They are clients, of which the limit is 2, but for those of a listener for both.
-        let kept = 2 + if passing { places::PASSING_MAX } else { 0 };
-        until("the others have left", || metrics.node.connections.get() == kept as i64 + 1).await;
+async fn a_client_that_says_it_passes_calls_on_is_a_client_like_any_other() {
+    let (address, metrics) = serve(LIMITS).await;
+    let mut liars = Vec::new();
+    for _ in 0..places::PEERS_MAX + 10 {
+        let liar = channel(address).await;
+        with_hops(&liar).await.unwrap();
+        liars.push(liar);
     }
+    as_peer(&channel(address).await).await.expect("a place of peers");
+    until("but for 2 clients all have left", || metrics.node.connections.get() <= 3).await;
+
+    let (address, _) = serve(LIMITS).await;
+    let clients = [channel(address).await, channel(address).await];
+    let _busy = [Busy::begin(&clients[0]).await, Busy::begin(&clients[1]).await];
+    let refused = with_hops(&channel(address).await).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
 }
 
 #[tokio::test]

@@ -7,8 +7,7 @@ const AGE: Duration = Duration::from_secs(1000);
 
 fn places(clients: usize) -> (Arc<Places>, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
-    let limits =
-        Limits { clients, idle: IDLE, age: AGE, patience: FIRST_REQUEST_TIMEOUT, passing: false };
+    let limits = Limits { clients, idle: IDLE, age: AGE, patience: FIRST_REQUEST_TIMEOUT };
     (Arc::new(Places::new(limits, metrics.clone())), metrics)
 }
 
