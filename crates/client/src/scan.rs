@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use quorate_proto::v1::{ReadLevel, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken};
+use quorate_proto::v1::{
+    ReadLevel, Reason, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken,
+};
 use tonic::Streaming;
 
 use crate::attempt::AttemptError;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inner::Inner;
 use crate::request::{Freshness, every_call, every_read, read};
 use crate::retry::{self, Backoff, Next, RetryClass};
@@ -93,6 +95,7 @@ impl<'a> Scan<'a> {
             last_key: None,
             backoff: Backoff::default(),
             deadline: None,
+            broke: None,
             done: false,
             counted: 0,
             receipts: Vec::new(),
@@ -149,6 +152,9 @@ pub struct Rows {
     /// Deadline of the next message, over all pages and attempts until it comes; none = not yet
     /// waited for.
     deadline: Option<Instant>,
+    /// How the last attempt for the next message ended: what an end by the deadline reports, for
+    /// the last of many attempts has little time and no cause of its own.
+    broke: Option<AttemptError>,
     done: bool,
     counted: u64,
     receipts: Vec<Receipt>,
@@ -203,8 +209,18 @@ impl Rows {
         let mut request = self.request.clone();
         request.limit = self.left.unwrap_or(0);
         // Boxed: it is large and rarely needed, and would enlarge the future of every row.
-        self.page = Some(Box::pin(self.client.execute(request, options)).await?);
+        let opened = Box::pin(self.client.execute(request, options)).await;
+        self.page = Some(opened.map_err(|error| self.out_of_time(error))?);
         Ok(())
+    }
+
+    /// What is reported for an error: how the attempt before it ended, if this one only ran out of
+    /// time.
+    fn out_of_time(&mut self, error: Error) -> Error {
+        match error.reason() {
+            Some(Reason::ReadTimeout) => self.broke.take().map_or(error, |e| e.into_error("")),
+            _ => error,
+        }
     }
 
     /// Receives one message of the current page.
@@ -224,10 +240,12 @@ impl Rows {
             Ok(Err(status)) => return self.resume(AttemptError::of_status(&status)).await,
             Err(_) => {
                 let waited = self.timeout.unwrap_or(self.client.config.timeout);
-                return Err(AttemptError::silent("the scanning node", waited).into_error(""));
+                let silent = AttemptError::silent("the scanning node", waited);
+                return Err(self.broke.take().unwrap_or(silent).into_error(""));
             }
         };
         self.deadline = None;
+        self.broke = None;
         self.backoff = Backoff::default();
         if let Some(row) = message.rows.last() {
             self.last_key = Some(row.key.clone());
@@ -280,6 +298,7 @@ impl Rows {
         if let Some(last) = self.last_key.take() {
             restart_after(&mut self.request, &last);
         }
+        self.broke = Some(error);
         tokio::time::sleep(wait).await;
         Ok(())
     }

@@ -86,6 +86,21 @@ async fn a_scan_that_gets_nowhere_ends_with_its_timeout() {
     assert!(error.to_string().contains("the stream broke"), "{error}");
 }
 
+/// The attempt that runs out of time knows less than the one before it.
+#[tokio::test]
+async fn a_scan_that_runs_out_of_time_reports_how_its_stream_broke() {
+    let (fake, _) = with_rows(3).await;
+    fake.state().scan_breaks_after = Some(0);
+    fake.state().every_scan_breaks = true;
+    for node in 1..=3 {
+        fake.script(node, [Step::Answer]);
+        fake.always(node, Step::Hang);
+    }
+    let client = client(&fake).await;
+    let error = client.scan().timeout(Duration::from_secs(2)).collect().await.unwrap_err();
+    assert!(error.to_string().contains("the stream broke"), "{error}");
+}
+
 #[tokio::test]
 async fn a_rejected_scan_ends_with_the_error() {
     let (fake, _) = with_rows(3).await;
