@@ -277,9 +277,12 @@ fn a_mostly_free_file_becomes_short() {
     while database.collect(512).unwrap() == 512 {}
     database.barrier().unwrap();
     let before = fs::metadata(dir.path().join("db")).unwrap().len();
-    let lengths: Vec<u64> = (0..4).map(|_| database.shrink().unwrap()).collect();
-    assert!(lengths[3] < before / 3 * 2, "{before} bytes before, then {lengths:?}");
-    assert_eq!(lengths[3], fs::metadata(dir.path().join("db")).unwrap().len());
+    // A thread of the database cuts the file off, at its own time.
+    let mut lengths = vec![before];
+    while lengths.len() <= 16 && lengths.last() >= Some(&(before / 3 * 2)) {
+        lengths.push(database.shrink().unwrap());
+    }
+    assert!(lengths.last() < Some(&(before / 3 * 2)), "{lengths:?}");
     for i in (0..6_000).filter(kept) {
         assert_eq!(
             tree.get(&i.to_be_bytes()).unwrap().unwrap()[..],
