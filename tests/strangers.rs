@@ -11,11 +11,11 @@ use quorate_proto::raft::v1::{
     SnapshotRequest, SnapshotStart, Vote, envelope, link_request, link_response, snapshot_request,
 };
 use quorate_proto::v1::kv_client::KvClient;
-use quorate_proto::v1::{GetMapRequest, GetRequest, cluster_client::ClusterClient};
+use quorate_proto::v1::{GetMapRequest, GetRequest, PutRequest, cluster_client::ClusterClient};
 use quorate_tests::cluster::{TIMEOUT, make_secret};
 use quorate_tests::{Cluster, ClusterOptions, Exit, binaries, until};
-use tonic::Code;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
 
 const SHARDS: u32 = 2;
 
@@ -167,6 +167,60 @@ async fn a_stranger_with_every_number_of_a_node_changes_nothing() {
     for id in cluster.ids() {
         assert_eq!(cluster.stop(id), Exit::Code(0));
     }
+}
+
+/// The calls of clients where nodes pass them on: a caller without a proof is not served there.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_without_a_proof_are_refused_where_nodes_pass_calls_on() {
+    let cluster = Cluster::start(options()).await;
+    cluster.client().put("kept", "value").await.expect("a put");
+    let counted = cluster.metric(1, "quorate_peer_calls_unproven_total");
+    let place = Endpoint::from_shared(format!("http://{}", cluster.peer_address(1)));
+    let channel = place.expect("an address is an endpoint").connect().await.expect("it listens");
+    let (mut kv, mut status) = (KvClient::new(channel.clone()), ClusterClient::new(channel));
+    let proofs = [None, Some(""), Some("2 0000000000000007 00"), Some("2")];
+    let forged = format!("2 {:016x} {}", 7, "0".repeat(64));
+    for proof in proofs.into_iter().chain([Some(forged.as_str())]) {
+        for hops in [None, Some("1")] {
+            fn call<T>(message: T, headers: [(&'static str, Option<&str>); 2]) -> Request<T> {
+                let mut call = Request::new(message);
+                for (name, value) in headers {
+                    let value = value.map(|value| value.parse().expect("it is ASCII"));
+                    value.and_then(|value| call.metadata_mut().insert(name, value));
+                }
+                call
+            }
+            let headers = [("quorate-peer-proof", proof), ("quorate-hops", hops)];
+            let get = GetRequest { key: "kept".into(), ..GetRequest::default() };
+            let put = PutRequest { key: "kept".into(), ..PutRequest::default() };
+            let refused = [
+                kv.get(call(get, headers)).await.map(drop),
+                kv.put(call(put, headers)).await.map(drop),
+                status.get_map(call(GetMapRequest::default(), headers)).await.map(drop),
+            ];
+            for refused in refused {
+                let refused = refused.expect_err("a stranger was heard");
+                assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+                let sentence = refused.message();
+                assert!(sentence.contains("secret") || sentence.contains("ended"), "{sentence}");
+            }
+        }
+    }
+    until("each is counted", TIMEOUT, || {
+        (cluster.metric(1, "quorate_peer_calls_unproven_total") >= counted + 30.0).then_some(())
+    });
+    // The calls of nodes are taken: each node answers for every shard.
+    for id in cluster.ids() {
+        let mut kv = KvClient::new(cluster.channel(id));
+        let get = GetRequest { key: "kept".into(), ..GetRequest::default() };
+        let got = kv.get(get).await.expect("it is passed on, or read here").into_inner();
+        assert_eq!(&got.value[..], b"value");
+        let put = PutRequest { key: "kept".into(), value: "value".into(), ..PutRequest::default() };
+        kv.put(put).await.expect("it is passed on to the leader");
+    }
+    let passed_on = |id| cluster.metric(id, "quorate_forwarded_total");
+    let passed_on: f64 = cluster.ids().into_iter().map(passed_on).sum();
+    assert!(passed_on >= 2.0, "two of three nodes do not lead the shard");
 }
 
 /// What the listener for clients has of the contract between nodes: nothing.

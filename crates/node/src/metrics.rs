@@ -41,7 +41,7 @@ metrics! {
         connections: gauge,
         /// Requests rejected at the limit of connections, and connections closed without a request.
         connections_refused: counter,
-        /// Streams on the peer listener whose caller did not prove the secret of the cluster.
+        /// Streams and calls on the peer listener whose caller did not prove the cluster's secret.
         peer_calls_unproven: counter,
         /// Requests and answers refused because the bytes of all bodies had no room for them.
         bodies_refused: counter,

@@ -266,7 +266,7 @@ impl Node {
         outgoing.attach(transport.clone());
         self.peer_service.attach(&transport);
         self.health.set_peers(Box::new(Connections(transport.clone())));
-        let shared = self.shared(&inbound, &map_cell, &budget, &formed);
+        let shared = self.shared(&inbound, &map_cell, &budget, &formed, transport.clone());
         self.cell.set(shared.clone());
         let waiting = replicas::open_replicas(
             &shared,
@@ -312,6 +312,7 @@ impl Node {
         map: &MapCell,
         budget: &Arc<DeltaBudget>,
         formed: &Formed,
+        transport: Transport,
     ) -> Arc<Shared> {
         Arc::new(Shared {
             config: Config::clone(&self.config),
@@ -319,7 +320,7 @@ impl Node {
             cluster_id: formed.cluster_id.to_bytes().to_vec().into(),
             engine: inbound.engine.clone(),
             map: map.clone(),
-            forward: Forwarder::default(),
+            forward: Forwarder::new(Box::new(move |node, call| transport.prove_call(node, call))),
             read_threads: Arc::new(Semaphore::new(READ_THREADS)),
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(self.config.node_id.0),

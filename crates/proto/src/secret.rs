@@ -12,6 +12,9 @@ use sha2::Sha256;
 /// version that it belongs to.
 pub const PEER_LABEL: &str = "quorate hello v2";
 
+/// The label of the key by which a node that passes a call on proves the secret in that call.
+pub const CALL_LABEL: &str = "quorate passed-on call v1";
+
 /// The label of the key by which nodes know the session ids that they gave.
 pub const SESSION_LABEL: &str = "quorate session id";
 
@@ -151,6 +154,7 @@ mod tests {
         let secret = ClusterSecret::from_bytes([7; 32]);
         assert_eq!(secret.derive(PEER_LABEL), mac(&[7; 32], &[b"quorate hello v2"]));
         assert_eq!(secret.derive(SESSION_LABEL), mac(&[7; 32], &[b"quorate session id"]));
+        assert_eq!(secret.derive(CALL_LABEL), mac(&[7; 32], &[b"quorate passed-on call v1"]));
         assert_ne!(secret.derive(PEER_LABEL), secret.derive(SESSION_LABEL));
     }
 }

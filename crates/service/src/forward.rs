@@ -15,6 +15,7 @@ use quorate_proto::v1::{
 };
 use quorate_raft::NodeId;
 use tokio::sync::Semaphore;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
@@ -79,17 +80,12 @@ pub struct Forwarder {
     pub known: KnownNodes,
     /// The places of scans with shards on other nodes.
     pub scans: Arc<Semaphore>,
+    prove: Prove,
 }
 
-impl Default for Forwarder {
-    fn default() -> Self {
-        Self {
-            channels: Mutex::default(),
-            known: KnownNodes::default(),
-            scans: Arc::new(Semaphore::new(SCANS_MAX)),
-        }
-    }
-}
+/// Puts into the metadata of a call to a node the proof that a node of the cluster passes it on.
+/// `false` = this node was never connected to that one, so that there is none.
+pub type Prove = Box<dyn Fn(NodeId, &mut MetadataMap) -> bool + Send + Sync>;
 
 /// What a connection is for. A scan that is read slowly fills the windows of its streams, and then
 /// of its connection: no other call may be behind them.
@@ -124,6 +120,32 @@ pub enum Forwarded<T> {
 }
 
 impl Forwarder {
+    /// Without connections so far.
+    #[must_use]
+    pub fn new(prove: Prove) -> Self {
+        Self {
+            channels: Mutex::default(),
+            known: KnownNodes::default(),
+            scans: Arc::new(Semaphore::new(SCANS_MAX)),
+            prove,
+        }
+    }
+
+    /// Puts into the metadata of a call to `node` the proof that it comes from a node of the
+    /// cluster.
+    ///
+    /// # Errors
+    /// NO_LEADER when this node was never connected to that one, which would refuse the call.
+    pub fn prove(&self, node: NodeId, metadata: &mut MetadataMap) -> Result<(), Failure> {
+        match (self.prove)(node, metadata) {
+            true => Ok(()),
+            false => {
+                let message = format!("this node was never connected to node {}", node.0);
+                Err(Failure::of(Reason::NoLeader, message))
+            }
+        }
+    }
+
     /// The client of a node's Kv service.
     ///
     /// # Errors
@@ -160,6 +182,9 @@ impl Forwarder {
         if let Err(failure) = context.forward_into(request.metadata_mut()) {
             return Forwarded::Failed(failure);
         }
+        if let Err(failure) = self.prove(node, request.metadata_mut()) {
+            return Forwarded::NotSent(failure);
+        }
         let client = match self.client(node, Purpose::Calls, address) {
             Ok(client) => client,
             Err(failure) => return Forwarded::NotSent(failure),
@@ -188,6 +213,11 @@ fn failed<R: Forward>(node: NodeId, status: &Status) -> Forwarded<R::Response> {
     }
     if never_left(status) {
         let message = format!("node {node} cannot be reached: {}", status.message());
+        return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
+    }
+    // A node gives this code at its door alone, before it looks at the call.
+    if status.code() == Code::Unauthenticated {
+        let message = format!("node {} takes no call of this one: {}", node.0, status.message());
         return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
     }
     let timed_out = matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled);
@@ -231,7 +261,6 @@ fn connect(purpose: Purpose, address: &str) -> Result<Channel, Failure> {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
-    use tonic::metadata::MetadataMap;
 
     use super::*;
 
@@ -245,12 +274,27 @@ mod tests {
         (head[3], head[4])
     }
 
+    #[tokio::test]
+    async fn a_write_that_a_node_does_not_take_from_this_one_was_not_sent() {
+        let refused = Status::unauthenticated("it has not proved the secret");
+        let Forwarded::NotSent(failure) = failed::<PutRequest>(NodeId(2), &refused) else {
+            panic!("another replica may be asked");
+        };
+        assert!(failure.message.contains("has not proved the secret"), "{failure:?}");
+        let forwarder = Forwarder::new(Box::new(|_, _| false));
+        let context = Context::of(&MetadataMap::new());
+        let passed =
+            forwarder.pass(&context, NodeId(2), "127.0.0.1:1", PutRequest::default()).await;
+        let Forwarded::NotSent(failure) = passed else { panic!("{passed:?}") };
+        assert!(failure.message.contains("never connected to node 2"), "{failure:?}");
+    }
+
     /// A node that takes one call at a time has one, and ends. What waited behind it never left.
     #[tokio::test]
     async fn a_write_that_waited_to_be_sent_when_its_connection_ended_was_not_sent() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address").to_string();
-        let forwarder = Arc::new(Forwarder::default());
+        let forwarder = Arc::new(Forwarder::new(Box::new(|_, _| true)));
         let pass = || {
             let (forwarder, address) = (forwarder.clone(), address.clone());
             tokio::spawn(async move {

@@ -226,6 +226,10 @@ impl Scan<'_> {
             if let Err(failure) = context.forward_into(call.metadata_mut()) {
                 return Err(Failure { shard: owner.id, ..failure });
             }
+            if let Err(failure) = shared.forward.prove(node, call.metadata_mut()) {
+                last = failure.message;
+                continue;
+            }
             if let Ok(shard) = owner.id.to_string().parse() {
                 call.metadata_mut().insert(ONLY_SHARD, shard);
             }

@@ -122,7 +122,7 @@ impl Node {
             cluster_id: CLUSTER.to_vec().into(),
             engine,
             map,
-            forward: Forwarder::default(),
+            forward: Forwarder::new(Box::new(|_, _| true)),
             read_threads: Arc::new(Semaphore::new(16)),
             scan_threads: Arc::new(Semaphore::new(SCAN_THREADS)),
             sessions: SessionMint::new(id),

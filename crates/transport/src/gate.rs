@@ -7,13 +7,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::NodeId;
+use tonic::metadata::MetadataMap;
 use tracing::warn;
 
 use super::admission::Connection;
 use super::peer::Peer;
 use super::presence::Refused;
 use super::proof::{Claim, Pending, ProofKey, Strangers, unproven};
-use super::{PeerHello, Shared};
+use super::{PeerHello, Shared, passed};
 
 /// Refused node ids whose sentences are remembered, so that each is logged once per change.
 const REFUSALS_MAX: usize = 64;
@@ -44,6 +45,15 @@ impl Gate {
     /// What the called side proves with.
     pub fn key(&self) -> &ProofKey {
         &self.key
+    }
+
+    /// Whether a call that this process is to take from another node has proved the secret.
+    ///
+    /// # Errors
+    /// A sentence, when it has not.
+    pub fn check_call(&self, shared: &Shared, metadata: &MetadataMap) -> Result<(), String> {
+        let checked = passed::check(&self.key, shared.local.node, shared.start, metadata);
+        checked.inspect_err(|sentence| self.strangers.note(sentence))
     }
 
     /// The challenge to a Hello, which has no effect yet.

@@ -13,8 +13,9 @@
 //!
 //! **Handshake.** Each stream opens with a Hello, checked on both sides: cluster, node id,
 //! incarnation, wire versions. Before the Hello counts, both sides prove that they know the secret
-//! of the cluster: see `proof`. A refusal is a sentence, on both sides; the peer is then tried
-//! again slowly, and the sentence is logged when it changes.
+//! of the cluster: see `proof`, and for calls that one node passes on to another `passed`. A
+//! refusal is a sentence, on both sides; the peer is then tried again slowly, and the sentence is
+//! logged when it changes.
 //!
 //! One process at a time is accepted as a peer, and none that has said more of its disk before than
 //! it says now: see `presence` and `memory`. Each node reports to its peers which processes it is
@@ -38,6 +39,7 @@ mod hello;
 mod link;
 mod memory;
 mod outbox;
+mod passed;
 mod peer;
 mod presence;
 mod proof;
@@ -59,6 +61,7 @@ use quorate_raft::{Envelope, GroupId, NodeId, ReplicaId};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tracing::error;
 
 use quorate_proto::ids::{ClusterId, Incarnation};
@@ -66,6 +69,7 @@ use quorate_proto::ids::{ClusterId, Incarnation};
 pub use ask::ask;
 pub use hello::{FEATURE_VERSION, PeerHello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 pub use memory::{Memories, MemoryStore, Recollection, Remembered, SAVE_INTERVAL, StartId};
+pub use passed::CALL_PROOF;
 pub use proof::ProofKey;
 pub use service::PeerService;
 pub use snapshot::{
@@ -405,6 +409,18 @@ impl Transport {
     /// [`SnapshotError`] when the node is not a peer.
     pub async fn snapshot_turn(&self, to: NodeId) -> Result<SnapshotTurn, SnapshotError> {
         snapshot::turn(&self.shared, to).await
+    }
+
+    /// Puts into the metadata of a call to `node` the proof that a node of the cluster passes it
+    /// on. `false` = there is none: this node has never been connected to `node`, and its listener
+    /// would refuse the call.
+    pub fn prove_call(&self, node: NodeId, metadata: &mut MetadataMap) -> bool {
+        let shared = &self.shared;
+        let proof = shared.peer(node).and_then(|peer| peer.call_proof(&shared.local));
+        proof.is_some_and(|proof| {
+            metadata.insert(CALL_PROOF, proof);
+            true
+        })
     }
 
     /// How each peer stands.

@@ -11,9 +11,11 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::memory::StartId;
 use super::outbox::{FifoQueue, LatestQueue, Outbox};
+use super::passed::{self, CallProof};
 use super::presence::{Presence, SILENCE};
-use super::{PeerTarget, PeerView, Shared};
+use super::{LocalNode, PeerTarget, PeerView, Shared};
 
 /// Another node.
 pub(super) struct Peer {
@@ -37,6 +39,8 @@ pub(super) struct Peer {
     pub(super) look: Notify,
     /// Lets this node report immediately that this peer was connected or disconnected.
     pub(super) announce: Arc<Notify>,
+    /// The proof of calls to this process of it, as it was made last.
+    call_proof: Mutex<Option<(StartId, CallProof)>>,
     pub(super) stop: CancellationToken,
 }
 
@@ -67,6 +71,7 @@ impl Peer {
             snapshot_out: Arc::new(Semaphore::new(1)),
             snapshot_in: Arc::new(Semaphore::new(1)),
             incoming: Mutex::default(),
+            call_proof: Mutex::default(),
             stop: shared.stop.child_token(),
         }
     }
@@ -92,6 +97,19 @@ impl Peer {
             );
             address.clone_into(&mut target.address);
         }
+    }
+
+    /// The proof of a call from this node to the process that was accepted last as the peer; `None`
+    /// before there was one.
+    pub fn call_proof(&self, local: &LocalNode) -> Option<CallProof> {
+        let start = self.presence.borrow().last.as_ref()?.start;
+        let mut known = self.call_proof.lock();
+        if let Some((_, proof)) = known.as_ref().filter(|(of, _)| *of == start) {
+            return Some(proof.clone());
+        }
+        let proof = passed::prove(&local.key, local.node, self.node, start)?;
+        *known = Some((start, proof.clone()));
+        Some(proof)
     }
 
     /// Ends everything that concerns this peer.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
-use quorate_proto::secret::{self, ClusterSecret, PEER_LABEL};
+use quorate_proto::secret::{self, CALL_LABEL, ClusterSecret, PEER_LABEL};
 use tracing::warn;
 
 /// Characters that are shown of what a called node says that has proved nothing.
@@ -34,15 +34,28 @@ const FOREIGN: &str = "it does not know the secret of this node's cluster: its -
 /// listener can be one.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The key by which a node proves to its peers that it knows the secret of the cluster.
+/// The keys by which a node proves to its peers that it knows the secret of the cluster.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ProofKey([u8; 32]);
+pub struct ProofKey {
+    streams: [u8; 32],
+    calls: [u8; 32],
+}
 
 impl ProofKey {
-    /// The key that follows from the secret of the cluster.
+    /// The keys that follow from the secret of the cluster.
     #[must_use]
     pub fn of(secret: &ClusterSecret) -> Self {
-        Self(secret.derive(PEER_LABEL))
+        Self { streams: secret.derive(PEER_LABEL), calls: secret.derive(CALL_LABEL) }
+    }
+
+    /// The key of the proofs that open streams.
+    pub(crate) fn streams(&self) -> &[u8; 32] {
+        &self.streams
+    }
+
+    /// The key of the proofs in calls that are passed on.
+    pub(crate) fn calls(&self) -> &[u8; 32] {
+        &self.calls
     }
 }
 
@@ -125,7 +138,7 @@ impl Claim {
     /// The called side: what it answers, and what it expects then.
     pub fn challenge(self, key: &ProofKey) -> (wire::Challenge, Pending) {
         let mine = nonce();
-        let proof = secret::mac(&key.0, &self.parts(Side::Called, &mine));
+        let proof = secret::mac(key.streams(), &self.parts(Side::Called, &mine));
         let challenge =
             wire::Challenge { nonce: mine.clone(), proof: Bytes::copy_from_slice(&proof) };
         (challenge, Pending { key: key.clone(), claim: self, nonce: mine })
@@ -143,11 +156,11 @@ impl Claim {
     ) -> Result<wire::Proof, String> {
         let theirs = &challenge.nonce;
         let proven = theirs.len() == NONCE_BYTES
-            && secret::verify(&key.0, &self.parts(Side::Called, theirs), &challenge.proof);
+            && secret::verify(key.streams(), &self.parts(Side::Called, theirs), &challenge.proof);
         if !proven {
             return Err(FOREIGN.to_owned());
         }
-        let proof = secret::mac(&key.0, &self.parts(Side::Caller, theirs));
+        let proof = secret::mac(key.streams(), &self.parts(Side::Caller, theirs));
         Ok(wire::Proof { proof: Bytes::copy_from_slice(&proof) })
     }
 
@@ -168,7 +181,7 @@ impl Pending {
     /// Whether the caller has proved that it knows the secret.
     pub fn is_proven(&self, proof: &wire::Proof) -> bool {
         let parts = self.claim.parts(Side::Caller, &self.nonce);
-        secret::verify(&self.key.0, &parts, &proof.proof)
+        secret::verify(self.key.streams(), &parts, &proof.proof)
     }
 }
 
@@ -269,7 +282,7 @@ mod tests {
             let parts = [Side::Caller.word(), &other.nonce, &challenge.nonce];
             let claim = Claim::of_hello(&other);
             let parts = [parts[0], parts[1], parts[2], &claim.bytes];
-            let proof = Bytes::copy_from_slice(&secret::mac(&key(1).0, &parts));
+            let proof = Bytes::copy_from_slice(&secret::mac(key(1).streams(), &parts));
             assert!(!pending.is_proven(&wire::Proof { proof }), "{other:?}");
         }
         // Fields do not run into each other, and a question is not a Hello.
@@ -324,9 +337,9 @@ mod tests {
             expected.extend_from_slice(field);
         }
         assert_eq!(claim.bytes, expected);
-        let proof = secret::mac(&key(1).0, &claim.parts(Side::Caller, &[10; 32]));
+        let proof = secret::mac(key(1).streams(), &claim.parts(Side::Caller, &[10; 32]));
         let whole = [&b"caller\0"[..], &[9; 32], &[10; 32], &expected].concat();
-        assert_eq!(proof, secret::mac(&key(1).0, &[&whole]));
+        assert_eq!(proof, secret::mac(key(1).streams(), &[&whole]));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
@@ -58,9 +59,24 @@ impl PeerService {
         Self { inner: Arc::new(Inner { greeter, transport, gate }) }
     }
 
-    /// Callers since the start that were refused because they did not prove the secret.
+    /// Streams and calls since the start that were refused because they did not prove the secret.
     pub fn unproven(&self) -> u64 {
         self.inner.gate.unproven()
+    }
+
+    /// Checks the proof of a call that another node passes on, from its metadata. The caller has to
+    /// be refused before anything is done for it; it is counted in [`Self::unproven`].
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED, with a sentence about what is wrong. So it is until [`Self::attach`], when
+    /// nothing can be proved to this process yet; that is not counted.
+    pub fn check_call(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        let Some(shared) = self.inner.transport.load_full() else {
+            let node = self.inner.greeter.node().0;
+            let sentence = format!("node {node} is starting, and takes no calls of nodes yet");
+            return Err(Status::unauthenticated(sentence));
+        };
+        self.inner.gate.check_call(&shared, metadata).map_err(Status::unauthenticated)
     }
 
     /// Accepts streams of peers from now on.

@@ -21,6 +21,7 @@ use quorate_raft::{GroupId, NodeId};
 use quorate_storage::{Database, HashRange, NodeRecords, ShardInit};
 use quorate_transport::Transport;
 use tokio::sync::oneshot;
+use tonic::Request;
 use tonic::transport::Endpoint;
 use tracing::{debug, info, warn};
 
@@ -253,7 +254,9 @@ impl Keeper {
             return;
         }
         for (node, (hello, _)) in self.peers.connected() {
-            let Some(map) = fetch_map(&hello.peer_address, self.map.epoch()).await else {
+            let mut question = Request::new(GetMapRequest { newer_than: self.map.epoch() });
+            self.transport.prove_call(node, question.metadata_mut());
+            let Some(map) = fetch_map(&hello.peer_address, question).await else {
                 continue;
             };
             match check_fetched(&map, &self.formed.cluster_id.to_bytes()) {
@@ -287,11 +290,11 @@ fn check_fetched(map: &ClusterMap, cluster_id: &[u8]) -> Result<(), String> {
 }
 
 /// Asks a node for its map if it is newer.
-async fn fetch_map(address: &str, newer_than: u64) -> Option<ClusterMap> {
+async fn fetch_map(address: &str, question: Request<GetMapRequest>) -> Option<ClusterMap> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
     let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(2));
     let mut client = ClusterClient::new(endpoint.connect_lazy());
-    client.get_map(GetMapRequest { newer_than }).await.ok()?.into_inner().map
+    client.get_map(question).await.ok()?.into_inner().map
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -26,10 +26,12 @@ use quorate_proto::v1::{Failure, Reason};
 use quorate_service::context::Context;
 use quorate_service::metrics::ServiceMetrics;
 use quorate_service::outcome::Subject;
+use quorate_transport::{CALL_PROOF, PeerService};
 use rand::Rng;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Status};
 use tracing::{debug, warn};
 
@@ -133,6 +135,7 @@ impl Places {
             settled: Notify::new(),
             leaving: CancellationToken::new(),
             closed: CancellationToken::new(),
+            proven: OnceLock::new(),
         })
     }
 
@@ -214,6 +217,9 @@ pub(super) struct Place {
     settled: Notify,
     leaving: CancellationToken,
     closed: CancellationToken,
+    /// The proof of the first call that a node has passed on here. Such a node sends the same with
+    /// every call, so that it is compared and not computed again.
+    proven: OnceLock<MetadataValue<Ascii>>,
 }
 
 enum Standing {
@@ -388,6 +394,20 @@ impl Place {
         }
     }
 
+    /// Gets a place for the caller of this request, unless the connection has one.
+    ///
+    /// # Errors
+    /// The status for the caller when no place is free.
+    fn admit(self: &Arc<Self>, caller: Caller, request: &Request<()>) -> Result<(), Status> {
+        self.take(caller).map_err(|sentence| {
+            self.places.refused(&sentence);
+            // Only its message shows whether the call is a write with a session, and it is not
+            // read here: the reported outcome is true of every write.
+            let failure = Subject::Attempt.report(self.places.refusal(caller, sentence));
+            Context::of(request.metadata()).status(&failure)
+        })
+    }
+
     fn take_of_clients(self: &Arc<Self>) -> bool {
         let mut clients = self.places.clients.lock();
         // Another request of the connection may have been first, or the connection has ended.
@@ -422,15 +442,29 @@ pub(super) fn admit(
 ) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
     move |request| {
         let Some(place) = request.extensions().get::<Arc<Place>>() else { return Ok(request) };
-        match place.take(caller) {
-            Ok(()) => Ok(request),
-            Err(sentence) => {
-                place.places.refused(&sentence);
-                // Only its message shows whether the call is a write with a session, and it is not
-                // read here: the reported outcome is true of every write.
-                let failure = Subject::Attempt.report(place.places.refusal(caller, sentence));
-                Err(Context::of(request.metadata()).status(&failure))
-            }
+        place.admit(caller, &request)?;
+        Ok(request)
+    }
+}
+
+/// The interceptor of a service whose calls come from nodes, which pass them on: each has to prove
+/// the secret of the cluster to `gate` before it gets a place, or anything else.
+pub(super) fn admit_passed_on(
+    gate: PeerService,
+) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
+    move |request| {
+        let place = request.extensions().get::<Arc<Place>>();
+        let given = request.metadata().get(CALL_PROOF);
+        let known = place.and_then(|place| place.proven.get());
+        if known.is_none() || known != given {
+            gate.check_call(request.metadata())?;
         }
+        if let Some(place) = place {
+            if let Some(given) = given {
+                place.proven.get_or_init(|| given.clone());
+            }
+            place.admit(Caller::Peer, &request)?;
+        }
+        Ok(request)
     }
 }

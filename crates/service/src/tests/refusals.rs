@@ -191,7 +191,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
         cluster_id: shared.cluster_id.clone(),
         engine: shared.engine.clone(),
         map: shared.map.clone(),
-        forward: Forwarder::default(),
+        forward: Forwarder::new(Box::new(|_, _| true)),
         read_threads: shared.read_threads.clone(),
         scan_threads: shared.scan_threads.clone(),
         sessions: SessionMint::new(shared.node.0),

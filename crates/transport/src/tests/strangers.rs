@@ -8,6 +8,7 @@ use quorate_proto::secret::ClusterSecret;
 use quorate_raft::{LogId, Message, NodeId, Term};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use wire::link_request::Content;
 use wire::link_response;
@@ -194,6 +195,52 @@ fn a_question_is_answered_to_who_knows_the_secret_alone() {
     let [first] = &said[..] else { panic!("{said:?}") };
     let bare = wire::AskResponse { challenge: first.challenge.clone(), ..Default::default() };
     assert_eq!(*first, bare, "the challenge says more than it must");
+}
+
+/// The metadata of a call from this node to that one.
+fn passed_on(from: &Node, to: u64) -> Option<MetadataMap> {
+    let mut metadata = MetadataMap::new();
+    from.transport.prove_call(NodeId(to), &mut metadata).then_some(metadata)
+}
+
+/// The codes with which these nodes answer the call.
+fn answers(call: &MetadataMap, nodes: &[Node]) -> Vec<Option<Code>> {
+    let check = |node: &Node| node.service.check_call(call).err().map(|status| status.code());
+    nodes.iter().map(check).collect()
+}
+
+#[test]
+fn a_call_that_is_passed_on_is_taken_by_the_process_that_it_is_for() {
+    let (ground, mut nodes) = cluster(3);
+    let refused = Some(Code::Unauthenticated);
+    let call = passed_on(&nodes[0], 2).unwrap();
+    for _ in 0..2 {
+        assert_eq!(answers(&call, &nodes), [refused, None, refused]);
+        assert_eq!(answers(&MetadataMap::new(), &nodes), [refused; 3]);
+    }
+    assert!(nodes.iter().map(|node| node.service.unproven()).eq([4, 2, 4]));
+    assert_eq!(passed_on(&nodes[0], 2).unwrap().get(CALL_PROOF), call.get(CALL_PROOF));
+    // To the next process of node 2 it says nothing; the node that called learns of that one.
+    let (own, address) = (passed_on(&nodes[1], 3).unwrap(), nodes[1].address);
+    nodes[0].recorder.clear();
+    nodes[1].kill();
+    nodes[0].recorder.wait_disconnected(NodeId(2));
+    let targets = ground.targets(&[nodes[0].address, address, nodes[2].address]);
+    nodes[1] = ground.start(1, listen_again(address), &targets, &|_| {});
+    nodes[0].recorder.wait_connected(NodeId(2));
+    assert_eq!(answers(&call, &nodes), [refused; 3]);
+    let call = passed_on(&nodes[0], 2).unwrap();
+    assert_eq!(answers(&call, &nodes), [refused, None, refused]);
+    assert_eq!(answers(&own, &nodes), [refused, refused, None]);
+    // A node that was never connected has no proof, and one that starts takes no call.
+    assert!(passed_on(&nodes[0], 9).is_none());
+    let alone = Ground::new(2).form("test");
+    let alone = lone_node(&alone, "127.0.0.1:1");
+    assert!(passed_on(&alone, 2).is_none());
+    let starting = PeerService::new(ground.identities[1].clone(), key());
+    let status = starting.check_call(&call).unwrap_err();
+    assert!(status.message().contains("node 2 is starting"), "{status:?}");
+    assert_eq!((status.code(), starting.unproven()), (Code::Unauthenticated, 0));
 }
 
 /// Each says it of the other, and nothing is delivered in either direction.
