@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use futures::StreamExt;
 use quorate_proto::raft::v1::peer_client::PeerClient;
 use quorate_proto::raft::v1::{
     Append, AskRequest, AskResponse, Envelope, Frame, Hello, Lane, LinkRequest, Proof, Replica,
@@ -221,6 +222,35 @@ async fn calls_without_a_proof_are_refused_where_nodes_pass_calls_on() {
     let passed_on = |id| cluster.metric(id, "quorate_forwarded_total");
     let passed_on: f64 = cluster.ids().into_iter().map(passed_on).sum();
     assert!(passed_on >= 2.0, "two of three nodes do not lead the shard");
+}
+
+/// More connections than there are places for those of nodes, which is 192.
+const CROWD: usize = 200;
+
+/// A crowd that connects, begins a question and never proves anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_take_no_places_of_nodes() {
+    let mut cluster = Cluster::start(options()).await;
+    cluster.kill(3);
+    let mut crowd = Vec::new();
+    for id in [1, 2] {
+        for _ in 0..CROWD {
+            let mut stranger = peer(&cluster, id).await;
+            let question = AskRequest { nonce: vec![1; 32].into(), ..AskRequest::default() };
+            let question = futures::stream::iter([question]).chain(futures::stream::pending());
+            let mut answers = stranger.ask(question).await.expect("a stream").into_inner();
+            let challenge = answers.message().await.expect("an answer").expect("a challenge");
+            assert!(challenge.challenge.is_some(), "{challenge:?}");
+            crowd.push((stranger, answers));
+        }
+    }
+    cluster.start_node(3);
+    cluster.wait_ready().await;
+    for id in [1, 2] {
+        let status = cluster.status(id).await.expect("it answers");
+        assert!(status.peers.iter().all(|peer| peer.connected), "{:?}", status.peers);
+    }
+    drop(crowd);
 }
 
 /// What the listener for clients has of the contract between nodes: nothing.

@@ -3,10 +3,10 @@
 use quorate_proto::raft::v1 as wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use super::dial;
-use super::gate::Gate;
+use super::gate::{Entrance, Gate};
 use super::proof::{Claim, ProofKey, nonce, unproven};
 
 /// The largest answer; a list of 1,000 members needs far less.
@@ -43,11 +43,13 @@ pub async fn ask(
 
 /// Answers a question, once the asker has proved the secret.
 pub(super) async fn answer(
-    mut questions: Streaming<wire::AskRequest>,
+    request: Request<Streaming<wire::AskRequest>>,
     answers: &mpsc::Sender<Result<wire::AskResponse, Status>>,
     gate: &Gate,
     answer: impl FnOnce() -> wire::AskResponse,
 ) -> Result<(), Status> {
+    let entrance = Entrance::of(&request);
+    let mut questions = request.into_inner();
     let Some(question) = questions.message().await? else { return Ok(()) };
     let (node, claim) = (question.from_node, Claim::of_ask(&question));
     if !claim.has_nonce() {
@@ -67,6 +69,7 @@ pub(super) async fn answer(
         gate.stranger(&sentence);
         return Err(Status::unauthenticated(sentence));
     }
+    entrance.enter().map_err(Status::resource_exhausted)?;
     let _ = answers.try_send(Ok(answer()));
     Ok(())
 }

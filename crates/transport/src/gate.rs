@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use quorate_proto::raft::v1 as wire;
 use quorate_raft::NodeId;
+use tonic::Request;
 use tonic::metadata::MetadataMap;
 use tracing::warn;
 
@@ -15,6 +16,31 @@ use super::peer::Peer;
 use super::presence::Refused;
 use super::proof::{Claim, Pending, ProofKey, Strangers, unproven};
 use super::{PeerHello, Shared, passed};
+
+/// What a listener does for the connection of a stream whose caller has proved the secret: it gives
+/// it a place among those of nodes. In the extensions of the request; without it nothing is done.
+#[derive(Clone, Default)]
+pub struct Entrance(Option<Arc<dyn Fn() -> Result<(), String> + Send + Sync>>);
+
+impl Entrance {
+    /// `enter` gets the place, or says why there is none. It is called for each stream.
+    pub fn new(enter: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(enter)))
+    }
+
+    /// The one that came with a request.
+    pub(super) fn of<T>(request: &Request<T>) -> Self {
+        request.extensions().get::<Self>().cloned().unwrap_or_default()
+    }
+
+    /// Gets the place.
+    ///
+    /// # Errors
+    /// Why there is none, in a sentence.
+    pub fn enter(&self) -> Result<(), String> {
+        self.0.as_ref().map_or(Ok(()), |enter| enter())
+    }
+}
 
 /// Refused node ids whose sentences are remembered, so that each is logged once per change.
 const REFUSALS_MAX: usize = 64;
@@ -79,18 +105,19 @@ impl Gate {
         }
     }
 
-    /// Whether the sender of a Hello has proved the secret.
+    /// Whether the sender of a Hello has proved the secret, and so comes in.
     ///
     /// # Errors
-    /// A sentence, when it has not.
+    /// A sentence, when it has not, or there is no place for it.
     pub fn prove(
         &self,
         hello: &wire::Hello,
         pending: &Pending,
         proof: Option<wire::Proof>,
+        entrance: &Entrance,
     ) -> Result<(), String> {
         if proof.is_some_and(|proof| pending.is_proven(&proof)) {
-            return Ok(());
+            return entrance.enter();
         }
         let sentence = unproven(hello.from_node);
         self.strangers.note(&sentence);

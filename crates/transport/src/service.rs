@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::admission::Connection;
 use super::ask;
-use super::gate::Gate;
+use super::gate::{Entrance, Gate};
 use super::hello::HELLO_DEADLINE;
 use super::peer::Peer;
 use super::presence::Refused;
@@ -126,7 +126,7 @@ impl wire::peer_server::Peer for PeerService {
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
             let answer = || inner.greeter.answer();
-            let answering = ask::answer(request.into_inner(), &answers, &inner.gate, answer);
+            let answering = ask::answer(request, &answers, &inner.gate, answer);
             let ended = timeout(HELLO_DEADLINE, answering).await;
             if let Err(status) = ended.unwrap_or_else(|_| Err(too_late())) {
                 // The asker may be gone.
@@ -141,6 +141,7 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<Streaming<wire::LinkRequest>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
         let shared = self.shared()?;
+        let entrance = Entrance::of(&request);
         let mut incoming = request.into_inner();
         let first = timeout(HELLO_DEADLINE, incoming.message())
             .await
@@ -159,7 +160,8 @@ impl wire::peer_server::Peer for PeerService {
         match self.inner.gate.challenge(&shared, &hello) {
             Ok((challenge, pending)) => {
                 send(&answers, wire::link_response::Content::Challenge(challenge));
-                let opening = Opening { service: self.clone(), shared, hello, lane, answers };
+                let service = self.clone();
+                let opening = Opening { service, shared, hello, lane, entrance, answers };
                 tokio::spawn(opening.run(pending, incoming));
             }
             Err(sentence) => send(&answers, refusal(&shared, sentence.into())),
@@ -175,8 +177,7 @@ impl wire::peer_server::Peer for PeerService {
         let (answers, stream) = mpsc::channel(snapshot::ANSWERS_MAX);
         let service = self.clone();
         tokio::spawn(async move {
-            let received =
-                snapshot::receive(&service.inner.gate, &shared, request.into_inner(), &answers);
+            let received = snapshot::receive(&service.inner.gate, &shared, request, &answers);
             let answer = received.await.map(|outcome| wire::SnapshotResponse {
                 node_id: shared.local.node.0,
                 refusal: outcome.err().unwrap_or_default(),
@@ -207,6 +208,7 @@ struct Opening {
     shared: Arc<Shared>,
     hello: wire::Hello,
     lane: Lane,
+    entrance: Entrance,
     answers: mpsc::Sender<Result<wire::LinkResponse, Status>>,
 }
 
@@ -214,13 +216,13 @@ impl Opening {
     /// Waits for the proof, admits the peer, and reads the link until its end.
     async fn run(self, pending: Pending, mut incoming: Streaming<wire::LinkRequest>) {
         use wire::link_request::Content;
-        let Self { service, shared, hello, lane, answers } = self;
+        let Self { service, shared, hello, lane, entrance, answers } = self;
         let second = timeout(HELLO_DEADLINE, incoming.message()).await;
         let proof = match second.ok().and_then(Result::ok).flatten().and_then(|r| r.content) {
             Some(Content::Proof(proof)) => Some(proof),
             _ => None,
         };
-        let admitted = match service.inner.gate.prove(&hello, &pending, proof) {
+        let admitted = match service.inner.gate.prove(&hello, &pending, proof, &entrance) {
             // Admission may wait, and a caller that has left meanwhile must not displace its own
             // next connection.
             Ok(()) => tokio::select! {

@@ -20,10 +20,10 @@ use quorate_raft::{GroupId, NodeId, Replica, ReplicationSession, SnapshotMeta, T
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::gate::Gate;
+use super::gate::{Entrance, Gate};
 use super::hello::HELLO_DEADLINE;
 use super::peer::Peer;
 use super::proof::{Claim, STRANGE_WORDS_MAX};
@@ -350,9 +350,11 @@ enum Feed {
 pub(super) async fn receive(
     gate: &Gate,
     shared: &Arc<Shared>,
-    mut incoming: Streaming<wire::SnapshotRequest>,
+    request: Request<Streaming<wire::SnapshotRequest>>,
     answers: &mpsc::Sender<Result<wire::SnapshotResponse, Status>>,
 ) -> Result<Result<(), String>, Status> {
+    let entrance = Entrance::of(&request);
+    let mut incoming = request.into_inner();
     let first = timeout(HELLO_DEADLINE, incoming.message())
         .await
         .map_err(|_| Status::deadline_exceeded("no start of a snapshot came"))??;
@@ -375,7 +377,7 @@ pub(super) async fn receive(
         Some(Content::Proof(proof)) => Some(proof),
         _ => None,
     };
-    if let Err(sentence) = gate.prove(hello, &pending, proof) {
+    if let Err(sentence) = gate.prove(hello, &pending, proof, &entrance) {
         return Ok(Err(sentence));
     }
     // No other process may be accepted in its place before the transfer is over.

@@ -96,8 +96,8 @@ pub async fn serve_clients(
     serve(listener, calls_max, routes.routes(), places, bodies, stop).await;
 }
 
-/// Serves peers, and calls that they pass on with a proof of the secret, until `stop`; then finishes
-/// the calls in flight.
+/// Serves peers, and calls that they pass on with a proof of the secret, until `stop`; then
+/// finishes the calls in flight.
 pub async fn serve_peers(
     listener: TcpListener,
     services: Services,
@@ -112,7 +112,7 @@ pub async fn serve_peers(
     let passed_on = places::admit_passed_on(services.peer.clone());
     let mut routes = Routes::builder();
     routes
-        .add_service(of(Caller::Peer, services.peer.into_server()))
+        .add_service(InterceptedService::new(services.peer.into_server(), places::admit_proven()))
         .add_service(InterceptedService::new(kv(services.kv), passed_on.clone()))
         .add_service(InterceptedService::new(cluster(services.cluster), passed_on));
     let calls_max = config.max_calls_per_connection;

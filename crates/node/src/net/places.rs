@@ -1,10 +1,11 @@
 //! Admission of connections to a listener, and their lifetimes: a connection is new until its first
-//! request shows whether the caller is a client or a peer, and then gets a place of that kind.
+//! request shows that the caller is a client, or its proof that it is a peer; then it gets a place
+//! of that kind.
 //!
-//! Clients and peers have separate places, so that neither can block the other: the service that is
-//! called decides which, and nothing that a caller says of itself. New connections have a few
-//! places for a short time: a connection without a request is closed at its deadline, and when all
-//! places are used the oldest is closed, so that silent sockets do not block other clients.
+//! Clients and peers have separate places, so that neither can block the other, and none is given
+//! for what a caller says of itself. New connections have a few places for a short time: one that
+//! is still new at its deadline is closed, and when all places are used the oldest is closed, so
+//! that silent sockets and strangers do not block others.
 //!
 //! A client keeps its place while it uses it: a connection without a call in flight is closed after
 //! its idle time, an old one is closed when its calls have ended, and if no place is free the
@@ -26,7 +27,7 @@ use quorate_proto::v1::{Failure, Reason};
 use quorate_service::context::Context;
 use quorate_service::metrics::ServiceMetrics;
 use quorate_service::outcome::Subject;
-use quorate_transport::{CALL_PROOF, PeerService};
+use quorate_transport::{CALL_PROOF, Entrance, PeerService};
 use rand::Rng;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -443,6 +444,23 @@ pub(super) fn admit(
     move |request| {
         let Some(place) = request.extensions().get::<Arc<Place>>() else { return Ok(request) };
         place.admit(caller, &request)?;
+        Ok(request)
+    }
+}
+
+/// The interceptor of the service for streams of nodes: a connection gets a place among those of
+/// nodes once its caller has proved the secret. Until then it is a new one, which has little time
+/// and yields to newer ones: strangers keep no place from a node.
+pub(super) fn admit_proven()
+-> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
+    move |mut request| {
+        if let Some(place) = request.extensions().get::<Arc<Place>>().cloned() {
+            let enter = move || {
+                let taken = place.take(Caller::Peer);
+                taken.inspect_err(|sentence| place.places.refused(sentence))
+            };
+            request.extensions_mut().insert(Entrance::new(enter));
+        }
         Ok(request)
     }
 }
