@@ -58,9 +58,7 @@ impl HostPort {
     pub fn is_unspecified(&self) -> bool {
         self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
-}
 
-impl HostPort {
     /// The address to listen on that is reached at this one: its port, at its IP address, or at
     /// that of `listen` where it has a name.
     #[must_use]

@@ -41,7 +41,6 @@
 //! | disk work of scans | scans | 8 threads | the scan waits, then is rejected |
 //! | clients, per listener | connections | `--max-connections` | rejected |
 //! | peers, per listener | connections | 192 | rejected |
-//! | calls passed on, per listener for both | connections | 64 | as clients |
 //! | new connections, per listener | connections | 256, each for 10 s | the oldest is closed |
 //! | log lines | bytes | 1 MiB, and 64 KiB for errors | lost, counted and reported |
 //! | bodies of requests and answers | bytes | the share `bodies`, 10 s and 30 s | rejected |

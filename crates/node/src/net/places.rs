@@ -38,15 +38,15 @@ use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
 
-/// Connections of peers: three of each other node (control, bulk, snapshot), and twice as many
-/// while old ones end; on a listener of their own a fourth with the calls that they pass on.
+/// Connections of peers: three of each other node (control, bulk, snapshot), a fourth with the
+/// calls that it passes on, and twice as many while old ones end.
 pub const PEERS_MAX: usize = 192;
-/// Connections without a request so far. `limits.rs` counts their files.
+/// Connections whose callers have no place so far. `limits.rs` counts their files.
 pub const NEW_MAX: usize = 256;
 /// Connections that have yielded their places and are not closed yet. `limits.rs` counts their
 /// files.
 pub const YIELDED_MAX: u64 = 64;
-/// A connection without a request is closed after this time.
+/// A connection that is still new is closed after this time.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to close after it was asked to: the longest call, and a margin.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(TIMEOUT_MAX.as_secs() + 5);
