@@ -7,7 +7,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::dial;
 use super::gate::{Entrance, Gate};
-use super::proof::{Claim, ProofKey, nonce, unproven};
+use super::proof::{Claim, ProofKey, nonce};
 
 /// The largest answer; a list of 1,000 members needs far less.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -64,11 +64,7 @@ pub(super) async fn answer(
     // The channel has room for both.
     let _ = answers.try_send(Ok(wire::AskResponse { challenge, ..Default::default() }));
     let proof = questions.message().await.ok().flatten().and_then(|second| second.proof);
-    if !proof.is_some_and(|proof| pending.is_proven(&proof)) {
-        let sentence = unproven(node);
-        gate.stranger(&sentence);
-        return Err(Status::unauthenticated(sentence));
-    }
+    gate.prove(node, &pending, proof).map_err(Status::unauthenticated)?;
     entrance.enter().map_err(Status::resource_exhausted)?;
     let _ = answers.try_send(Ok(answer()));
     Ok(())

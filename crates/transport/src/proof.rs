@@ -279,9 +279,8 @@ mod tests {
             change(&mut other);
             let (challenge, pending) = Claim::of_hello(&honest).challenge(&key(1));
             assert!(Claim::of_hello(&other).answer(&key(1), &challenge).is_err(), "{other:?}");
-            let parts = [Side::Caller.word(), &other.nonce, &challenge.nonce];
             let claim = Claim::of_hello(&other);
-            let parts = [parts[0], parts[1], parts[2], &claim.bytes];
+            let parts = claim.parts(Side::Caller, &challenge.nonce);
             let proof = Bytes::copy_from_slice(&secret::mac(key(1).streams(), &parts));
             assert!(!pending.is_proven(&wire::Proof { proof }), "{other:?}");
         }

@@ -222,7 +222,8 @@ impl Opening {
             Some(Content::Proof(proof)) => Some(proof),
             _ => None,
         };
-        let admitted = match service.inner.gate.prove(&hello, &pending, proof, &entrance) {
+        let proven = service.inner.gate.prove(hello.from_node, &pending, proof);
+        let admitted = match proven.and_then(|()| entrance.enter()) {
             // Admission may wait, and a caller that has left meanwhile must not displace its own
             // next connection.
             Ok(()) => tokio::select! {

@@ -377,7 +377,8 @@ pub(super) async fn receive(
         Some(Content::Proof(proof)) => Some(proof),
         _ => None,
     };
-    if let Err(sentence) = gate.prove(hello, &pending, proof, &entrance) {
+    let proven = gate.prove(hello.from_node, &pending, proof);
+    if let Err(sentence) = proven.and_then(|()| entrance.enter()) {
         return Ok(Err(sentence));
     }
     // No other process may be accepted in its place before the transfer is over.
