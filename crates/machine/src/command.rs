@@ -16,9 +16,6 @@ pub use quorate_proto::raft::v1::{CommandOperation, command_operation::Kind};
 /// The format of [`Command`] that this version writes, and the only one that it reads.
 pub const COMMAND_VERSION: u32 = 1;
 
-/// The highest feature level that this version applies.
-pub const FEATURE_LEVEL: u32 = 2;
-
 /// The level of commands without a session: what level 2 adds is about sessions.
 const PLAIN_LEVEL: u32 = 1;
 

@@ -9,6 +9,7 @@ use quorate_proto::{
     hash::key_hash,
     raft::v1::{Command, CommandSession, Write, command::Action},
     v1::ClusterMap,
+    version::FEATURE_LEVEL,
 };
 use quorate_raft::{Entry, EntryKind, Membership};
 use quorate_storage::{RowKey, StorageError};
@@ -16,7 +17,7 @@ use quorate_storage::{RowKey, StorageError};
 use super::{
     answer::{Refusal, WriteAnswer},
     answer_row::{Mark, Stored},
-    command::{COMMAND_VERSION, DIGEST_LEVEL, FEATURE_LEVEL},
+    command::{COMMAND_VERSION, DIGEST_LEVEL},
     error::{ApplyError, Damaged},
     execute::{self, EntryPlace},
     meta::MapState,

@@ -2,7 +2,7 @@
 
 use quorate_proto::ids::{ClusterId, Incarnation};
 use quorate_proto::raft::v1 as wire;
-use quorate_proto::version::{VERSION, build};
+use quorate_proto::version::{FEATURE_LEVEL, VERSION, build};
 use quorate_raft::NodeId;
 
 use super::memory::StartId;
@@ -18,8 +18,6 @@ pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 pub const WIRE_VERSION_MIN: u32 = 2;
 /// The newest version of the peer messages that this program understands.
 pub const WIRE_VERSION_MAX: u32 = 2;
-/// The feature level of this program.
-pub const FEATURE_VERSION: u32 = 1;
 
 /// What a peer says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +74,7 @@ impl Shared {
             to_incarnation: to_incarnation.to_bytes().to_vec().into(),
             wire_version_min: WIRE_VERSION_MIN,
             wire_version_max: WIRE_VERSION_MAX,
-            feature_version: FEATURE_VERSION,
+            feature_version: FEATURE_LEVEL,
             build: format!("{VERSION} {}", build()),
             lane: lane.into(),
             map_epoch: self.map_epoch.load(Ordering::Relaxed),

@@ -68,7 +68,7 @@ use quorate_proto::ids::{ClusterId, Incarnation};
 
 pub use ask::ask;
 pub use gate::Entrance;
-pub use hello::{FEATURE_VERSION, PeerHello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
+pub use hello::{PeerHello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 pub use memory::{Memories, MemoryStore, Recollection, Remembered, SAVE_INTERVAL, StartId};
 pub use passed::CALL_PROOF;
 pub use proof::ProofKey;
