@@ -283,6 +283,8 @@ fn a_mostly_free_file_becomes_short() {
         lengths.push(database.shrink().unwrap());
     }
     assert!(lengths.last() < Some(&(before / 3 * 2)), "{lengths:?}");
+    let now = fs::metadata(dir.path().join("db")).unwrap().len();
+    assert_eq!(lengths.last(), Some(&now));
     for i in (0..6_000).filter(kept) {
         assert_eq!(
             tree.get(&i.to_be_bytes()).unwrap().unwrap()[..],
