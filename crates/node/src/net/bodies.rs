@@ -3,7 +3,8 @@
 //! All listeners of a node share one [`Budget`]. A request counts while it is received, an answer
 //! until the transport has taken it. What does not fit is refused as OVERLOADED. Bodies of more
 //! than [`quorate_raft::SMALL_BYTES`] may use three quarters of the budget, so that small requests
-//! and answers still have room beside large ones that stand still.
+//! and answers still have room beside large ones that stand still. A request is as large as its
+//! message says in its first bytes: many beginnings of large ones are no small requests.
 //!
 //! A request must be complete within [`Patience::request`]; the messages of a stream of requests
 //! each, from their first byte. An answer of which nothing was taken for [`Patience::answer`] is
@@ -106,9 +107,9 @@ impl Budget {
         u32::try_from(window).unwrap_or(u32::MAX)
     }
 
-    /// Takes `bytes` for a body that holds `held`; whether they fit.
-    fn take(&self, held: u64, bytes: u64) -> bool {
-        let limit = room_for(held + bytes, self.limit);
+    /// Takes `bytes` for a body of `size`; whether they fit.
+    fn take(&self, size: u64, bytes: u64) -> bool {
+        let limit = room_for(size, self.limit);
         let fits = |used: u64| used.checked_add(bytes).filter(|after| *after <= limit);
         if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
             self.refused.inc();
@@ -144,9 +145,10 @@ impl Share {
         Self { budget, bytes: 0 }
     }
 
-    fn take(&mut self, bytes: usize) -> bool {
-        let bytes = bytes as u64;
-        let fits = self.budget.take(self.bytes, bytes);
+    /// Takes `bytes` for a body that will have `announced` in all, as far as is known.
+    fn take(&mut self, announced: usize, bytes: usize) -> bool {
+        let (announced, bytes) = (announced as u64, bytes as u64);
+        let fits = self.budget.take(announced.max(self.bytes + bytes), bytes);
         if fits {
             self.bytes += bytes;
         }
@@ -154,7 +156,6 @@ impl Share {
     }
 
     fn give_back(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.bytes);
         if bytes > 0 {
             self.bytes -= bytes;
             self.budget.give_back(bytes);
@@ -218,6 +219,9 @@ impl Call {
 #[derive(Default)]
 struct Framing {
     prefix: BytesMut,
+    /// The length of the last message that has begun.
+    length: usize,
+    /// What of it has not come.
     left: usize,
 }
 
@@ -235,7 +239,8 @@ impl Framing {
                 data = later;
                 let &[_, a, b, c, d] = &self.prefix[..] else { return };
                 self.prefix.clear();
-                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                self.length = u32::from_be_bytes([a, b, c, d]) as usize;
+                self.left = self.length;
             }
             let taken = self.left.min(data.len());
             self.left -= taken;
@@ -264,11 +269,11 @@ impl Received {
     }
 
     fn received(&mut self, data: &Bytes) -> Result<(), Status> {
-        if !self.share.take(data.len()) {
+        self.framing.advance(data);
+        if !self.share.take(self.framing.length, data.len()) {
             return Err(self.call.refusal(self.share.budget.full("this request")));
         }
         if self.call.streams {
-            self.framing.advance(data);
             if self.framing.is_between() {
                 self.due = None;
             } else if self.due.is_none() {
@@ -362,7 +367,8 @@ impl Sent {
             long => (long - TAIL).min(PIECE),
         };
         let piece = self.rest.split_to(length);
-        self.given = length as u64;
+        // A tiny answer holds nothing of the budget.
+        self.given = (length as u64).min(self.share.bytes);
         self.reader.waits_since(Some(Instant::now()));
         Frame::data(if self.rest.is_empty() { Bytes::copy_from_slice(&piece) } else { piece })
     }
@@ -395,7 +401,7 @@ impl HttpBody for Sent {
             other => return Poll::Ready(other),
         };
         // A tiny answer is not counted: calls bound their number, and it may be of a write.
-        if data.len() <= TAIL || me.share.take(data.len()) {
+        if data.len() <= TAIL || me.share.take(data.len(), data.len()) {
             me.rest = data;
             return Poll::Ready(Some(Ok(me.piece())));
         }

@@ -117,6 +117,32 @@ async fn half_sent_requests_stay_within_the_budget_and_small_ones_get_through() 
     until("given back", || bodies.used() == 0).await;
 }
 
+/// Beginnings of large messages, each of the size of a small request.
+#[tokio::test]
+async fn beginnings_of_large_requests_leave_small_ones_their_part() {
+    const SENT: usize = 16 << 10;
+    let (address, metrics, bodies) = limited(Patience { request: TIMEOUT * 120, ..PATIENCE }).await;
+    let mut calls = Vec::new();
+    for _ in 0..4 {
+        let hoarder = plain_connection(address).await;
+        calls.extend((0..64).map(|_| {
+            let hoarder = hoarder.clone();
+            tokio::spawn(async move { post(&hoarder, CHECK, half(3 << 20, SENT)).await })
+        }));
+    }
+    let settled = || {
+        let refused = usize::try_from(metrics.node.bodies_refused.get()).unwrap();
+        let held = usize::try_from(bodies.used()).unwrap() / SENT;
+        refused + held >= calls.len()
+    };
+    until("each is held or refused", settled).await;
+    assert!(bodies.used() <= BUDGET / 4 * 3, "{} bytes are held", bodies.used());
+    let honest = channel(address).await;
+    timeout(TIMEOUT, as_peer(&honest)).await.expect("room for a small call").unwrap();
+    calls.iter().for_each(|call| call.abort());
+    until("given back", || bodies.used() == 0).await;
+}
+
 #[tokio::test]
 async fn answers_that_are_not_read_stay_within_the_budget_and_are_reset_in_time() {
     let (address, metrics, bodies) = limited(PATIENCE).await;
