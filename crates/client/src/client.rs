@@ -116,7 +116,7 @@ impl Client {
             session_id: write.session.clone(),
             sequence: write.sequence,
             keyspace: self.inner.config.keyspace.clone(),
-            route: None,
+            ..CancelRequest::default()
         };
         let options = CallOptions {
             route: Route::Leader,

@@ -156,8 +156,9 @@ impl Client {
         let deadline = self.inner.deadline(None);
         let everyone = self.inner.router.everyone();
         let asked = everyone.iter().map(|(_, connection)| {
-            let ask =
-                |mut c: ClusterClient<Channel>| async move { c.get_info(GetInfoRequest {}).await };
+            let ask = |mut c: ClusterClient<Channel>| async move {
+                c.get_info(GetInfoRequest::default()).await
+            };
             Box::pin(ask_node(connection, deadline, ask))
         });
         futures::future::select_ok(asked).await.map(|(info, _)| info)
@@ -180,7 +181,8 @@ impl Client {
         for (_, connection) in &everyone {
             let ask = |mut c: ClusterClient<Channel>| async move {
                 let to_node_id = to_node;
-                c.transfer_leader(TransferLeaderRequest { shard, to_node_id }).await
+                c.transfer_leader(TransferLeaderRequest { shard, to_node_id, ..Default::default() })
+                    .await
             };
             match ask_node(connection, deadline, ask).await {
                 Err(error @ Error::NotApplied(_)) => last = Some(error),

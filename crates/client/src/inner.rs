@@ -202,7 +202,8 @@ async fn get_map(
     let ask = async {
         let (channel, generation) =
             connection.channel().await.map_err(AttemptError::unreachable)?;
-        let answer = cluster(channel).get_map(GetMapRequest { newer_than }).await;
+        let answer =
+            cluster(channel).get_map(GetMapRequest { newer_than, ..Default::default() }).await;
         answer.map_err(|status| {
             let error = AttemptError::of_status(&status);
             if error.broken {

@@ -4,6 +4,7 @@
 pub mod code;
 pub mod content;
 pub mod failure;
+pub mod feature;
 pub mod hash;
 pub mod health;
 pub mod ids;

@@ -133,6 +133,19 @@ fn every_method_has_its_own_messages() {
     }
 }
 
+/// Otherwise a node that lacks a feature would carry the request out without it.
+#[test]
+fn every_request_can_require_features() {
+    let files = ours(FILE_DESCRIPTOR_SET);
+    let messages = || files.iter().flat_map(|file| &file.message_type);
+    let requests: Vec<_> = messages().filter(|m| m.name().ends_with("Request")).collect();
+    assert!(requests.len() >= 15, "{}", requests.len());
+    for request in requests {
+        let has = request.field.iter().any(|field| field.name() == "required_features");
+        assert!(has, "{}", request.name());
+    }
+}
+
 /// In `kv.proto` one meaning has one number, and the reserved numbers are unused.
 #[test]
 fn fields_of_one_meaning_have_one_number_in_kv() {
@@ -144,6 +157,7 @@ fn fields_of_one_meaning_have_one_number_in_kv() {
         ("receipt", 14),
         ("receipts", 14),
         ("token", 15),
+        ("required_features", 20),
     ]);
     let files = ours(FILE_DESCRIPTOR_SET);
     let kv = files.iter().find(|f| f.name().ends_with("/kv.proto")).unwrap();
@@ -153,7 +167,12 @@ fn fields_of_one_meaning_have_one_number_in_kv() {
             if let Some(number) = fixed.get(field.name()) {
                 assert_eq!(field.number(), *number, "{name}");
             }
-            assert!(field.number() <= 15, "{name}: fields of every call have numbers of one byte");
+            // What is seldom sent may have two bytes.
+            let common = field.name() != "required_features";
+            assert!(
+                field.number() <= 15 || !common,
+                "{name}: fields of every call have numbers of one byte"
+            );
         }
         let writes = message.field.iter().any(|f| f.name() == "session");
         if writes || message.name() == "BatchOperation" {

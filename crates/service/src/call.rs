@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::admission::Admitted;
 use crate::context::{Answers, Context};
 use crate::metrics::{Method, ServiceMetrics};
-use crate::outcome::{HasOutcome, Subject};
+use crate::outcome::{HasOutcome, Subject, check_features};
 use crate::shared::{CallGuard, Lifecycle, Shared, SharedCell};
 
 /// Calls that take longer than this are logged.
@@ -143,6 +143,9 @@ impl Calls {
         F: Future<Output = Result<T, Failure>>,
     {
         let call = self.begin(kind, &request);
+        if let Err(failure) = check_features(request.get_ref().required_features()) {
+            return Err(call.fail(failure));
+        }
         match run(self.cell.get(), request.into_inner()).await {
             Ok(answer) => Ok(call.answer(answer)),
             Err(failure) => Err(call.fail(failure)),
@@ -191,6 +194,7 @@ impl Calls {
         let call = self.begin(kind, request);
         let guard = Arc::new(self.cell.life.call());
         let admitted = self.admitted(kind).and_then(|shared| {
+            check_features(request.get_ref().required_features())?;
             match shared.admission.admit(kind.method, &call.context, request.get_ref().bytes()) {
                 Ok(place) => Ok((shared, (guard, place))),
                 Err(failure) => {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use quorate_config::Config;
 use quorate_engine::Shard;
 use quorate_metrics::process::resident_bytes;
+use quorate_proto::feature::FEATURES;
 use quorate_proto::level::LEVELS;
 use quorate_proto::limits;
 use quorate_proto::v1::cluster_server::Cluster;
@@ -51,7 +52,7 @@ impl ClusterService {
             history: map.as_ref().map_or_else(Bytes::new, |map| map.proto().history.clone()),
             version: VERSION.to_owned(),
             cluster_version: map.as_ref().map_or(0, |map| map.proto().cluster_version),
-            features: Vec::new(),
+            features: FEATURES.iter().map(|feature| feature.name()).collect(),
             levels: offered.map(|row| row.level as i32).collect(),
             limits: Some(limits_of(&self.config)),
             defaults: Some(Defaults {

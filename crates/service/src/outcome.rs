@@ -9,10 +9,10 @@
 
 use prost::Message;
 use quorate_proto::v1::{
-    BatchRequest, CancelRequest, CompareAndSetRequest, DeleteRequest, Failure, GetInfoRequest,
-    GetMapRequest, GetRequest, GetStatusRequest, IncrementRequest, MultiGetRequest,
-    OpenSessionRequest, Outcome, PipelineRequest, PutRequest, ScanRequest, TransferLeaderRequest,
-    WriteSession,
+    BatchRequest, CancelRequest, CompareAndSetRequest, DeleteRequest, Failure, Feature,
+    GetInfoRequest, GetMapRequest, GetRequest, GetStatusRequest, IncrementRequest, MultiGetRequest,
+    OpenSessionRequest, Outcome, PipelineRequest, PutRequest, Reason, ScanRequest,
+    TransferLeaderRequest, WriteSession,
 };
 use tonic::Streaming;
 
@@ -36,6 +36,7 @@ impl Subject {
                 Outcome::AttemptNotApplied
             }
             (Subject::Write, Outcome::AttemptNotApplied) => Outcome::NotApplied,
+            (Subject::Read, _) => Outcome::Unspecified,
             _ => return failure,
         };
         Failure { outcome: outcome as i32, ..failure }
@@ -52,6 +53,23 @@ pub trait HasOutcome {
     fn bytes(&self) -> u64 {
         0
     }
+
+    /// The features without which it must not be carried out.
+    fn required_features(&self) -> &[u32];
+}
+
+/// Whether this node has all required features.
+///
+/// # Errors
+/// NOT_OFFERED with the first one that it lacks.
+pub fn check_features(required: &[u32]) -> Result<(), Failure> {
+    let Some((number, feature)) = Feature::first_lacking(required) else { return Ok(()) };
+    let name = feature.map_or_else(String::new, |feature| format!(" ({})", feature.name()));
+    let message = format!("the request requires feature {number}{name}, which this node lacks");
+    Err(Failure {
+        field: "required_features".to_owned(),
+        ..Failure::of(Reason::NotOffered, message)
+    })
 }
 
 fn of_write(session: Option<&WriteSession>) -> Subject {
@@ -69,6 +87,10 @@ macro_rules! has_outcome {
             $(fn bytes(&self) -> u64 {
                 self.$bytes() as u64
             })?
+
+            fn required_features(&self) -> &[u32] {
+                &self.required_features
+            }
         }
     )*};
 }
@@ -89,14 +111,22 @@ has_outcome! {
     BatchRequest => |write| of_write(write.session.as_ref()), bytes encoded_len;
     // It asks about a write of a session, and its failure answers nothing.
     CancelRequest => |_question| Subject::Attempt;
-    // Its operations may have sessions, and are not read.
-    Streaming<PipelineRequest> => |_operations| Subject::Attempt;
+}
+
+/// Its operations come later, each with a subject and features of its own.
+impl HasOutcome for Streaming<PipelineRequest> {
+    fn subject(&self) -> Subject {
+        Subject::Attempt
+    }
+
+    fn required_features(&self) -> &[u32] {
+        &[]
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use quorate_proto::reason::REASONS;
-    use quorate_proto::v1::Reason;
 
     use super::*;
 
@@ -119,7 +149,7 @@ mod tests {
             };
             assert_eq!(said(Subject::Attempt, &failure), of_attempt, "{:?}", row.reason);
             assert_eq!(said(Subject::Write, &failure), of_write, "{:?}", row.reason);
-            assert_eq!(said(Subject::Read, &failure), row.outcome, "{:?}", row.reason);
+            assert_eq!(said(Subject::Read, &failure), Outcome::Unspecified, "{:?}", row.reason);
         }
         let barred = Failure {
             outcome: Outcome::NotApplied as i32,

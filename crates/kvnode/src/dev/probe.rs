@@ -26,7 +26,7 @@ pub(super) struct Report {
 pub(super) async fn ask(node: SocketAddr) -> Option<Report> {
     let question = async {
         let channel = Endpoint::from_shared(format!("http://{node}")).ok()?.connect().await.ok()?;
-        let request = GetStatusRequest { omit_replicas: false };
+        let request = GetStatusRequest::default();
         let response = ClusterClient::new(channel).get_status(request).await.ok()?;
         Some(report(&response.into_inner()))
     };

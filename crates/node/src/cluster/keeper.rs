@@ -254,7 +254,10 @@ impl Keeper {
             return;
         }
         for (node, (hello, _)) in self.peers.connected() {
-            let mut question = Request::new(GetMapRequest { newer_than: self.map.epoch() });
+            let mut question = Request::new(GetMapRequest {
+                newer_than: self.map.epoch(),
+                ..GetMapRequest::default()
+            });
             self.transport.prove_call(node, question.metadata_mut());
             let Some(map) = fetch_map(&hello.peer_address, question).await else {
                 continue;

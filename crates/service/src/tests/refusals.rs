@@ -42,6 +42,7 @@ struct Asked {
     value: Bytes,
     route: Option<RouteHint>,
     session: Option<WriteSession>,
+    required_features: Vec<u32>,
     timeout: &'static str,
     hops: u32,
 }
@@ -54,6 +55,7 @@ impl Asked {
             value: Bytes::from_static(b"1"),
             route: None,
             session: None,
+            required_features: Vec::new(),
             timeout: "300m",
             hops: 0,
         }
@@ -69,14 +71,22 @@ impl Asked {
 
     /// The failure of a call; none if it was answered.
     async fn failure(&self, kv: &KvService, method: Method) -> Option<Failure> {
-        let Asked { key, value, route, session, .. } = self.clone();
+        let Asked { key, value, route, session, required_features, .. } = self.clone();
         let status = match method {
             Method::Put => {
-                let put = PutRequest { key, value, route, session, ..Default::default() };
+                let put = PutRequest {
+                    key,
+                    value,
+                    route,
+                    session,
+                    required_features,
+                    ..Default::default()
+                };
                 kv.put(self.request(put)).await.err()
             }
             Method::Delete => {
-                let delete = DeleteRequest { key, route, session, ..Default::default() };
+                let delete =
+                    DeleteRequest { key, route, session, required_features, ..Default::default() };
                 kv.delete(self.request(delete)).await.err()
             }
             Method::CompareAndSet => {
@@ -87,24 +97,44 @@ impl Asked {
                     expect,
                     route,
                     session,
+                    required_features,
                     ..Default::default()
                 };
                 kv.compare_and_set(self.request(cas)).await.err()
             }
             Method::Increment => {
-                let by = IncrementRequest { key, delta: 1, route, session, ..Default::default() };
+                let by = IncrementRequest {
+                    key,
+                    delta: 1,
+                    route,
+                    session,
+                    required_features,
+                    ..Default::default()
+                };
                 kv.increment(self.request(by)).await.err()
             }
             Method::Batch => {
                 let action = Some(Action::Delete(DeleteAction {}));
                 let operations = vec![BatchOperation { key, action, ..Default::default() }];
-                let batch = BatchRequest { operations, route, session, ..Default::default() };
+                let batch = BatchRequest {
+                    operations,
+                    route,
+                    session,
+                    required_features,
+                    ..Default::default()
+                };
                 kv.batch(self.request(batch)).await.err()
             }
             Method::Cancel => {
                 let WriteSession { id: session_id, sequence, .. } = session.unwrap_or_default();
-                let cancel =
-                    CancelRequest { key, session_id, sequence, route, ..Default::default() };
+                let cancel = CancelRequest {
+                    key,
+                    session_id,
+                    sequence,
+                    route,
+                    required_features,
+                    ..Default::default()
+                };
                 kv.cancel(self.request(cancel)).await.err()
             }
             _ => panic!("nothing is written by {method:?}"),
@@ -222,6 +252,8 @@ fn a_refusal_before_the_proposal_speaks_of_an_attempt_where_there_is_a_session()
         broken.life.enter(NodePhase::StorageFailed, "sled/db is damaged");
         let broken = KvService::new(Calls::new(broken, node.shared.metrics.clone()));
         said.at("without its storage", &broken, &asked, Reason::StorageFailed).await;
+        let asks_more = Asked { required_features: vec![4_000], ..asked.clone() };
+        said.at("without a required feature", &node.kv, &asks_more, Reason::NotOffered).await;
         let life = node.shared.life.clone();
         life.enter(NodePhase::Forming, "");
         said.at("while the cluster forms", &node.kv, &asked, Reason::Starting).await;
@@ -246,7 +278,7 @@ fn a_refusal_before_the_proposal_speaks_of_an_attempt_where_there_is_a_session()
         said.at("for another shard", &node.kv, &elsewhere, Reason::WrongShard).await;
         let nameless = Asked { key: Bytes::new(), ..asked.clone() };
         said.at("without a key", &node.kv, &nameless, Reason::BadKey).await;
-        said.end(10);
+        said.end(11);
         node.stop();
     });
 }

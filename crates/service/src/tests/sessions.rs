@@ -57,15 +57,15 @@ fn a_session_for_a_shard_whose_log_is_ahead_is_born_at_its_log_time() {
         assert_eq!(born(&node, for_shard(1)).await, ahead);
         let elsewhere = [OpenSessionRequest::default(), for_shard(2)];
         for request in elsewhere {
-            let born = born(&node, request).await;
+            let born = born(&node, request.clone()).await;
             assert!(born.millis() < ahead.millis() - HOUR_MS / 2, "{request:?}: {born}");
         }
         others_differ(&node, HOUR_MS as i64);
         let not_after = OpenSessionRequest { not_after: ahead.0, ..OpenSessionRequest::default() };
-        assert_eq!(born(&node, not_after).await, ahead);
+        assert_eq!(born(&node, not_after.clone()).await, ahead);
         let not_before = LogTime::from_millis(Clock.unix_millis() + 2 * HOUR_MS).0;
         let not_before = OpenSessionRequest { not_before, ..not_after };
-        assert_eq!(born(&node, not_before).await.0, not_before.not_before);
+        assert_eq!(born(&node, not_before.clone()).await.0, not_before.not_before);
         node.stop();
     });
 }
