@@ -36,6 +36,7 @@ fn crates_use_only_those_below_them() {
         ),
         ("crates/transport", &["quorate-raft", "quorate-proto"]),
         ("crates/config", &["quorate-raft", "quorate-proto"]),
+        ("crates/pipeline", &["quorate-proto"]),
         (
             "crates/service",
             &[
@@ -46,10 +47,11 @@ fn crates_use_only_those_below_them() {
                 "quorate-engine",
                 "quorate-metrics",
                 "quorate-config",
+                "quorate-pipeline",
             ],
         ),
         ("crates/testkit", &["quorate-proto"]),
-        ("crates/client", &["quorate-proto"]),
+        ("crates/client", &["quorate-proto", "quorate-pipeline"]),
         (
             "crates/node",
             &[

@@ -68,6 +68,18 @@ impl AttemptError {
         AttemptError::plain(status, effect, broken)
     }
 
+    /// Reads the failure of an operation in a stream.
+    pub fn of_failure(failure: Failure, request_id: &str) -> AttemptError {
+        AttemptError {
+            code: Code::from(failure.code),
+            effect: effect_of(&failure),
+            message: failure.message.clone(),
+            request_id: request_id.to_owned(),
+            failure: Some(failure),
+            broken: false,
+        }
+    }
+
     fn plain(status: &Status, effect: Effect, broken: bool) -> AttemptError {
         AttemptError {
             code: status.code(),

@@ -18,12 +18,13 @@ use crate::inner::Inner;
 use crate::pool::{Connection, Fitness};
 use crate::retry::{self, Backoff, Next, RetryClass};
 use crate::router::Route;
-use crate::rpc::{self, Answer, Rpc};
+use crate::rpc::{Answer, Rpc};
+use crate::sending::Sending;
 use crate::session::{Session, Ticket};
 use crate::write_id::{WriteId, WriteIdSlot};
 
 /// Minimum remaining time for another attempt.
-const REPEAT_MIN: Duration = Duration::from_millis(20);
+const REPEAT_MIN: Duration = Duration::from_millis(100);
 
 /// How often an attempt that lasts longer than its patience looks for a better way.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -86,6 +87,8 @@ struct Call<'a> {
     /// Whether the call ended its wait for a place at an overloaded node.
     held_back: bool,
     backoff: Backoff,
+    /// How long the last attempt took.
+    took: Duration,
     request_id: String,
     header: MetadataValue<Ascii>,
     last: Option<AttemptError>,
@@ -120,6 +123,7 @@ impl Inner {
             sessions_replaced: 0,
             held_back: false,
             backoff: Backoff::default(),
+            took: Duration::ZERO,
             request_id,
             header,
             last: None,
@@ -139,12 +143,16 @@ impl Inner {
                 call.after(error).await?;
                 continue;
             }
+            let begun = Instant::now();
             match call.attempt(&request).await {
                 Ok(answer) => {
                     self.learn(&answer);
                     return Ok((answer, call.tried.pop()));
                 }
-                Err(error) => call.after(error).await?,
+                Err(error) => {
+                    call.took = begun.elapsed();
+                    call.after(error).await?;
+                }
             }
         }
     }
@@ -189,6 +197,30 @@ fn not_opened(detail: &Detail) -> AttemptError {
     AttemptError::local(reason, message)
 }
 
+/// The error of an attempt, after noting what it shows of the node.
+fn noted(
+    error: AttemptError,
+    connection: &Connection,
+    (begun, generation): (Instant, u64),
+) -> AttemptError {
+    if error.is_silence() {
+        if connection.is_silent_since(begun) {
+            connection.pass_over();
+        }
+        return error;
+    }
+    match error.broken {
+        true => connection.broken(generation),
+        false if error.is_of_node() => connection.turned_away(generation),
+        false => connection.answered(),
+    }
+    match error.reason() {
+        Some(Reason::Overloaded) if !error.is_of_node() => connection.flow().refused(),
+        _ => connection.flow().answered(),
+    }
+    error
+}
+
 /// A new session, and the node that opened it.
 pub(crate) type Opened = (OpenSessionResponse, Option<Arc<Connection>>);
 
@@ -197,12 +229,12 @@ impl Call<'_> {
         self.options.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Minimum time for the next attempt. A retry with less time would only turn "not applied" into
-    /// "unknown".
+    /// Minimum time for the next attempt: twice that of the last one. A retry with less time would
+    /// only turn "not applied" into "unknown".
     fn least(&self) -> Duration {
         match self.last {
             None => Duration::from_nanos(1),
-            Some(_) => REPEAT_MIN,
+            Some(_) => REPEAT_MIN.max(2 * self.took),
         }
     }
 
@@ -342,8 +374,7 @@ impl Call<'_> {
             false => None,
         };
         let timeout = patience.min(self.remaining());
-        let (channel, generation) = match tokio::time::timeout(timeout, connection.channel()).await
-        {
+        let channel = match tokio::time::timeout(timeout, connection.channel()).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(AttemptError::unreachable(error)),
             Err(_) => {
@@ -352,13 +383,15 @@ impl Call<'_> {
                 return Err(AttemptError::unreachable(message));
             }
         };
-        let mut envelope = tonic::Request::new(request.clone());
-        envelope.metadata_mut().insert("x-request-id", self.header.clone());
-        // The node has all the time of the call: while it may still do what was asked, it is not
-        // asked again unless it is silent or the budget allows it.
-        envelope.set_timeout(self.remaining());
+        let generation = channel.1;
+        let sending = Sending {
+            pipelined: inner.config.pipelined,
+            request_id: &self.request_id,
+            header: &self.header,
+            deadline: self.options.deadline,
+        };
         let (begun, mut wait) = (Instant::now(), patience);
-        let mut sent = std::pin::pin!(R::send(rpc::kv(channel), envelope));
+        let mut sent = std::pin::pin!(sending.send(&connection, channel, request));
         loop {
             let remaining = self.remaining();
             let answer = tokio::time::timeout(wait.min(remaining), &mut sent).await;
@@ -366,11 +399,9 @@ impl Call<'_> {
                 Ok(Ok(answer)) => {
                     connection.answered();
                     connection.flow().answered();
-                    return Ok(answer.into_inner());
+                    return Ok(answer);
                 }
-                Ok(Err(status)) => {
-                    return Err(self.failed(&connection, (begun, generation), &status));
-                }
+                Ok(Err(error)) => return Err(noted(error, &connection, (begun, generation))),
                 Err(_) => {}
             }
             let silent = connection.is_silent_since(begun);
@@ -412,32 +443,6 @@ impl Call<'_> {
             return Err(AttemptError::unreachable(message));
         }
         Ok(place)
-    }
-
-    /// The error of an attempt that ended with this status; notes what it shows of the node.
-    fn failed(
-        &self,
-        connection: &Connection,
-        (begun, generation): (Instant, u64),
-        status: &tonic::Status,
-    ) -> AttemptError {
-        let error = AttemptError::of_status(status);
-        if error.is_silence() {
-            if connection.is_silent_since(begun) {
-                connection.pass_over();
-            }
-            return error;
-        }
-        match error.broken {
-            true => connection.broken(generation),
-            false if error.is_of_node() => connection.turned_away(generation),
-            false => connection.answered(),
-        }
-        match error.reason() {
-            Some(Reason::Overloaded) if !error.is_of_node() => connection.flow().refused(),
-            _ => connection.flow().answered(),
-        }
-        error
     }
 
     /// Handles a failed attempt: learns from it and waits before the next one.

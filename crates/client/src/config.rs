@@ -28,6 +28,9 @@ pub struct ClientConfig {
     pub sessions: bool,
     /// Whether a call may make more than one attempt.
     pub retries: bool,
+    /// Whether operations on keys travel together on one stream per node, where the node serves
+    /// streams; otherwise each is a call of its own.
+    pub pipelined: bool,
 }
 
 impl ClientConfig {
@@ -54,6 +57,7 @@ impl ClientConfig {
             level: ReadLevel::Linearizable,
             sessions: true,
             retries: true,
+            pipelined: true,
         })
     }
 
@@ -90,6 +94,14 @@ impl ClientConfig {
     #[must_use]
     pub fn without_sessions(mut self) -> Self {
         self.sessions = false;
+        self
+    }
+
+    /// Sends each operation as a call of its own: for a program that makes few, for which it is not
+    /// worth while to open a stream.
+    #[must_use]
+    pub fn unary(mut self) -> Self {
+        self.pipelined = false;
         self
     }
 

@@ -83,6 +83,7 @@ mod retry;
 mod router;
 mod rpc;
 mod scan;
+mod sending;
 mod session;
 mod token;
 mod write_id;

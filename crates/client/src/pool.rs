@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use quorate_pipeline::Lane;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::flow::Flow;
+use crate::rpc;
 
 /// First wait after a connection could not be made; it doubles up to [`GATE_MAX`].
 const GATE_MIN: Duration = Duration::from_millis(100);
@@ -67,6 +70,8 @@ pub(crate) struct Connection {
     /// too.
     connecting: tokio::sync::Mutex<()>,
     probing: AtomicBool,
+    /// Whether the node is too old for streams of operations.
+    serves_no_lanes: AtomicBool,
     /// The calls under way at the node.
     flow: Flow,
 }
@@ -76,6 +81,8 @@ struct State {
     channel: Option<Channel>,
     /// Counts channels, so that a late failure of an old one does not drop its successor.
     generation: u64,
+    /// The stream of operations, on the channel of this generation.
+    lane: Option<(u64, Lane)>,
     failed: Option<Failed>,
     suspect_until: Option<Instant>,
     /// When the node last answered a call.
@@ -107,6 +114,7 @@ impl Connection {
             state: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             probing: AtomicBool::new(false),
+            serves_no_lanes: AtomicBool::new(false),
             flow: Flow::default(),
         }
     }
@@ -160,6 +168,27 @@ impl Connection {
         }
     }
 
+    /// The stream of operations on this channel, opened if there is none; none if the node does not
+    /// serve streams.
+    pub fn lane(&self, channel: &Channel, generation: u64) -> Option<Lane> {
+        if self.serves_no_lanes.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut state = self.state.lock();
+        let known = state.lane.as_ref().filter(|(of, lane)| *of == generation && lane.is_open());
+        if let Some((_, lane)) = known {
+            return Some(lane.clone());
+        }
+        let lane = Lane::open(rpc::kv(channel.clone()), MetadataMap::new());
+        state.lane = Some((generation, lane.clone()));
+        Some(lane)
+    }
+
+    /// Notes that the node does not serve streams of operations.
+    pub fn serves_no_lanes(&self) {
+        self.serves_no_lanes.store(true, Ordering::Relaxed);
+    }
+
     /// Whether the last attempt to connect failed.
     pub fn is_unreachable(&self) -> bool {
         self.state.lock().failed.is_some()
@@ -200,6 +229,7 @@ impl Connection {
         let mut state = self.state.lock();
         if state.generation == generation {
             state.channel = None;
+            state.lane = None;
         }
     }
 

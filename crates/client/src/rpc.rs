@@ -4,6 +4,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
+use quorate_pipeline::{Answer as StreamAnswer, Operation};
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
@@ -32,6 +33,16 @@ pub(crate) trait Rpc: prost::Message + Clone {
 
     fn set_route(&mut self, route: Option<RouteHint>);
 
+    /// The request as an operation of a stream; none for what is always a call of its own.
+    fn operation(&self) -> Option<Operation> {
+        None
+    }
+
+    /// The answer in this answer of a stream, if it is of this kind.
+    fn in_answer(_answer: StreamAnswer) -> Option<Self::Answer> {
+        None
+    }
+
     /// Sets the session of a write. A Cancel names its session itself.
     fn set_session(&mut self, _session: Option<WriteSession>) {}
 }
@@ -55,7 +66,7 @@ pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
 }
 
 macro_rules! rpc {
-    ($request:ty, $answer:ty, $method:ident, $key:expr $(, $session:ident)?) => {
+    ($request:ty, $answer:ty, $method:ident $([$kind:ident])?, $key:expr $(, $session:ident)?) => {
         impl Rpc for $request {
             type Answer = $answer;
 
@@ -75,6 +86,17 @@ macro_rules! rpc {
                 self.route = route;
             }
 
+            $(fn operation(&self) -> Option<Operation> {
+                Some(Operation::$kind(self.clone()))
+            }
+
+            fn in_answer(answer: StreamAnswer) -> Option<$answer> {
+                match answer {
+                    StreamAnswer::$kind(answer) => Some(answer),
+                    _ => None,
+                }
+            })?
+
             $(fn set_session(&mut self, session: Option<WriteSession>) {
                 self.$session = session;
             })?
@@ -92,12 +114,18 @@ macro_rules! rpc {
     };
 }
 
-rpc!(GetRequest, GetResponse, get, |r| Some(&r.key));
-rpc!(PutRequest, PutResponse, put, |r| Some(&r.key), session);
-rpc!(DeleteRequest, DeleteResponse, delete, |r| Some(&r.key), session);
-rpc!(CompareAndSetRequest, CompareAndSetResponse, compare_and_set, |r| Some(&r.key), session);
-rpc!(IncrementRequest, IncrementResponse, increment, |r| Some(&r.key), session);
-rpc!(BatchRequest, BatchResponse, batch, |r| r.operations.first().map(|o| &o.key), session);
+rpc!(GetRequest, GetResponse, get[Get], |r| Some(&r.key));
+rpc!(PutRequest, PutResponse, put[Put], |r| Some(&r.key), session);
+rpc!(DeleteRequest, DeleteResponse, delete[Delete], |r| Some(&r.key), session);
+rpc!(
+    CompareAndSetRequest,
+    CompareAndSetResponse,
+    compare_and_set[CompareAndSet],
+    |r| Some(&r.key),
+    session
+);
+rpc!(IncrementRequest, IncrementResponse, increment[Increment], |r| Some(&r.key), session);
+rpc!(BatchRequest, BatchResponse, batch[Batch], |r| r.operations.first().map(|o| &o.key), session);
 rpc!(CancelRequest, CancelResponse, cancel, |r| Some(&r.key));
 
 impl Rpc for OpenSessionRequest {

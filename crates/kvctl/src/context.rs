@@ -45,10 +45,13 @@ impl Context {
         check(global, command)?;
         let long = takes_long(command);
         let timeout = global.timeout.unwrap_or(if long { TIMEOUT_EACH } else { TIMEOUT });
-        let config = ClientConfig::new(&global.endpoints)?
+        let mut config = ClientConfig::new(&global.endpoints)?
             .timeout(timeout)
             .connect_timeout(global.connect_timeout)
             .level(global.consistency.level());
+        if !long {
+            config = config.unary();
+        }
         let client = Client::new(config);
         let token_file = global.token_file.as_deref().map(TokenFile::new);
         if let Some(file) = &token_file {

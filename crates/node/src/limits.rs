@@ -6,9 +6,9 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::exit::Fatal;
 use crate::net::{http, places};
 
-/// Connections to each other node: three lanes, forwarded calls, and one while it is asked for
-/// something or an old one ends.
-const FILES_PER_PEER: u64 = 5;
+/// Connections to each other node: three lanes, forwarded calls, forwarded operations, and one
+/// while it is asked for something or an old one ends.
+const FILES_PER_PEER: u64 = 6;
 /// Files of the storage: sled's, with a value too large for a page in a file of its own while it is
 /// read or written, and snapshots.
 const STORAGE_FILES: u64 = 96;

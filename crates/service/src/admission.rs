@@ -244,6 +244,12 @@ impl Admission {
         };
     }
 
+    /// How many calls are under way.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Acquire)
+    }
+
     /// How many calls may be under way now.
     #[must_use]
     pub fn limit(&self) -> usize {

@@ -15,12 +15,16 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
+use quorate_machine::Map;
+use quorate_proto::limits::VALUE_BYTES_CEILING;
 use quorate_proto::v1::{Failure, ReadLevel, Reason};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use crate::admission::Admitted;
 use crate::context::{Answers, Context};
 use crate::metrics::{Method, ServiceMetrics};
+use crate::operation::{Kind, Operation};
 use crate::outcome::{HasOutcome, Subject, check_features};
 use crate::shared::{CallGuard, Lifecycle, Shared, SharedCell};
 
@@ -34,32 +38,26 @@ pub struct Calls {
     metrics: Arc<ServiceMetrics>,
 }
 
-/// The kind of a call, known before its request is read.
-#[derive(Clone, Copy, Debug)]
-pub struct Kind {
-    /// The method.
-    pub method: Method,
-    /// The read level; `None` for a call that reads nothing.
-    pub level: Option<ReadLevel>,
-}
-
-impl Kind {
-    /// A call of this method that reads nothing.
-    #[must_use]
-    pub fn of(method: Method) -> Self {
-        Self { method, level: None }
-    }
-
-    /// A call that reads at a level.
-    #[must_use]
-    pub fn reads(method: Method, level: ReadLevel) -> Self {
-        Self { method, level: Some(level) }
-    }
-}
-
 /// The address that a call came from, which its listener puts into the extensions of the request.
 #[derive(Clone, Copy, Debug)]
 pub struct CallerAddress(pub IpAddr);
+
+/// The connection that a call came on, as its listener knows it.
+pub trait Connection: Send + Sync {
+    /// Counts the connection as used for as long as the guard lives. A stream of operations does so
+    /// while one of them is under way, and is idle between them.
+    fn begin(&self) -> Box<dyn Send>;
+
+    /// Whether the other end has proved to be a node of the cluster.
+    fn is_of_node(&self) -> bool;
+
+    /// Cancelled when the connection is to be closed: a stream ends then.
+    fn leaving(&self) -> &CancellationToken;
+}
+
+/// The connection of a call, which its listener puts into the extensions of the request.
+#[derive(Clone)]
+pub struct CallerConnection(pub Arc<dyn Connection>);
 
 impl Calls {
     /// The calls of a node, from the start of the process on.
@@ -96,6 +94,93 @@ impl Calls {
         }
     }
 
+    /// A call that is one operation.
+    ///
+    /// # Errors
+    /// The status of the failure.
+    pub async fn operation<R: Operation>(
+        &self,
+        request: Request<R>,
+    ) -> Result<Response<R::Response>, Status> {
+        self.unary(request.get_ref().kind(), request, |shared, context, request| {
+            request.carry_out(shared, context)
+        })
+        .await
+    }
+
+    /// An operation of a Pipeline, with what a drain waits for until its answer is sent.
+    pub async fn in_pipeline<R: Operation>(
+        &self,
+        context: Context,
+        request: R,
+    ) -> (Result<R::Response, Failure>, Option<Arc<CallGuard>>) {
+        let kind = request.kind();
+        let mut call = self.call(kind, context.clone(), &request);
+        let (shared, (guard, place)) = match self.enter(kind, &context, &request) {
+            Ok(entered) => entered,
+            Err(failure) => return (Err(call.report(failure)), None),
+        };
+        // It may be given back before the end.
+        match &context.in_stream {
+            Some(stream) => stream.keep_place(place),
+            None => drop(place),
+        }
+        let result = match request.carry_out(shared, context).await {
+            Ok(answer) => {
+                call.code = Code::Ok as i32;
+                Ok(answer)
+            }
+            Err(failure) => Err(call.report(failure)),
+        };
+        (result, Some(guard))
+    }
+
+    /// The failure of an operation of a Pipeline that is refused before it is looked at.
+    pub fn refused_in_pipeline<R: Operation>(
+        &self,
+        context: &Context,
+        request: &R,
+        failure: Failure,
+    ) -> Failure {
+        self.call(request.kind(), context.clone(), request).report(failure)
+    }
+
+    /// The cluster map, if the node has one.
+    #[must_use]
+    pub fn map(&self) -> Option<Arc<Map>> {
+        self.cell.get()?.map.get()
+    }
+
+    /// The longest value that the node takes, in bytes.
+    #[must_use]
+    pub fn value_bytes_max(&self) -> usize {
+        self.cell.get().map_or(VALUE_BYTES_CEILING, |shared| shared.rules.value_bytes_max)
+    }
+
+    /// A call that lasts as long as its stream, which a drain does not wait for: what comes on it
+    /// is counted by itself.
+    ///
+    /// # Errors
+    /// The status of a failure before the first message.
+    pub async fn lasting<R, T, S>(
+        &self,
+        kind: Kind,
+        request: Request<R>,
+        run: impl FnOnce(Context, R) -> S,
+    ) -> Result<Response<Answers<T>>, Status>
+    where
+        R: HasOutcome,
+        T: 'static,
+        S: Stream<Item = Result<T, Failure>> + Send + 'static,
+    {
+        let call = self.begin(kind, &request);
+        if let Err(failure) = self.enter(kind, &call.context, request.get_ref()) {
+            return Err(call.fail(failure));
+        }
+        let answers = run(call.context.clone(), request.into_inner());
+        Ok(counted(call, answers, None))
+    }
+
     /// A call that is answered with a stream. It ends when the stream does, or when its reader
     /// leaves.
     ///
@@ -115,14 +200,7 @@ impl Calls {
     {
         let (call, shared, under_way) = self.admit(kind, &request)?;
         match run(shared, call.context.clone(), request.into_inner()).await {
-            Ok(answers) => {
-                let context = call.context.clone();
-                let call = Some((call, under_way));
-                let answers = Counted { answers: Box::pin(answers), call };
-                let mut response = Response::new(Box::pin(answers) as Answers<T>);
-                context.sign(response.metadata_mut());
-                Ok(response)
-            }
+            Ok(answers) => Ok(counted(call, answers, Some(under_way))),
             Err(failure) => Err(call.fail(failure)),
         }
     }
@@ -172,17 +250,15 @@ impl Calls {
         if let Some(arrival) = request.extensions().get::<Arc<Arrival>>() {
             arrival.handled.store(true, Ordering::Relaxed);
         }
-        Call {
-            context: Context::of(request.metadata()),
-            kind,
-            subject: request.get_ref().subject(),
-            calls: self.clone(),
-            code: Code::Cancelled as i32,
-        }
+        self.call(kind, Context::of(request.metadata()), request.get_ref())
     }
 
-    /// Begins a call that needs an open storage or a ready node. The drain waits for the guard,
-    /// which is taken before the phase is read: a drain that begins later sees it.
+    fn call<R: HasOutcome>(&self, kind: Kind, context: Context, request: &R) -> Call {
+        let subject = request.subject();
+        Call { context, kind, subject, calls: self.clone(), code: Code::Cancelled as i32 }
+    }
+
+    /// Begins a call that needs an open storage or a ready node.
     ///
     /// # Errors
     /// The status of a call before the node is ready, while it drains, or has too much to do.
@@ -192,18 +268,7 @@ impl Calls {
         request: &Request<R>,
     ) -> Result<(Call, Arc<Shared>, UnderWay), Status> {
         let call = self.begin(kind, request);
-        let guard = Arc::new(self.cell.life.call());
-        let admitted = self.admitted(kind).and_then(|shared| {
-            check_features(request.get_ref().required_features())?;
-            match shared.admission.admit(kind.method, &call.context, request.get_ref().bytes()) {
-                Ok(place) => Ok((shared, (guard, place))),
-                Err(failure) => {
-                    shared.metrics.shed("calls").inc();
-                    Err(failure)
-                }
-            }
-        });
-        match admitted {
+        match self.enter(kind, &call.context, request.get_ref()) {
             Ok((shared, under_way)) => {
                 if let Some(arrival) = request.extensions().get::<Arc<Arrival>>() {
                     // It is given once; a second one would only be dropped earlier.
@@ -212,6 +277,30 @@ impl Calls {
                 Ok((call, shared, under_way))
             }
             Err(failure) => Err(call.fail(failure)),
+        }
+    }
+
+    /// Whether the node takes the request: with what a drain waits for, and the request's place.
+    /// The guard is taken before the phase is read, so that a drain that begins later sees it.
+    ///
+    /// # Errors
+    /// The failure of a request before the node is ready, while it drains, that requires more than
+    /// this version has, or comes when there is too much to do.
+    fn enter<R: HasOutcome>(
+        &self,
+        kind: Kind,
+        context: &Context,
+        request: &R,
+    ) -> Result<(Arc<Shared>, UnderWay), Failure> {
+        let guard = Arc::new(self.cell.life.call());
+        let shared = self.admitted(kind)?;
+        check_features(request.required_features())?;
+        match shared.admission.admit(kind.method, context, request.bytes()) {
+            Ok(place) => Ok((shared, (guard, place))),
+            Err(failure) => {
+                shared.metrics.shed("calls").inc();
+                Err(failure)
+            }
         }
     }
 
@@ -297,16 +386,18 @@ impl Call {
     }
 
     fn fail(mut self, failure: Failure) -> Status {
-        self.failed(failure)
+        let failure = self.report(failure);
+        self.context.status(&failure)
     }
 
-    fn failed(&mut self, failure: Failure) -> Status {
+    /// The failure as it is sent; the call ends with it.
+    fn report(&mut self, failure: Failure) -> Failure {
         let failure = match self.calls.cell.get() {
             Some(shared) => shared.complete(failure),
             None => failure,
         };
         self.code = failure.code;
-        self.context.status(&self.subject.report(failure))
+        self.subject.report(failure)
     }
 }
 
@@ -323,11 +414,24 @@ impl Drop for Call {
     }
 }
 
+/// The response of a call that is answered with a stream; its end is that of the call.
+fn counted<T: 'static>(
+    call: Call,
+    answers: impl Stream<Item = Result<T, Failure>> + Send + 'static,
+    under_way: Option<UnderWay>,
+) -> Response<Answers<T>> {
+    let context = call.context.clone();
+    let answers = Counted { answers: Box::pin(answers), call: Some((call, under_way)) };
+    let mut response = Response::new(Box::pin(answers) as Answers<T>);
+    context.sign(response.metadata_mut());
+    response
+}
+
 /// The answers of a call, counted at their end.
 struct Counted<S> {
     answers: Pin<Box<S>>,
     /// With what a drain waits for; `None` once the end was counted.
-    call: Option<(Call, UnderWay)>,
+    call: Option<(Call, Option<UnderWay>)>,
 }
 
 impl<T, S: Stream<Item = Result<T, Failure>>> Stream for Counted<S> {

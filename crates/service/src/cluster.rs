@@ -22,9 +22,10 @@ use quorate_raft::{GroupId, NodeId, ProgressKind, RoleKind, Status as RaftStatus
 use quorate_storage::{Disk, DiskLevel, Space};
 use tonic::{Request, Response, Status};
 
-use crate::call::{Calls, Kind};
+use crate::call::Calls;
 use crate::health::Health;
 use crate::metrics::Method;
+use crate::operation::Kind;
 use crate::shared::{Shared, duration};
 
 /// The Cluster service of a node; it answers in every phase.

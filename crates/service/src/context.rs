@@ -1,13 +1,16 @@
 //! The context of a call: its deadline, its request id, its hops, and its status at the end.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_proto::limits::{TIMEOUT_DEFAULT, TIMEOUT_MAX};
-use quorate_proto::v1::{Failure, Reason};
+use quorate_proto::v1::{Failure, PipelineOperation, Reason};
 use tokio::time::Instant;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
+
+use super::in_stream::InStream;
 
 /// A stream of answers.
 pub type Answers<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Send>>;
@@ -39,6 +42,8 @@ pub struct Context {
     /// How often it was forwarded before it arrived here, at most [`HOPS_MAX`]. Clients can set it
     /// as well, to any number.
     pub hops: u32,
+    /// What it has as an operation of a Pipeline; `None` = it is a call of its own.
+    pub in_stream: Option<Arc<InStream>>,
 }
 
 impl Context {
@@ -47,11 +52,7 @@ impl Context {
     #[must_use]
     pub fn of(metadata: &MetadataMap) -> Self {
         let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());
-        let timeout =
-            text("grpc-timeout").and_then(parse_timeout).map_or(TIMEOUT_DEFAULT, |given| {
-                let given = given.min(TIMEOUT_MAX);
-                given.saturating_sub(MARGIN.min(given / 10))
-            });
+        let timeout = time_for(text("grpc-timeout").and_then(parse_timeout));
         let request_id = text(REQUEST_ID)
             .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_MAX)
             .map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
@@ -62,6 +63,38 @@ impl Context {
             deadline: started + timeout,
             started,
             hops: text(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0).min(HOPS_MAX),
+            in_stream: None,
+        }
+    }
+
+    /// The context of an operation that came on the stream with this one, just now.
+    #[must_use]
+    pub fn of_operation(&self, operation: &PipelineOperation, in_stream: InStream) -> Self {
+        let started = Instant::now();
+        let given = operation.timeout.and_then(|timeout| Duration::try_from(timeout).ok());
+        let request_id = match operation.request_id.as_str() {
+            "" => format!("{}/{}", self.request_id, operation.id),
+            id if id.len() > REQUEST_ID_MAX => format!("{}/{}", self.request_id, operation.id),
+            id => id.to_owned(),
+        };
+        let traceparent = match operation.traceparent.as_str() {
+            "" => self.traceparent.clone(),
+            given => Some(given.to_owned()),
+        };
+        Self {
+            request_id,
+            traceparent,
+            deadline: started + time_for(given.filter(|given| !given.is_zero())),
+            started,
+            hops: self.hops,
+            in_stream: Some(Arc::new(in_stream)),
+        }
+    }
+
+    /// Notes that a write was proposed or passed on: the next one of its stream may follow.
+    pub fn handed_over(&self) {
+        if let Some(stream) = &self.in_stream {
+            stream.handed_over();
         }
     }
 
@@ -120,6 +153,14 @@ pub fn read_timeout(waited_for: &str) -> Failure {
         Reason::ReadTimeout,
         format!("deadline exceeded while the read waited for {waited_for}"),
     )
+}
+
+/// The time of a call: what its caller gave less a margin, capped at 30 s; 5 s where it gave none.
+fn time_for(given: Option<Duration>) -> Duration {
+    given.map_or(TIMEOUT_DEFAULT, |given| {
+        let given = given.min(TIMEOUT_MAX);
+        given.saturating_sub(MARGIN.min(given / 10))
+    })
 }
 
 /// The gRPC wire form of a timeout: at most eight digits and a unit.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use quorate_pipeline::{Answer, Lane, Operation, Unanswered};
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::sent::never_left;
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
     CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
-    IncrementRequest, IncrementResponse, Outcome, PutRequest, PutResponse, Reason, Receipt,
+    IncrementRequest, IncrementResponse, Outcome, PipelineOperation, PutRequest, PutResponse,
+    Reason, Receipt,
 };
 use quorate_raft::NodeId;
 use tokio::sync::Semaphore;
@@ -19,7 +21,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
-use super::context::Context;
+use super::context::{Context, REQUEST_ID, TRACEPARENT};
 use crate::known::KnownNodes;
 use crate::outcome::HasOutcome;
 
@@ -36,6 +38,13 @@ pub trait Forward: prost::Message + HasOutcome + Clone + Send + 'static {
     /// The receipt of an answer.
     fn receipt(response: &Self::Response) -> Option<&Receipt>;
 
+    /// The request as an operation of a Pipeline; `None` for what is always a call of its own. A
+    /// read is one, because its answer may be large, and all operations to a node share a stream.
+    fn operation(&self) -> Option<Operation>;
+
+    /// The answer in this result of a Pipeline, if it is of this kind.
+    fn in_answer(answer: Answer) -> Option<Self::Response>;
+
     /// Makes the call.
     fn call(
         client: KvClient<Channel>,
@@ -44,13 +53,26 @@ pub trait Forward: prost::Message + HasOutcome + Clone + Send + 'static {
 }
 
 macro_rules! forward {
-    ($($request:ty => $response:ty, $method:ident, $writes:literal;)*) => {$(
+    ($($request:ty => $response:ty, $method:ident, $writes:literal $(, $kind:ident)?;)*) => {$(
         impl Forward for $request {
             type Response = $response;
             const WRITES: bool = $writes;
 
             fn receipt(response: &$response) -> Option<&Receipt> {
                 response.receipt.as_ref()
+            }
+
+            fn operation(&self) -> Option<Operation> {
+                let operation = None;
+                $(let operation = operation.or(Some(Operation::$kind(self.clone())));)?
+                operation
+            }
+
+            fn in_answer(answer: Answer) -> Option<$response> {
+                match answer {
+                    $(Answer::$kind(answer) => Some(answer),)?
+                    _ => None,
+                }
             }
 
             async fn call(
@@ -65,17 +87,19 @@ macro_rules! forward {
 
 forward! {
     GetRequest => GetResponse, get, false;
-    PutRequest => PutResponse, put, true;
-    DeleteRequest => DeleteResponse, delete, true;
-    CompareAndSetRequest => CompareAndSetResponse, compare_and_set, true;
-    IncrementRequest => IncrementResponse, increment, true;
-    BatchRequest => BatchResponse, batch, true;
+    PutRequest => PutResponse, put, true, Put;
+    DeleteRequest => DeleteResponse, delete, true, Delete;
+    CompareAndSetRequest => CompareAndSetResponse, compare_and_set, true, CompareAndSet;
+    IncrementRequest => IncrementResponse, increment, true, Increment;
+    BatchRequest => BatchResponse, batch, true, Batch;
     CancelRequest => CancelResponse, cancel, true;
 }
 
 /// Connections to the other nodes' peer listeners, opened when they are first needed.
 pub struct Forwarder {
     channels: Mutex<BTreeMap<(NodeId, Purpose), (String, Channel)>>,
+    /// The streams of operations, by node and by how often these were passed on before.
+    lanes: Mutex<BTreeMap<(NodeId, u32), (String, Lane)>>,
     /// What their answers have shown of them.
     pub known: KnownNodes,
     /// The places of scans with shards on other nodes.
@@ -93,6 +117,8 @@ pub type Prove = Box<dyn Fn(NodeId, &mut MetadataMap) -> bool + Send + Sync>;
 pub enum Purpose {
     /// Calls with one answer.
     Calls,
+    /// Operations of Pipelines.
+    Operations,
     /// Scans of single shards: [`SCANS_PER_CONNECTION`] of each scan.
     Scans(u32),
 }
@@ -125,6 +151,7 @@ impl Forwarder {
     pub fn new(prove: Prove) -> Self {
         Self {
             channels: Mutex::default(),
+            lanes: Mutex::default(),
             known: KnownNodes::default(),
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             prove,
@@ -178,25 +205,14 @@ impl Forwarder {
         address: &str,
         message: R,
     ) -> Forwarded<R::Response> {
-        let mut request = Request::new(message);
-        if let Err(failure) = context.forward_into(request.metadata_mut()) {
-            return Forwarded::Failed(failure);
-        }
-        if let Err(failure) = self.prove(node, request.metadata_mut()) {
-            return Forwarded::NotSent(failure);
-        }
-        let client = match self.client(node, Purpose::Calls, address) {
-            Ok(client) => client,
-            Err(failure) => return Forwarded::NotSent(failure),
-        };
         let left = context.left();
-        request.set_timeout(left);
-        // The time-out is ours as well: a node that is stopped answers nothing.
-        let forwarded = match tokio::time::timeout(left, R::call(client, request)).await {
-            Ok(Ok(response)) => Forwarded::Answered(response.into_inner()),
-            Ok(Err(status)) => failed::<R>(node, &status),
-            Err(_) => Forwarded::Lost(lost(R::WRITES, true, node, "its time was up")),
+        // In a stream of its own it keeps its place among the others.
+        let operation = context.in_stream.as_ref().and_then(|_| message.operation());
+        let forwarded = match operation {
+            Some(operation) => self.pass_in_lane::<R>(context, node, address, operation).await,
+            None => self.call(context, node, address, message).await,
         };
+        let forwarded = forwarded.unwrap_or_else(|refused| refused);
         match &forwarded {
             Forwarded::Answered(answer) => self.known.answered(node, R::receipt(answer)),
             Forwarded::Failed(failure) => self.known.failed(node, failure),
@@ -207,13 +223,103 @@ impl Forwarder {
     }
 }
 
+impl Forwarder {
+    /// Passes a call on as a call.
+    async fn call<R: Forward>(
+        &self,
+        context: &Context,
+        node: NodeId,
+        address: &str,
+        message: R,
+    ) -> Result<Forwarded<R::Response>, Forwarded<R::Response>> {
+        let mut request = Request::new(message);
+        context.forward_into(request.metadata_mut()).map_err(Forwarded::Failed)?;
+        self.prove(node, request.metadata_mut()).map_err(Forwarded::NotSent)?;
+        let client = self.client(node, Purpose::Calls, address).map_err(Forwarded::NotSent)?;
+        let left = context.left();
+        request.set_timeout(left);
+        // The time-out is ours as well: a node that is stopped answers nothing.
+        Ok(match tokio::time::timeout(left, R::call(client, request)).await {
+            Ok(Ok(response)) => Forwarded::Answered(response.into_inner()),
+            Ok(Err(status)) => failed::<R>(node, &status),
+            Err(_) => Forwarded::Lost(lost(R::WRITES, true, node, "its time was up")),
+        })
+    }
+
+    /// Passes an operation on behind those before it.
+    async fn pass_in_lane<R: Forward>(
+        &self,
+        context: &Context,
+        node: NodeId,
+        address: &str,
+        operation: Operation,
+    ) -> Result<Forwarded<R::Response>, Forwarded<R::Response>> {
+        let lane = self.lane(context, node, address)?;
+        let operation = PipelineOperation {
+            request_id: context.request_id.clone(),
+            traceparent: context.traceparent.clone().unwrap_or_default(),
+            operation: Some(operation),
+            ..PipelineOperation::default()
+        };
+        let mut pending = lane.send(operation, context.deadline.into_std());
+        context.handed_over();
+        Ok(match tokio::time::timeout_at(context.deadline, &mut pending).await {
+            Ok(Ok(Answer::Failure(failure))) => Forwarded::Failed(failure),
+            Ok(Ok(answer)) => match R::in_answer(answer) {
+                Some(answer) => Forwarded::Answered(answer),
+                None => {
+                    Forwarded::Lost(lost(R::WRITES, false, node, "the answer is of another kind"))
+                }
+            },
+            Ok(Err(Unanswered::NotSent(status))) => not_sent(node, status.message()),
+            Ok(Err(Unanswered::Lost(status))) => {
+                Forwarded::Lost(lost(R::WRITES, false, node, status.message()))
+            }
+            Err(_) if pending.was_sent() => {
+                Forwarded::Lost(lost(R::WRITES, true, node, "its time was up"))
+            }
+            Err(_) => not_sent(node, "its time was up before it could be sent"),
+        })
+    }
+
+    /// The stream of operations to a node, opened if there is none.
+    fn lane<T>(
+        &self,
+        context: &Context,
+        node: NodeId,
+        address: &str,
+    ) -> Result<Lane, Forwarded<T>> {
+        let mut lanes = self.lanes.lock();
+        if let Some((known, lane)) = lanes.get(&(node, context.hops))
+            && known == address
+            && lane.is_open()
+        {
+            return Ok(lane.clone());
+        }
+        let mut metadata = MetadataMap::new();
+        context.forward_into(&mut metadata).map_err(Forwarded::Failed)?;
+        // Each operation has its own.
+        metadata.remove(REQUEST_ID);
+        metadata.remove(TRACEPARENT);
+        self.prove(node, &mut metadata).map_err(Forwarded::NotSent)?;
+        let client = self.client(node, Purpose::Operations, address);
+        let lane = Lane::open(client.map_err(Forwarded::NotSent)?, metadata);
+        lanes.insert((node, context.hops), (address.to_owned(), lane.clone()));
+        Ok(lane)
+    }
+}
+
+fn not_sent<T>(node: NodeId, why: &str) -> Forwarded<T> {
+    let message = format!("node {node} cannot be reached: {why}");
+    Forwarded::NotSent(Failure::of(Reason::NoLeader, message))
+}
+
 fn failed<R: Forward>(node: NodeId, status: &Status) -> Forwarded<R::Response> {
     if let Some((failure, _)) = Failure::from_details(status.details()) {
         return Forwarded::Failed(failure);
     }
     if never_left(status) {
-        let message = format!("node {node} cannot be reached: {}", status.message());
-        return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
+        return not_sent(node, status.message());
     }
     // A node gives this code at its door alone, before it looks at the call.
     if status.code() == Code::Unauthenticated {
@@ -238,7 +344,7 @@ fn lost(writes: bool, timed_out: bool, node: NodeId, why: &str) -> Failure {
 
 fn connect(purpose: Purpose, address: &str) -> Result<Channel, Failure> {
     let (stream_window, connection_window) = match purpose {
-        Purpose::Calls => (1 << 20, 8 << 20),
+        Purpose::Calls | Purpose::Operations => (1 << 20, 8 << 20),
         Purpose::Scans(_) => {
             (SCAN_WINDOW_BYTES, SCAN_WINDOW_BYTES * (SCANS_MAX * SCANS_PER_CONNECTION) as u32)
         }

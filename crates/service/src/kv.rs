@@ -12,20 +12,21 @@ use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
     CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
     IncrementRequest, IncrementResponse, MultiGetRequest, MultiGetResponse, OpenSessionRequest,
-    OpenSessionResponse, PipelineRequest, PipelineResponse, PutRequest, PutResponse, ReadLevel,
-    ReadOptions, Reason, ScanRequest, ScanResponse,
+    OpenSessionResponse, PipelineRequest, PipelineResponse, PutRequest, PutResponse, ScanRequest,
+    ScanResponse,
 };
 use quorate_raft::GroupId;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::{CallerAddress, Calls, Kind};
+use super::call::{CallerAddress, CallerConnection, Calls};
 use super::context::{Answers, Context};
+use super::operation::{Kind, level, refused};
 use super::write::{Written, write};
-use super::{read, scan};
+use super::{pipeline, scan};
 use crate::draft::CommandDraft;
 use crate::metrics::Method;
 use crate::reply;
-use crate::shared::{Shared, duration, retry_after};
+use crate::shared::{Shared, duration};
 
 /// The Kv service of a node. Before the node is ready every call answers STARTING.
 #[derive(Clone)]
@@ -41,115 +42,42 @@ impl KvService {
     }
 }
 
-fn level(options: Option<&ReadOptions>) -> ReadLevel {
-    options.map_or(ReadLevel::Linearizable, ReadOptions::level)
-}
-
-/// The methods that write and answer with the result of their operation.
-macro_rules! write_method {
-    (
-        $shared:ident, $context:ident, $request:ident, $draft:ident, $reply:ident,
-        $is_delete:expr
-    ) => {{
-        let draft = CommandDraft::$draft(&$request, &$shared.rules)
-            .map_err(|invalid| room_later(invalid.failure()))?;
-        let hint = $request.route.clone();
-        let operations = draft.operations().len();
-        match write(&$shared, &$context, &$request, hint.as_ref(), draft, $is_delete).await? {
-            Written::Elsewhere(answer) => Ok(answer),
-            Written::Here(receipt, WriteAnswer::Done(done)) => {
-                let mut answer = reply::$reply(reply::of_write(done, operations)?)?;
-                answer.token = Some($shared.token(&receipt));
-                answer.receipt = Some(receipt);
-                Ok(answer)
-            }
-            Written::Here(_, other) => Err(refused(other, operations > 1)),
-        }
-    }};
-}
-
-/// The failure of a refused command; of `several` operations it names the one.
-fn refused(answer: WriteAnswer, several: bool) -> Failure {
-    match answer {
-        WriteAnswer::Refused(refusal) => room_later(reply::failure(&refusal, several)),
-        other => {
-            let message = format!("the state machine answered a write with {other:?}");
-            Failure::of(Reason::Internal, message)
-        }
-    }
-}
-
-/// The failure, with the time to wait where sessions are full: answers and expiry make room.
-fn room_later(failure: Failure) -> Failure {
-    match failure.reason() {
-        Reason::SessionsFull => retry_after(failure, 1_000),
-        _ => failure,
-    }
-}
-
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let kind = Kind::reads(Method::Get, level(request.get_ref().read.as_ref()));
-        self.calls
-            .unary(kind, request, |shared, context, request| async move {
-                read::get(&shared, &context, request).await
-            })
-            .await
+        self.calls.operation(request).await
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        self.calls
-            .unary(Kind::of(Method::Put), request, |shared, context, request| async move {
-                write_method!(shared, context, request, put, put, false)
-            })
-            .await
+        self.calls.operation(request).await
     }
 
     async fn delete(
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
-        self.calls
-            .unary(Kind::of(Method::Delete), request, |shared, context, request| async move {
-                write_method!(shared, context, request, delete, delete, true)
-            })
-            .await
+        self.calls.operation(request).await
     }
 
     async fn compare_and_set(
         &self,
         request: Request<CompareAndSetRequest>,
     ) -> Result<Response<CompareAndSetResponse>, Status> {
-        let kind = Kind::of(Method::CompareAndSet);
-        self.calls
-            .unary(kind, request, |shared, context, request| async move {
-                write_method!(shared, context, request, compare_and_set, compare_and_set, false)
-            })
-            .await
+        self.calls.operation(request).await
     }
 
     async fn increment(
         &self,
         request: Request<IncrementRequest>,
     ) -> Result<Response<IncrementResponse>, Status> {
-        let kind = Kind::of(Method::Increment);
-        self.calls
-            .unary(kind, request, |shared, context, request| async move {
-                write_method!(shared, context, request, increment, increment, false)
-            })
-            .await
+        self.calls.operation(request).await
     }
 
     async fn batch(
         &self,
         request: Request<BatchRequest>,
     ) -> Result<Response<BatchResponse>, Status> {
-        self.calls
-            .unary(Kind::of(Method::Batch), request, |shared, context, request| async move {
-                write_method!(shared, context, request, batch, batch, false)
-            })
-            .await
+        self.calls.operation(request).await
     }
 
     async fn cancel(
@@ -207,7 +135,13 @@ impl Kv for KvService {
         &self,
         request: Request<Streaming<PipelineRequest>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
-        self.calls.not_offered(Method::Pipeline, request).await
+        let connection = request.extensions().get::<CallerConnection>().cloned();
+        let calls = self.calls.clone();
+        self.calls
+            .lasting(Kind::of(Method::Pipeline), request, |context, operations| {
+                pipeline::serve(calls, context, connection, operations)
+            })
+            .await
     }
 }
 

@@ -7,6 +7,8 @@
 //! | [`admission`] | which calls are taken when there are more than the node can do |
 //! | [`kv`] | the Kv service |
 //! | [`cluster`] | the Cluster service: each node's facts about itself |
+//! | [`operation`] | what a call and an operation of a Pipeline have in common |
+//! | `pipeline`, `in_stream` | many operations over one stream, in their order |
 //! | [`context`] | a call's deadline, request id and hops |
 //! | [`outcome`] | the outcome that a failure states for a write |
 //! | [`draft`] | a checked request that becomes a command |
@@ -29,10 +31,13 @@ pub mod context;
 pub mod draft;
 pub mod forward;
 pub mod health;
+mod in_stream;
 mod known;
 pub mod kv;
 pub mod metrics;
+pub mod operation;
 pub mod outcome;
+mod pipeline;
 pub mod read;
 pub mod reply;
 pub mod route;

@@ -116,10 +116,12 @@ pub async fn get(
     let give_up = context.deadline.min(context.started + LEADER_TIMEOUT);
     let shard = shared.engine.shards().get(GroupId(owner.id)).filter(|shard| shard.serves());
     let Some(shard) = shard else {
+        room_for_value(shared, context).await?;
         return route::pass_to_replicas(shared, context, owner, &request, give_up).await;
     };
     match ready(shared, context, &shard, &level).await? {
         Ready::Here(receipt) => {
+            room_for_value(shared, context).await?;
             let key = RowKey::new(RowKind::User, keyspace, &request.key);
             let row = row(shared, context, &shard, key).await?;
             respond(shared, &shard, receipt, row)
@@ -127,8 +129,19 @@ pub async fn get(
         // This replica is behind and the leader is not. If the leader is unknown here, another
         // replica forwards the call.
         Ready::AskLeader => {
+            room_for_value(shared, context).await?;
             route::pass_to_replicas(shared, context, owner, &request, context.deadline).await
         }
+    }
+}
+
+/// Waits, in a Pipeline, until the answers before leave room for a value.
+async fn room_for_value(shared: &Shared, context: &Context) -> Result<(), Failure> {
+    let Some(stream) = &context.in_stream else { return Ok(()) };
+    let room = stream.take_room(shared.rules.value_bytes_max);
+    match timeout_at(context.deadline, room).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(read_timeout("the answers before it to be read")),
     }
 }
 

@@ -18,7 +18,7 @@ use quorate_machine::SessionMint;
 use quorate_proto::v1::{Failure, NodePhase, ReadLevel, Reason, Receipt, SessionToken};
 use quorate_raft::{GroupId, Index, NodeId, Term};
 use quorate_storage::{DeltaBudget, Disk, DiskLevel};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::admission::Admissions;
 use crate::draft::RequestRules;
@@ -75,6 +75,8 @@ pub struct Lifecycle {
     calls: AtomicUsize,
     /// Set when a draining node rejects new calls.
     refusing: AtomicBool,
+    /// Notified when it is set.
+    refuses: Notify,
     /// When the process began.
     pub started: Instant,
 }
@@ -86,6 +88,7 @@ impl Default for Lifecycle {
             detail: Mutex::default(),
             calls: AtomicUsize::new(0),
             refusing: AtomicBool::new(false),
+            refuses: Notify::new(),
             started: Instant::now(),
         }
     }
@@ -124,6 +127,15 @@ impl Lifecycle {
     /// of all.
     pub fn refuse(&self) {
         self.refusing.store(true, Ordering::SeqCst);
+        self.refuses.notify_waiters();
+    }
+
+    /// Waits until new calls are rejected.
+    pub async fn until_refusing(&self) {
+        let refuses = self.refuses.notified();
+        if !self.refuses() {
+            refuses.await;
+        }
     }
 
     /// Whether new calls are rejected.

@@ -1,6 +1,7 @@
 //! Scans and refused writes over the services of a node alone, without listeners and peers.
 
 mod calls;
+mod pipeline;
 mod pressure;
 mod refusals;
 mod sessions;

@@ -101,7 +101,9 @@ async fn propose(
     let claim = Withdraws(Claim::default());
     let proposal =
         Proposal { group: shard.group, payload, write, answer: sender, claim: claim.0.clone() };
-    if shared.engine.propose(proposal).is_err() {
+    let proposed = shared.engine.propose(proposal);
+    context.handed_over();
+    if proposed.is_err() {
         shared.metrics.shed("proposals").inc();
         let message = "too many requests wait to be proposed; try again";
         return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));

@@ -17,6 +17,7 @@
 
 mod cluster;
 mod node;
+mod pipeline;
 mod state;
 mod store;
 

@@ -15,6 +15,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::pipeline;
 use crate::state::{Calls, HISTORY, REQUEST_ID, SeenWrite, State, Step, VERSION, failure};
 use crate::store::{Change, LOG_TIME, stored};
 
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub sockets: Mutex<Vec<(u64, TcpStream)>>,
 }
 
+#[derive(Clone)]
 struct Node {
     id: u64,
     shared: Arc<Shared>,
@@ -309,9 +311,16 @@ impl Kv for Node {
 
     async fn pipeline(
         &self,
-        _: Request<Streaming<PipelineRequest>>,
+        call: Request<Streaming<PipelineRequest>>,
     ) -> Answer<Self::PipelineStream> {
-        not_served()
+        {
+            let mut state = self.shared.state.lock();
+            if state.serves_no_streams {
+                return not_served();
+            }
+            state.streams.push(self.id);
+        }
+        Ok(Response::new(pipeline::serve(self.clone(), call.into_inner()).boxed()))
     }
 
     async fn open_session(&self, call: Request<OpenSessionRequest>) -> Answer<OpenSessionResponse> {

@@ -103,6 +103,10 @@ pub struct State {
     pub writes: Vec<SeenWrite>,
     /// The reads that came: the node, and how fresh they were to be.
     pub reads: Vec<(u64, ReadOptions)>,
+    /// The streams of operations that were opened, and the nodes of which.
+    pub streams: Vec<u64>,
+    /// Whether the nodes are too old for streams of operations.
+    pub serves_no_streams: bool,
     /// The sessions that were opened, and the nodes that opened them.
     pub opened: Vec<(u64, OpenSessionRequest)>,
 }
@@ -122,6 +126,8 @@ impl State {
             always: HashMap::new(),
             writes: Vec::new(),
             reads: Vec::new(),
+            streams: Vec::new(),
+            serves_no_streams: false,
             opened: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod outcomes;
+mod pipelined;
 mod routing;
 mod scans;
 mod sessions;

@@ -82,11 +82,11 @@ async fn every_reason_is_classified() {
     }
 }
 
-/// Statuses that are not from a node.
+/// Statuses that are not from a node, of calls: of a stream they say nothing of its operations.
 #[tokio::test]
 async fn a_status_that_is_not_from_a_node_is_unknown_unless_no_handler_saw_the_request() {
     let fake = FakeCluster::start(3);
-    let client = client(&fake).await;
+    let client = Client::connect(config(&fake).unary()).await.unwrap();
     use Class::*;
     for (code, expected) in [
         (Code::OutOfRange, Invalid),

@@ -84,6 +84,10 @@ pub struct LoadShape {
     #[arg(long)]
     pub no_retries: bool,
 
+    /// Send each operation as a call of its own, not on a stream per node
+    #[arg(long)]
+    pub unary: bool,
+
     /// Seed of the random choice of keys, for repeatable runs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,

@@ -47,6 +47,9 @@ pub async fn bench(context: &mut Context, args: BenchArgs) -> Result<Exit> {
     if shape.no_retries {
         config = config.without_retries();
     }
+    if shape.unary {
+        config = config.unary();
+    }
     let clients: Vec<Client> = (0..connections).map(|_| Client::new(config.clone())).collect();
     let plan = Plan {
         kind,

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use quorate_service::call::{Arrival, CallerAddress};
+use quorate_service::call::{Arrival, CallerAddress, CallerConnection, Connection};
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::http::HeaderMap;
@@ -19,12 +20,33 @@ use tonic::service::Routes;
 use super::bodies::{Budget, Call, Received, Sent};
 use super::places::{InFlight, Place};
 
+/// The path of streams of operations.
+const PIPELINE: &str = "/quorate.v1.Kv/Pipeline";
+
+/// The connection as the services see it.
+struct Placed(Arc<Place>);
+
+impl Connection for Placed {
+    fn begin(&self) -> Box<dyn Send> {
+        Box::new(self.0.begin())
+    }
+
+    fn is_of_node(&self) -> bool {
+        self.0.is_peer()
+    }
+
+    fn leaving(&self) -> &CancellationToken {
+        self.0.leaving()
+    }
+}
+
 /// The service of one connection: the routes, and its place for counting.
 #[derive(Clone)]
 pub(super) struct Calls {
     routes: Routes,
     place: Arc<Place>,
     caller: CallerAddress,
+    connection: CallerConnection,
     bodies: Arc<Budget>,
 }
 
@@ -36,7 +58,8 @@ impl Calls {
         caller: IpAddr,
         bodies: Arc<Budget>,
     ) -> Self {
-        Self { routes, place, caller: CallerAddress(caller), bodies }
+        let connection = CallerConnection(Arc::new(Placed(place.clone())));
+        Self { routes, place, caller: CallerAddress(caller), connection, bodies }
     }
 }
 
@@ -50,10 +73,12 @@ impl Service<Request<Incoming>> for Calls {
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        let call = self.place.begin();
+        // A stream of operations counts its operations itself.
+        let call = (request.uri().path() != PIPELINE).then(|| self.place.begin());
         // Where the interceptor of each service finds it.
         request.extensions_mut().insert(self.place.clone());
         request.extensions_mut().insert(self.caller);
+        request.extensions_mut().insert(self.connection.clone());
         let arrival = Arrival::of(request.uri().path(), self.place.metrics());
         if let Some(arrival) = &arrival {
             request.extensions_mut().insert(arrival.clone());
@@ -88,7 +113,7 @@ fn status(headers: &HeaderMap) -> i32 {
 /// The body of an answer. It is dropped after it was sent whole, or when the call is cancelled.
 struct Counted {
     body: Body,
-    _call: InFlight,
+    _call: Option<InFlight>,
     /// With what a drain waits for.
     _arrival: Option<Arc<Arrival>>,
 }

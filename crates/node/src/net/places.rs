@@ -38,8 +38,8 @@ use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
 
-/// Connections of peers: three of each other node (control, bulk, snapshot), a fourth with the
-/// calls that it passes on, and twice as many while old ones end.
+/// Connections of peers: three of each other node (control, bulk, snapshot), one with the calls and
+/// one with the streams of operations that it passes on, and twice as many while old ones end.
 pub const PEERS_MAX: usize = 192;
 /// Connections whose callers have no place so far. `limits.rs` counts their files.
 pub const NEW_MAX: usize = 256;
@@ -263,6 +263,11 @@ impl Place {
     /// Whether the connection is open and has no place among clients or peers.
     pub(super) fn is_new(&self) -> bool {
         matches!(*self.standing.lock(), Standing::New)
+    }
+
+    /// Whether the connection has a place of peers.
+    pub(super) fn is_peer(&self) -> bool {
+        matches!(*self.standing.lock(), Standing::Peer { .. })
     }
 
     /// Cancelled when the connection is to be closed regardless of calls in flight.

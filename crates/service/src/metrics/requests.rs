@@ -143,6 +143,13 @@ impl Requests {
         counter.inc();
         self.seconds[method as usize].observe_duration(elapsed);
     }
+
+    /// Finished requests of a method that reads nothing, with this code.
+    #[cfg(test)]
+    pub(crate) fn count(&self, method: Method, code: Code) -> u64 {
+        let place = (method as usize * CODES + code as usize) * LEVEL_LABELS;
+        self.counters[place].get().map_or(0, |counter| counter.get())
+    }
 }
 
 #[cfg(test)]
