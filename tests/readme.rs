@@ -178,8 +178,8 @@ fn the_first_minute() {
 #[test]
 fn a_cluster_by_hand_and_kvctl() {
     let lines = commands("A cluster by hand");
-    let [secret, first, second, third, compose] = &lines[..] else {
-        panic!("five commands: {lines:#?}")
+    let [secret, first, second, third, inspect, entries, compose] = &lines[..] else {
+        panic!("seven commands: {lines:#?}")
     };
     // The test of the containers runs it.
     assert_eq!(compose, "docker-compose up --build --detach");
@@ -235,6 +235,8 @@ fn a_cluster_by_hand_and_kvctl() {
     for node in &mut nodes {
         assert_eq!(node.wait_end(), Exit::Code(0));
     }
+    place.expect_parts(inspect, &["last run     stopped in order", "SHARD", "Nothing is wrong."]);
+    place.expect_parts(entries, &[r#"{"shard":1,"index":1,"term":"#]);
 }
 
 #[test]

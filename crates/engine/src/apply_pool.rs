@@ -364,7 +364,7 @@ impl Applier {
 ///
 /// # Errors
 /// Rows that do not decode, or a failure to read them.
-pub(super) fn load_machine(store: &ShardStore) -> Result<StateMachine, ApplyError> {
+pub fn load_machine(store: &ShardStore) -> Result<StateMachine, ApplyError> {
     let header = store.header();
     if header.group == GroupId(0) {
         return StateMachine::load_meta(store.rows(RowKind::Meta)?);

@@ -44,6 +44,7 @@ mod watchdog;
 
 use quorate_raft::{Envelope, NodeId};
 
+pub use apply_pool::load_machine;
 pub use create::{create_replicas, replica_init};
 pub use error::{InstallError, ScrubError};
 pub use fatal::FatalHook;
@@ -54,7 +55,7 @@ pub use limits::Limits;
 pub use log_writer::LogProgress;
 pub use map_cell::MapCell;
 pub use metrics::EngineMetrics;
-pub use replica::{OpenReplicaError, settle_log};
+pub use replica::{OpenReplicaError, restored, settle_log};
 pub use request::{Answer, Claim, Proposal, ReadGrant, ReadRequest, RefusedProposal};
 pub use shard::{Leadership, Shard, ShardStats, Shards};
 pub use snapshots::{SnapshotOrder, Staged};

@@ -65,6 +65,19 @@ pub fn settle_log<'a>(
     log.append(&resets)
 }
 
+/// The state from which the core of a replica would start. Entries of another history are dropped
+/// from `recovered`, but not on disk.
+///
+/// # Errors
+/// Log and checkpoint do not fit together.
+pub fn restored(
+    header: &ShardHeader,
+    recovered: &mut RecoveredGroup,
+) -> Result<Restored, OpenReplicaError> {
+    drop_other_history(header, recovered);
+    restore(header, Some(recovered.clone()))
+}
+
 /// The state from which the core starts, given the shard's header and the recovered log.
 ///
 /// The checkpoint is authoritative for the state. Entries that it covers are kept if the log still

@@ -50,6 +50,15 @@ pub fn begin_run(records: &NodeRecords) -> Result<LastRun, StorageError> {
     Ok(last)
 }
 
+/// How the last run ended; `None` if there was none. Nothing is recorded.
+///
+/// # Errors
+/// A failed read of the record.
+pub fn last_run(records: &NodeRecords) -> Result<Option<LastRun>, StorageError> {
+    let before = records.get(RECORD)?;
+    Ok(before.map(|record| judge(Some(&record), boot_id().as_deref())))
+}
+
 /// Records that this run was stopped in order. Nothing is written to the storage after this.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use quorate_proto::version::VERSION;
 use crate::allocator;
 use crate::dev::{self, DevArgs};
 use crate::health_probe::{self, Question};
+use crate::inspect::{self, InspectArgs};
 use crate::telemetry;
 
 /// The Quorate server: a sharded, Raft-replicated key-value store
@@ -33,6 +34,8 @@ enum Command {
     Start(Box<StartArgs>),
     /// Ask a node for its health; the answer is the exit code
     Health(HealthArgs),
+    /// Show what is in the data directory of a node that is stopped; exit code 1 names damage
+    Inspect(InspectArgs),
     /// Make the secret that the nodes of a cluster prove to each other
     Secret(SecretArgs),
     /// Show the configuration
@@ -112,6 +115,7 @@ fn run(cli: Cli) -> Result<u8, Fatal> {
             start(*args).map(|()| 0)
         }
         Command::Health(args) => health(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Secret(args) => secret(&args).map(|()| 0),
         Command::Config(ConfigCommand::Show(args)) => show(*args),
         Command::Version => {

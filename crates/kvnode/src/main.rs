@@ -7,6 +7,7 @@ mod allocator;
 mod cli;
 mod dev;
 mod health_probe;
+mod inspect;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -231,6 +231,30 @@ fn a_configuration_file_may_begin_with_a_byte_order_mark_but_is_utf_8() {
 }
 
 #[test]
+fn the_help_of_inspect_is_fixed() {
+    let golden = "\
+Show what is in the data directory of a node that is stopped; exit code 1 names damage
+
+Usage: kvnode inspect [OPTIONS] --data-dir <DIR>
+
+Options:
+      --data-dir <DIR>     Data directory of a node that is stopped; it is copied, and stays as it
+                           is
+  -o, --output <FORM>      Form of the report [default: text] [possible values: text, json]
+      --entries [<SHARD>]  Print the committed entries instead, of all shards or of one, as JSON
+                           lines without keys and values
+      --copy-dir <DIR>     Directory for the copy, which is removed at the end [default: that of
+                           TMPDIR, or else the one that the data directory is in]
+  -h, --help               Print help (see more with '--help')
+";
+    let (code, out, err) = kvnode(&[], &["inspect", "-h"]);
+    assert_eq!((code, out.as_str(), err.as_str()), (0, golden, ""));
+    let (code, _, err) = kvnode(&[], &["inspect", "--data-dir=d", "--entries", "--output=json"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("cannot be used with"), "{err}");
+}
+
+#[test]
 fn health_of_a_node_that_is_not_there_is_no() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -19,6 +19,7 @@
 //! | [`map_rules`] | the rules of a cluster map |
 //! | `answer` | the answers of applied entries: [`WriteAnswer`] |
 //! | `answer_row` | the stored form of an answer |
+//! | `brief` | commands and stored answers in brief, for people: [`CommandBrief`] |
 //! | `record` | the stored form of a value: [`Record`] |
 //! | `stamp` | log time: [`LogTime`] |
 //! | `rows` | the rows of a group during one entry: [`RowTransaction`] |
@@ -32,6 +33,7 @@
 
 mod answer;
 mod answer_row;
+mod brief;
 pub mod command;
 mod error;
 mod execute;
@@ -53,6 +55,7 @@ mod tests;
 pub use answer::{
     Done, Full, NotANumber, OperationResult, Previous, ReadValue, Refusal, WriteAnswer,
 };
+pub use brief::{ActionBrief, CommandBrief, OperationBrief, Remembered};
 pub use error::{ApplyError, Damaged};
 pub use execute::check as check_write;
 pub use machine::{Applied, Ownership, StateMachine};

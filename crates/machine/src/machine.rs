@@ -201,7 +201,7 @@ fn unknown(index: u64, detail: impl Into<String>) -> ApplyError {
 }
 
 /// Reads a command; the byte strings in it are slices of the payload.
-fn decode_command(index: u64, payload: Bytes) -> Result<Command, ApplyError> {
+pub(crate) fn decode_command(index: u64, payload: Bytes) -> Result<Command, ApplyError> {
     let command = Command::decode(payload)
         .map_err(|error| Damaged::new("a command entry", format!("at index {index}: {error}")))?;
     if command.version != COMMAND_VERSION {

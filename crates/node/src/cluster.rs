@@ -9,6 +9,6 @@ mod leadership;
 
 pub(crate) use addresses::notice;
 pub(crate) use bootstrap::{AskAnswers, Plan, run as form};
-pub(crate) use identity::{Formed, Identity};
+pub(crate) use identity::{FORMAT, Formed, Identity, Record, look};
 pub(crate) use keeper::{Keeper, MAP_RECORD, META};
 pub(crate) use leadership::{drain as drain_leaderships, give_all_away, keep as keep_leaderships};

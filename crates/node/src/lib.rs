@@ -91,6 +91,7 @@
 mod background;
 mod cluster;
 mod exit;
+pub mod inspect;
 mod limits;
 pub mod log;
 mod metrics;

@@ -64,7 +64,10 @@ pub use database::{
 };
 pub use error::{Result, StorageError};
 pub use keys::{ROW_KEY_BYTES_MAX, RowKey, RowKind};
-pub use log::{LogBackend, LogTuning, RecordLog, RecoveredGroup, ReplicaKey, Section, SectionKind};
+pub use log::{
+    LogBackend, LogProblem, LogReading, LogTuning, RecordLog, RecoveredGroup, ReplicaKey, Section,
+    SectionKind, log_backend, read_log,
+};
 pub use node_records::NodeRecords;
 pub use space::{Disk, DiskLevel, Space, SpaceProbe};
 pub use state::snapshot::{Installed, Installer, SnapshotSource};
@@ -73,3 +76,11 @@ pub use state::{
     Lookup, RECORD_BYTES_MAX, SCAN_PINS_MAX, SNAPSHOT_PINS_MAX, Scan, ScanPin, ScanRange,
     ShardHeader, ShardInit, ShardReader, ShardStatus, ShardStore, Transaction,
 };
+
+/// The format numbers of what this build writes, by name. It reads no others, so what could be read
+/// has these.
+#[must_use]
+pub fn formats() -> Vec<(&'static str, u8)> {
+    let of_files = [("mark", mark::FORMAT), ("node_record", node_records::FORMAT)];
+    [of_files, log::FORMATS, state::FORMATS].concat()
+}

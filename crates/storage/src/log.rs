@@ -28,6 +28,7 @@
 
 mod book;
 mod file_store;
+mod reading;
 mod record;
 mod recovery;
 mod store;
@@ -39,6 +40,8 @@ use std::path::Path;
 
 use quorate_raft::{Entry, GroupId, HardState, Index, LogId, ReplicaId};
 
+pub use self::reading::{LogProblem, LogReading, log_backend, read_log};
+
 use self::book::{Book, SectionId};
 use self::file_store::FileStore;
 use self::record::{Change, Header, RecordBuilder};
@@ -49,6 +52,10 @@ use crate::codec;
 use crate::database::Database;
 use crate::error::{Result, StorageError};
 use crate::mark::Mark;
+
+/// The formats of the log's files and records.
+pub(crate) const FORMATS: [(&str, u8); 2] =
+    [("log_file", file_store::FORMAT), ("log_record", record::FORMAT)];
 
 /// The back end of the log. Both hold the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

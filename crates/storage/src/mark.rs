@@ -18,7 +18,7 @@ use crate::database::Syncs;
 use crate::error::{Result, StorageError};
 use crate::{codec, crash};
 
-const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = 1;
 const SLOT_BYTES: usize = 4096;
 
 /// The largest age of the mark while the log grows.

@@ -16,7 +16,7 @@ use crate::error::{Result, StorageError};
 use crate::{codec, pieces};
 
 const TREE: &[u8] = b"node";
-const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = 1;
 const NAME_BYTES_MAX: usize = 255;
 
 #[derive(Debug, Clone, Copy, Encode, BorrowDecode)]

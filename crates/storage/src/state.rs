@@ -42,6 +42,10 @@ mod transaction;
 mod versions;
 mod view;
 
+/// The formats of a shard's rows and header.
+pub(crate) const FORMATS: [(&str, u8); 2] =
+    [("shard_header", header::FORMAT), ("row_version", versions::FORMAT)];
+
 pub use budget::{DeltaBudget, DeltaLevel};
 pub use checkpoint::{CheckpointJob, Finished};
 pub use clean::CleanJob;

@@ -27,7 +27,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::exit::Fatal;
 
 use file::{read_identity, replace, sync_dir};
-use record::Record;
+pub use record::Record;
 
 /// The name of the identity file in the data directory.
 pub const IDENTITY_FILE: &str = "IDENTITY";
@@ -146,6 +146,62 @@ impl IdentityError {
     }
 }
 
+/// Locks the data directory of a node that is stopped, if it has a lock, and reads its identity.
+/// Nothing in it is created or changed. The lock is held until the file is closed.
+///
+/// # Errors
+/// As [`Identity::of_config`]; [`IdentityError::Missing`] and [`Fatal::Identity`] without an
+/// `IDENTITY`.
+pub fn look(path: &Path) -> Result<(Record, Option<File>), Fatal> {
+    let is_dir = |stat: fs::Metadata| match stat.is_dir() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    };
+    fs::metadata(path).and_then(is_dir).map_err(|error| {
+        let path = path.display();
+        Fatal::Usage(format!("cannot read the data directory {path}: {error} (--data-dir)"))
+    })?;
+    let lock_path = path.join(LOCK_FILE);
+    let lock = match File::open(&lock_path) {
+        Ok(lock) => {
+            lock_now(&lock, path)?;
+            Some(lock)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(IdentityError::io("open", &lock_path)(error).into()),
+    };
+    match read_identity(path)? {
+        Some(record) => Ok((record, lock)),
+        None if holds_data(path)? => Err(IdentityError::Missing(path.to_owned()).into()),
+        None => Err(Fatal::Identity(format!(
+            "{} is not the data directory of a node: it has no file IDENTITY and no data \
+             (--data-dir)",
+            path.display()
+        ))),
+    }
+}
+
+/// Locks the data directory `dir` by its lock file, without waiting.
+fn lock_now(lock: &File, dir: &Path) -> Result<(), IdentityError> {
+    match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::InUse(dir.to_owned())),
+        Err(errno) => Err(IdentityError::io("lock", &dir.join(LOCK_FILE))(errno.into())),
+    }
+}
+
+/// Whether the directory holds more than [`DataDir::open`] and an interrupted first start create.
+fn holds_data(dir: &Path) -> Result<bool, IdentityError> {
+    for entry in fs::read_dir(dir).map_err(IdentityError::io("read the directory", dir))? {
+        let entry = entry.map_err(IdentityError::io("read the directory", dir))?;
+        let name = entry.file_name();
+        if DATA_NAMES.iter().any(|data| name == *data) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A data directory that only this process uses, from [`DataDir::open`] until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -169,13 +225,7 @@ impl DataDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(IdentityError::io("open", &lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(IdentityError::InUse(path.to_owned()));
-            }
-            Err(errno) => return Err(IdentityError::io("lock", &lock_path)(errno.into())),
-        }
+        lock_now(&lock, path)?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
@@ -187,20 +237,6 @@ impl DataDir {
     /// The directory of the storage engine, which creates it.
     pub fn sled_dir(&self) -> PathBuf {
         self.path.join("sled")
-    }
-
-    /// Whether it holds more than [`DataDir::open`] and an interrupted first start create.
-    fn holds_data(&self) -> Result<bool, IdentityError> {
-        for entry in
-            fs::read_dir(&self.path).map_err(IdentityError::io("read the directory", &self.path))?
-        {
-            let entry = entry.map_err(IdentityError::io("read the directory", &self.path))?;
-            let name = entry.file_name();
-            if DATA_NAMES.iter().any(|data| name == *data) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 }
 
@@ -292,7 +328,7 @@ impl Identity {
                 record.boot_counter += 1;
                 record
             }
-            None if dir.holds_data()? => {
+            None if holds_data(dir.path())? => {
                 return Err(IdentityError::Missing(dir.path().to_owned()));
             }
             None => Record {

@@ -38,7 +38,7 @@ use crate::database::Database;
 use crate::error::{Result, StorageError};
 
 const MAGIC: [u8; 7] = *b"QRTELOG";
-const FORMAT: u8 = 1;
+pub(super) const FORMAT: u8 = 1;
 const FILE_HEADER_BYTES: usize = 32;
 const ENVELOPE_BYTES: usize = 16;
 
@@ -79,6 +79,17 @@ pub(super) struct FileStore {
 
 impl FileStore {
     pub fn open(database: &Database, data_dir: &Path, file_bytes: u64) -> Result<Self> {
+        Self::open_with(database, data_dir, file_bytes, &mut Err)
+    }
+
+    /// Opens the files that can be read; `broken` is called with what is wrong with each other one,
+    /// and decides whether that ends the opening.
+    pub fn open_with(
+        database: &Database,
+        data_dir: &Path,
+        file_bytes: u64,
+        broken: &mut dyn FnMut(StorageError) -> Result<()>,
+    ) -> Result<Self> {
         let dir = data_dir.join("log");
         if !dir.exists() {
             let mut builder = fs::DirBuilder::new();
@@ -93,11 +104,11 @@ impl FileStore {
             buffer: Vec::new(),
             file_bytes,
         };
-        store.open_segments()?;
+        store.open_segments(broken)?;
         Ok(store)
     }
 
-    fn open_segments(&mut self) -> Result<()> {
+    fn open_segments(&mut self, broken: &mut dyn FnMut(StorageError) -> Result<()>) -> Result<()> {
         let mut names = BTreeMap::new();
         let entries =
             fs::read_dir(&self.dir).map_err(|e| StorageError::io("list", &self.dir, e))?;
@@ -105,11 +116,12 @@ impl FileStore {
             let path = entry.map_err(|e| StorageError::io("list", &self.dir, e))?.path();
             let first = path
                 .file_name()
-                .and_then(|name| name.to_str()?.strip_suffix(".log")?.parse::<u64>().ok())
-                .ok_or_else(|| {
-                    let name = path.display();
-                    StorageError::damaged(format!("{name} is not a file of the log"))
-                })?;
+                .and_then(|name| name.to_str()?.strip_suffix(".log")?.parse::<u64>().ok());
+            let Some(first) = first else {
+                let what = format!("{} is not a file of the log", path.display());
+                broken(StorageError::damaged(what))?;
+                continue;
+            };
             names.insert(first, path);
         }
         let last = names.last_key_value().map(|(first, _)| *first);
@@ -120,19 +132,20 @@ impl FileStore {
                 .open(&path)
                 .map_err(|e| StorageError::io("open", &path, e))?;
             let len = file.metadata().map_err(|e| StorageError::io("inspect", &path, e))?.len();
-            match read_file_header(&file, first, &path)? {
-                Some(salt) => {
+            match read_file_header(&file, first, &path) {
+                Err(error) => broken(error)?,
+                Ok(Some(salt)) => {
                     let end = FILE_HEADER_BYTES as u64;
                     self.segments.insert(first, Segment { path, file, salt, end, len });
                 }
                 // The process died while it created the file; the file was still empty.
-                None if Some(first) == last && len <= FILE_HEADER_BYTES as u64 => {
+                Ok(None) if Some(first) == last && len <= FILE_HEADER_BYTES as u64 => {
                     fs::remove_file(&path).map_err(|e| StorageError::io("remove", &path, e))?;
                     self.database.syncs().path(&self.dir)?;
                 }
-                None => {
+                Ok(None) => {
                     let what = format!("the header of {} is broken", path.display());
-                    return Err(StorageError::damaged(what));
+                    broken(StorageError::damaged(what))?;
                 }
             }
         }
@@ -369,6 +382,11 @@ impl LogStore for FileStore {
             fs::remove_file(&segment.path).map_err(|e| self.failed("remove", &segment.path, e))?;
         }
         Ok(true)
+    }
+
+    fn file_of(&self, sequence: u64) -> Option<&Path> {
+        let (_, segment) = self.segments.range(..=sequence).next_back()?;
+        Some(&segment.path)
     }
 
     fn stored_bytes(&self) -> u64 {

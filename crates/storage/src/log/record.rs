@@ -13,7 +13,7 @@ use crate::codec::{self, Frame};
 use crate::error::{Result, StorageError};
 
 /// The format version of records.
-const FORMAT: u8 = 1;
+pub(super) const FORMAT: u8 = 1;
 
 // Kinds on disk. Their meaning never changes.
 const HARD_STATE: u8 = 1;

@@ -1,5 +1,7 @@
 //! The interface of the log's back ends: they store numbered byte strings.
 
+use std::path::Path;
+
 use crate::error::Result;
 
 /// A record as a scan finds it: its bytes, or why they are not a record (the end of a sentence that
@@ -30,6 +32,9 @@ pub(super) trait LogStore: Send {
     /// much more, so that it is short. The removal is not durable on return and need not be,
     /// because these records are never read again.
     fn remove_below(&mut self, sequence: u64) -> Result<bool>;
+
+    /// The file that holds a record, or would hold it; `None` if records are not in files.
+    fn file_of(&self, sequence: u64) -> Option<&Path>;
 
     /// Bytes of all records in the store, including those that are still to be removed. Known after
     /// a complete scan.

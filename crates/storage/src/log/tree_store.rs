@@ -1,6 +1,8 @@
 //! Tree back end of the log: records in a tree of the database, with the key sequence ‖ piece, both
 //! big endian.
 
+use std::path::Path;
+
 use super::store::{Found, LogStore};
 use crate::database::{Database, Tree};
 use crate::error::{Result, StorageError};
@@ -109,6 +111,10 @@ impl LogStore for TreeStore {
             removed += 1;
         }
         Ok(removed < at_most)
+    }
+
+    fn file_of(&self, _sequence: u64) -> Option<&Path> {
+        None
     }
 
     fn stored_bytes(&self) -> u64 {

@@ -7,12 +7,13 @@
 use bincode::{BorrowDecode, Encode};
 use quorate_raft::{GroupId, Index, LogId, Membership, ReplicaId, Term};
 
+use super::generation::Generation;
 use crate::codec;
 use crate::error::{Result, StorageError};
 use crate::keys::{RowKey, RowKind};
 
 /// The version of the header's record.
-const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = 1;
 
 /// A part of the 64-bit hash space of keys; both ends belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, BorrowDecode)]
@@ -127,6 +128,12 @@ impl ShardHeader {
     #[must_use]
     pub fn applied(&self) -> LogId {
         self.frontier.applied
+    }
+
+    /// The name of the tree that holds the state.
+    #[must_use]
+    pub fn tree_name(&self) -> String {
+        Generation::tree_name(self.group, self.generation).escape_ascii().to_string()
     }
 
     /// The bytes of the header row: format version and checksum, then the record.

@@ -137,9 +137,30 @@ impl ShardReader {
     ///
     /// # Errors
     /// [`StorageError::Damaged`] if the state differs from what was written.
-    pub fn scrub(&self, mut pace: impl FnMut(u64)) -> Result<()> {
+    pub fn scrub(&self, pace: impl FnMut(u64)) -> Result<()> {
+        let (header, counts, digest) = self.recount(pace)?;
+        let Frontier { counts: expected, digest: sum, .. } = header.frontier;
+        if counts != expected || digest != sum {
+            return Err(StorageError::damaged(format!(
+                "the state of {} at {} has {} rows with digest {digest:032x}, \
+                 but its header says {} rows with digest {sum:032x}",
+                header.group,
+                header.applied(),
+                counts.rows,
+                expected.rows
+            )));
+        }
+        Ok(())
+    }
+
+    /// Reads the whole checkpoint from the tree: its header, and the counts and the digest of the
+    /// rows that are there. `pace` is as in [`ShardReader::scrub`].
+    ///
+    /// # Errors
+    /// [`StorageError::Damaged`] for a row that cannot be read.
+    pub fn recount(&self, mut pace: impl FnMut(u64)) -> Result<(Arc<ShardHeader>, Counts, u128)> {
         let (view, guard) = self.shared.pin_checkpoint(PinKind::Scrub)?;
-        let header = &view.header;
+        let header = Arc::clone(&view.header);
         let mut digest = Digest::default();
         let mut counts = Counts::default();
         let mut rest = Some(Span::everything());
@@ -156,19 +177,6 @@ impl ShardReader {
             rest = page.rest;
         }
         drop(guard);
-        let Frontier { counts: expected, digest: sum, .. } = header.frontier;
-        if counts != expected || digest.sum() != sum {
-            return Err(StorageError::damaged(format!(
-                "the state of {} at {} has {} rows with digest {:032x}, \
-                 but its header says {} rows with digest {:032x}",
-                header.group,
-                header.applied(),
-                counts.rows,
-                digest.sum(),
-                expected.rows,
-                sum
-            )));
-        }
-        Ok(())
+        Ok((header, counts, digest.sum()))
     }
 }

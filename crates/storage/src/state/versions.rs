@@ -19,7 +19,7 @@ use crate::pieces::{self, Joiner};
 pub const RECORD_BYTES_MAX: usize = 4 << 20;
 
 /// The format of a version's frame.
-const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = 1;
 const TOMBSTONE: u8 = 0;
 const RECORD: u8 = 1;
 /// The bytes before the record: frame, tag and key checksum.

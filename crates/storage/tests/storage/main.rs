@@ -7,6 +7,7 @@ mod contract;
 mod database_damage;
 mod log_crash;
 mod log_damage;
+mod log_reading;
 mod log_space;
 mod model;
 mod state_contract;

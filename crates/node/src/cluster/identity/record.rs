@@ -10,11 +10,16 @@ use super::{ClusterId, FORMAT, Formed, Incarnation};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub struct Record {
+    /// The number given by `--node-id`.
     pub node_id: NodeId,
+    /// The random number drawn when the directory was new.
     pub incarnation: Incarnation,
+    /// Number of process starts on this directory.
     pub boot_counter: u64,
+    /// Whether the storage was created here.
     pub storage_created: bool,
+    /// The agreement of the cluster; `None` before it.
     pub formed: Option<Formed>,
 }
 
@@ -30,7 +35,7 @@ fn damaged(why: impl Into<String>) -> RecordError {
 }
 
 impl Record {
-    pub fn to_text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let mut lines = vec![
             format!("format={FORMAT}"),
             format!("node_id={}", self.node_id.0),
@@ -58,7 +63,7 @@ impl Record {
         text
     }
 
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
         let text = std::str::from_utf8(bytes).map_err(|_| damaged("it is not text"))?;
         // The format is checked before the checksum: a newer format may have another checksum.
         let first = text.lines().next().unwrap_or_default();
