@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use super::fatal::Fatal;
 use super::page;
 use super::process::Process;
+use super::slice::Servers;
 use super::usage::{self, Usage};
 
 /// Nodes of a cluster, and replicas of everything in it.
@@ -151,12 +152,10 @@ impl Cluster {
     pub(super) fn endpoints(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.places.client.clone()).collect()
     }
+}
 
-    /// Checks that every server still runs.
-    ///
-    /// # Errors
-    /// One has ended.
-    pub(super) fn check_alive(&mut self) -> Result<(), Fatal> {
+impl Servers for Cluster {
+    fn check_alive(&mut self) -> Result<(), Fatal> {
         for (node, number) in self.nodes.iter_mut().zip(1..) {
             if let Some(how) = node.process.end() {
                 let (store, log) = (self.kind.name(), node.process.last_words());
@@ -166,11 +165,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What all servers together have taken so far.
-    ///
-    /// # Errors
-    /// A server has ended.
-    pub(super) fn usage(&self) -> Result<Usage, Fatal> {
+    fn usage(&self) -> Result<Usage, Fatal> {
         let mut sum = Usage::default();
         for (node, number) in self.nodes.iter().zip(1..) {
             let cannot = format!("cannot read what node {number} of {} takes", self.kind.name());
@@ -181,11 +176,7 @@ impl Cluster {
         Ok(sum)
     }
 
-    /// Syncs of the logs of all nodes so far.
-    ///
-    /// # Errors
-    /// A node's metrics cannot be read, or do not count its syncs.
-    pub(super) async fn syncs(&self) -> Result<f64, Fatal> {
+    async fn syncs(&self) -> Result<f64, Fatal> {
         let mut sum = 0.0;
         for (node, number) in self.nodes.iter().zip(1..) {
             let store = self.kind.name();
@@ -200,11 +191,7 @@ impl Cluster {
         Ok(sum)
     }
 
-    /// Bytes that the data directories of all nodes take on the disk, as allocated.
-    ///
-    /// # Errors
-    /// A directory cannot be read.
-    pub(super) fn disk(&self) -> Result<u64, Fatal> {
+    fn disk(&self) -> Result<u64, Fatal> {
         let sizes = self.nodes.iter().map(|node| usage::of_directory(&node.data));
         let sum: std::io::Result<u64> = sizes.sum();
         sum.map_err(Fatal::machine(format!("cannot measure the data of {}", self.kind.name())))

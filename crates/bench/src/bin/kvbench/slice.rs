@@ -14,10 +14,9 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::cluster::Cluster;
 use super::fatal::Fatal;
 use super::store::{Refusal, Store};
-use super::usage;
+use super::usage::{self, Usage};
 
 /// How long the operations under way at the end of a slice may take.
 const LAST_PATIENCE: Duration = Duration::from_secs(10);
@@ -27,6 +26,33 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How long a client rests after a failure, which must not become a busy loop.
 const REST: Duration = Duration::from_millis(10);
+
+/// The servers that a slice drives, as far as it reads what they take.
+pub(super) trait Servers {
+    /// Checks that every server still runs.
+    ///
+    /// # Errors
+    /// One has ended.
+    fn check_alive(&mut self) -> Result<(), Fatal>;
+
+    /// What all servers together have taken so far.
+    ///
+    /// # Errors
+    /// A server has ended.
+    fn usage(&self) -> Result<Usage, Fatal>;
+
+    /// Syncs of the logs of all servers so far.
+    ///
+    /// # Errors
+    /// A server's metrics cannot be read, or do not count its syncs.
+    fn syncs(&self) -> impl Future<Output = Result<f64, Fatal>>;
+
+    /// Bytes that the data of all servers takes on the disk, as allocated.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn disk(&self) -> Result<u64, Fatal>;
+}
 
 /// What the clients of a slice do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -168,7 +194,7 @@ impl Tally {
 /// No operation succeeded, one had no answer in 10 s after the end, or a server ended.
 pub(super) async fn run<S: Store>(
     store: &S,
-    cluster: &mut Cluster,
+    cluster: &mut impl Servers,
     shape: &Shape,
     slice: Slice,
 ) -> Result<Figures, Fatal> {
@@ -197,7 +223,9 @@ pub(super) async fn run<S: Store>(
     let joined = |clients: JoinSet<Tally>, patience| timeout(patience, clients.join_all());
     let after = if slice.work == Work::Load {
         let tallies = joined(clients, LOAD_PATIENCE).await.map_err(|_| {
-            let stored = shared.next_key.load(Ordering::Relaxed);
+            // Each client has a key under way.
+            let begun = shared.next_key.load(Ordering::Relaxed).min(shape.keys);
+            let stored = begun.saturating_sub(u64::from(slice.clients));
             let seconds = LOAD_PATIENCE.as_secs();
             fails(format!("{stored} of {} keys in {seconds} s; take fewer (--keys)", shape.keys))
         })?;
@@ -300,3 +328,6 @@ fn check(value: &Bytes, size: usize) -> Result<(), Refusal> {
     }
     Err(Refusal(format!("a value of {} bytes was read, and {size} were written", value.len())))
 }
+
+#[cfg(test)]
+mod tests;
