@@ -155,8 +155,10 @@ impl Args {
             warm_up: self.warm_up,
             duration: self.duration,
         };
-        let (clients, connections) = (self.clients.clone(), self.connections);
-        Ok(Plan { rounds: self.rounds, clients, connections, shape })
+        let mut clients = self.clients.clone();
+        clients.sort_unstable();
+        clients.dedup();
+        Ok(Plan { rounds: self.rounds, clients, connections: self.connections, shape })
     }
 
     /// With what it is done.
@@ -235,7 +237,7 @@ mod tests {
     #[test]
     fn clients_that_find_no_room_are_a_sentence_with_the_way_out() {
         let plan = |list: &str| Args::parse_from(["kvbench", "--clients", list]).plan();
-        assert_eq!(plan("1,256").unwrap().clients, [1, 256]);
+        assert_eq!(plan("256,1,256").unwrap().clients, [1, 256]);
         let sentence = plan("4,700").unwrap_err().to_string();
         assert!(sentence.starts_with("700 clients (--clients) may meet on 1 connection"));
         assert!(sentence.ends_with("give --connections 3 or more"), "{sentence}");
