@@ -32,6 +32,8 @@ pub enum Need {
     LoopMount,
     /// Root that may make a network and mounts of its own, with ip.
     Namespaces,
+    /// etcd's server, to be measured beside ours: Debian's package `etcd-server`.
+    Etcd,
 }
 
 /// What CI may lack. grpcurl is packaged neither by Debian nor by a language's registry, and what
@@ -56,13 +58,14 @@ impl fmt::Display for Need {
             Self::Namespaces => {
                 "root that may make a network and mounts of its own (util-linux, iproute2)"
             }
+            Self::Etcd => "etcd (Debian's package etcd-server)",
         })
     }
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Need; 8] = [
+    pub const ALL: [Need; 9] = [
         Need::Docker,
         Need::UnicodeData,
         Need::PythonGrpc,
@@ -71,6 +74,7 @@ impl Need {
         Need::Setsid,
         Need::LoopMount,
         Need::Namespaces,
+        Need::Etcd,
     ];
 
     /// Whether this machine has it.
@@ -94,6 +98,7 @@ impl Need {
                 let tried = "ip link set lo up && mount --bind /etc/resolv.conf /etc/resolv.conf";
                 succeeds("unshare", &["--net", "--mount", "sh", "-c", tried])
             }
+            Self::Etcd => succeeds("etcd", &["--version"]),
         }
     }
 }
