@@ -7,11 +7,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::sent::never_left;
+use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
     CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
     IncrementRequest, IncrementResponse, Outcome, PutRequest, PutResponse, Reason, Receipt,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use quorate_raft::NodeId;
 use tokio::sync::Semaphore;
@@ -26,51 +28,84 @@ use crate::outcome::HasOutcome;
 /// How often a connection to another node without traffic is pinged.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A unary call of the Kv service that can be passed on as it came.
+/// What a call is worth whose answer was lost on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// It changed nothing.
+    Read,
+    /// Its outcome is unknown.
+    Write,
+    /// The leadership may have moved, which asking again shows.
+    Transfer,
+}
+
+/// A unary call that can be passed on as it came.
 pub trait Forward: prost::Message + HasOutcome + Clone + Send + 'static {
     /// The answer.
     type Response: Send;
-    /// Whether it may change something: then a lost answer is an unknown outcome.
-    const WRITES: bool;
+    /// What a lost answer means.
+    const LOSS: Loss;
 
-    /// The receipt of an answer.
+    /// The receipt of an answer; `None` where answers have none.
     fn receipt(response: &Self::Response) -> Option<&Receipt>;
 
     /// Makes the call.
     fn call(
-        client: KvClient<Channel>,
+        channel: Channel,
         request: Request<Self>,
     ) -> impl Future<Output = Result<Response<Self::Response>, Status>> + Send;
 }
 
 macro_rules! forward {
-    ($($request:ty => $response:ty, $method:ident, $writes:literal;)*) => {$(
+    ($($request:ty => $response:ty, $method:ident, $loss:ident;)*) => {$(
         impl Forward for $request {
             type Response = $response;
-            const WRITES: bool = $writes;
+            const LOSS: Loss = Loss::$loss;
 
             fn receipt(response: &$response) -> Option<&Receipt> {
                 response.receipt.as_ref()
             }
 
             async fn call(
-                mut client: KvClient<Channel>,
+                channel: Channel,
                 request: Request<Self>,
             ) -> Result<Response<$response>, Status> {
-                client.$method(request).await
+                kv(channel).$method(request).await
             }
         }
     )*};
 }
 
 forward! {
-    GetRequest => GetResponse, get, false;
-    PutRequest => PutResponse, put, true;
-    DeleteRequest => DeleteResponse, delete, true;
-    CompareAndSetRequest => CompareAndSetResponse, compare_and_set, true;
-    IncrementRequest => IncrementResponse, increment, true;
-    BatchRequest => BatchResponse, batch, true;
-    CancelRequest => CancelResponse, cancel, true;
+    GetRequest => GetResponse, get, Read;
+    PutRequest => PutResponse, put, Write;
+    DeleteRequest => DeleteResponse, delete, Write;
+    CompareAndSetRequest => CompareAndSetResponse, compare_and_set, Write;
+    IncrementRequest => IncrementResponse, increment, Write;
+    BatchRequest => BatchResponse, batch, Write;
+    CancelRequest => CancelResponse, cancel, Write;
+}
+
+impl Forward for TransferLeaderRequest {
+    type Response = TransferLeaderResponse;
+    const LOSS: Loss = Loss::Transfer;
+
+    fn receipt(_: &TransferLeaderResponse) -> Option<&Receipt> {
+        None
+    }
+
+    async fn call(
+        channel: Channel,
+        request: Request<Self>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        ClusterClient::new(channel).transfer_leader(request).await
+    }
+}
+
+fn kv(channel: Channel) -> KvClient<Channel> {
+    KvClient::new(channel)
+        .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(DECODE_BYTES_MAX)
 }
 
 /// Connections to the other nodes' peer listeners, opened when they are first needed.
@@ -156,6 +191,10 @@ impl Forwarder {
         purpose: Purpose,
         address: &str,
     ) -> Result<KvClient<Channel>, Failure> {
+        self.channel(node, purpose, address).map(kv)
+    }
+
+    fn channel(&self, node: NodeId, purpose: Purpose, address: &str) -> Result<Channel, Failure> {
         let mut channels = self.channels.lock();
         let channel = match channels.get(&(node, purpose)) {
             Some((known, channel)) if known == address => channel.clone(),
@@ -165,9 +204,7 @@ impl Forwarder {
                 channel
             }
         };
-        Ok(KvClient::new(channel)
-            .max_decoding_message_size(DECODE_BYTES_MAX)
-            .max_encoding_message_size(DECODE_BYTES_MAX))
+        Ok(channel)
     }
 
     /// Passes a call on to `node`.
@@ -185,17 +222,17 @@ impl Forwarder {
         if let Err(failure) = self.prove(node, request.metadata_mut()) {
             return Forwarded::NotSent(failure);
         }
-        let client = match self.client(node, Purpose::Calls, address) {
-            Ok(client) => client,
+        let channel = match self.channel(node, Purpose::Calls, address) {
+            Ok(channel) => channel,
             Err(failure) => return Forwarded::NotSent(failure),
         };
         let left = context.left();
         request.set_timeout(left);
         // The time-out is ours as well: a node that is stopped answers nothing.
-        let forwarded = match tokio::time::timeout(left, R::call(client, request)).await {
+        let forwarded = match tokio::time::timeout(left, R::call(channel, request)).await {
             Ok(Ok(response)) => Forwarded::Answered(response.into_inner()),
             Ok(Err(status)) => failed::<R>(node, &status),
-            Err(_) => Forwarded::Lost(lost(R::WRITES, true, node, "its time was up")),
+            Err(_) => Forwarded::Lost(lost(R::LOSS, true, node, "its time was up")),
         };
         match &forwarded {
             Forwarded::Answered(answer) => self.known.answered(node, R::receipt(answer)),
@@ -221,19 +258,31 @@ fn failed<R: Forward>(node: NodeId, status: &Status) -> Forwarded<R::Response> {
         return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
     }
     let timed_out = matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled);
-    Forwarded::Lost(lost(R::WRITES, timed_out, node, status.message()))
+    Forwarded::Lost(lost(R::LOSS, timed_out, node, status.message()))
 }
 
-/// What a call is worth whose answer was lost on the way.
-fn lost(writes: bool, timed_out: bool, node: NodeId, why: &str) -> Failure {
-    if !writes {
-        let message = format!("the read was passed on to node {node}, and no answer came: {why}");
-        let reason = if timed_out { Reason::ReadTimeout } else { Reason::NoLeader };
-        return Failure { outcome: Outcome::Unspecified as i32, ..Failure::of(reason, message) };
+fn lost(loss: Loss, timed_out: bool, node: NodeId, why: &str) -> Failure {
+    match loss {
+        Loss::Read => {
+            let message =
+                format!("the read was passed on to node {node}, and no answer came: {why}");
+            let reason = if timed_out { Reason::ReadTimeout } else { Reason::NoLeader };
+            Failure { outcome: Outcome::Unspecified as i32, ..Failure::of(reason, message) }
+        }
+        Loss::Write => {
+            let message =
+                format!("the write was passed on to node {node}, and its answer is lost: {why}");
+            let code = if timed_out { Code::DeadlineExceeded } else { Code::Unknown };
+            Failure { code: code as i32, ..Failure::of(Reason::OutcomeUnknown, message) }
+        }
+        Loss::Transfer => {
+            let message = format!(
+                "the transfer was passed on to node {node}, and its answer is lost: {why}; the \
+                 leadership may have moved"
+            );
+            Failure::of(Reason::NotTransferred, message)
+        }
     }
-    let message = format!("the write was passed on to node {node}, and its answer is lost: {why}");
-    let code = if timed_out { Code::DeadlineExceeded } else { Code::Unknown };
-    Failure { code: code as i32, ..Failure::of(Reason::OutcomeUnknown, message) }
 }
 
 fn connect(purpose: Purpose, address: &str) -> Result<Channel, Failure> {

@@ -14,6 +14,8 @@
 //! | [`read`] | reads at the requested level |
 //! | [`scan`] | scans over all shards, merged in one order |
 //! | [`route`], [`forward`] | the location of the leader, and calls that another node answers |
+//! | [`transfer`](mod@transfer) | leaderships that clients place |
+//! | [`kept`] | which of them this node keeps |
 //! | [`reply`] | the answers to writes |
 //! | [`shared`] | the state that all services of a node share |
 //! | [`health`] | whether the node is live and ready |
@@ -29,6 +31,7 @@ pub mod context;
 pub mod draft;
 pub mod forward;
 pub mod health;
+pub mod kept;
 mod known;
 pub mod kv;
 pub mod metrics;
@@ -38,6 +41,7 @@ pub mod reply;
 pub mod route;
 pub mod scan;
 pub mod shared;
+pub mod transfer;
 pub mod write;
 
 #[cfg(test)]

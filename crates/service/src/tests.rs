@@ -4,6 +4,7 @@ mod calls;
 mod pressure;
 mod refusals;
 mod sessions;
+mod transfers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use super::admission::Admissions;
 use super::call::Calls;
 use super::context::{Context, HOPS_MAX};
 use super::forward::Forwarder;
+use super::kept::Transfers;
 use super::kv::KvService;
 use super::route;
 use super::scan::{self, Plan, Source, There, answers};
@@ -134,6 +136,7 @@ impl Node {
             metrics,
             admission: Admissions::new(config.memory.requests_held()),
             life: cell.life.clone(),
+            transfers: Transfers::default(),
             disk: Arc::default(),
             damaged: Mutex::default(),
             clock: Clock,
