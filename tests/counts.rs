@@ -141,7 +141,10 @@ async fn each_call_is_counted_once_whatever_its_end() {
     sent.send("GetInfo", Code::Ok, 3, info).await;
     sent.send("GetMap", Code::Ok, 2, async || about.get_map(GetMapRequest::default()).await).await;
     let transfer = async || about.transfer_leader(TransferLeaderRequest::default()).await;
-    sent.send("TransferLeader", Code::Unimplemented, 2, transfer).await;
+    sent.send("TransferLeader", Code::Ok, 2, transfer).await;
+    let nowhere = TransferLeaderRequest { shard: 9, ..TransferLeaderRequest::default() };
+    let transfer = async || about.transfer_leader(nowhere.clone()).await;
+    sent.send("TransferLeader", Code::InvalidArgument, 2, transfer).await;
     let scan = async || read_whole(&mut begin_scan(&mut kv).await).await;
     sent.send("Scan", Code::Ok, 2, scan).await;
     let bad = ScanRequest { page_token: "no token".into(), ..ScanRequest::default() };

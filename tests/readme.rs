@@ -218,6 +218,11 @@ fn a_cluster_by_hand_and_kvctl() {
             r"printf 'a\t1\nb\t2\n' | kvctl load -" => {
                 place.expect_parts(&line, &["2 put, 0 unchanged, 0 failed, 0 unknown"]);
             }
+            r#"echo '{"op": "increment", "key": "visits", "by": 2}' | kvctl batch"# => {
+                place.expect(&line, "visits\t5\n");
+            }
+            "kvctl transfer 1 n2" => place.expect(&line, "n2\n"),
+            "kvctl limits" => place.expect_parts(&line, &["key_bytes_max", "levels"]),
             "kvctl locate user:1" => place.expect_parts(&line, &["shard ", "leader ", "replicas "]),
             "kvctl shards" => place.expect_parts(&line, &["SHARD", " 64 "]),
             "kvctl bench put --clients 64 --duration 5s" => {

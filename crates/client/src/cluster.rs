@@ -8,11 +8,11 @@ use bytes::Bytes;
 use quorate_proto::hash;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::{
-    ClusterMap, GetInfoRequest, GetInfoResponse, GetStatusRequest, GetStatusResponse,
+    ClusterMap, GetInfoRequest, GetInfoResponse, GetStatusRequest, GetStatusResponse, Reason,
     TransferLeaderRequest, TransferLeaderResponse,
 };
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::attempt::AttemptError;
 use crate::client::Client;
@@ -29,6 +29,17 @@ pub struct NodeStatus {
     pub address: String,
     /// Its status, or why there is none.
     pub status: Result<GetStatusResponse>,
+}
+
+/// Version, limits and defaults of one node, or why it did not report them.
+#[derive(Debug)]
+pub struct NodeInfo {
+    /// The node's id; none if only an endpoint is known and it did not answer.
+    pub node_id: Option<u64>,
+    /// The address of the request: `host:port`.
+    pub address: String,
+    /// What it reports, or why it does not.
+    pub info: Result<GetInfoResponse>,
 }
 
 /// The location of a key: its shard and the replicas.
@@ -117,6 +128,37 @@ impl Client {
     /// Asks all known nodes for their status in parallel, with `timeout` for each. Needs neither a
     /// quorum nor a session nor a map. Nodes are in order of their ids, unknown ones last.
     pub async fn status(&self, timeout: Duration) -> Vec<NodeStatus> {
+        let ask = |mut c: ClusterClient<Channel>| async move {
+            c.get_status(GetStatusRequest::default()).await
+        };
+        let about = |status: &GetStatusResponse| (status.node_id, status.cluster_id.clone());
+        let all = self.ask_everyone(timeout, ask, about).await;
+        let named = |(node_id, address, status)| NodeStatus { node_id, address, status };
+        all.into_iter().map(named).collect()
+    }
+
+    /// Asks all known nodes for their version, limits and defaults, as [`Client::status`] does.
+    pub async fn infos(&self, timeout: Duration) -> Vec<NodeInfo> {
+        let ask = |mut c: ClusterClient<Channel>| async move {
+            c.get_info(GetInfoRequest::default()).await
+        };
+        let about = |info: &GetInfoResponse| (info.node_id, info.cluster_id.clone());
+        let all = self.ask_everyone(timeout, ask, about).await;
+        let named = |(node_id, address, info)| NodeInfo { node_id, address, info };
+        all.into_iter().map(named).collect()
+    }
+
+    /// Asks all known nodes one thing in parallel. Of each: its id, its address, and its answer, of
+    /// which `about` says whose it is and of which cluster.
+    async fn ask_everyone<T, F>(
+        &self,
+        timeout: Duration,
+        ask: impl Fn(ClusterClient<Channel>) -> F,
+        about: impl Fn(&T) -> (u64, Bytes),
+    ) -> Vec<(Option<u64>, String, Result<T>)>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let deadline = Instant::now() + timeout;
         if self.inner.router.epoch() == 0 {
             self.inner.need_map(deadline).await;
@@ -124,27 +166,28 @@ impl Client {
         // Fetching the map may have used up the timeout; each node has its own.
         let deadline = Instant::now() + timeout;
         let everyone = self.inner.router.everyone();
+        let ask = &ask;
         let asked = everyone.iter().map(|(id, connection)| async move {
-            let ask = |mut c: ClusterClient<Channel>| async move {
-                c.get_status(GetStatusRequest::default()).await
-            };
-            let status = ask_node(connection, deadline, ask).await;
-            NodeStatus {
-                node_id: id.or(status.as_ref().ok().map(|s| s.node_id)),
-                address: connection.address().to_owned(),
-                status,
-            }
+            (*id, connection, ask_node(connection, deadline, ask).await)
         });
-        let mut all = futures::future::join_all(asked).await;
-        let given = everyone.iter().zip(&all).filter(|((_, c), _)| self.inner.router.is_given(c));
-        self.inner.clusters.note(given.filter_map(|(_, node)| {
-            Some((node.address.as_str(), &node.status.as_ref().ok()?.cluster_id))
-        }));
+        let answers = futures::future::join_all(asked).await;
+        let clusters: Vec<(&str, Bytes)> = answers
+            .iter()
+            .filter(|(_, connection, _)| self.inner.router.is_given(connection))
+            .filter_map(|(_, connection, answer)| {
+                Some((connection.address(), about(answer.as_ref().ok()?).1))
+            })
+            .collect();
+        self.inner.clusters.note(clusters.iter().map(|(address, id)| (*address, id)));
+        let named = |(id, connection, answer): (Option<u64>, &Arc<Connection>, Result<T>)| {
+            let id = id.or(answer.as_ref().ok().map(|answer| about(answer).0));
+            (id, connection.address().to_owned(), answer)
+        };
+        let mut all: Vec<_> = answers.into_iter().map(named).collect();
         // A given endpoint may be a node of the map under another address: keep one row per node.
-        all.sort_by_key(|n| (n.node_id.unwrap_or(u64::MAX), n.status.is_err()));
-        all.dedup_by(|b, a| a.node_id.is_some() && a.node_id == b.node_id);
-        let unknown_answered = |n: &NodeStatus| n.node_id.is_some() || n.status.is_err();
-        all.retain(unknown_answered);
+        all.sort_by_key(|(id, _, answer)| (id.unwrap_or(u64::MAX), answer.is_err()));
+        all.dedup_by(|b, a| a.0.is_some() && a.0 == b.0);
+        all.retain(|(id, _, answer)| id.is_some() || answer.is_err());
         all
     }
 
@@ -164,10 +207,12 @@ impl Client {
         futures::future::select_ok(asked).await.map(|(info, _)| info)
     }
 
-    /// Transfers the leadership of a shard to its replica on a node; 0 = to the preferred leader.
+    /// Transfers the leadership of a shard to its replica on a node, and returns when that leads; 0
+    /// = to the preferred leader.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the node holds no replica of it, or this version does not offer it.
+    /// [`Error::Invalid`] when there is no such shard, or no replica of it on the node;
+    /// [`Error::NotApplied`] when the shard has no leader, or the node could not take over in time.
     pub async fn transfer_leader(
         &self,
         shard: u64,
@@ -176,16 +221,28 @@ impl Client {
         let deadline = self.inner.deadline(None);
         self.inner.need_map(deadline).await;
         self.check_endpoints()?;
-        let everyone = self.inner.router.everyone();
+        let mut everyone = self.inner.router.everyone();
+        let leader = self.inner.router.table().leader_of(shard);
+        everyone.sort_by_key(|(id, _)| id.is_none() || *id != leader);
         let mut last = None;
-        for (_, connection) in &everyone {
+        for (at, (_, connection)) in everyone.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A node that is stopped never answers, and another one may.
+            let share = if at + 1 < everyone.len() { left / 2 } else { left };
             let ask = |mut c: ClusterClient<Channel>| async move {
                 let to_node_id = to_node;
-                c.transfer_leader(TransferLeaderRequest { shard, to_node_id, ..Default::default() })
-                    .await
+                let message = TransferLeaderRequest { shard, to_node_id, ..Default::default() };
+                let mut request = Request::new(message);
+                request.set_timeout(share);
+                c.transfer_leader(request).await
             };
-            match ask_node(connection, deadline, ask).await {
-                Err(error @ Error::NotApplied(_)) => last = Some(error),
+            match ask_node(connection, Instant::now() + share, ask).await {
+                Err(error @ Error::NotApplied(_))
+                    if error.detail().reason != Some(Reason::NotTransferred) =>
+                {
+                    last = Some(error);
+                }
+                // The leader has said why not; another node would only ask it again.
                 other => return other,
             }
         }

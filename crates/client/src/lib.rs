@@ -89,7 +89,7 @@ mod token;
 mod write_id;
 
 pub use client::Client;
-pub use cluster::{Location, NodeStatus, ReplicaLocation};
+pub use cluster::{Location, NodeInfo, NodeStatus, ReplicaLocation};
 pub use config::{ClientConfig, Endpoint};
 pub use error::{Detail, Error, Result};
 pub use request::{Batch, CompareAndSet, Delete, Get, Increment, Put, ResponseFuture};

@@ -97,6 +97,7 @@ pub(crate) fn next(class: RetryClass, error: &AttemptError) -> Next {
         | Reason::BadLevel
         | Reason::BadRequest
         | Reason::NotOffered
+        | Reason::NotTransferred
         | Reason::Internal => Next::GiveUp,
         Reason::Unspecified => next_without_reason(error),
     }

@@ -55,6 +55,12 @@ impl Table {
         self.leaders[position].load(Ordering::Relaxed)
     }
 
+    /// The node of the leader of a shard; none where it is not known, as of the meta group.
+    pub fn leader_of(&self, shard: u64) -> Option<u64> {
+        let position = *self.positions.get(&shard)?;
+        Some(self.known_leader(position)).filter(|node| *node != 0)
+    }
+
     pub fn hint(&self, position: Option<usize>) -> Option<RouteHint> {
         if self.map.epoch == 0 {
             return None;

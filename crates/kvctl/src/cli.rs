@@ -38,6 +38,10 @@ Exit codes:
   70   internal error (a bug)
   130  interrupted";
 
+const TRANSFER_NOTES: &str = "\
+The node keeps the leadership while it leads. Once it has lost it, in a restart or a failure, the
+preferred leader gets it again, after 10 s.";
+
 /// Talks to a Quorate cluster.
 ///
 /// Data goes to standard output, everything else to standard error.
@@ -217,15 +221,17 @@ pub enum Command {
     Nodes(WatchArgs),
     /// Check the cluster: exit code 0 if every shard serves, 1 if not
     Health,
-    /// Print the limits of the cluster
+    /// Print the limits and defaults of the nodes, and where they differ
     Limits,
     /// Measure throughput and latency
     Bench(BenchArgs),
-    /// Transfer the leadership of a shard to a node
+    /// Transfer the leadership of a shard to a node, and wait until that leads
+    #[command(after_help = TRANSFER_NOTES)]
     Transfer {
-        /// Shard whose leader to change
+        /// Shard whose leader to change; 0 or meta for the cluster map's own
+        #[arg(value_parser = shard_id)]
         shard: u64,
-        /// Node to make leader, as n2 or 2
+        /// Node to make leader, as n2 or 2; or preferred, the first replica in the map
         #[arg(value_parser = node_id)]
         node: u64,
     },
@@ -302,9 +308,21 @@ impl Command {
     }
 }
 
+fn shard_id(text: &str) -> Result<u64, String> {
+    match text {
+        "meta" => Ok(0),
+        _ => text.parse().map_err(|_| "expected a shard, as 3, or meta".into()),
+    }
+}
+
+/// The node that an argument names; 0 for the preferred one.
 fn node_id(text: &str) -> Result<u64, String> {
+    if text == "preferred" {
+        return Ok(0);
+    }
     let number = text.strip_prefix('n').unwrap_or(text).parse();
-    number.ok().filter(|id| *id != 0).ok_or_else(|| "expected a node, as n2 or 2".into())
+    let number = number.ok().filter(|id| *id != 0);
+    number.ok_or_else(|| "expected a node, as n2 or 2, or preferred".into())
 }
 
 /// Arguments of the commands whose tables can be watched.

@@ -10,6 +10,7 @@ mod bench;
 mod bulk;
 mod cluster;
 mod kv;
+mod limits;
 mod load;
 mod scan;
 
@@ -30,7 +31,7 @@ pub async fn run(context: &mut Context, command: Command) -> Result<Exit> {
         Command::Shards(args) => cluster::shards(context, args).await,
         Command::Nodes(args) => cluster::nodes(context, args).await,
         Command::Health => cluster::health(context).await,
-        Command::Limits => cluster::limits(context).await,
+        Command::Limits => limits::limits(context).await,
         Command::Version => cluster::version(context).await,
         Command::Transfer { shard, node } => cluster::transfer(context, shard, node).await,
         Command::Bench(args) => bench::bench(context, args).await,

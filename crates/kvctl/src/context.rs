@@ -19,6 +19,9 @@ use crate::wire::{ReadLevel, Receipt};
 /// Default timeout of a whole command.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Timeout of one node's answer to the question which levels it serves.
+const TIMEOUT_INFO: Duration = Duration::from_secs(1);
+
 /// Default timeout of each request of a long command: longer than any election.
 const TIMEOUT_EACH: Duration = Duration::from_secs(30);
 
@@ -105,6 +108,31 @@ impl Context {
             Some(write) => failure.though_applied(write.clone()),
             None => failure,
         }
+    }
+
+    /// The failure of a read at a level that the asked node does not serve, with the levels that it
+    /// serves instead; any other failure as it is.
+    pub async fn name_levels(&self, mut failure: Failure) -> Failure {
+        let reason = failure.answer.as_ref().map(|answer| answer.reason);
+        let (level, name) = (self.level(), self.level().row().name);
+        if !matches!(reason, Some("NOT_OFFERED" | "BAD_LEVEL")) || level == ReadLevel::Linearizable
+        {
+            return failure;
+        }
+        let infos = self.client.infos(TIMEOUT_INFO).await;
+        let known = infos.iter().filter_map(|node| node.info.as_ref().ok());
+        let Some(info) = known.into_iter().find(|info| !info.levels.contains(&(level as i32)))
+        else {
+            return failure;
+        };
+        let served: Vec<_> = info.levels.iter().map(|served| json::level(*served)).collect();
+        failure.message = format!(
+            "n{} serves no {name} reads, only {} ({})",
+            info.node_id,
+            served.join(", "),
+            failure.message
+        );
+        failure
     }
 
     /// Prints receipts: all with `--verbose`, and those of reads that may be old on a terminal.

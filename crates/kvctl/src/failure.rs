@@ -268,6 +268,7 @@ mod tests {
             Starting,
             Draining,
             StorageFailed,
+            NotTransferred,
             ReadTimeout,
             Overloaded,
             Quota,

@@ -94,7 +94,13 @@ async fn run(cli: Cli) -> Result<Exit> {
             kept?;
             Ok(exit)
         });
-        ended.map_err(|failure| context.after_writes(failure))
+        match ended {
+            Ok(exit) => Ok(exit),
+            Err(failure) => {
+                let failure = context.name_levels(failure).await;
+                Err(context.after_writes(failure))
+            }
+        }
     };
     // Writes in flight are looked up inside these branches: `select!` drops the command before it
     // runs a handler.

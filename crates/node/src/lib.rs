@@ -36,6 +36,7 @@
 //! | bulk lane, per peer | bytes | share `transport queues` / peers | dropped; the core probes |
 //! | snapshot orders | orders | 4,096 | the core asks again later |
 //! | snapshot chunks | chunks | 2 per transfer | the sender waits |
+//! | transfers that a leader prepares | calls | 16 | they wait, until their deadlines |
 //! | scan answers | messages | 2 per scan | it waits; ends at its time or if `delta` is half full |
 //! | disk work of reads | reads | 16 threads | the read waits, until its deadline |
 //! | disk work of scans | scans | 8 threads | the scan waits, then is rejected |
@@ -63,6 +64,7 @@
 //! | leadership: moves to preferred leaders | 1 s | `leadership::PREFER_INTERVAL` | engine loops |
 //! | leadership: leaves a replica, at most | 5 s | `leadership::RELIEVE_INTERVAL` | engine loops |
 //! | leadership: leaves a slow disk, at most | 10 s | `leadership::FLEE_INTERVAL` | engine loops |
+//! | transfer on request: looks at its target | 50 ms | `transfer::LOOK_INTERVAL` | engine loops |
 //! | disk: measures the space | 1 s | `disk::POLL_INTERVAL` | the disk, engine loops |
 //! | gauges: sets them, checks the peers' clocks | 1 s | `gauges::POLL_INTERVAL` | engine loops |
 //! | health: updates the gRPC health service | 100 ms | `health::REPORT_INTERVAL` | nothing |

@@ -18,6 +18,7 @@ use quorate_service::cluster::ClusterService;
 use quorate_service::draft::RequestRules;
 use quorate_service::forward::Forwarder;
 use quorate_service::health::Health;
+use quorate_service::kept::Transfers;
 use quorate_service::kv::KvService;
 use quorate_service::shared::{Shared, SharedCell};
 use quorate_storage::{DeltaBudget, NodeRecords};
@@ -332,6 +333,7 @@ impl Node {
             metrics: self.metrics.service.clone(),
             admission: Admissions::new(self.config.memory.requests_held()),
             life: self.cell.life.clone(),
+            transfers: Transfers::default(),
             disk: inbound.disk.clone(),
             damaged: Mutex::default(),
             clock: Clock,

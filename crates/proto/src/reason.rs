@@ -25,7 +25,7 @@ const fn row(reason: Reason, code: Code, outcome: Outcome) -> ReasonRow {
 /// The error table, in the order of the reasons' numbers.
 ///
 /// An unknown outcome is never UNAVAILABLE: clients and service meshes retry that by themselves.
-pub const REASONS: [ReasonRow; 33] = [
+pub const REASONS: [ReasonRow; 34] = [
     row(Reason::NoLeader, Code::Unavailable, Outcome::NotApplied),
     row(Reason::NoQuorum, Code::Unavailable, Outcome::NotApplied),
     row(Reason::Starting, Code::Unavailable, Outcome::NotApplied),
@@ -59,6 +59,7 @@ pub const REASONS: [ReasonRow; 33] = [
     row(Reason::BadRequest, Code::InvalidArgument, Outcome::NotApplied),
     row(Reason::Internal, Code::Internal, Outcome::NotApplied),
     row(Reason::StorageFailed, Code::Unavailable, Outcome::NotApplied),
+    row(Reason::NotTransferred, Code::Unavailable, Outcome::NotApplied),
 ];
 
 impl Reason {

@@ -1,4 +1,5 @@
-//! The Cluster service: facts that each node reports about itself, without a quorum.
+//! The Cluster service: facts that each node reports about itself, without a quorum, and the
+//! transfer of leaderships.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,8 +28,9 @@ use crate::health::Health;
 use crate::metrics::Method;
 use crate::operation::Kind;
 use crate::shared::{Shared, duration};
+use crate::transfer;
 
-/// The Cluster service of a node; it answers in every phase.
+/// The Cluster service of a node. Facts are answered in every phase.
 #[derive(Clone)]
 pub struct ClusterService {
     calls: Calls,
@@ -150,7 +152,15 @@ impl Cluster for ClusterService {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
-        self.calls.not_offered(Method::TransferLeader, request).await
+        self.calls
+            .unary(
+                Kind::of(Method::TransferLeader),
+                request,
+                |shared, context, request| async move {
+                    transfer::transfer(&shared, &context, request).await
+                },
+            )
+            .await
     }
 }
 

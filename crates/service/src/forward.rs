@@ -8,12 +8,13 @@ use parking_lot::Mutex;
 use quorate_pipeline::{Answer, Lane, Operation, Unanswered};
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::sent::never_left;
+use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
     CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
     IncrementRequest, IncrementResponse, Outcome, PipelineOperation, PutRequest, PutResponse,
-    Reason, Receipt,
+    Reason, Receipt, TransferLeaderRequest, TransferLeaderResponse,
 };
 use quorate_raft::NodeId;
 use tokio::sync::Semaphore;
@@ -28,71 +29,106 @@ use crate::outcome::HasOutcome;
 /// How often a connection to another node without traffic is pinged.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A unary call of the Kv service that can be passed on as it came.
+/// What a call is worth whose answer was lost on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// It changed nothing.
+    Read,
+    /// Its outcome is unknown.
+    Write,
+    /// The leadership may have moved, which asking again shows.
+    Transfer,
+}
+
+/// A unary call that can be passed on as it came.
 pub trait Forward: prost::Message + HasOutcome + Clone + Send + 'static {
     /// The answer.
     type Response: Send;
-    /// Whether it may change something: then a lost answer is an unknown outcome.
-    const WRITES: bool;
+    /// What a lost answer means.
+    const LOSS: Loss;
 
-    /// The receipt of an answer.
+    /// The receipt of an answer; `None` where answers have none.
     fn receipt(response: &Self::Response) -> Option<&Receipt>;
 
     /// The request as an operation of a Pipeline; `None` for what is always a call of its own. A
     /// read is one, because its answer may be large, and all operations to a node share a stream.
-    fn operation(&self) -> Option<Operation>;
+    fn operation(&self) -> Option<Operation> {
+        None
+    }
 
     /// The answer in this result of a Pipeline, if it is of this kind.
-    fn in_answer(answer: Answer) -> Option<Self::Response>;
+    fn in_answer(_answer: Answer) -> Option<Self::Response> {
+        None
+    }
 
     /// Makes the call.
     fn call(
-        client: KvClient<Channel>,
+        channel: Channel,
         request: Request<Self>,
     ) -> impl Future<Output = Result<Response<Self::Response>, Status>> + Send;
 }
 
 macro_rules! forward {
-    ($($request:ty => $response:ty, $method:ident, $writes:literal $(, $kind:ident)?;)*) => {$(
+    ($($request:ty => $response:ty, $method:ident, $loss:ident $(, $kind:ident)?;)*) => {$(
         impl Forward for $request {
             type Response = $response;
-            const WRITES: bool = $writes;
+            const LOSS: Loss = Loss::$loss;
 
             fn receipt(response: &$response) -> Option<&Receipt> {
                 response.receipt.as_ref()
             }
 
-            fn operation(&self) -> Option<Operation> {
-                let operation = None;
-                $(let operation = operation.or(Some(Operation::$kind(self.clone())));)?
-                operation
+            $(fn operation(&self) -> Option<Operation> {
+                Some(Operation::$kind(self.clone()))
             }
 
             fn in_answer(answer: Answer) -> Option<$response> {
                 match answer {
-                    $(Answer::$kind(answer) => Some(answer),)?
+                    Answer::$kind(answer) => Some(answer),
                     _ => None,
                 }
-            }
+            })?
 
             async fn call(
-                mut client: KvClient<Channel>,
+                channel: Channel,
                 request: Request<Self>,
             ) -> Result<Response<$response>, Status> {
-                client.$method(request).await
+                kv(channel).$method(request).await
             }
         }
     )*};
 }
 
 forward! {
-    GetRequest => GetResponse, get, false;
-    PutRequest => PutResponse, put, true, Put;
-    DeleteRequest => DeleteResponse, delete, true, Delete;
-    CompareAndSetRequest => CompareAndSetResponse, compare_and_set, true, CompareAndSet;
-    IncrementRequest => IncrementResponse, increment, true, Increment;
-    BatchRequest => BatchResponse, batch, true, Batch;
-    CancelRequest => CancelResponse, cancel, true;
+    GetRequest => GetResponse, get, Read;
+    PutRequest => PutResponse, put, Write, Put;
+    DeleteRequest => DeleteResponse, delete, Write, Delete;
+    CompareAndSetRequest => CompareAndSetResponse, compare_and_set, Write, CompareAndSet;
+    IncrementRequest => IncrementResponse, increment, Write, Increment;
+    BatchRequest => BatchResponse, batch, Write, Batch;
+    CancelRequest => CancelResponse, cancel, Write;
+}
+
+impl Forward for TransferLeaderRequest {
+    type Response = TransferLeaderResponse;
+    const LOSS: Loss = Loss::Transfer;
+
+    fn receipt(_: &TransferLeaderResponse) -> Option<&Receipt> {
+        None
+    }
+
+    async fn call(
+        channel: Channel,
+        request: Request<Self>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        ClusterClient::new(channel).transfer_leader(request).await
+    }
+}
+
+fn kv(channel: Channel) -> KvClient<Channel> {
+    KvClient::new(channel)
+        .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(DECODE_BYTES_MAX)
 }
 
 /// Connections to the other nodes' peer listeners, opened when they are first needed.
@@ -183,6 +219,10 @@ impl Forwarder {
         purpose: Purpose,
         address: &str,
     ) -> Result<KvClient<Channel>, Failure> {
+        self.channel(node, purpose, address).map(kv)
+    }
+
+    fn channel(&self, node: NodeId, purpose: Purpose, address: &str) -> Result<Channel, Failure> {
         let mut channels = self.channels.lock();
         let channel = match channels.get(&(node, purpose)) {
             Some((known, channel)) if known == address => channel.clone(),
@@ -192,9 +232,7 @@ impl Forwarder {
                 channel
             }
         };
-        Ok(KvClient::new(channel)
-            .max_decoding_message_size(DECODE_BYTES_MAX)
-            .max_encoding_message_size(DECODE_BYTES_MAX))
+        Ok(channel)
     }
 
     /// Passes a call on to `node`.
@@ -235,14 +273,14 @@ impl Forwarder {
         let mut request = Request::new(message);
         context.forward_into(request.metadata_mut()).map_err(Forwarded::Failed)?;
         self.prove(node, request.metadata_mut()).map_err(Forwarded::NotSent)?;
-        let client = self.client(node, Purpose::Calls, address).map_err(Forwarded::NotSent)?;
+        let channel = self.channel(node, Purpose::Calls, address).map_err(Forwarded::NotSent)?;
         let left = context.left();
         request.set_timeout(left);
         // The time-out is ours as well: a node that is stopped answers nothing.
-        Ok(match tokio::time::timeout(left, R::call(client, request)).await {
+        Ok(match tokio::time::timeout(left, R::call(channel, request)).await {
             Ok(Ok(response)) => Forwarded::Answered(response.into_inner()),
             Ok(Err(status)) => failed::<R>(node, &status),
-            Err(_) => Forwarded::Lost(lost(R::WRITES, true, node, "its time was up")),
+            Err(_) => Forwarded::Lost(lost(R::LOSS, true, node, "its time was up")),
         })
     }
 
@@ -268,15 +306,15 @@ impl Forwarder {
             Ok(Ok(answer)) => match R::in_answer(answer) {
                 Some(answer) => Forwarded::Answered(answer),
                 None => {
-                    Forwarded::Lost(lost(R::WRITES, false, node, "the answer is of another kind"))
+                    Forwarded::Lost(lost(R::LOSS, false, node, "the answer is of another kind"))
                 }
             },
             Ok(Err(Unanswered::NotSent(status))) => not_sent(node, status.message()),
             Ok(Err(Unanswered::Lost(status))) => {
-                Forwarded::Lost(lost(R::WRITES, false, node, status.message()))
+                Forwarded::Lost(lost(R::LOSS, false, node, status.message()))
             }
             Err(_) if pending.was_sent() => {
-                Forwarded::Lost(lost(R::WRITES, true, node, "its time was up"))
+                Forwarded::Lost(lost(R::LOSS, true, node, "its time was up"))
             }
             Err(_) => not_sent(node, "its time was up before it could be sent"),
         })
@@ -327,19 +365,31 @@ fn failed<R: Forward>(node: NodeId, status: &Status) -> Forwarded<R::Response> {
         return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
     }
     let timed_out = matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled);
-    Forwarded::Lost(lost(R::WRITES, timed_out, node, status.message()))
+    Forwarded::Lost(lost(R::LOSS, timed_out, node, status.message()))
 }
 
-/// What a call is worth whose answer was lost on the way.
-fn lost(writes: bool, timed_out: bool, node: NodeId, why: &str) -> Failure {
-    if !writes {
-        let message = format!("the read was passed on to node {node}, and no answer came: {why}");
-        let reason = if timed_out { Reason::ReadTimeout } else { Reason::NoLeader };
-        return Failure { outcome: Outcome::Unspecified as i32, ..Failure::of(reason, message) };
+fn lost(loss: Loss, timed_out: bool, node: NodeId, why: &str) -> Failure {
+    match loss {
+        Loss::Read => {
+            let message =
+                format!("the read was passed on to node {node}, and no answer came: {why}");
+            let reason = if timed_out { Reason::ReadTimeout } else { Reason::NoLeader };
+            Failure { outcome: Outcome::Unspecified as i32, ..Failure::of(reason, message) }
+        }
+        Loss::Write => {
+            let message =
+                format!("the write was passed on to node {node}, and its answer is lost: {why}");
+            let code = if timed_out { Code::DeadlineExceeded } else { Code::Unknown };
+            Failure { code: code as i32, ..Failure::of(Reason::OutcomeUnknown, message) }
+        }
+        Loss::Transfer => {
+            let message = format!(
+                "the transfer was passed on to node {node}, and its answer is lost: {why}; the \
+                 leadership may have moved"
+            );
+            Failure::of(Reason::NotTransferred, message)
+        }
     }
-    let message = format!("the write was passed on to node {node}, and its answer is lost: {why}");
-    let code = if timed_out { Code::DeadlineExceeded } else { Code::Unknown };
-    Failure { code: code as i32, ..Failure::of(Reason::OutcomeUnknown, message) }
 }
 
 fn connect(purpose: Purpose, address: &str) -> Result<Channel, Failure> {

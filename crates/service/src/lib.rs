@@ -16,6 +16,8 @@
 //! | [`read`] | reads at the requested level |
 //! | [`scan`] | scans over all shards, merged in one order |
 //! | [`route`], [`forward`] | the location of the leader, and calls that another node answers |
+//! | [`transfer`](mod@transfer) | leaderships that clients place |
+//! | [`kept`] | which of them this node keeps |
 //! | [`reply`] | the answers to writes |
 //! | [`shared`] | the state that all services of a node share |
 //! | [`health`] | whether the node is live and ready |
@@ -32,6 +34,7 @@ pub mod draft;
 pub mod forward;
 pub mod health;
 mod in_stream;
+pub mod kept;
 mod known;
 pub mod kv;
 pub mod metrics;
@@ -43,6 +46,7 @@ pub mod reply;
 pub mod route;
 pub mod scan;
 pub mod shared;
+pub mod transfer;
 pub mod write;
 
 #[cfg(test)]

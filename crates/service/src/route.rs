@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::context::Context;
-use super::forward::{Forward, Forwarded};
+use super::forward::{Forward, Forwarded, Loss};
 use crate::outcome::Subject;
 use crate::shared::{Shared, retry_after};
 
@@ -153,7 +153,7 @@ pub async fn pass_to_replicas<R: Forward>(
         match pass(shared, &attempt, *node, request).await {
             Forwarded::Answered(answer) => return Ok(answer),
             // An attempt before may be applied yet, whatever is said of this one.
-            Forwarded::Failed(failure) if R::WRITES && !failure.is_remembered() => {
+            Forwarded::Failed(failure) if R::LOSS == Loss::Write && !failure.is_remembered() => {
                 return Err(lost.unwrap_or(failure));
             }
             Forwarded::Failed(failure) => return Err(failure),

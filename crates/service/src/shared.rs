@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::admission::Admissions;
 use crate::draft::RequestRules;
 use crate::forward::Forwarder;
+use crate::kept::Transfers;
 use crate::metrics::ServiceMetrics;
 
 /// The node as its services see it.
@@ -56,6 +57,8 @@ pub struct Shared {
     pub admission: Admissions,
     /// The lifecycle of the node.
     pub life: Arc<Lifecycle>,
+    /// Leaderships that clients have placed.
+    pub transfers: Transfers,
     /// How much of the disk's reserve is left.
     pub disk: Arc<Disk>,
     /// Replicas whose state is there and did not open; they serve nothing.

@@ -5,6 +5,7 @@ mod pipeline;
 mod pressure;
 mod refusals;
 mod sessions;
+mod transfers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use super::admission::Admissions;
 use super::call::Calls;
 use super::context::{Context, HOPS_MAX};
 use super::forward::Forwarder;
+use super::kept::Transfers;
 use super::kv::KvService;
 use super::route;
 use super::scan::{self, Plan, Source, There, answers};
@@ -135,6 +137,7 @@ impl Node {
             metrics,
             admission: Admissions::new(config.memory.requests_held()),
             life: cell.life.clone(),
+            transfers: Transfers::default(),
             disk: Arc::default(),
             damaged: Mutex::default(),
             clock: Clock,

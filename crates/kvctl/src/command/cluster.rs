@@ -1,5 +1,5 @@
-//! `status`, `shards`, `nodes`, `health`, `locate`, `limits`, `version` and `transfer`: commands
-//! about the cluster.
+//! `status`, `shards`, `nodes`, `health`, `locate`, `version` and `transfer`: commands about the
+//! cluster.
 
 use std::io;
 use std::time::Duration;
@@ -11,17 +11,15 @@ use serde_json::{Value, json};
 use super::kv::decode;
 use crate::cli::{Format, LocateArgs, WatchArgs};
 use crate::context::Context;
-use crate::duration;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::output::Output;
 use crate::output::cluster::{Location, Place};
 use crate::output::json::Object;
 use crate::view::{Answer, View};
-use crate::wire::{Limits, std_duration};
 
-/// Timeout of one node's answer to a status request.
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of one node's answer about itself.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub async fn status(context: &mut Context, args: WatchArgs) -> Result<Exit> {
     // The output of `status` already names the problems.
@@ -136,45 +134,6 @@ pub async fn locate(context: &mut Context, args: LocateArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub async fn limits(context: &mut Context) -> Result<Exit> {
-    let info = context.wait_for("the limits", context.client.info()).await?;
-    let limits = info.limits.unwrap_or_default();
-    let defaults = info.defaults.unwrap_or_default();
-    let mut facts = limit_facts(&limits);
-    let times = [
-        ("scan_time_max_ms", limits.scan_time_max),
-        ("timeout_ms", defaults.timeout),
-        ("timeout_max_ms", defaults.timeout_max),
-        ("session_ttl_ms", defaults.session_ttl),
-    ];
-    for (name, time) in times {
-        let time = time.as_ref().map(std_duration).unwrap_or_default();
-        facts.push((name, time.as_millis() as u64));
-    }
-    match context.output.format_or(Format::Table) {
-        Format::Json => {
-            let object =
-                facts.iter().fold(Object::new(), |object, (name, value)| object.with(name, *value));
-            context.output.json(&object.into())?;
-        }
-        Format::Table => {
-            for (name, value) in facts {
-                let shown = match name.strip_suffix("_ms") {
-                    Some(_) => duration::show_rough(Duration::from_millis(value)),
-                    None => value.to_string(),
-                };
-                context.output.line(format!("{:<24}{shown}", name.trim_end_matches("_ms")))?;
-            }
-        }
-        Format::Raw | Format::Tsv => {
-            for (name, value) in facts {
-                context.output.fields(&[name, &value.to_string()])?;
-            }
-        }
-    }
-    Ok(Exit::Done)
-}
-
 /// Transfers the leadership of a shard and prints the node that leads it now.
 pub async fn transfer(context: &mut Context, shard: u64, node: u64) -> Result<Exit> {
     let asked = context.client.transfer_leader(shard, node);
@@ -186,21 +145,7 @@ pub async fn transfer(context: &mut Context, shard: u64, node: u64) -> Result<Ex
             .json(&json!({ "shard": shard, "leader_node_id": leader, "term": answer.term }))?,
         _ => context.output.line(format!("n{leader}"))?,
     }
-    Ok(if leader == node { Exit::Done } else { Exit::No })
-}
-
-fn limit_facts(limits: &Limits) -> Vec<(&'static str, u64)> {
-    vec![
-        ("key_bytes_max", limits.key_bytes_max),
-        ("value_bytes_max", limits.value_bytes_max),
-        ("request_bytes_max", limits.request_bytes_max),
-        ("message_bytes_max", limits.message_bytes_max),
-        ("token_parts_max", limits.token_parts_max),
-        ("session_unanswered_max", limits.session_unanswered_max),
-        ("scan_rows_max", limits.scan_rows_max),
-        ("scan_bytes_max", limits.scan_bytes_max),
-        ("batch_operations_max", limits.batch_operations_max),
-    ]
+    Ok(if leader == node || node == 0 { Exit::Done } else { Exit::No })
 }
 
 /// Prints the versions. It succeeds even if no node answers, because kvctl's own version is known.

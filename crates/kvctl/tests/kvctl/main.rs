@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod asked_again;
+mod batch;
 mod bulk;
 mod cluster;
 mod endings;

@@ -41,6 +41,7 @@ pub async fn keep(shared: Arc<Shared>, peers: Arc<Peers>) {
     let mut looked = Instant::now();
     let mut fled: Option<Instant> = None;
     let (mut preferred, mut relieved) = (SentOff::default(), SentOff::default());
+    let mut held = Held::default();
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
         if shared.life.phase() == NodePhase::Draining {
@@ -58,7 +59,7 @@ pub async fn keep(shared: Arc<Shared>, peers: Arc<Peers>) {
         relieve(&shared.engine, &mut relieved).await;
         if looked.elapsed() >= PREFER_INTERVAL {
             looked = Instant::now();
-            prefer(&shared, &peers, &mut preferred).await;
+            prefer(&shared, &peers, &mut preferred, &mut held).await;
         }
     }
 }
@@ -91,7 +92,8 @@ async fn relieve(engine: &Engine, sent: &mut SentOff) {
     }
 }
 
-async fn prefer(shared: &Shared, peers: &Peers, sent: &mut SentOff) {
+/// Transfers leaderships to their preferred nodes, but for those that a client has placed here.
+async fn prefer(shared: &Shared, peers: &Peers, sent: &mut SentOff, held: &mut Held) {
     let Some(map) = shared.map.get() else { return };
     let connected = peers.connected();
     let settled = |node: NodeId| {
@@ -112,12 +114,29 @@ async fn prefer(shared: &Shared, peers: &Peers, sent: &mut SentOff) {
         if node == shared.node || !serves || !caught_up(&status, replica) {
             continue;
         }
+        if !held.as_before(group, status.term) || shared.transfers.keeps(group, status.term) {
+            continue;
+        }
         if settled(node).is_some_and(|since| sent.may_offer(group, since)) {
             sent.note(group);
             debug!(shard = group.0, to = node.0, "leader: transferring to the preferred node");
             // The answer shows only whether the transfer began; the next check sees its result.
             drop(shared.engine.transfer(group, replica));
         }
+    }
+}
+
+/// The terms of the leaderships at the last check. A client that has one placed says so to the new
+/// leader only when it leads: what has just come is not given away yet.
+#[derive(Default)]
+struct Held {
+    terms: BTreeMap<GroupId, Term>,
+}
+
+impl Held {
+    /// Whether the leadership was here in this term at the check before.
+    fn as_before(&mut self, group: GroupId, term: Term) -> bool {
+        self.terms.insert(group, term) == Some(term)
     }
 }
 
@@ -281,6 +300,15 @@ mod tests {
         assert!(after(100, 1_001), "it has reconnected since");
         assert_eq!(sent.times(GROUP), 0);
         assert!(sent.may_offer(GROUP, connected));
+    }
+
+    #[test]
+    fn a_leadership_that_has_just_come_is_kept_until_the_next_check() {
+        let mut held = Held::default();
+        assert!(!held.as_before(GROUP, Term(3)));
+        assert!(held.as_before(GROUP, Term(3)));
+        assert!(!held.as_before(GROUP, Term(5)), "it left and came back");
+        assert!(held.as_before(GROUP, Term(5)));
     }
 
     #[test]

@@ -230,6 +230,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
         metrics: shared.metrics.clone(),
         admission: Admissions::new(u64::MAX),
         life: cell.life.clone(),
+        transfers: Transfers::default(),
         disk: Arc::default(),
         damaged: Mutex::default(),
         clock: Clock,
