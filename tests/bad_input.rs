@@ -288,12 +288,23 @@ fn hex(bytes: &[u8]) -> String {
 
 /// A refused call: INVALID_ARGUMENT, certainly not applied, for this reason.
 fn invalid<T: std::fmt::Debug>(result: Result<T, Status>, reason: Reason) -> Failure {
+    let failure = refused(result, reason);
+    let applied = failure.outcome();
+    assert!(matches!(applied, Outcome::NotApplied | Outcome::AttemptNotApplied), "{failure:?}");
+    failure
+}
+
+/// A read changes nothing, so that there is no outcome to report.
+fn invalid_read<T: std::fmt::Debug>(result: Result<T, Status>, reason: Reason) {
+    let failure = refused(result, reason);
+    assert_eq!(failure.outcome(), Outcome::Unspecified, "{failure:?}");
+}
+
+fn refused<T: std::fmt::Debug>(result: Result<T, Status>, reason: Reason) -> Failure {
     let status = result.expect_err("the call is refused");
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let failure = failure(&status);
     assert_eq!(failure.reason(), reason, "{failure:?}");
-    let applied = failure.outcome();
-    assert!(matches!(applied, Outcome::NotApplied | Outcome::AttemptNotApplied), "{failure:?}");
     assert!(failure.message.len() > 20 && failure.message == status.message(), "{failure:?}");
     failure
 }
@@ -319,7 +330,7 @@ async fn requests_over_a_limit_or_without_a_meaning_are_refused_with_a_reason() 
     let refused = invalid(kv.put(put("", "v")).await, Reason::BadKey);
     assert_eq!(refused.field, "key");
     let get = GetRequest { key: Bytes::new(), ..GetRequest::default() };
-    invalid(kv.get(get).await, Reason::BadKey);
+    invalid_read(kv.get(get).await, Reason::BadKey);
     let large = vec![b'v'; VALUE_BYTES_MAX + 1];
     let refused = invalid(kv.put(put("large", large)).await, Reason::BadValue);
     assert_eq!((refused.field.as_str(), refused.limit), ("value", VALUE_BYTES_MAX as u64));
