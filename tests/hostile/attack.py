@@ -174,7 +174,24 @@ def memory(cluster):
         except (wire.Closed, h2.exceptions.ProtocolError) as error:
             print(f"memory: unread answers were ended: {error}")
 
-    for attack, when in ((half, "with half-sent requests"), (unread, "with unread answers")):
+    def unread_streams(connection):
+        """Asks for 8 values on each of 60 streams of operations, and reads none."""
+        get = cluster.kv.GetRequest(key=b"large")
+        operations = [cluster.kv.PipelineOperation(id=1 + one, get=get) for one in range(8)]
+        frame = cluster.kv.PipelineRequest(operations=operations).SerializeToString()
+        try:
+            for _ in range(60):
+                connection.begin(wire.PIPELINE, frame)
+            connection.flush()
+        except (wire.Closed, h2.exceptions.ProtocolError) as error:
+            print(f"memory: unread streams were ended: {error}")
+
+    attacks = (
+        (half, "with half-sent requests"),
+        (unread, "with unread answers"),
+        (unread_streams, "with unread streams"),
+    )
+    for attack, when in attacks:
         connections = [wire.Connection(cluster.endpoints[0]) for _ in range(4)]
         threads = [threading.Thread(target=attack, args=[one]) for one in connections]
         for thread in threads:

@@ -16,6 +16,7 @@ import h2.exceptions
 
 PUT = "/quorate.v1.Kv/Put"
 GET = "/quorate.v1.Kv/Get"
+PIPELINE = "/quorate.v1.Kv/Pipeline"
 SCAN = "/quorate.v1.Kv/Scan"
 BATCH = "/quorate.v1.Kv/Batch"
 OPEN = "/quorate.v1.Kv/OpenSession"

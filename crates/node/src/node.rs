@@ -83,6 +83,8 @@ struct Node {
     metrics: Arc<Metrics>,
     secret: ClusterSecret,
     peer_service: PeerService,
+    /// What all listeners hold of requests and answers.
+    bodies: Arc<Budget>,
     stop: CancellationToken,
 }
 
@@ -98,13 +100,16 @@ impl Node {
         let health = Health::new(cell.clone());
         let answers = Arc::new(AskAnswers::new(identity.clone(), &plan));
         let peer_service = PeerService::new(answers, ProofKey::of(&secret));
+        let metrics = Arc::new(Metrics::new());
+        let bodies = Arc::new(Budget::new(config.memory.bodies, &metrics));
         let node = Node {
             config,
             identity,
             health,
-            metrics: Arc::new(Metrics::new()),
+            metrics,
             secret,
             peer_service,
+            bodies,
             stop: CancellationToken::new(),
             cell,
         };
@@ -142,7 +147,7 @@ impl Node {
             peer: self.peer_service.clone(),
             health: reporter.clone(),
         };
-        let bodies = Arc::new(Budget::new(config.memory.bodies, &self.metrics));
+        let bodies = self.bodies.clone();
         if let Some(address) = config.peer_listen {
             let peers = listener::bind(address, "--peer-listen").await?;
             let (services, config) = (services.clone(), config.clone());
@@ -332,6 +337,7 @@ impl Node {
             },
             metrics: self.metrics.service.clone(),
             admission: Admissions::new(self.config.memory.requests_held()),
+            answers: self.bodies.clone(),
             life: self.cell.life.clone(),
             transfers: Transfers::default(),
             disk: inbound.disk.clone(),

@@ -26,7 +26,7 @@ use crate::context::{Answers, Context};
 use crate::metrics::{Method, ServiceMetrics};
 use crate::operation::{Kind, Operation};
 use crate::outcome::{HasOutcome, Subject, check_features};
-use crate::shared::{CallGuard, Lifecycle, Shared, SharedCell};
+use crate::shared::{AnswerBudget, CallGuard, Lifecycle, Shared, SharedCell};
 
 /// Calls that take longer than this are logged.
 const SLOW: Duration = Duration::from_secs(1);
@@ -143,6 +143,12 @@ impl Calls {
         failure: Failure,
     ) -> Failure {
         self.call(request.kind(), context.clone(), request).report(failure)
+    }
+
+    /// The room for answers that are not taken; `None` while the node has no storage.
+    #[must_use]
+    pub fn answers(&self) -> Option<Arc<dyn AnswerBudget>> {
+        Some(self.cell.get()?.answers.clone())
     }
 
     /// The cluster map, if the node has one.

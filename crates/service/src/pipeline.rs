@@ -8,7 +8,8 @@
 //! What a stream holds is bounded: by credit for what was sent and is not answered, and by *room*
 //! for answers that its reader has not taken. With the room used up reads and writes that may
 //! answer with values wait, and no further frame is taken; what was proposed before is answered, so
-//! that a reader that stands still holds nothing that other calls need.
+//! that a reader that stands still holds nothing that other calls need. Over all streams, answers
+//! that are not taken have the same budget as those of calls: what does not fit loses its values.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use futures::{StreamExt, poll};
+use futures::{Stream, StreamExt, poll};
 use prost::Message;
 use quorate_machine::Map;
 use quorate_proto::hash::key_hash;
@@ -24,8 +25,8 @@ use quorate_proto::limits::REQUEST_BYTES_MAX;
 use quorate_proto::v1::pipeline_answer::Result as Answer;
 use quorate_proto::v1::pipeline_operation::Operation as Asked;
 use quorate_proto::v1::{
-    Failure, PipelineAnswer, PipelineCredit, PipelineOperation, PipelineRequest, PipelineResponse,
-    Reason,
+    Failure, Outcome, PipelineAnswer, PipelineCredit, PipelineOperation, PipelineRequest,
+    PipelineResponse, Reason, StoredValue,
 };
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout_at;
@@ -37,7 +38,7 @@ use crate::context::Context;
 use crate::in_stream::{InStream, ROOM_BYTES};
 use crate::operation::Operation;
 use crate::outcome::check_features;
-use crate::shared::{CallGuard, Lifecycle, retry_after};
+use crate::shared::{CallGuard, HeldAnswer, Lifecycle, retry_after};
 
 /// Operations that a client may have sent and not seen answered: as many as a connection may have
 /// calls, which a node that is not busy always takes.
@@ -51,6 +52,8 @@ const FROM_NODES: u64 = 8;
 const FRAME_BYTES: usize = 1 << 20;
 /// Credit is given back in a frame of its own when this part of it has been used.
 const CREDIT_PARTS: u64 = 4;
+/// An answer of up to this many bytes is not counted: the credit bounds their number.
+const TINY_BYTES: usize = 1 << 10;
 
 /// Carries out the operations of a stream.
 pub fn serve(
@@ -58,11 +61,12 @@ pub fn serve(
     context: Context,
     connection: Option<CallerConnection>,
     operations: Streaming<PipelineRequest>,
-) -> ReceiverStream<Result<PipelineResponse, Failure>> {
-    let (frames, answers) = mpsc::channel(1);
+) -> impl Stream<Item = Result<PipelineResponse, Failure>> + Send + 'static {
+    let (frames, answers) = mpsc::channel::<Frame>(1);
     let driver = Driver::new(calls, context, connection);
     tokio::spawn(driver.run(operations, frames));
-    ReceiverStream::new(answers)
+    // The listener asks for a frame when there is room for it, and counts it from then on.
+    ReceiverStream::new(answers).map(|(frame, _held)| frame)
 }
 
 /// An answered operation.
@@ -74,9 +78,14 @@ struct Done {
     credit: u64,
     /// What a drain waits for until the listener has the answer.
     guard: Option<Arc<CallGuard>>,
-    /// The answer's part of the room.
-    room: Option<OwnedSemaphorePermit>,
+    held: Held,
 }
+
+/// What an answer holds until the connection has room for it.
+type Held = (Option<OwnedSemaphorePermit>, Option<HeldAnswer>);
+
+/// A frame with what its answers hold.
+type Frame = (Result<PipelineResponse, Failure>, Vec<Held>);
 
 /// The state of one stream.
 struct Driver {
@@ -139,7 +148,7 @@ impl Driver {
     async fn run(
         mut self,
         mut operations: Streaming<PipelineRequest>,
-        frames: mpsc::Sender<Result<PipelineResponse, Failure>>,
+        frames: mpsc::Sender<Frame>,
     ) {
         let life = self.life.clone();
         let connection = self.connection.clone();
@@ -172,7 +181,10 @@ impl Driver {
                 // Before frames are made, so that one holds all that is answered by then.
                 Some(done) = self.running.next(), if !idle => self.finish(done),
                 room = frames.reserve(), if has_frame => match room {
-                    Ok(room) => room.send(Ok(self.frame())),
+                    Ok(room) => {
+                        let (frame, held) = self.frame();
+                        room.send((Ok(frame), held));
+                    }
                     Err(_) => return,
                 },
                 // A client that has left takes no frame.
@@ -188,7 +200,7 @@ impl Driver {
                     };
                     if let Err(failure) = ended {
                         // Its reader may have left.
-                        let _ = frames.send(Err(failure)).await;
+                        let _ = frames.send((Err(failure), Vec::new())).await;
                         return;
                     }
                 }
@@ -245,10 +257,18 @@ impl Driver {
         let mut running: BoxFuture<'static, Done> = Box::pin(async move {
             let asked = operation.operation;
             let (answer, guard) = answer(&calls, &context, asked, turn, refusal).await;
-            let answer = PipelineAnswer { id, result: Some(answer) };
-            let length = answer.encoded_len();
+            let mut answer = PipelineAnswer { id, result: Some(answer) };
+            let mut length = answer.encoded_len();
+            let mut share = None;
+            if length > TINY_BYTES {
+                share = calls.answers().and_then(|all| HeldAnswer::take(&all, length as u64));
+                if share.is_none() {
+                    answer.result = answer.result.map(without_values);
+                    length = answer.encoded_len();
+                }
+            }
             let room = context.in_stream.as_ref().and_then(|stream| stream.room_of_answer(length));
-            Done { answer, length, credit, guard, room }
+            Done { answer, length, credit, guard, held: (room, share) }
         });
         match poll!(&mut running) {
             std::task::Poll::Ready(done) => self.finish(done),
@@ -284,19 +304,22 @@ impl Driver {
     }
 
     /// The next frame: answers, the credit that was earned, and whether the stream is to end.
-    fn frame(&mut self) -> PipelineResponse {
-        let (mut answers, mut bytes) = (Vec::new(), 0);
+    fn frame(&mut self) -> (PipelineResponse, Vec<Held>) {
+        let (mut answers, mut all_held, mut bytes) = (Vec::new(), Vec::new(), 0);
         while bytes < FRAME_BYTES {
             let Some(done) = self.done.front() else { break };
             if !answers.is_empty() && bytes + done.length > FRAME_BYTES {
                 break;
             }
-            let Some(Done { answer, length, guard, room, .. }) = self.done.pop_front() else {
+            let Some(Done { answer, length, guard, held, .. }) = self.done.pop_front() else {
                 break;
             };
             bytes += length;
             answers.push(answer);
-            drop((guard, room));
+            if held.0.is_some() || held.1.is_some() {
+                all_held.push(held);
+            }
+            drop(guard);
         }
         self.done_bytes -= bytes;
         let earned = std::mem::take(&mut self.earned);
@@ -304,7 +327,7 @@ impl Driver {
         self.credit.bytes += earned.bytes;
         self.ending_said = self.ending;
         let credit = (earned != PipelineCredit::default()).then_some(earned);
-        PipelineResponse { answers, credit, ending: self.ending }
+        (PipelineResponse { answers, credit, ending: self.ending }, all_held)
     }
 }
 
@@ -363,6 +386,51 @@ async fn carry_out<R: Operation>(
         }
     }
     calls.in_pipeline(context.clone(), request).await
+}
+
+/// An answer for which there is no room: a read is refused, a write keeps its values back.
+fn without_values(answer: Answer) -> Answer {
+    let omit = |previous: &mut Option<StoredValue>| {
+        if let Some(previous) = previous {
+            previous.value = Bytes::new();
+            previous.value_omitted = true;
+        }
+    };
+    match answer {
+        Answer::Get(_) => {
+            let message = "this node holds too many bytes of unread answers for this one; the \
+                           limit is a share of --memory; retry later";
+            let failure = retry_after(Failure::of(Reason::Overloaded, message), 100);
+            Answer::Failure(Failure { outcome: Outcome::Unspecified as i32, ..failure })
+        }
+        Answer::Put(mut answer) => {
+            omit(&mut answer.previous);
+            Answer::Put(answer)
+        }
+        Answer::Delete(mut answer) => {
+            omit(&mut answer.previous);
+            Answer::Delete(answer)
+        }
+        Answer::CompareAndSet(mut answer) => {
+            omit(&mut answer.previous);
+            Answer::CompareAndSet(answer)
+        }
+        Answer::Increment(mut answer) => {
+            omit(&mut answer.previous);
+            Answer::Increment(answer)
+        }
+        Answer::Batch(mut answer) => {
+            for result in &mut answer.results {
+                omit(&mut result.previous);
+                if !result.value.is_empty() {
+                    result.value = Bytes::new();
+                    result.value_omitted = true;
+                }
+            }
+            Answer::Batch(answer)
+        }
+        failure @ Answer::Failure(_) => failure,
+    }
 }
 
 /// The key that names the shard of a write; `None` for a read, which needs no turn.

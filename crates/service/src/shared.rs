@@ -55,6 +55,8 @@ pub struct Shared {
     pub metrics: Arc<ServiceMetrics>,
     /// Which calls are taken while there are more than the node can do.
     pub admission: Admissions,
+    /// The room for answers that their readers have not taken.
+    pub answers: Arc<dyn AnswerBudget>,
     /// The lifecycle of the node.
     pub life: Arc<Lifecycle>,
     /// Leaderships that clients have placed.
@@ -67,6 +69,35 @@ pub struct Shared {
     pub clock: Clock,
     /// What the wall clocks of the other nodes show.
     pub clocks: Arc<ClockOffsets>,
+}
+
+/// The room for answers that their readers have not taken, over all connections of a node.
+pub trait AnswerBudget: Send + Sync {
+    /// Takes the room of an answer; whether it fits.
+    fn take(&self, bytes: u64) -> bool;
+
+    /// Gives back what was taken.
+    fn give_back(&self, bytes: u64);
+}
+
+/// An answer's part of the room, until it is dropped.
+pub struct HeldAnswer {
+    budget: Arc<dyn AnswerBudget>,
+    bytes: u64,
+}
+
+impl HeldAnswer {
+    /// Takes the room of an answer; `None` if it does not fit.
+    #[must_use]
+    pub fn take(budget: &Arc<dyn AnswerBudget>, bytes: u64) -> Option<Self> {
+        budget.take(bytes).then(|| Self { budget: budget.clone(), bytes })
+    }
+}
+
+impl Drop for HeldAnswer {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
 }
 
 /// The lifecycle of a node: its phase, and its calls in flight.

@@ -9,6 +9,7 @@ mod transfers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,13 +48,40 @@ use super::route;
 use super::scan::{self, Plan, Source, There, answers};
 use crate::draft::RequestRules;
 use crate::metrics::ServiceMetrics;
-use crate::shared::{Shared, SharedCell};
+use crate::shared::{AnswerBudget, Shared, SharedCell};
 
 const CLUSTER: [u8; 16] = [7; 16];
 const SESSION_KEY: SessionKey = SessionKey::from_bytes([7; 32]);
 /// Threads of the runtime that may wait for the disk, and how many of them scans may have.
 const READER_THREADS: usize = 4;
 const SCAN_THREADS: usize = 2;
+
+/// The bytes of answers that are held, and their bound.
+struct Answers {
+    used: AtomicU64,
+    limit: AtomicU64,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self { used: AtomicU64::new(0), limit: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl AnswerBudget for Answers {
+    fn take(&self, bytes: u64) -> bool {
+        let used = self.used.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        let fits = used <= self.limit.load(Ordering::SeqCst);
+        if !fits {
+            self.give_back(bytes);
+        }
+        fits
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::SeqCst);
+    }
+}
 
 /// Peers that receive nothing.
 struct NoPeers;
@@ -136,6 +164,7 @@ impl Node {
             },
             metrics,
             admission: Admissions::new(config.memory.requests_held()),
+            answers: Arc::new(Answers::default()),
             life: cell.life.clone(),
             transfers: Transfers::default(),
             disk: Arc::default(),

@@ -29,6 +29,7 @@ use quorate_proto::v1::{Failure, Reason};
 use quorate_raft::room_for;
 use quorate_service::context::{Context as CallContext, REQUEST_ID};
 use quorate_service::outcome::Subject;
+use quorate_service::shared::AnswerBudget;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 use tonic::body::Body;
@@ -119,7 +120,7 @@ impl Budget {
         true
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn return_bytes(&self, bytes: u64) {
         let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
         assert!(before >= bytes, "{bytes} bytes of bodies returned of {before} taken");
         self.gauge.bytes.dec_by(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -131,6 +132,17 @@ impl Budget {
              the limit is {} bytes, a share of --memory; retry later",
             self.limit
         )
+    }
+}
+
+/// The answers of operations, before they are the body of a stream.
+impl AnswerBudget for Budget {
+    fn take(&self, bytes: u64) -> bool {
+        Self::take(self, bytes, bytes)
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.return_bytes(bytes);
     }
 }
 
@@ -158,7 +170,7 @@ impl Share {
     fn give_back(&mut self, bytes: u64) {
         if bytes > 0 {
             self.bytes -= bytes;
-            self.budget.give_back(bytes);
+            self.budget.return_bytes(bytes);
         }
     }
 }

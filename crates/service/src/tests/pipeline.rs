@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 
 use prost::Message;
 
+use super::refusals::changed;
 use super::*;
 use crate::metrics::Method;
 
@@ -386,6 +387,45 @@ fn a_reader_that_stands_still_stalls_its_own_stream_only() {
             let Answer::Get(get) = answer else { panic!("{answer:?}") };
             assert_eq!(get.value.len(), 1 << 20, "operation {id}");
         }
+        served.stop();
+    });
+}
+
+/// The budget of unread answers, which all streams and calls share.
+#[test]
+fn answers_beyond_the_nodes_budget_lose_their_values() {
+    run(|node| async {
+        node.put("large", vec![7; 100_000]).await;
+        let answers = Arc::new(Answers::default());
+        answers.limit.store(50_000, Ordering::SeqCst);
+        let kv = changed(&node, |shared| shared.answers = answers.clone());
+        let served = Served::of(Node { kv, ..node }).await;
+        let mut stream = served.stream().await;
+        let replace = PutRequest {
+            key: Bytes::from_static(b"large"),
+            value: Bytes::from_static(b"small"),
+            return_previous: true,
+            ..PutRequest::default()
+        };
+        stream.send(vec![get(1, "large")]).await;
+        let refused = stream.failures(1).await;
+        assert_eq!(refused[&1].reason(), Reason::Overloaded);
+        assert_eq!(refused[&1].outcome(), Outcome::Unspecified, "it was a read");
+        stream.send(vec![operation(2, Operation::Put(replace))]).await;
+        let answer = stream.answers(1).await;
+        let Answer::Put(replaced) = &answer[&2] else { panic!("{answer:?}") };
+        let previous = replaced.previous.as_ref().expect("there was one");
+        assert!(replaced.applied && previous.value_omitted && previous.value.is_empty());
+        // What fits is whole, and what was sent is given back.
+        answers.limit.store(150_000, Ordering::SeqCst);
+        served.node.put("large", vec![7; 100_000]).await;
+        for id in 3..10 {
+            stream.send(vec![get(id, "large")]).await;
+            let answer = stream.answers(1).await;
+            let Answer::Get(found) = &answer[&id] else { panic!("{answer:?}") };
+            assert_eq!(found.value.len(), 100_000);
+        }
+        until("given back", || answers.used.load(Ordering::SeqCst) == 0).await;
         served.stop();
     });
 }

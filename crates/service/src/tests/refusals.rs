@@ -212,7 +212,7 @@ impl Said {
 }
 
 /// The service over a node's engine with another core.
-fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
+pub(super) fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
     let shared = &node.shared;
     let cell = SharedCell::default();
     let mut changed = Shared {
@@ -229,6 +229,7 @@ fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
         rules: shared.rules,
         metrics: shared.metrics.clone(),
         admission: Admissions::new(u64::MAX),
+        answers: shared.answers.clone(),
         life: cell.life.clone(),
         transfers: Transfers::default(),
         disk: Arc::default(),
