@@ -16,6 +16,8 @@ import wire
 MIB = 1 << 20
 # An honest call that takes longer was held up.
 PATIENCE = 5.0
+# Keys with large values.
+KEYS = 24
 
 
 class Honest:
@@ -133,6 +135,8 @@ def memory(cluster):
     client = Honest(cluster)
     value = os.urandom(MIB)
     client.put(b"large", value)
+    for number in range(KEYS):
+        patiently(lambda: client.put(b"large%d" % number, os.urandom(MIB), timeout=20))
     before = cluster.high_water()
     print(f"memory: {before} MiB before")
 
@@ -175,13 +179,15 @@ def memory(cluster):
             print(f"memory: unread answers were ended: {error}")
 
     def unread_streams(connection):
-        """Asks for 8 values on each of 60 streams of operations, and reads none."""
-        get = cluster.kv.GetRequest(key=b"large")
-        operations = [cluster.kv.PipelineOperation(id=1 + one, get=get) for one in range(8)]
-        frame = cluster.kv.PipelineRequest(operations=operations).SerializeToString()
+        """Asks for values on each of 60 streams of operations, and reads none. They are of more
+        keys than the node remembers, so that each is in memory by itself."""
         try:
-            for _ in range(60):
-                connection.begin(wire.PIPELINE, frame)
+            for stream in range(60):
+                frame = cluster.kv.PipelineRequest()
+                for one in range(8):
+                    key = b"large%d" % ((8 * stream + one) % KEYS)
+                    frame.operations.add(id=1 + one, get=cluster.kv.GetRequest(key=key))
+                connection.begin(wire.PIPELINE, frame.SerializeToString())
             connection.flush()
         except (wire.Closed, h2.exceptions.ProtocolError) as error:
             print(f"memory: unread streams were ended: {error}")
