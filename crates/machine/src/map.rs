@@ -4,6 +4,7 @@
 //! its ownership, and apply checks it again.
 
 use quorate_proto::hash::owner;
+use quorate_proto::map::voters;
 use quorate_proto::v1::{ClusterMap, MapNode, MapReplica, MapShard};
 use quorate_raft::{GroupId, NodeId, Replica, ReplicaId};
 
@@ -64,10 +65,10 @@ impl Map {
     }
 }
 
-/// The replicas of the map in the form of a group's configuration.
+/// The voters of the map in the form of a group's configuration, the preferred leader first.
 #[must_use]
-pub fn replicas_of(replicas: &[MapReplica]) -> Vec<Replica> {
+pub fn voters_of(replicas: &[MapReplica]) -> Vec<Replica> {
     let replica =
         |of: &MapReplica| Replica { id: ReplicaId(of.replica_id), node: NodeId(of.node_id) };
-    replicas.iter().map(replica).collect()
+    voters(replicas).map(replica).collect()
 }

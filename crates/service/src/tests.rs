@@ -21,7 +21,7 @@ use quorate_engine::clock::Clock;
 use quorate_engine::testing::TEST_LIMITS;
 use quorate_engine::{BARRIER_MAX, Engine, EngineMetrics, FatalHook, Outbox, Parts};
 use quorate_engine::{create_replicas, replica_init};
-use quorate_machine::{Map, SessionKey, SessionMint, replicas_of};
+use quorate_machine::{Map, SessionKey, SessionMint, voters_of};
 use quorate_placement::{Founding, first_map};
 use quorate_proto::v1::kv_server::{Kv, KvServer};
 use quorate_proto::v1::{
@@ -115,7 +115,7 @@ impl Node {
             replicas: holders.len() as u32,
             nodes: holders,
         })));
-        let replicas = replicas_of(&map.get().expect("a map").shards()[0].replicas);
+        let replicas = voters_of(&map.get().expect("a map").shards()[0].replicas);
         let shard = replica_init(GroupId(1), &replicas, NodeId(id), HashRange::ALL, 1);
         create_replicas(&sled, &budget, &engine, NodeId(id), shard.into_iter().collect())
             .expect("its replicas");

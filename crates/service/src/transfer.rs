@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_engine::{Leadership, Shard};
-use quorate_machine::{Map, replicas_of};
+use quorate_machine::{Map, voters_of};
 use quorate_proto::v1::{Failure, MapShard, Reason, TransferLeaderRequest, TransferLeaderResponse};
 use quorate_raft::{GroupId, NodeId, ProgressKind, Replica, Status, Term, TransferError};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -128,15 +128,15 @@ fn group_of(map: &Map, shard: u64) -> Result<MapShard, Failure> {
 
 /// The replica on a node; 0 is the preferred leader.
 fn target_of(owner: &MapShard, node: u64) -> Result<Replica, Failure> {
-    let replicas = replicas_of(&owner.replicas);
+    let voters = voters_of(&owner.replicas);
     let found = match node {
-        0 => replicas.first(),
-        node => replicas.iter().find(|replica| replica.node.0 == node),
+        0 => voters.first(),
+        node => voters.iter().find(|replica| replica.node.0 == node),
     };
     found.copied().ok_or_else(|| {
-        let nodes: Vec<String> = replicas.iter().map(|r| r.node.0.to_string()).collect();
+        let nodes: Vec<String> = voters.iter().map(|r| r.node.0.to_string()).collect();
         let message = format!(
-            "node {node} holds no replica of shard {}; nodes {} do",
+            "node {node} holds no replica of shard {} that votes; nodes {} do",
             owner.id,
             nodes.join(", ")
         );

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_engine::{Engine, Shards};
+use quorate_proto::map::voters;
 use quorate_proto::v1::NodePhase;
 use quorate_raft::{GroupId, NodeId, ProgressKind, ReplicaId, Status, Term};
 use quorate_service::shared::Shared;
@@ -108,7 +109,8 @@ async fn prefer(shared: &Shared, peers: &Peers, sent: &mut SentOff, held: &mut H
             GroupId(0) => Some(&map.proto().meta_replicas),
             group => map.shard(group).map(|shard| &shard.replicas),
         };
-        let Some(preferred) = replicas.and_then(|replicas| replicas.first()) else { continue };
+        let preferred = replicas.and_then(|replicas| voters(replicas).next());
+        let Some(preferred) = preferred else { continue };
         let (replica, node) = (ReplicaId(preferred.replica_id), NodeId(preferred.node_id));
         let serves = shared.engine.shards().get(group).is_some_and(|shard| shard.serves());
         if node == shared.node || !serves || !caught_up(&status, replica) {

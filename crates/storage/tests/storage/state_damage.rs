@@ -100,6 +100,21 @@ fn a_flipped_bit_in_a_row_is_an_error_of_that_row() {
     fixture.open().reader().scrub(|_| {}).unwrap();
 }
 
+/// As a newer version may have written it: no reader of the whole state passes over it.
+#[test]
+fn a_row_of_an_unknown_kind_is_detected() {
+    let fixture = fixture();
+    let (key, value) = fixture.entries().swap_remove(0);
+    for kind in 4..=9 {
+        let mut of_kind = key.clone();
+        of_kind[0] = kind;
+        fixture.tree().insert(&of_kind, &value).unwrap();
+        assert_detected_by_all(&fixture.open());
+        fixture.tree().remove(&of_kind).unwrap();
+    }
+    fixture.open().reader().scrub(|_| {}).unwrap();
+}
+
 #[test]
 fn a_lost_piece_or_row_is_detected() {
     let fixture = fixture();
