@@ -418,6 +418,11 @@ fn a_node_without_a_replica_goes_round_a_node_that_does_not_answer() {
         };
         let mut asked = Node::with(9, holders(&silent, &address), |_| {});
         let owner = asked.shared.map().expect("a map").shards()[0].clone();
+        let mut with_learner = owner.clone();
+        with_learner.replicas[0].role = 1;
+        let order = route::other_replicas(&asked.shared, &with_learner);
+        let nodes = owner.replicas.iter().map(|replica| NodeId(replica.node_id));
+        assert_eq!(order, nodes.rev().collect::<Vec<_>>(), "a learner is asked after the voter");
         if route::other_replicas(&asked.shared, &owner)[0] == NodeId(4) {
             asked.stop();
             asked = Node::with(9, holders(&address, &silent), |_| {});

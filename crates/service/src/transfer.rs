@@ -277,7 +277,21 @@ fn lack(status: &Status, group: GroupId, target: Replica) -> Option<Lack> {
 mod tests {
     use quorate_raft::{Index, LogId, ProgressStatus, ReplicaId, RoleKind};
 
+    use quorate_proto::v1::MapReplica;
+
     use super::*;
+
+    #[test]
+    fn only_a_voter_gets_the_leadership() {
+        let replica = |id, role| MapReplica { replica_id: id, node_id: id, role };
+        let replicas = vec![replica(1, 1), replica(2, 0), replica(3, 0)];
+        let owner = MapShard { id: 7, replicas, ..MapShard::default() };
+        let target = |node| target_of(&owner, node).map(|replica| replica.node.0);
+        assert_eq!((target(0).ok(), target(3).ok()), (Some(2), Some(3)));
+        let refused = target(1).expect_err("a learner");
+        let expected = "node 1 holds no replica of shard 7 that votes; nodes 2, 3 do";
+        assert_eq!(refused.message, expected);
+    }
 
     #[test]
     fn a_transfer_waits_for_what_the_target_lacks() {

@@ -11,11 +11,12 @@ use quorate_proto::{
         MapShardState, ShardLineage, map_change::Change,
     },
 };
+use quorate_raft::{GroupId, NodeId};
 use quorate_storage::RowKind;
 
 use super::build::{START_MS, command, entry, put, write};
 use crate::{
-    Applied, ApplyError, MemoryRows, Refusal, StateMachine, WriteAnswer, map_rules, voters_of,
+    Applied, ApplyError, Map, MemoryRows, Refusal, StateMachine, WriteAnswer, map_rules, voters_of,
 };
 
 const LEARNER: i32 = MapReplicaRole::Learner as i32;
@@ -290,6 +291,19 @@ fn a_newer_map_with_learners_is_valid_and_they_are_no_voters() {
     map_rules::check(&map).unwrap();
     let voters: Vec<u64> = voters_of(&map.shards[0].replicas).iter().map(|one| one.id.0).collect();
     assert_eq!(voters, [4, 5, 6]);
+
+    let preferred = |group| Map::new(map.clone()).preferred_leader(GroupId(group));
+    assert_eq!(preferred(1).map(|one| one.id.0), Some(4));
+    assert_eq!((preferred(0).map(|one| one.id.0), preferred(9)), (Some(1), None));
+
+    // Node 4 has only the learner; node 3 leaves the shard whose state is not known alone.
+    let mut of_4 = map.clone();
+    of_4.nodes[3] = MapNode { id: 4, ..map.nodes[2].clone() };
+    of_4.shards[0].replicas[0].node_id = 4;
+    of_4.shards[2].state = 99;
+    let of_4 = Map::new(of_4);
+    let assigned = |node| of_4.assigned_to(NodeId(node)).map(|shard| shard.id).collect::<Vec<_>>();
+    assert_eq!((assigned(3), assigned(4)), (vec![1, 2, 4], vec![]));
 
     let shard = &mut map.shards[0];
     shard.replicas.iter_mut().for_each(|replica| replica.role = LEARNER);

@@ -53,10 +53,8 @@ async fn caught_up(shared: &Shared) -> Option<(usize, usize)> {
     let map = shared.map.get()?;
     let here = shared.engine.shards().all();
     let status: BTreeMap<_, _> = shared.engine.status().await.into_iter().collect();
-    let me = shared.node.0;
-    let mine = map.shards().iter().filter(|shard| shard.is_settled() && shard.has_voter_on(me));
     let (mut have, mut all) = (0, 0);
-    for shard in mine {
+    for shard in map.assigned_to(shared.node) {
         all += 1;
         let group = GroupId(shard.id);
         let known = here.get(&group).zip(status.get(&group));

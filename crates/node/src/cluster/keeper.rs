@@ -121,16 +121,12 @@ impl Keeper {
         }
     }
 
-    /// The voters that the map assigns to this node and that do not exist here yet. A shard in a
-    /// state that this version does not know gets none: how its replicas begin is not known either.
+    /// The voters that the map assigns to this node and that do not exist here yet.
     fn missing_replicas(&self, map: &Map) -> Vec<ShardInit> {
         let me = self.config.node_id;
         let here = self.engine.shards().all();
-        let mine = map.shards().iter().filter(|shard| {
-            !here.contains_key(&GroupId(shard.id))
-                && !self.damaged.contains(&GroupId(shard.id))
-                && shard.is_settled()
-                && shard.has_voter_on(me.0)
+        let mine = map.assigned_to(me).filter(|shard| {
+            !here.contains_key(&GroupId(shard.id)) && !self.damaged.contains(&GroupId(shard.id))
         });
         mine.filter_map(|shard| {
             let range = HashRange { first: shard.first, last: shard.last };
