@@ -100,8 +100,8 @@ fn a_flipped_bit_in_a_row_is_an_error_of_that_row() {
     fixture.open().reader().scrub(|_| {}).unwrap();
 }
 
-/// As a newer version may have written it, with valid checksums: no reader of the whole state passes
-/// over it.
+/// As a newer version may have written it, with valid checksums: no reader of the whole state
+/// passes over it.
 #[test]
 fn a_row_of_an_unknown_kind_is_detected() {
     let fixture = fixture();
@@ -113,7 +113,7 @@ fn a_row_of_an_unknown_kind_is_detected() {
         value[10..14].copy_from_slice(&of_key.to_le_bytes());
         let of_frame = crc32c::crc32c_append(crc32c::crc32c(&value[..1]), &value[5..]);
         value[1..5].copy_from_slice(&of_frame.to_le_bytes());
-        fixture.tree().insert(&key, &*value).unwrap();
+        fixture.tree().insert(&key, &value).unwrap();
         let store = fixture.open();
         let scrubbed = store.reader().scrub(|_| {}).unwrap_err();
         let mut source = store.pin_snapshot().unwrap();
