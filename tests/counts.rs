@@ -104,7 +104,7 @@ async fn raw(channel: &Channel, path: &'static str) -> Result<PutResponse, tonic
     grpc.ready().await.expect("a connection");
     let codec = ProstCodec::<MapReplica, PutResponse>::default();
     // Its first field is a number, where a put has its key.
-    let message = tonic::Request::new(MapReplica { replica_id: 7, node_id: 7 });
+    let message = tonic::Request::new(MapReplica { replica_id: 7, node_id: 7, role: 0 });
     let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
     grpc.unary(message, path, codec).await.map(tonic::Response::into_inner)
 }

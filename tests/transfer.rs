@@ -154,7 +154,10 @@ async fn what_cannot_lead_is_refused_and_the_leader_leads_on() {
         let holders: Vec<String> = of_1.iter().map(u64::to_string).collect();
         assert_eq!(
             said.message,
-            format!("node {without} holds no replica of shard 1; nodes {} do", holders.join(", "))
+            format!(
+                "node {without} holds no replica of shard 1 that votes; nodes {} do",
+                holders.join(", ")
+            )
         );
     }
     let output = cluster.kvctl(&["transfer", "1", &without.to_string()]);

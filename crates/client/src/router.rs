@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 use quorate_proto::hash;
+use quorate_proto::map::voters;
 use quorate_proto::v1::{ClusterMap, GetMapResponse, MapShard, RouteHint};
 
 use crate::pool::{Connection, Fitness, Pool};
@@ -45,7 +46,7 @@ impl Table {
     /// The node of the last known leader, else of the preferred leader; 0 = unknown.
     pub fn leader(&self, position: usize) -> u64 {
         match self.leaders[position].load(Ordering::Relaxed) {
-            0 => self.shard(position).replicas.first().map_or(0, |r| r.node_id),
+            0 => voters(&self.shard(position).replicas).next().map_or(0, |r| r.node_id),
             node => node,
         }
     }
@@ -219,5 +220,27 @@ fn table_of(map: ClusterMap, old: &Table, pool: &Pool) -> Table {
         positions: positions.collect(),
         nodes: nodes.map(|n| (n.id, pool.at(&n.client_address))).collect(),
         map,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_proto::v1::{MapReplica, MapReplicaRole};
+
+    use super::*;
+
+    /// A newer node may send such a map. Without a leader known the first voter is asked.
+    #[test]
+    fn a_replica_without_a_vote_is_not_the_preferred_leader() {
+        let replica = |node_id, role| MapReplica { replica_id: node_id, node_id, role };
+        let replicas =
+            vec![replica(4, MapReplicaRole::Learner as i32), replica(5, 9), replica(2, 0)];
+        let shard = MapShard { id: 1, last: u64::MAX, state: 9, replicas, ..MapShard::default() };
+        let map = ClusterMap { epoch: 1, shards: vec![shard], ..ClusterMap::default() };
+        let leaders = vec![AtomicU64::new(0)];
+        let table =
+            Table { map, leaders, positions: HashMap::from([(1, 0)]), nodes: BTreeMap::new() };
+        let position = table.shard_of(b"key").expect("the ranges route, whatever the state");
+        assert_eq!(table.leader(position), 2);
     }
 }

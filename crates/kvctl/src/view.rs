@@ -306,7 +306,7 @@ fn voters(id: u64, replica: Option<&ReplicaStatus>, map: Option<&ClusterMap>) ->
     let own = replica.map(|replica| &replica.voters).filter(|voters| !voters.is_empty());
     let mut voters: Vec<u64> = own
         .or_else(of_map)
-        .map(|voters| voters.iter().map(|voter| voter.node_id).collect())
+        .map(|of| of.iter().filter(|one| one.is_voter()).map(|one| one.node_id).collect())
         .unwrap_or_default();
     voters.sort_unstable();
     voters

@@ -7,10 +7,11 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 1 | format: 1 of level 1, 2 of level 2 |
+//! | 1 | format: 1 of level 1, 2 of level 2; 3 is kept for a write with a principal |
 //! | 1 | flags: 1 the session ended with this write · 2 barred by Cancel · 4 applied · 8 refused |
 //! | 8 | in format 1: content hash; 0 when barred |
-//! | 16, 16 | in format 2: content digest, zeros when barred; tag of the client |
+//! | 16, 16 | in formats 2 and 3: content digest, zeros when barred; tag of the client |
+//! | 16 | in format 3: tag of the principal |
 //! | 8 | answered-below: every sequence below it is answered |
 //!
 //! and if refused, which is only an increment that cannot be carried out:
@@ -35,6 +36,9 @@
 //! | var, var, 8 | with flag 8: revision, create revision, log time of the previous value |
 //! | var, n | with flag 16: its length and bytes |
 //! | 8 | with flag 32: the number |
+//!
+//! This version neither writes nor reads format 3. A write without a principal stays in format 2,
+//! so that no row has to be written anew when principals come.
 //!
 //! The values of gets are not stored, and the previous values of one answer only up to 1 KiB
 //! together.
@@ -127,7 +131,7 @@ impl Mark {
                 content == of_write
             }
             (Mark::Sha256 { content, .. }, Mark::Xxh3 { .. }) => {
-                *content == content_digest(operations)
+                *content == content_digest(operations, None)
             }
         }
     }

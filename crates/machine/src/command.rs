@@ -22,12 +22,15 @@ const PLAIN_LEVEL: u32 = 1;
 /// The level from which on a session's write has a digest of its content, and its client a share.
 pub(crate) const DIGEST_LEVEL: u32 = 2;
 
+/// The last level whose commands have no principal: one that has is malformed.
+pub(crate) const WITHOUT_PRINCIPAL_LEVEL: u32 = 2;
+
 /// A write, all or nothing, not yet bound to a shard; [`encode`] binds it.
 #[must_use]
 pub fn write(operations: Vec<CommandOperation>, session: Option<CommandSession>) -> Command {
     // Only a session compares it.
     let content_digest = match session {
-        Some(_) => Bytes::copy_from_slice(&content_digest(&operations)),
+        Some(_) => Bytes::copy_from_slice(&content_digest(&operations, None)),
         None => Bytes::new(),
     };
     let write = Write { operations, content_digest, ..Write::default() };
@@ -44,7 +47,8 @@ pub fn cancel(session: CommandSession) -> Command {
 /// is none yet). Check it first with [`crate::map_rules::check_change`].
 #[must_use]
 pub fn encode_change_map(expected_epoch: u64, map: ClusterMap) -> Bytes {
-    of(Action::ChangeMap(ChangeMap { expected_epoch, map: Some(map) }), None).encode_to_vec().into()
+    let change = ChangeMap { expected_epoch, map: Some(map), changes: Vec::new() };
+    of(Action::ChangeMap(change), None).encode_to_vec().into()
 }
 
 /// The bytes for the log: the command, bound to a shard in an epoch.
@@ -61,6 +65,7 @@ fn of(action: Action, session: Option<CommandSession>) -> Command {
         shard: 0,
         shard_epoch: 0,
         session,
+        principal: Bytes::new(),
         action: Some(action),
     }
 }

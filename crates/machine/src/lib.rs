@@ -59,7 +59,7 @@ pub use brief::{ActionBrief, CommandBrief, OperationBrief, Remembered};
 pub use error::{ApplyError, Damaged};
 pub use execute::check as check_write;
 pub use machine::{Applied, Ownership, StateMachine};
-pub use map::{Map, replicas_of};
+pub use map::{Map, voters_of};
 pub use record::Record;
 pub use rows::{MemoryRows, RowTransaction};
 pub use session_id::{BirthWish, SessionId, SessionMint, WriteKey};

@@ -17,7 +17,7 @@ use quorate_storage::{RowKey, StorageError};
 use super::{
     answer::{Refusal, WriteAnswer},
     answer_row::{Mark, Stored},
-    command::{COMMAND_VERSION, DIGEST_LEVEL},
+    command::{COMMAND_VERSION, DIGEST_LEVEL, WITHOUT_PRINCIPAL_LEVEL},
     error::{ApplyError, Damaged},
     execute::{self, EntryPlace},
     meta::MapState,
@@ -170,6 +170,15 @@ impl StateMachine {
         let Some(action) = action else {
             return Err(unknown(place.index, "its action is unknown"));
         };
+        if let Action::ChangeMap(change) = &action
+            && !change.changes.is_empty()
+        {
+            return Err(unknown(place.index, "it changes the map by parts"));
+        }
+        if level <= WITHOUT_PRINCIPAL_LEVEL && !command.principal.is_empty() {
+            let detail = format!("it has a principal, which level {level} does not know");
+            return Ok(WriteAnswer::Refused(Refusal::Malformed { detail }));
+        }
         match (&mut self.owned, action) {
             (Owned::Map(state), Action::ChangeMap(change)) => state.change(change, rows),
             (Owned::Map(_), Action::Write(_) | Action::Cancel(_)) => {

@@ -4,6 +4,7 @@
 //! its ownership, and apply checks it again.
 
 use quorate_proto::hash::owner;
+use quorate_proto::map::voters;
 use quorate_proto::v1::{ClusterMap, MapNode, MapReplica, MapShard};
 use quorate_raft::{GroupId, NodeId, Replica, ReplicaId};
 
@@ -57,6 +58,24 @@ impl Map {
         &self.proto.shards
     }
 
+    /// The preferred leader of a group, the first of its voters; group 0 is the meta group.
+    #[must_use]
+    pub fn preferred_leader(&self, group: GroupId) -> Option<Replica> {
+        let replicas = match group {
+            GroupId(0) => &self.proto.meta_replicas,
+            group => &self.shard(group)?.replicas,
+        };
+        voters_of(replicas).first().copied()
+    }
+
+    /// The shards of which a node makes a voter by itself when the map assigns one to it. A shard
+    /// in a state that this version does not know is left out: how its replicas begin is not known
+    /// either.
+    pub fn assigned_to(&self, node: NodeId) -> impl Iterator<Item = &MapShard> {
+        let assigned = move |shard: &&MapShard| shard.is_settled() && shard.has_voter_on(node.0);
+        self.proto.shards.iter().filter(assigned)
+    }
+
     /// The node with this id.
     #[must_use]
     pub fn node(&self, id: NodeId) -> Option<&MapNode> {
@@ -64,10 +83,10 @@ impl Map {
     }
 }
 
-/// The replicas of the map in the form of a group's configuration.
+/// The voters of the map in the form of a group's configuration, the preferred leader first.
 #[must_use]
-pub fn replicas_of(replicas: &[MapReplica]) -> Vec<Replica> {
+pub fn voters_of(replicas: &[MapReplica]) -> Vec<Replica> {
     let replica =
         |of: &MapReplica| Replica { id: ReplicaId(of.replica_id), node: NodeId(of.node_id) };
-    replicas.iter().map(replica).collect()
+    voters(replicas).map(replica).collect()
 }

@@ -2,11 +2,16 @@
 //!
 //! They are checked before a change is proposed, so that the proposer gets the error, and again at
 //! apply, so that no map that breaks a rule can ever take effect, whichever node proposed it.
+//!
+//! A map that a newer node made may have states and roles that this version does not know. By
+//! itself it is valid ([`check`]): it is loaded, kept, passed on and routed by. No change of levels
+//! 1 and 2 may have one ([`check_change`]), because these levels give them no meaning.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_proto::{
     limits::{ID_BYTES, REPLICAS_MAX, SHARDS_MAX},
+    map::voters,
     v1::{ClusterMap, MapNode, MapReplica, MapShard},
 };
 use thiserror::Error;
@@ -48,12 +53,13 @@ pub fn check(map: &ClusterMap) -> Result<(), BrokenRule> {
     check_lineage(map)
 }
 
-/// Checks that `new` may follow `old`; `None` = there is no map yet.
+/// Checks that a command of level 1 or 2 may put `new` after `old`; `None` = there is no map yet.
 ///
 /// # Errors
 /// The first broken rule.
 pub fn check_change(old: Option<&ClusterMap>, new: &ClusterMap) -> Result<(), BrokenRule> {
     check(new)?;
+    check_plain(new)?;
     let Some(old) = old else {
         rule!(new.epoch == 1, "the first map has epoch {}", new.epoch);
         return Ok(());
@@ -76,6 +82,24 @@ pub fn check_change(old: Option<&ClusterMap>, new: &ClusterMap) -> Result<(), Br
     check_replicas_follow(old, new)
 }
 
+/// Checks that nothing in a map is what levels 1 and 2 do not know.
+fn check_plain(map: &ClusterMap) -> Result<(), BrokenRule> {
+    for MapNode { id, state, .. } in &map.nodes {
+        rule!(*state == 0, "node {id} has state {state}, and this version sets none");
+    }
+    for MapShard { id, state, .. } in &map.shards {
+        rule!(*state == 0, "shard {id} has state {state}, and this version sets none");
+    }
+    for MapReplica { replica_id: id, role, .. } in groups(map).flat_map(|(_, replicas)| replicas) {
+        rule!(*role == 0, "replica {id} has role {role}, and this version makes only voters");
+    }
+    for line in &map.lineage {
+        let plain = line.second_parent == 0 && line.second_parent_index == 0;
+        rule!(plain, "shard {} has a second parent, and this version merges none", line.child);
+    }
+    Ok(())
+}
+
 fn check_nodes(nodes: &[MapNode]) -> Result<(), BrokenRule> {
     rule!(!nodes.is_empty(), "it has no nodes");
     let mut incarnations = BTreeSet::new();
@@ -84,6 +108,9 @@ fn check_nodes(nodes: &[MapNode]) -> Result<(), BrokenRule> {
         let id = node.id;
         rule!(id > before, "node {id} is listed after node {before}; ids must grow from 1");
         before = id;
+        if !node.is_member() {
+            continue;
+        }
         rule!(!node.peer_address.is_empty(), "node {id} has no peer address");
         rule!(!node.client_address.is_empty(), "node {id} has no client address");
         rule!(
@@ -132,20 +159,22 @@ fn check_replicas(map: &ClusterMap) -> Result<(), BrokenRule> {
     let nodes: BTreeSet<u64> = map.nodes.iter().map(|node| node.id).collect();
     let mut ids = BTreeSet::new();
     for (group, replicas) in groups(map) {
+        let count = voters(replicas).count();
         rule!(
-            (1..=REPLICAS_MAX as usize).contains(&replicas.len()),
-            "group {group} has {} replicas; it must have 1 to {REPLICAS_MAX}",
-            replicas.len()
+            (1..=REPLICAS_MAX as usize).contains(&count),
+            "group {group} has {count} replicas that vote; it must have 1 to {REPLICAS_MAX}"
         );
         let mut hosts = BTreeSet::new();
-        for MapReplica { replica_id: id, node_id: node } in replicas {
+        for replica in replicas {
+            let MapReplica { replica_id: id, node_id: node, .. } = replica;
             rule!(
                 *id > 0 && *id < map.next_replica_id,
                 "replica id {id} of group {group} was never assigned"
             );
             rule!(ids.insert(*id), "replica {id} is listed twice");
             rule!(nodes.contains(node), "replica {id} is on node {node}, which is not in the map");
-            rule!(hosts.insert(*node), "group {group} has two replicas on node {node}");
+            let alone = !replica.is_voter() || hosts.insert(*node);
+            rule!(alone, "group {group} has two replicas on node {node}");
         }
     }
     Ok(())
@@ -160,6 +189,11 @@ fn check_lineage(map: &ClusterMap) -> Result<(), BrokenRule> {
         let assigned = child < map.next_shard_id;
         rule!(assigned, "the lineage names shard {child}, which was never assigned");
         rule!(parent > 0 && parent < child, "shard {child} cannot come from shard {parent}");
+        let second = line.second_parent;
+        rule!(
+            second < child && second != parent,
+            "shard {child} cannot come from shard {parent} and shard {second}"
+        );
         rule!(
             line.map_epoch <= map.epoch,
             "shard {child} comes from a later epoch, {}",
@@ -195,7 +229,7 @@ fn check_replicas_follow(old: &ClusterMap, new: &ClusterMap) -> Result<(), Broke
         })
         .collect();
     for (group, replicas) in groups(new) {
-        for MapReplica { replica_id: id, node_id: node } in replicas {
+        for MapReplica { replica_id: id, node_id: node, .. } in replicas {
             match known.get(id) {
                 None => rule!(*id >= old.next_replica_id, "replica id {id} was used before"),
                 Some(place) => {

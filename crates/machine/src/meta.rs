@@ -114,7 +114,7 @@ impl MapState {
     }
 }
 
-fn rows_of(map: &ClusterMap) -> BTreeMap<RowKey, Bytes> {
+pub(crate) fn rows_of(map: &ClusterMap) -> BTreeMap<RowKey, Bytes> {
     let numbered = |kind: u8, id: u64| {
         let mut key = [kind; 9];
         key[1..].copy_from_slice(&id.to_be_bytes());

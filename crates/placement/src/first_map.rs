@@ -39,7 +39,11 @@ pub fn meta_replicas(node_ids: impl IntoIterator<Item = u64>) -> Vec<MapReplica>
     if nodes.len().is_multiple_of(2) && nodes.len() > 2 {
         nodes.pop();
     }
-    (1..).zip(nodes).map(|(replica_id, node_id)| MapReplica { replica_id, node_id }).collect()
+    (1..).zip(nodes).map(|(replica_id, node_id)| voter(replica_id, node_id)).collect()
+}
+
+fn voter(replica_id: u64, node_id: u64) -> MapReplica {
+    MapReplica { replica_id, node_id, ..MapReplica::default() }
 }
 
 /// The map with epoch 1: shards 1…N in range order on the nodes that [`place`] chooses.
@@ -86,11 +90,11 @@ fn shards(
                 .map(|&node_id| {
                     let replica_id = *next_replica_id;
                     *next_replica_id += 1;
-                    MapReplica { replica_id, node_id }
+                    voter(replica_id, node_id)
                 })
                 .collect();
             let (first, last) = even_range(id - 1, count);
-            MapShard { id, first, last, epoch: 1, replicas }
+            MapShard { id, first, last, epoch: 1, replicas, ..MapShard::default() }
         })
         .collect()
 }

@@ -10,15 +10,23 @@
 //!   u8 condition: 0 none · 1 absent (revision 0 too) · 2 revision, u64 · 3 value, string
 //!   u8 return_previous: 0 or 1
 //!   u8 kind: 0 none · 1 put, string · 2 delete · 3 increment, i64 · 4 check · 5 get
+//! in version 3 then: the tag of the principal, 16 bytes
 //! ```
 //!
 //! Version 1 is hashed with xxh3_64, which finds mistakes; but who chooses the writes easily makes
-//! two of one hash, and the second would get the answer of the first. Version 2 is hashed with
-//! SHA-256.
+//! two of one hash, and the second would get the answer of the first. Versions 2 and 3 are hashed
+//! with SHA-256.
+//!
+//! The principal is the last part of the form, only where the write has one, and a write without
+//! one keeps version 2: what was stored before there were principals is compared as before.
+//! Another principal that repeats the (session, sequence) of a write gets SEQUENCE_REUSED so, and
+//! never the stored answer. A row of version 1 is of a write without a principal, and never of a
+//! write that has one.
 
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::limits::PRINCIPAL_TAG_BYTES;
 use crate::raft::v1::CommandOperation;
 use crate::raft::v1::command_operation::Kind;
 use crate::v1::condition::Expect;
@@ -32,11 +40,18 @@ pub fn content_hash(operations: &[CommandOperation]) -> u64 {
     Form(Xxh3::new()).of(1, operations).digest()
 }
 
-/// SHA-256 of version 2 of the canonical form of a write's operations, cut to 128 bits: to find two
-/// writes of one digest takes 2^64 attempts.
+/// SHA-256 of the canonical form of a write's operations, cut to 128 bits: to find two writes of
+/// one digest takes 2^64 attempts. The form is of version 2, or of version 3 with a principal.
 #[must_use]
-pub fn content_digest(operations: &[CommandOperation]) -> [u8; CONTENT_DIGEST_BYTES] {
-    let whole = Form(Sha256::new()).of(2, operations).finalize();
+pub fn content_digest(
+    operations: &[CommandOperation],
+    principal: Option<&[u8; PRINCIPAL_TAG_BYTES]>,
+) -> [u8; CONTENT_DIGEST_BYTES] {
+    let mut form = Form(Sha256::new()).of(if principal.is_some() { 3 } else { 2 }, operations);
+    if let Some(principal) = principal {
+        Digest::update(&mut form, principal);
+    }
+    let whole = form.finalize();
     let mut cut = [0; CONTENT_DIGEST_BYTES];
     cut.copy_from_slice(&whole[..CONTENT_DIGEST_BYTES]);
     cut
@@ -162,10 +177,25 @@ mod tests {
         let with_version = |version: u8| [&[version], &form[..]].concat();
         assert_eq!(content_hash(&operations), xxh3_64(&with_version(1)));
         let digest = Sha256::digest(with_version(2));
-        assert_eq!(content_digest(&operations), digest[..16]);
+        assert_eq!(content_digest(&operations, None), digest[..16]);
         // Rows keep it: what one version writes another one compares.
         let hex = "db2fbe1b69c0e53dce183a2aba807e44";
-        assert_eq!(hex::encode(content_digest(&operations)), hex);
+        assert_eq!(hex::encode(content_digest(&operations, None)), hex);
+
+        let principal = *b"a principal's ID";
+        let with_principal = [&with_version(3)[..], &principal].concat();
+        let digest = content_digest(&operations, Some(&principal));
+        assert_eq!(digest, Sha256::digest(with_principal)[..16]);
+        assert_eq!(hex::encode(digest), "6bb0fa0e1452a362bd2c649a62b4afcf");
+    }
+
+    /// Otherwise one principal would get the answer that is stored for another.
+    #[test]
+    fn writes_of_two_principals_or_of_none_differ() {
+        let operations = [operation("k", Kind::Delete(DeleteKey {}))];
+        let digests = [None, Some([0; 16]), Some([1; 16])]
+            .map(|principal| content_digest(&operations, principal.as_ref()));
+        assert!(digests[0] != digests[1] && digests[0] != digests[2] && digests[1] != digests[2]);
     }
 
     #[test]
@@ -196,7 +226,7 @@ mod tests {
         for (i, a) in all.iter().enumerate() {
             for b in &all[..i] {
                 assert_ne!(content_hash(a), content_hash(b), "{a:?} and {b:?}");
-                assert_ne!(content_digest(a), content_digest(b), "{a:?} and {b:?}");
+                assert_ne!(content_digest(a, None), content_digest(b, None), "{a:?} and {b:?}");
             }
         }
     }
@@ -205,6 +235,6 @@ mod tests {
     fn absent_and_revision_0_have_the_same_hash() {
         let [absent, zero] = [Expect::Absent(true), Expect::Revision(0)].map(|e| [under(e)]);
         assert_eq!(content_hash(&absent), content_hash(&zero));
-        assert_eq!(content_digest(&absent), content_digest(&zero));
+        assert_eq!(content_digest(&absent, None), content_digest(&zero, None));
     }
 }

@@ -10,6 +10,7 @@ pub mod health;
 pub mod ids;
 pub mod level;
 pub mod limits;
+pub mod map;
 pub mod reason;
 pub mod secret;
 pub mod sent;

@@ -49,6 +49,9 @@ pub const SESSION_ID_BYTES: usize = 24;
 /// The length of the tag of a client, in bytes.
 pub const CLIENT_TAG_BYTES: usize = 16;
 
+/// The length of the tag of a principal, in bytes.
+pub const PRINCIPAL_TAG_BYTES: usize = 16;
+
 /// The length of a session id as clients hold it, in bytes: the stored id, the tag of the client
 /// that it was opened for, and a MAC of 16.
 pub const SESSION_WIRE_BYTES: usize = SESSION_ID_BYTES + CLIENT_TAG_BYTES + 16;

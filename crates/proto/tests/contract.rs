@@ -179,6 +179,9 @@ fn fields_of_one_meaning_have_one_number_in_kv() {
             let later =
                 |r: &prost_types::descriptor_proto::ReservedRange| (r.start(), r.end()) == (16, 20);
             assert!(message.reserved_range.iter().any(later), "{}", message.name());
+            let names = ["ttl", "lease_id", "fence", "transaction_id"];
+            let kept = |name: &&str| message.reserved_name.iter().any(|kept| kept == name);
+            assert!(names.iter().all(kept), "{}: {:?}", message.name(), message.reserved_name);
         }
     }
 }

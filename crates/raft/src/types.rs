@@ -158,7 +158,7 @@ impl fmt::Display for ReplicationSession {
 }
 
 /// The kind of an entry's payload. The numbers are used in messages and in records on disk: they
-/// never change their meaning.
+/// never change their meaning. 4 is kept for a change of the group itself, such as a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum EntryKind {
@@ -263,7 +263,7 @@ mod tests {
             assert_eq!(kind as u8, number);
         }
         assert_eq!(EntryKind::from_u8(0), None);
-        assert_eq!(EntryKind::from_u8(4), None);
+        assert_eq!(EntryKind::from_u8(4), None, "kept for a change of the group");
     }
 
     #[test]

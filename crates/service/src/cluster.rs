@@ -78,6 +78,9 @@ impl ClusterService {
             map_epoch: epoch,
             node_id: self.config.node_id.0,
             leaders: shared.map_or_else(Vec::new, leaders),
+            // The whole map is always an answer, also to who knows changes.
+            changes: Vec::new(),
+            changes_from: 0,
         }
     }
 
@@ -277,7 +280,11 @@ fn replica(shard: &Shard, raft: &RaftStatus) -> ReplicaStatus {
         log_base: raft.base.index.0,
         voters: members
             .voters()
-            .map(|replica| MapReplica { replica_id: replica.id.0, node_id: replica.node.0 })
+            .map(|replica| MapReplica {
+                replica_id: replica.id.0,
+                node_id: replica.node.0,
+                ..MapReplica::default()
+            })
             .collect(),
         progress: raft
             .progress

@@ -110,7 +110,7 @@ pub async fn wait_for_change(
 
 /// The other nodes with a replica of a shard: the leader first where it is known, by this node's
 /// replica or from the last answer, then in the order of the map, which begins with the preferred
-/// leader. Nodes that lately did not answer are last.
+/// leader. Replicas without a vote come after those, nodes that lately did not answer last.
 #[must_use]
 pub fn other_replicas(shared: &Shared, owner: &MapShard) -> Vec<NodeId> {
     let shard = shared.engine.shards().get(GroupId(owner.id));
@@ -121,7 +121,9 @@ pub fn other_replicas(shared: &Shared, owner: &MapShard) -> Vec<NodeId> {
     };
     let mut nodes: Vec<NodeId> = owner.replicas.iter().map(|r| NodeId(r.node_id)).collect();
     nodes.retain(|node| *node != shared.node);
-    nodes.sort_by_key(|node| (known.is_silent(*node), Some(*node) != leader));
+    nodes.sort_by_key(|node| {
+        (known.is_silent(*node), Some(*node) != leader, !owner.has_voter_on(node.0))
+    });
     nodes
 }
 

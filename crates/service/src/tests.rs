@@ -22,7 +22,7 @@ use quorate_engine::clock::Clock;
 use quorate_engine::testing::TEST_LIMITS;
 use quorate_engine::{BARRIER_MAX, Engine, EngineMetrics, FatalHook, Outbox, Parts};
 use quorate_engine::{create_replicas, replica_init};
-use quorate_machine::{Map, SessionKey, SessionMint, replicas_of};
+use quorate_machine::{Map, SessionKey, SessionMint, voters_of};
 use quorate_placement::{Founding, first_map};
 use quorate_proto::v1::kv_server::{Kv, KvServer};
 use quorate_proto::v1::{
@@ -143,7 +143,7 @@ impl Node {
             replicas: holders.len() as u32,
             nodes: holders,
         })));
-        let replicas = replicas_of(&map.get().expect("a map").shards()[0].replicas);
+        let replicas = voters_of(&map.get().expect("a map").shards()[0].replicas);
         let shard = replica_init(GroupId(1), &replicas, NodeId(id), HashRange::ALL, 1);
         create_replicas(&sled, &budget, &engine, NodeId(id), shard.into_iter().collect())
             .expect("its replicas");
@@ -447,6 +447,11 @@ fn a_node_without_a_replica_goes_round_a_node_that_does_not_answer() {
         };
         let mut asked = Node::with(9, holders(&silent, &address), |_| {});
         let owner = asked.shared.map().expect("a map").shards()[0].clone();
+        let mut with_learner = owner.clone();
+        with_learner.replicas[0].role = 1;
+        let order = route::other_replicas(&asked.shared, &with_learner);
+        let nodes = owner.replicas.iter().map(|replica| NodeId(replica.node_id));
+        assert_eq!(order, nodes.rev().collect::<Vec<_>>(), "a learner is asked after the voter");
         if route::other_replicas(&asked.shared, &owner)[0] == NodeId(4) {
             asked.stop();
             asked = Node::with(9, holders(&address, &silent), |_| {});

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_engine::{Leadership, Shard};
-use quorate_machine::{Map, replicas_of};
+use quorate_machine::{Map, voters_of};
 use quorate_proto::v1::{Failure, MapShard, Reason, TransferLeaderRequest, TransferLeaderResponse};
 use quorate_raft::{GroupId, NodeId, ProgressKind, Replica, Status, Term, TransferError};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -128,15 +128,15 @@ fn group_of(map: &Map, shard: u64) -> Result<MapShard, Failure> {
 
 /// The replica on a node; 0 is the preferred leader.
 fn target_of(owner: &MapShard, node: u64) -> Result<Replica, Failure> {
-    let replicas = replicas_of(&owner.replicas);
+    let voters = voters_of(&owner.replicas);
     let found = match node {
-        0 => replicas.first(),
-        node => replicas.iter().find(|replica| replica.node.0 == node),
+        0 => voters.first(),
+        node => voters.iter().find(|replica| replica.node.0 == node),
     };
     found.copied().ok_or_else(|| {
-        let nodes: Vec<String> = replicas.iter().map(|r| r.node.0.to_string()).collect();
+        let nodes: Vec<String> = voters.iter().map(|r| r.node.0.to_string()).collect();
         let message = format!(
-            "node {node} holds no replica of shard {}; nodes {} do",
+            "node {node} holds no replica of shard {} that votes; nodes {} do",
             owner.id,
             nodes.join(", ")
         );
@@ -277,7 +277,21 @@ fn lack(status: &Status, group: GroupId, target: Replica) -> Option<Lack> {
 mod tests {
     use quorate_raft::{Index, LogId, ProgressStatus, ReplicaId, RoleKind};
 
+    use quorate_proto::v1::MapReplica;
+
     use super::*;
+
+    #[test]
+    fn only_a_voter_gets_the_leadership() {
+        let replica = |id, role| MapReplica { replica_id: id, node_id: id, role };
+        let replicas = vec![replica(1, 1), replica(2, 0), replica(3, 0)];
+        let owner = MapShard { id: 7, replicas, ..MapShard::default() };
+        let target = |node| target_of(&owner, node).map(|replica| replica.node.0);
+        assert_eq!((target(0).ok(), target(3).ok()), (Some(2), Some(3)));
+        let refused = target(1).expect_err("a learner");
+        let expected = "node 1 holds no replica of shard 7 that votes; nodes 2, 3 do";
+        assert_eq!(refused.message, expected);
+    }
 
     #[test]
     fn a_transfer_waits_for_what_the_target_lacks() {

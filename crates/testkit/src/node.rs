@@ -374,6 +374,7 @@ impl Cluster for Node {
             map_epoch: state.epoch(),
             node_id: self.id,
             leaders: shards.map(leader).collect(),
+            ..GetMapResponse::default()
         }))
     }
 

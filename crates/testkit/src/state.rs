@@ -155,7 +155,11 @@ impl State {
 /// order.
 pub(crate) fn map_of(addresses: &[String], epoch: u64, shards: u64) -> ClusterMap {
     let ids = || 1..=addresses.len() as u64;
-    let replica = |id: u64, of: u64| MapReplica { replica_id: of * ids().end() + id, node_id: id };
+    let replica = |id: u64, of: u64| MapReplica {
+        replica_id: of * ids().end() + id,
+        node_id: id,
+        ..MapReplica::default()
+    };
     let node = |(id, address): (u64, &String)| MapNode {
         id,
         client_address: address.clone(),
@@ -167,6 +171,7 @@ pub(crate) fn map_of(addresses: &[String], epoch: u64, shards: u64) -> ClusterMa
         last: even_range(of, shards).1,
         epoch: 1,
         replicas: ids().map(|id| replica(id, of)).collect(),
+        ..MapShard::default()
     };
     ClusterMap {
         cluster_id: CLUSTER,

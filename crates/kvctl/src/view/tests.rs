@@ -4,7 +4,8 @@ use crate::wire::{
 };
 
 fn replica_ids(nodes: &[u64]) -> Vec<MapReplica> {
-    nodes.iter().map(|node| MapReplica { replica_id: *node, node_id: *node }).collect()
+    let replica = |node: &u64| MapReplica { replica_id: *node, node_id: *node, role: 0 };
+    nodes.iter().map(replica).collect()
 }
 
 pub fn map(shards: u64) -> ClusterMap {
@@ -248,6 +249,14 @@ fn unhealthy_nodes_and_replicas_are_problems_though_all_shards_serve() {
             "UNDER_REPLICATED: shards 1 2 have fewer than 5 replicas",
         ]
     );
+}
+
+#[test]
+fn without_a_report_the_voters_are_those_of_the_map() {
+    let mut map = map(1);
+    map.shards[0].replicas[2].role = 1;
+    assert_eq!(voters(1, None, Some(&map)), [1, 2]);
+    assert_eq!(voters(META, None, Some(&map)), [1, 2, 3]);
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn operation(key: &str, kind: Kind) -> CommandOperation {
 
 pub fn write(operations: Vec<CommandOperation>) -> Command {
     let content_hash = content_hash(&operations);
-    let content_digest = Bytes::copy_from_slice(&content_digest(&operations));
+    let content_digest = Bytes::copy_from_slice(&content_digest(&operations, None));
     command(Action::Write(Write { operations, content_hash, content_digest }))
 }
 
@@ -91,6 +91,7 @@ pub fn command(action: Action) -> Command {
         shard: OWNERSHIP.shard,
         shard_epoch: OWNERSHIP.shard_epoch,
         session: None,
+        principal: Bytes::new(),
         action: Some(action),
     }
 }

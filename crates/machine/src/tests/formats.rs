@@ -104,6 +104,14 @@ fn the_bytes_of_commands_are_fixed() {
     assert_eq!(hex::encode(&bytes), expected_at_2.concat().replace(' ', ""));
     assert_eq!(Command::decode(bytes), Ok(write));
 
+    // No level has it yet; its place is fixed.
+    let mut with_principal = Command { principal: Bytes::from_static(&[0xef; 16]), ..cancel() };
+    let bytes = encode(&mut with_principal, 5, 2);
+    assert_eq!(
+        hex::encode(bytes),
+        format!("0801 1001 1805 2002 3a00 4a10{}", "ef".repeat(16)).replace(' ', "")
+    );
+
     assert_eq!(hex::encode(encode(&mut cancel(), 5, 2)), "08011001180520023a00");
     let map = ClusterMap { epoch: 2, ..ClusterMap::default() };
     assert_eq!(hex::encode(encode_change_map(1, map)), "08011001420608011202".to_owned() + "2002");

@@ -6,15 +6,27 @@ use prost::Message;
 use quorate_proto::{
     hash::even_range,
     raft::v1::{ChangeMap, Command, command::Action},
-    v1::{ClusterMap, MapNode, MapReplica, MapShard, ShardLineage},
+    v1::{
+        ClusterMap, MapChange, MapNode, MapNodeState, MapReplica, MapReplicaRole, MapShard,
+        MapShardState, ShardLineage, map_change::Change,
+    },
 };
+use quorate_raft::{GroupId, NodeId};
 use quorate_storage::RowKind;
 
 use super::build::{START_MS, command, entry, put, write};
-use crate::{Applied, MemoryRows, Refusal, StateMachine, WriteAnswer, map_rules};
+use crate::{
+    Applied, ApplyError, Map, MemoryRows, Refusal, StateMachine, WriteAnswer, map_rules, voters_of,
+};
+
+const LEARNER: i32 = MapReplicaRole::Learner as i32;
 
 fn replica(replica_id: u64, node_id: u64) -> MapReplica {
-    MapReplica { replica_id, node_id }
+    MapReplica { replica_id, node_id, ..MapReplica::default() }
+}
+
+fn line(child: u64, parent: u64, map_epoch: u64) -> ShardLineage {
+    ShardLineage { child, parent, parent_index: 77, map_epoch, ..ShardLineage::default() }
 }
 
 /// Three nodes, four shards, three replicas each.
@@ -25,11 +37,12 @@ fn first_map() -> ClusterMap {
         client_address: format!("n{id}:7401"),
         labels: [("zone".to_owned(), format!("z{id}"))].into(),
         incarnation: Bytes::from(vec![id as u8; 16]),
+        ..MapNode::default()
     });
     let shards = (0..4u64).map(|i| {
         let (first, last) = even_range(i, 4);
         let replicas = (1..=3).map(|node| replica(4 + i * 3 + node - 1, node)).collect();
-        MapShard { id: i + 1, first, last, epoch: 1, replicas }
+        MapShard { id: i + 1, first, last, epoch: 1, replicas, ..MapShard::default() }
     });
     ClusterMap {
         cluster_id: Bytes::from_static(&[7; 16]),
@@ -61,11 +74,12 @@ fn split_map(map: &ClusterMap) -> ClusterMap {
     new.shards[1].last = middle;
     new.shards[1].epoch += 1;
     let child = new.next_shard_id;
-    new.shards.insert(2, MapShard { id: child, first: middle + 1, last, epoch: 1, replicas });
+    let first = middle + 1;
+    let shard = MapShard { id: child, first, last, epoch: 1, replicas, ..MapShard::default() };
+    new.shards.insert(2, shard);
     new.next_replica_id += 3;
     new.next_shard_id += 1;
-    let lineage = ShardLineage { child, parent: 2, parent_index: 77, map_epoch: new.epoch };
-    new.lineage.push(lineage);
+    new.lineage.push(line(child, 2, new.epoch));
     new
 }
 
@@ -97,7 +111,7 @@ impl Meta {
     }
 
     fn change(&mut self, expected_epoch: u64, map: &ClusterMap) -> WriteAnswer {
-        let change = ChangeMap { expected_epoch, map: Some(map.clone()) };
+        let change = ChangeMap { expected_epoch, map: Some(map.clone()), changes: Vec::new() };
         self.apply(&Command { shard: 0, shard_epoch: 0, ..command(Action::ChangeMap(change)) })
     }
 }
@@ -155,6 +169,7 @@ fn the_bytes_of_a_map_are_fixed() {
             client_address: "n:2".to_owned(),
             labels: [("zone".to_owned(), "z".to_owned())].into(),
             incarnation: Bytes::from_static(&[9; 16]),
+            ..MapNode::default()
         }],
         shards: vec![MapShard {
             id: 1,
@@ -162,6 +177,7 @@ fn the_bytes_of_a_map_are_fixed() {
             last: u64::MAX,
             epoch: 1,
             replicas: vec![replica(2, 1)],
+            ..MapShard::default()
         }],
         meta_replicas: vec![replica(1, 1)],
         next_replica_id: 3,
@@ -206,6 +222,93 @@ fn a_map_that_breaks_a_rule_is_never_committed() {
     assert!(matches!(meta.change(0, &gap), WriteAnswer::Refused(Refusal::BadMap { .. })));
     assert!(meta.machine.map().is_none());
     assert_eq!(meta.rows, MemoryRows::default());
+}
+
+/// A change by parts, which a newer version proposes: nothing of it may be passed over.
+#[test]
+fn a_change_of_parts_of_the_map_stops_the_replica() {
+    let first = first_map();
+    let changes = vec![MapChange { change: Some(Change::ReplicasWanted(1)) }];
+    for map in [None, Some(next_map(&first))] {
+        let mut meta = Meta::new();
+        meta.change(0, &first);
+        let before = meta.rows.clone();
+        let change = ChangeMap { expected_epoch: 1, map, changes: changes.clone() };
+        for feature_level in [1, 2] {
+            let command = Command { feature_level, ..command(Action::ChangeMap(change.clone())) };
+            let entry = entry(2, START_MS, &command);
+            let error = meta.machine.apply_entry(&entry, &mut meta.rows).unwrap_err();
+            assert!(matches!(error, ApplyError::UnknownFeature { index: 2, .. }), "{error}");
+            assert_eq!(meta.rows, before);
+        }
+    }
+}
+
+/// Neither does a number in the map that a later version knows take effect by a command of a level
+/// that does not know it.
+#[test]
+fn states_roles_and_second_parents_are_kept_and_never_proposed() {
+    type Newer = fn(&mut ClusterMap);
+    let newer: &[(&str, Newer)] = &[
+        ("node 2 has state 1", |map| map.nodes[1].state = MapNodeState::Leaving.into()),
+        ("node 3 has state 99", |map| map.nodes[2].state = 99),
+        ("shard 1 has state 1", |map| map.shards[0].state = MapShardState::Splitting.into()),
+        ("shard 4 has state 99", |map| map.shards[3].state = 99),
+        ("replica 5 has role 1", |map| map.shards[0].replicas[1].role = LEARNER),
+        ("replica 2 has role 99", |map| map.meta_replicas[1].role = 99),
+        ("shard 4 has a second parent", |map| {
+            map.lineage.push(ShardLineage { second_parent: 3, ..line(4, 1, 1) });
+        }),
+        ("shard 4 has a second parent", |map| {
+            map.lineage.push(ShardLineage { second_parent_index: 3, ..line(4, 1, 1) });
+        }),
+    ];
+    for (sentence, change) in newer {
+        let mut map = first_map();
+        change(&mut map);
+        map_rules::check(&map).unwrap();
+        let broken = map_rules::check_change(None, &map).unwrap_err().to_string();
+        assert!(broken.contains(sentence), "{broken:?} does not say {sentence:?}");
+        let mut meta = Meta::new();
+        let refused = meta.change(0, &map);
+        assert!(matches!(refused, WriteAnswer::Refused(Refusal::BadMap { .. })), "{refused:?}");
+        // Rows that a newer version wrote are read, and nothing in them is lost.
+        let rows = crate::meta::rows_of(&map).into_iter().map(Ok);
+        let loaded = StateMachine::load_meta(rows).unwrap();
+        assert_eq!(loaded.map().unwrap().as_ref(), &map);
+    }
+}
+
+/// The rules are about voters: a replica that is to replace another may be on the same node, beside
+/// a full group. A removed node has no addresses.
+#[test]
+fn a_newer_map_with_learners_is_valid_and_they_are_no_voters() {
+    let mut map = first_map();
+    let learner = MapReplica { role: LEARNER, ..replica(16, 1) };
+    map.next_replica_id = 17;
+    map.shards[0].replicas.insert(0, learner);
+    map.nodes.push(MapNode { id: 4, state: MapNodeState::Removed.into(), ..MapNode::default() });
+    map_rules::check(&map).unwrap();
+    let voters: Vec<u64> = voters_of(&map.shards[0].replicas).iter().map(|one| one.id.0).collect();
+    assert_eq!(voters, [4, 5, 6]);
+
+    let preferred = |group| Map::new(map.clone()).preferred_leader(GroupId(group));
+    assert_eq!(preferred(1).map(|one| one.id.0), Some(4));
+    assert_eq!((preferred(0).map(|one| one.id.0), preferred(9)), (Some(1), None));
+
+    // Node 4 has only the learner; node 3 leaves the shard whose state is not known alone.
+    let mut of_4 = map.clone();
+    of_4.nodes[3] = MapNode { id: 4, ..map.nodes[2].clone() };
+    of_4.shards[0].replicas[0].node_id = 4;
+    of_4.shards[2].state = 99;
+    let of_4 = Map::new(of_4);
+    let assigned = |node| of_4.assigned_to(NodeId(node)).map(|shard| shard.id).collect::<Vec<_>>();
+    assert_eq!((assigned(3), assigned(4)), (vec![1, 2, 4], vec![]));
+
+    let shard = &mut map.shards[0];
+    shard.replicas.iter_mut().for_each(|replica| replica.role = LEARNER);
+    let broken = map_rules::check(&map).unwrap_err().to_string();
+    assert_eq!(broken, "group 1 has 0 replicas that vote; it must have 1 to 7");
 }
 
 #[test]
@@ -267,17 +370,22 @@ fn every_rule_of_a_map_has_its_sentence() {
         ("node 9, which is not in the map", |map| map.shards[0].replicas[0].node_id = 9),
         ("two replicas on node 2", |map| map.shards[0].replicas[0].node_id = 2),
         ("shard 9, which was never assigned", |map| {
-            map.lineage.push(ShardLineage { child: 9, parent: 1, parent_index: 1, map_epoch: 1 });
+            map.lineage.push(line(9, 1, 1));
         }),
         ("cannot come from shard 4", |map| {
-            map.lineage.push(ShardLineage { child: 4, parent: 4, parent_index: 1, map_epoch: 1 });
+            map.lineage.push(line(4, 4, 1));
+        }),
+        ("shard 4 cannot come from shard 1 and shard 1", |map| {
+            map.lineage.push(ShardLineage { second_parent: 1, ..line(4, 1, 1) });
+        }),
+        ("shard 4 cannot come from shard 1 and shard 4", |map| {
+            map.lineage.push(ShardLineage { second_parent: 4, ..line(4, 1, 1) });
         }),
         ("from a later epoch", |map| {
-            map.lineage.push(ShardLineage { child: 4, parent: 1, parent_index: 1, map_epoch: 2 });
+            map.lineage.push(line(4, 1, 2));
         }),
         ("the lineage of shard 4 is listed after", |map| {
-            let line = ShardLineage { child: 4, parent: 1, parent_index: 1, map_epoch: 1 };
-            map.lineage = vec![line; 2];
+            map.lineage = vec![line(4, 1, 1); 2];
         }),
     ];
     map_rules::check(&first_map()).unwrap();

@@ -78,7 +78,7 @@ impl Model {
         let id = SessionId::from_slice(&session.id).unwrap();
         let floor = session.answered_below.min(session.sequence);
         let hash = match &command.action {
-            Some(Action::Write(write)) => Some(content_digest(&write.operations)),
+            Some(Action::Write(write)) => Some(content_digest(&write.operations, None)),
             _ => None,
         };
         match self.lookup(id, session.sequence, hash) {

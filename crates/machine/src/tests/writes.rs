@@ -227,6 +227,8 @@ fn a_feature_of_a_newer_version_stops_the_replica() {
         Command { feature_level: 3, ..plain.clone() },
         Command { feature_level: 0, ..plain.clone() },
         Command { action: None, ..plain.clone() },
+        // At level 3, so that no replica carries it out as if there were no principal.
+        Command { feature_level: 3, principal: Bytes::from_static(&[1; 16]), ..plain.clone() },
         write(vec![unknown_kind]),
         write(vec![unknown_condition]),
     ] {
@@ -245,6 +247,8 @@ fn a_malformed_command_is_rejected_and_a_broken_payload_stops_the_replica() {
     without_client.session.as_mut().unwrap().client = Bytes::new();
     let mut cancel_without_client = within(cancel(), session(0), 1, 0);
     cancel_without_client.session.as_mut().unwrap().client = Bytes::from_static(b"short");
+    let with_principal =
+        |command: Command| Command { principal: Bytes::from_static(&[1; 16]), ..command };
     let write_of = |operations, content_digest| {
         let write = Write { operations, content_digest, ..Write::default() };
         within(command(Action::Write(write)), session(0), 1, 0)
@@ -260,6 +264,9 @@ fn a_malformed_command_is_rejected_and_a_broken_payload_stops_the_replica() {
         write_of(vec![put("k", "v")], Bytes::new()),
         write_of(vec![put("k", "v")], Bytes::from_static(&[1; 17])),
         cancel(),
+        with_principal(write(vec![put("k", "v")])),
+        with_principal(within(write(vec![put("k", "v")]), session(0), 1, 0)),
+        with_principal(within(cancel(), session(0), 1, 0)),
     ] {
         let mut shard = shard();
         assert!(matches!(refusal(shard.apply(&command)), Refusal::Malformed { .. }), "{command:?}");

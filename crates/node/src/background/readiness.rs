@@ -47,16 +47,14 @@ pub async fn become_ready(shared: Arc<Shared>) {
 }
 
 /// Number of this node's replicas that know a leader and have applied all entries known to be
-/// committed, and number that there should be, without group 0; both may be 0. `None` before there
-/// is a map.
+/// committed, and number of those that it makes by the map, without group 0; both may be 0. `None`
+/// before there is a map.
 async fn caught_up(shared: &Shared) -> Option<(usize, usize)> {
     let map = shared.map.get()?;
     let here = shared.engine.shards().all();
     let status: BTreeMap<_, _> = shared.engine.status().await.into_iter().collect();
-    let me = shared.node.0;
-    let mine = map.shards().iter().filter(|s| s.replicas.iter().any(|r| r.node_id == me));
     let (mut have, mut all) = (0, 0);
-    for shard in mine {
+    for shard in map.assigned_to(shared.node) {
         all += 1;
         let group = GroupId(shard.id);
         let known = here.get(&group).zip(status.get(&group));

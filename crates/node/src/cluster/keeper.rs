@@ -12,7 +12,7 @@ use prost::Message;
 use quorate_config::Config;
 use quorate_engine::{Answer, Claim, Engine, MapCell, Proposal, create_replicas, replica_init};
 use quorate_machine::command::encode_change_map;
-use quorate_machine::{Map, WriteAnswer, map_rules, replicas_of};
+use quorate_machine::{Map, WriteAnswer, map_rules, voters_of};
 use quorate_placement::{Founding, first_map};
 use quorate_proto::ids::Incarnation;
 use quorate_proto::v1::cluster_client::ClusterClient;
@@ -121,18 +121,16 @@ impl Keeper {
         }
     }
 
-    /// The replicas that the map assigns to this node and that do not exist here yet.
+    /// The voters that the map assigns to this node and that do not exist here yet.
     fn missing_replicas(&self, map: &Map) -> Vec<ShardInit> {
         let me = self.config.node_id;
         let here = self.engine.shards().all();
-        let mine = map.shards().iter().filter(|shard| {
-            !here.contains_key(&GroupId(shard.id))
-                && !self.damaged.contains(&GroupId(shard.id))
-                && shard.replicas.iter().any(|replica| replica.node_id == me.0)
+        let mine = map.assigned_to(me).filter(|shard| {
+            !here.contains_key(&GroupId(shard.id)) && !self.damaged.contains(&GroupId(shard.id))
         });
         mine.filter_map(|shard| {
             let range = HashRange { first: shard.first, last: shard.last };
-            replica_init(GroupId(shard.id), &replicas_of(&shard.replicas), me, range, shard.epoch)
+            replica_init(GroupId(shard.id), &voters_of(&shard.replicas), me, range, shard.epoch)
         })
         .collect()
     }
@@ -191,6 +189,7 @@ impl Keeper {
                     client_address: hello.client_address.clone(),
                     labels: hello.labels.clone(),
                     incarnation: incarnation.to_bytes().to_vec().into(),
+                    ..MapNode::default()
                 }
             } else if patient {
                 return None;
@@ -202,6 +201,7 @@ impl Keeper {
                     client_address: address,
                     labels: BTreeMap::new(),
                     incarnation: incarnation.to_bytes().to_vec().into(),
+                    ..MapNode::default()
                 }
             });
         }
@@ -221,6 +221,7 @@ impl Keeper {
             client_address: self.config.advertise_client.to_string(),
             labels: self.config.locality.clone(),
             incarnation: incarnation.to_bytes().to_vec().into(),
+            ..MapNode::default()
         }
     }
 
@@ -231,7 +232,8 @@ impl Keeper {
         let connected = self.peers.connected();
         for node in &mut next.nodes {
             if node.id == self.config.node_id.0 {
-                *node = self.me(self.identity.incarnation());
+                let state = node.state;
+                *node = MapNode { state, ..self.me(self.identity.incarnation()) };
             } else if let Some((hello, _)) = connected.get(&NodeId(node.id))
                 && Incarnation::from_bytes(&node.incarnation) == Some(hello.incarnation)
             {
@@ -311,6 +313,7 @@ mod tests {
             client_address: format!("10.0.0.{id}:7400"),
             labels: BTreeMap::new(),
             incarnation: vec![id as u8; 16].into(),
+            ..MapNode::default()
         };
         first_map(&Founding {
             cluster_id: [7; 16],

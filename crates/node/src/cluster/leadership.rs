@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use quorate_engine::{Engine, Shards};
 use quorate_proto::v1::NodePhase;
-use quorate_raft::{GroupId, NodeId, ProgressKind, ReplicaId, Status, Term};
+use quorate_raft::{GroupId, NodeId, ProgressKind, Replica, ReplicaId, Status, Term};
 use quorate_service::shared::Shared;
 use tracing::{debug, info, warn};
 
@@ -104,12 +104,7 @@ async fn prefer(shared: &Shared, peers: &Peers, sent: &mut SentOff, held: &mut H
         return;
     }
     for (group, status) in shared.engine.status().await {
-        let replicas = match group {
-            GroupId(0) => Some(&map.proto().meta_replicas),
-            group => map.shard(group).map(|shard| &shard.replicas),
-        };
-        let Some(preferred) = replicas.and_then(|replicas| replicas.first()) else { continue };
-        let (replica, node) = (ReplicaId(preferred.replica_id), NodeId(preferred.node_id));
+        let Some(Replica { id: replica, node }) = map.preferred_leader(group) else { continue };
         let serves = shared.engine.shards().get(group).is_some_and(|shard| shard.serves());
         if node == shared.node || !serves || !caught_up(&status, replica) {
             continue;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use quorate_engine::scrub::LastRun;
 use quorate_engine::{Shard, create_replicas, replica_init};
-use quorate_machine::replicas_of;
+use quorate_machine::voters_of;
 use quorate_placement::meta_replicas;
 use quorate_raft::GroupId;
 use quorate_service::shared::Shared;
@@ -53,7 +53,7 @@ pub(crate) fn open_replicas(
     }
     has_meta |= damaged.contains(&META);
     let founders = formed.members.keys().map(|node| node.0);
-    let replicas = replicas_of(&meta_replicas(founders));
+    let replicas = voters_of(&meta_replicas(founders));
     let wanted = replica_init(META, &replicas, shared.node, HashRange::ALL, 1);
     // A map shows that this is not the first start: group 0 is then not created again.
     if let (false, None, Some(meta)) = (has_meta, shared.map.get(), wanted) {

@@ -235,7 +235,7 @@ fn a_cancel_is_checked() {
 fn shards(count: u64) -> Vec<MapShard> {
     let shard = |i| {
         let (first, last) = even_range(i, count);
-        MapShard { id: i + 1, first, last, epoch: 1, replicas: Vec::new() }
+        MapShard { id: i + 1, first, last, epoch: 1, ..MapShard::default() }
     };
     (0..count).map(shard).collect()
 }

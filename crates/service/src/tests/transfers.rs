@@ -55,7 +55,7 @@ fn a_transfer_that_cannot_be_is_refused_with_its_reason() {
     run(|node| async {
         for (asked, field, part) in [
             ((9, 1), "shard", "there is no shard 9: the shards are 1 to 1"),
-            ((1, 2), "to_node_id", "node 2 holds no replica of shard 1; nodes 1 do"),
+            ((1, 2), "to_node_id", "node 2 holds no replica of shard 1 that votes; nodes 1 do"),
             ((0, 7), "to_node_id", "node 7 holds no replica of shard 0"),
         ] {
             let status = ask(&node, asked, 0).await.expect_err("it is refused");

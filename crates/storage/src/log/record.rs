@@ -394,6 +394,23 @@ mod tests {
         assert_eq!(decoded, sample());
     }
 
+    /// Kind 4, as a newer version may write it into an older format.
+    #[test]
+    fn a_kept_kind_of_entry_is_an_error() {
+        let record = build();
+        let mut found = 0;
+        for at in codec::FRAME_BYTES..record.len() {
+            let mut broken = record.clone();
+            broken[at] = 4;
+            codec::finish_frame(&mut broken, FORMAT).unwrap();
+            let Err(error) = decode_sections(codec::open_frame(&broken).unwrap(), 9) else {
+                continue;
+            };
+            found += usize::from(error.to_string().contains("an entry of the unknown kind 4"));
+        }
+        assert!(found > 0, "no byte of the record is the kind of an entry");
+    }
+
     /// Content that storage did not write, with a valid checksum, is an error and never a panic.
     #[test]
     fn resealed_garbage_is_an_error() {

@@ -207,6 +207,7 @@ fn each_missing_part_is_named() {
     assert_eq!(broken(|e| append(e).prev = None), "Append has no prev");
     assert_eq!(broken(|e| append(e).timing = None), "Append has no timing");
     assert_eq!(broken(|e| append(e).entries[0].kind = 0), "an entry has the unknown kind 0");
+    assert_eq!(broken(|e| append(e).entries[0].kind = 4), "an entry has the unknown kind 4");
     assert_eq!(broken(|e| append(e).entries[0].kind = 257), "an entry has the unknown kind 257");
     let reply = |result| {
         from_wire(wire::Envelope {
