@@ -16,7 +16,7 @@ use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::files::copy;
 use quorate_tests::named::{check, fill};
 use quorate_tests::raw::{CALL, at, failure, key_in, within};
-use quorate_tests::{Cluster, ClusterOptions, Exit, until_async};
+use quorate_tests::{Cluster, ClusterOptions, Exit, until, until_async};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tonic::Code;
@@ -345,6 +345,9 @@ async fn what_a_power_cut_took_is_found_before_it_is_served() {
     .await;
     let damaged = healths.iter().filter(|health| **health == ReplicaHealth::Damaged).count();
     assert_eq!(damaged, 1, "{healths:?}");
+    until("node 3 shows its damaged replica as a metric", TIMEOUT, || {
+        (cluster.metric(3, "quorate_replicas_damaged") == 1.0).then_some(())
+    });
     assert_eq!(client.get(lost).await.expect("a read").value, "one", "the others serve it");
 }
 

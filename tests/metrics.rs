@@ -23,8 +23,10 @@ use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
 /// Metrics that do not move, and why.
-const CONSTANT: [(&str, &str); 2] = [
+const CONSTANT: [(&str, &str); 4] = [
     ("quorate_build", "the version of the program"),
+    ("quorate_disk_level", "the disk has room; the suite `small_disk` looks at others"),
+    ("quorate_replicas_damaged", "no replica is damaged here; the suite `damage` looks at it"),
     ("quorate_term_jumps", "no peer that knows the secret does it; a test of the engine does"),
 ];
 

@@ -50,6 +50,14 @@ async fn disk(cluster: &Cluster, id: u64) -> Option<DiskStatus> {
 
 /// Waits until the disk of a node is at this level.
 async fn wait_level(cluster: &Cluster, id: u64, level: DiskLevel) -> DiskStatus {
+    let shown = match level {
+        DiskLevel::Unspecified | DiskLevel::Ok => 0.0,
+        DiskLevel::Low => 1.0,
+        DiskLevel::Critical => 2.0,
+    };
+    until(&format!("node {id} shows {level:?} as a metric"), TIMEOUT, || {
+        (cluster.metric(id, "quorate_disk_level") == shown).then_some(())
+    });
     until_async(&format!("node {id} finds its disk {level:?}"), TIMEOUT, || async {
         disk(cluster, id).await.filter(|disk| disk.level() == level)
     })

@@ -34,6 +34,10 @@ pub enum Need {
     Namespaces,
     /// etcd's server, to be measured beside ours: Debian's package `etcd-server`.
     Etcd,
+    /// systemd-analyze, which needs no running systemd: Debian's package `systemd`.
+    Systemd,
+    /// promtool, of Debian's package `prometheus`.
+    Promtool,
 }
 
 /// What CI may lack. grpcurl is packaged neither by Debian nor by a language's registry, and what
@@ -59,13 +63,15 @@ impl fmt::Display for Need {
                 "root that may make a network and mounts of its own (util-linux, iproute2)"
             }
             Self::Etcd => "etcd (Debian's package etcd-server)",
+            Self::Systemd => "systemd-analyze (Debian's package systemd)",
+            Self::Promtool => "promtool (Debian's package prometheus)",
         })
     }
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Need; 9] = [
+    pub const ALL: [Need; 11] = [
         Need::Docker,
         Need::UnicodeData,
         Need::PythonGrpc,
@@ -75,6 +81,8 @@ impl Need {
         Need::LoopMount,
         Need::Namespaces,
         Need::Etcd,
+        Need::Systemd,
+        Need::Promtool,
     ];
 
     /// Whether this machine has it.
@@ -99,6 +107,8 @@ impl Need {
                 succeeds("unshare", &["--net", "--mount", "sh", "-c", tried])
             }
             Self::Etcd => succeeds("etcd", &["--version"]),
+            Self::Systemd => succeeds("systemd-analyze", &["--version"]),
+            Self::Promtool => succeeds("promtool", &["--version"]),
         }
     }
 }

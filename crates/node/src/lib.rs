@@ -68,6 +68,7 @@
 //! | disk: measures the space | 1 s | `disk::POLL_INTERVAL` | the disk, engine loops |
 //! | gauges: sets them, checks the peers' clocks | 1 s | `gauges::POLL_INTERVAL` | engine loops |
 //! | health: updates the gRPC health service | 100 ms | `health::REPORT_INTERVAL` | nothing |
+//! | service manager: notified of changes | 100 ms | `notify::LOOK_INTERVAL` | nothing |
 //! | engine loop: runs without input | 500 ms | `event_loop::TURN_INTERVAL` | its inbox |
 //! | log writer: maintains an idle log | 200 ms | `log_writer::MAINTAIN_INTERVAL` | the disk |
 //! | log writer: the same, with dead records | 1 ms | `log_writer::BEHIND_INTERVAL` | the disk |
@@ -99,6 +100,7 @@ pub mod log;
 mod metrics;
 mod net;
 mod node;
+mod notify;
 mod peers;
 mod replicas;
 pub mod secret;

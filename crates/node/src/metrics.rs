@@ -23,12 +23,18 @@ pub type RealGauge = Gauge<f64, AtomicU64>;
 metrics! {
     /// Metrics that the node itself sets.
     pub struct NodeMetrics {
+        /// 1 if the node takes requests, otherwise 0, as `/readyz` says.
+        ready: gauge,
+        /// 1 if the engine's loops and the disk move, otherwise 0, as `/livez` says.
+        live: gauge,
         /// Groups led by this node.
         leaders: gauge,
         /// Groups with a replica on this node.
         groups: gauge,
         /// Groups of this node that know no leader.
         groups_without_leader: gauge,
+        /// Replicas of this node that are damaged and serve nothing.
+        replicas_damaged: gauge,
         /// Largest apply lag on this node, in entries.
         apply_lag_entries: gauge,
         /// Largest number of entries that a follower of a group led here has not acknowledged.
@@ -53,6 +59,8 @@ metrics! {
         disk_used_bytes: gauge,
         /// Bytes free on the file system of the data directory.
         disk_free_bytes: gauge,
+        /// What the disk still takes: 0 all writes, 1 deletes only, 2 nothing.
+        disk_level: gauge,
         /// Bytes of the log's records on disk, the dead ones not yet removed included.
         log_bytes: gauge,
         /// Bytes of applied state that is not yet checkpointed.

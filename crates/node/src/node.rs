@@ -38,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::net::bodies::Budget;
 use crate::net::http;
 use crate::net::listener::{self, Services};
+use crate::notify::Manager;
 use crate::peers::{self, Connections, Incoming, Outgoing, Peers, send_snapshots};
 use crate::replicas::{self, OpenFailed, Storage};
 use crate::secret;
@@ -114,14 +115,21 @@ impl Node {
             cell,
         };
         let clients = node.listen().await?;
+        let manager = Manager::of_environment().map(Arc::new);
+        if let Some(manager) = manager.clone() {
+            tokio::spawn(manager.report(node.cell.life.clone()));
+        }
+        let stopping = || manager.iter().for_each(|manager| manager.stopping());
         let serving = tokio::select! {
             name = &mut ended => {
+                stopping();
                 info!(signal = name, "node: stopped before it was ready");
                 return Ok(());
             }
             serving = node.start(&plan) => serving?,
         };
         let name = ended.await;
+        stopping();
         info!(signal = name, "node: draining");
         match serving {
             Some(serving) => node.drain(serving, clients).await,

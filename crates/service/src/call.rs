@@ -23,7 +23,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::admission::Admitted;
 use crate::context::{Answers, Context};
-use crate::metrics::{Method, ServiceMetrics};
+use crate::metrics::{Method, ServiceMetrics, Shed};
 use crate::operation::{Kind, Operation};
 use crate::outcome::{HasOutcome, Subject, check_features};
 use crate::shared::{AnswerBudget, CallGuard, Lifecycle, Shared, SharedCell};
@@ -304,7 +304,7 @@ impl Calls {
         match shared.admission.admit(kind.method, context, request.bytes()) {
             Ok(place) => Ok((shared, (guard, place))),
             Err(failure) => {
-                shared.metrics.shed("calls").inc();
+                shared.metrics.shed(Shed::Calls).inc();
                 Err(failure)
             }
         }

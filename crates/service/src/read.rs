@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::context::{Context, read_timeout};
 use super::route::{self, LEADER_TIMEOUT, LeaderLocation, no_leader, wait_for_change};
 use crate::draft::{check_key, keyspace_id};
+use crate::metrics::Shed;
 use crate::shared::{Shared, retry_after};
 
 /// A read level with what it needs.
@@ -211,7 +212,7 @@ async fn read_index(shared: &Shared, context: &Context, shard: &Shard) -> Result
         if place != LeaderLocation::Unknown {
             let (grant, granted) = oneshot::channel();
             if !shared.engine.read(ReadRequest { group: shard.group, grant }) {
-                shared.metrics.shed("reads").inc();
+                shared.metrics.shed(Shed::Reads).inc();
                 let message = "too many requests wait in this node; try again";
                 return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));
             }

@@ -25,6 +25,7 @@ use super::context::Context;
 use super::read::{Level, Ready, ready, storage_failure};
 use super::route;
 use crate::forward::{Purpose, SCANS_PER_CONNECTION};
+use crate::metrics::Shed;
 use crate::shared::{Shared, retry_after};
 
 use merge::Merge;
@@ -124,7 +125,7 @@ impl Opened {
         let group = shard.group.0;
         let pin = shard.reader.pin().map_err(|error| match error {
             quorate_storage::StorageError::TooManyPins { .. } => {
-                shared.metrics.shed("scan pins").inc();
+                shared.metrics.shed(Shed::ScanPins).inc();
                 let message = format!("too many scans of shard {group} are under way; try again");
                 retry_after(Failure::of(Reason::Overloaded, message), 1_000)
             }
@@ -189,7 +190,7 @@ impl Scan<'_> {
         match timeout_at(self.context.deadline, place).await {
             Ok(Ok(place)) => Ok(place.clone()),
             Ok(Err(())) | Err(_) => {
-                self.shared.metrics.shed("scans elsewhere").inc();
+                self.shared.metrics.shed(Shed::ScansElsewhere).inc();
                 let message = "too many scans over other nodes are under way; try again";
                 Err(retry_after(Failure::of(Reason::Overloaded, message), 1_000))
             }

@@ -24,7 +24,7 @@ use crate::admission::Admissions;
 use crate::draft::RequestRules;
 use crate::forward::Forwarder;
 use crate::kept::Transfers;
-use crate::metrics::ServiceMetrics;
+use crate::metrics::{ServiceMetrics, Shed};
 
 /// The node as its services see it.
 pub struct Shared {
@@ -278,7 +278,7 @@ impl Shared {
         // Those ahead will be in the delta before this one.
         let ahead = self.admission.writes.large_bytes().saturating_sub(bytes);
         if !self.budget.has_room(bytes, ahead) {
-            self.metrics.shed("delta").inc();
+            self.metrics.shed(Shed::Delta).inc();
             let message = "checkpoints are falling behind; retry later";
             return Err(retry_after(self.failure(Reason::Overloaded, message), 100));
         }
@@ -288,7 +288,7 @@ impl Shared {
             DiskLevel::Low => "disk reserve in use: only deletes are accepted",
             DiskLevel::Critical => "disk reserve nearly exhausted: all writes are rejected",
         };
-        self.metrics.shed("disk").inc();
+        self.metrics.shed(Shed::Disk).inc();
         Err(retry_after(self.failure(Reason::DiskFull, message), 1_000))
     }
 

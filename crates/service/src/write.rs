@@ -14,6 +14,7 @@ use super::context::Context;
 use super::forward::{Forward, Forwarded};
 use super::route::{self, LEADER_TIMEOUT, LeaderLocation, no_leader, pass, wait_for_change};
 use crate::draft::CommandDraft;
+use crate::metrics::Shed;
 use crate::shared::{Shared, retry_after};
 
 /// The answer of a write.
@@ -104,7 +105,7 @@ async fn propose(
     let proposed = shared.engine.propose(proposal);
     context.handed_over();
     if proposed.is_err() {
-        shared.metrics.shed("proposals").inc();
+        shared.metrics.shed(Shed::Proposals).inc();
         let message = "too many requests wait to be proposed; try again";
         return Err(retry_after(Failure::of(Reason::Overloaded, message), 100));
     }
@@ -113,7 +114,7 @@ async fn propose(
         // The replica stopped, or the node is ending.
         Ok(Err(_)) => Answer::Unknown,
         Err(_) if claim.0.decides() => {
-            shared.metrics.shed("deadline").inc();
+            shared.metrics.shed(Shed::Deadline).inc();
             shared.admission.writes.observe(started.elapsed());
             let message = "the write waited to be proposed until its time was up; it was not \
                            proposed";
@@ -135,7 +136,7 @@ async fn propose(
             | RefusedProposal::NoReplica,
         ) => Ok(None),
         Answer::Refused(RefusedProposal::Full) => {
-            shared.metrics.shed("uncommitted").inc();
+            shared.metrics.shed(Shed::Uncommitted).inc();
             let message = "too much is proposed and not yet committed; try again";
             Err(retry_after(Failure::of(Reason::Overloaded, message), 100))
         }

@@ -51,6 +51,7 @@ pub(crate) async fn keep(
         }
         before = level;
         metrics.node.disk_used_bytes.set(used as i64);
+        metrics.node.disk_level.set(level as i64);
         metrics.node.disk_free_bytes.set(space.free as i64);
         metrics.node.log_bytes.set(shared.engine.log_progress().stored_bytes() as i64);
         metrics.node.delta_bytes.set(shared.budget.used() as i64);

@@ -40,16 +40,19 @@ pub async fn keep(
 async fn groups(shared: &Shared, metrics: &NodeMetrics) {
     let shards = shared.engine.shards().all();
     let (mut leaders, mut leaderless, mut sessions) = (0, 0, 0);
+    let mut damaged = shared.damaged.lock().len() as i64;
     for shard in shards.values() {
         let leadership = shard.leadership();
         leaders += i64::from(leadership.is_leader);
         leaderless += i64::from(leadership.leader.is_none());
         sessions += shard.sessions() as i64;
+        damaged += i64::from(shard.is_damaged());
     }
     metrics.groups.set(shards.len() as i64);
     metrics.leaders.set(leaders);
     metrics.groups_without_leader.set(leaderless);
     metrics.sessions.set(sessions);
+    metrics.replicas_damaged.set(damaged);
     let (mut apply_lag, mut replication_lag) = (0, 0);
     for (group, status) in shared.engine.status().await {
         let Some(shard) = shards.get(&group) else { continue };

@@ -94,6 +94,10 @@ pub async fn serve(
 
 async fn scrape(State(shared): State<Arc<Shared>>) -> Response {
     const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    // Set here, because a node that does not start yet has nothing else that sets them.
+    let node = &shared.metrics.node;
+    node.ready.set(i64::from(shared.health.ready().is_ok()));
+    node.live.set(i64::from(shared.health.live().is_ok()));
     match shared.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
@@ -203,11 +207,15 @@ mod tests {
 
         assert_eq!(get(address, "/livez", "127.0.0.1:1").await, (200, "ok\n".to_owned()));
         *node.not_ready.lock() = Some("waiting for node 2".to_owned());
+        let (_, text) = get(address, "/metrics", "localhost").await;
+        assert!(text.contains("\nquorate_ready 0\n"), "{text}");
+        assert!(text.contains("\nquorate_live 1\n"), "{text}");
         let waiting = (503, "waiting for node 2\n".to_owned());
         assert_eq!(get(address, "/readyz", "[::1]:80").await, waiting);
         assert_eq!(get(address, "/livez", "localhost:80").await.0, 200);
         *node.not_live.lock() = Some("the log writer is stuck".to_owned());
         assert_eq!(get(address, "/livez", "localhost").await.0, 503);
+        assert!(get(address, "/metrics", "localhost").await.1.contains("\nquorate_live 0\n"));
         assert_eq!(get(address, "/other", "localhost").await.0, 404);
         assert_eq!(get(address, "/metrics", "evil.example").await.0, 403);
 

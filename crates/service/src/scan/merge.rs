@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::plan::Plan;
 use super::source::{Next, Source};
 use crate::context::{Context, read_timeout};
+use crate::metrics::Shed;
 use crate::shared::{Shared, retry_after};
 
 /// About what a row takes in a message beside its key and value.
@@ -137,7 +138,7 @@ impl Merge {
             let patience = if self.count > 0 { self.page_until } else { self.pinned_until };
             let threads = self.shared.scan_threads.clone();
             let Ok(Ok(thread)) = timeout_at(patience, threads.acquire_owned()).await else {
-                self.shared.metrics.shed("scan threads").inc();
+                self.shared.metrics.shed(Shed::ScanThreads).inc();
                 let message = "too many scans are under way; try again";
                 let overloaded = Failure::of(Reason::Overloaded, message);
                 return self.end_early(retry_after(overloaded, 1_000));
