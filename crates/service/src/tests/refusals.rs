@@ -212,7 +212,7 @@ impl Said {
 }
 
 /// The service over a node's engine with another core.
-fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
+pub(super) fn changed(node: &Node, change: impl FnOnce(&mut Shared)) -> KvService {
     let shared = &node.shared;
     let cell = SharedCell::default();
     let mut changed = Shared {
