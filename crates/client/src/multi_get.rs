@@ -1,5 +1,5 @@
-//! MultiGet: many keys with one call. Keys that failed for the moment are asked for again, and so is
-//! an answer that broke off: without its receipts it guarantees nothing.
+//! MultiGet: many keys with one call. Keys that failed for the moment are asked for again, and so
+//! is an answer that broke off: without its receipts it guarantees nothing.
 
 use std::future::IntoFuture;
 use std::ops::Range;
@@ -34,9 +34,9 @@ const GETS_AT_ONCE: usize = 64;
 /// Minimum wait for a message before another node is asked.
 const PATIENCE_MIN: Duration = Duration::from_secs(1);
 
-/// Reads many keys; see [`Client::multi_get`](crate::Client::multi_get). The result has an entry for
-/// each key, in their order: an absent key is an answer, and a key that cannot be read is an error
-/// of its own. Each answer has the receipt and token of its shard.
+/// Reads many keys; see [`Client::multi_get`](crate::Client::multi_get). The result has an entry
+/// for each key, in their order: an absent key is an answer, and a key that cannot be read is an
+/// error of its own. Each answer has the receipt and token of its shard.
 #[derive(Debug)]
 #[must_use = "a call is sent by awaiting it"]
 pub struct MultiGet<'a> {
@@ -255,7 +255,7 @@ struct Answered {
     token: SessionToken,
 }
 
-/// Receives all messages of an answer about so many keys.
+/// Receives all messages of an answer about this number of keys.
 async fn receive(
     mut answers: Streaming<MultiGetResponse>,
     deadline: Instant,

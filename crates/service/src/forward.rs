@@ -190,8 +190,8 @@ pub const SCANS_PER_CONNECTION: usize = 25;
 /// as those of all its streams, so that one that is not read holds up no other.
 const SCAN_WINDOW_BYTES: u32 = 64 << 10;
 
-/// Between nodes, on a MultiGet: the answer is to be one message, of so many bytes at most or one
-/// result, with the receipts, about the first of the keys.
+/// Between nodes, on a MultiGet: the answer is to be one message about the first of the keys, of at
+/// most this number of bytes or one result, with the receipts.
 pub const PIECE: &str = "quorate-piece-bytes";
 /// Bytes of such a message: what a node holds of a shard elsewhere for a reader of its own. It
 /// shares a connection with all other calls, so it must not be one that waits for a reader.

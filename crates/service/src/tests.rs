@@ -85,7 +85,7 @@ impl Node {
         Self::of_shards(id, holders, 1, change)
     }
 
-    /// The same in a map of so many shards.
+    /// The same in a map with this number of shards.
     fn of_shards(
         id: u64,
         holders: Vec<MapNode>,

@@ -108,10 +108,11 @@ async fn single_reads_serve_an_old_node_and_name_the_key_that_is_wrong() {
     fake.state().serves_no_multi_get = true;
     assert_eq!(read(&client, &["k5", "none", "k6"]).await, ["v5", "-", "v6"]);
     assert_eq!(fake.state().reads.len(), 3, "one for each key");
-    let mut state = fake.state();
-    state.serves_no_multi_get = false;
-    state.reads.clear();
-    drop(state);
+    {
+        let mut state = fake.state();
+        state.serves_no_multi_get = false;
+        state.reads.clear();
+    }
     // The nodes of these tests answer a single read of an empty key.
     assert_eq!(read(&client, &["k5", "", "k6"]).await, ["v5", "-", "v6"]);
     let state = fake.state();

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
-use quorate_client::Client;
 
 use crate::again;
 use crate::cli::{CasArgs, DelArgs, Encodings, Format, GetArgs, IncrArgs, PutArgs};
