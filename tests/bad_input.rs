@@ -405,27 +405,29 @@ async fn meaningless(cluster: &Cluster) {
     let level = Some(ReadOptions { level: 42, ..ReadOptions::default() });
     let get = GetRequest { key: "text".into(), read: level.clone(), ..GetRequest::default() };
     let refused = kv.get(get).await.expect_err("no such level");
-    assert_eq!(failure(&refused).reason(), Reason::BadLevel);
+    let named = |status: &Status| (failure(status).reason(), failure(status).field);
+    assert_eq!(named(&refused), (Reason::BadLevel, "read.level".to_owned()));
     let refused = kv.scan(ScanRequest { read: level, ..ScanRequest::default() }).await;
     let refused = refused.map(|_| ()).expect_err("no such level");
-    assert_eq!(failure(&refused).reason(), Reason::BadLevel);
-    let parts = [0, 3].map(|first| {
+    assert_eq!(named(&refused), (Reason::BadLevel, "read.level".to_owned()));
+    let parts = [(0, 0), (1, 3)].map(|(at, first)| {
         let part = |shard| SessionTokenPart { shard, index: 1 };
-        SessionToken { parts: vec![part(first), part(3)], ..SessionToken::default() }
+        (at, SessionToken { parts: vec![part(first), part(3)], ..SessionToken::default() })
     });
-    for token in parts {
+    for (at, token) in parts {
         let read = ReadOptions { token: Some(token), ..ReadOptions::default() };
         let read = Some(ReadOptions { level: ReadLevel::Session as i32, ..read });
         let get = GetRequest { key: "text".into(), read, ..GetRequest::default() };
         let refused = kv.get(get).await.expect_err("no shard, or one twice");
         assert_eq!(refused.code(), Code::InvalidArgument);
-        assert_eq!(failure(&refused).reason(), Reason::BadToken);
+        let field = format!("read.token.parts[{at}].shard");
+        assert_eq!(named(&refused), (Reason::BadToken, field));
     }
     for page_token in ["x".into(), Bytes::from(vec![1; 60]), Bytes::from(vec![0; 5_000])] {
         let scan = ScanRequest { page_token, ..ScanRequest::default() };
         let refused = kv.scan(scan).await.map(|_| ()).expect_err("no token of ours");
         assert_eq!(refused.code(), Code::InvalidArgument);
-        assert_eq!(failure(&refused).reason(), Reason::BadPageToken);
+        assert_eq!(named(&refused), (Reason::BadPageToken, "page_token".to_owned()));
     }
     let both = ScanRequest { prefix: "a".into(), start: "b".into(), ..ScanRequest::default() };
     let refused = kv.scan(both).await.map(|_| ()).expect_err("one or the other");

@@ -93,7 +93,7 @@ fn put(key: &'static str) -> PutRequest {
     PutRequest { key: key.into(), value: "v".into(), ..PutRequest::default() }
 }
 
-async fn read_whole(answers: &mut Streaming<ScanResponse>) -> Result<(), tonic::Status> {
+async fn read_whole<T>(answers: &mut Streaming<T>) -> Result<(), tonic::Status> {
     while answers.message().await?.is_some() {}
     Ok(())
 }
@@ -135,8 +135,14 @@ async fn each_call_is_counted_once_whatever_its_end() {
     let get = |level| GetRequest { key: "k".into(), read: at(level), ..GetRequest::default() };
     sent.send("Get", Code::Ok, 3, async || kv.get(get(ReadLevel::Linearizable)).await).await;
     sent.send("Get", Code::Ok, 2, async || kv.get(get(ReadLevel::Stale)).await).await;
-    let multi = async || kv.multi_get(MultiGetRequest::default()).await;
-    sent.send("MultiGet", Code::Unimplemented, 2, multi).await;
+    let many = |key: &str| MultiGetRequest {
+        keys: vec!["k".into(), key.to_owned().into()],
+        ..MultiGetRequest::default()
+    };
+    let multi = async || read_whole(&mut kv.multi_get(many("l")).await?.into_inner()).await;
+    sent.send("MultiGet", Code::Ok, 3, multi).await;
+    let multi = async || read_whole(&mut kv.multi_get(many("")).await?.into_inner()).await;
+    sent.send("MultiGet", Code::InvalidArgument, 2, multi).await;
     let info = async || about.get_info(GetInfoRequest::default()).await;
     sent.send("GetInfo", Code::Ok, 3, info).await;
     sent.send("GetMap", Code::Ok, 2, async || about.get_map(GetMapRequest::default()).await).await;

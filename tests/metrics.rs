@@ -157,7 +157,9 @@ async fn call_every_method(cluster: &Cluster, kv: &mut KvClient<Channel>) {
     let put = PutRequest { key: key(), value: "1".into(), ..PutRequest::default() };
     kv.put(put).await.expect("a put");
     kv.get(GetRequest { key: key(), ..GetRequest::default() }).await.expect("a get");
-    let _ = kv.multi_get(MultiGetRequest::default()).await;
+    let many = MultiGetRequest { keys: vec![key(), key()], ..MultiGetRequest::default() };
+    let mut answers = kv.multi_get(many).await.expect("a read of many keys").into_inner();
+    while answers.message().await.expect("its results").is_some() {}
     let _ = kv.delete(DeleteRequest { key: key(), ..DeleteRequest::default() }).await;
     let _ = kv.compare_and_set(CompareAndSetRequest::default()).await;
     let _ = kv.increment(IncrementRequest { key: key(), ..IncrementRequest::default() }).await;

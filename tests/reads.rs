@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorate_proto::v1::{
-    ClusterMap, GetMapRequest, GetRequest, GetResponse, MultiGetRequest, PutRequest, PutResponse,
-    ReadLevel, ReadOptions, Reason, Receipt, ScanRequest, ScanResponse, ScanRow, SessionToken,
-    cluster_client::ClusterClient,
+    ClusterMap, GetMapRequest, GetRequest, GetResponse, MultiGetRequest, MultiGetResponse,
+    MultiGetResult, PutRequest, PutResponse, ReadLevel, ReadOptions, Reason, Receipt, ScanRequest,
+    ScanResponse, ScanRow, SessionToken, cluster_client::ClusterClient,
 };
 use quorate_tests::cluster::TIMEOUT;
 use quorate_tests::raw::{CALL, at, failure, key_in, seen, within};
@@ -312,10 +312,108 @@ async fn refusals(cluster: &Cluster, written: &BTreeMap<String, (u64, PutRespons
         let unknown = ReadOptions { level: 99, ..ReadOptions::default() };
         let refused = get(cluster, id, key, Some(unknown), CALL).await.expect_err("no such level");
         assert_eq!(refused.code(), Code::InvalidArgument);
-        assert_eq!(failure(&refused).reason(), Reason::BadLevel);
-        let many = MultiGetRequest { keys: vec![key.clone().into()], ..MultiGetRequest::default() };
-        let refused = cluster.kv(id).multi_get(many).await.expect_err("not offered yet");
-        assert_eq!(failure(&refused).reason(), Reason::NotOffered);
+        let refused = failure(&refused);
+        assert_eq!((refused.reason(), &refused.field[..]), (Reason::BadLevel, "read.level"));
+    }
+}
+
+/// One call of MultiGet, whole: its results and its last message.
+async fn multi_get(
+    cluster: &Cluster,
+    id: u64,
+    keys: &[String],
+    read: Option<ReadOptions>,
+) -> Result<(Vec<MultiGetResult>, MultiGetResponse), Status> {
+    let keys = keys.iter().map(|key| key.clone().into()).collect();
+    let request = MultiGetRequest { keys, read, ..MultiGetRequest::default() };
+    let mut stream = cluster.kv(id).multi_get(within(CALL, request)).await?.into_inner();
+    let mut results = Vec::new();
+    let mut last = None;
+    while let Some(mut message) = stream.message().await? {
+        assert!(last.is_none(), "nothing follows the message with the token");
+        results.append(&mut message.results);
+        last = message.token.is_some().then_some(message);
+    }
+    Ok((results, last.expect("the last message carries the token")))
+}
+
+/// With one replica a shard, half of the keys are on the other node, whichever is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_keys_are_read_in_their_order_from_every_node_at_every_level() {
+    const SHARDS: u64 = 8;
+    for replicas in [1, 3] {
+        let options = ClusterOptions {
+            nodes: 3,
+            shards: SHARDS as u32,
+            arguments: vec!["--replicas".to_owned(), replicas.to_string()],
+            ..ClusterOptions::default()
+        };
+        let mut cluster = Cluster::start(options).await;
+        let client = cluster.client();
+        let value = |number: u64| format!("{number}").repeat(40_000);
+        for number in 0..60 {
+            client.put(format!("many-{number}"), value(number)).await.expect("a put");
+        }
+        cluster.wait_equal().await;
+        // Backwards, each fifth one twice, with absent ones between.
+        let mut keys = Vec::new();
+        for number in (0..60).rev() {
+            keys.push(format!("many-{number}"));
+            match number % 5 {
+                0 => keys.push(format!("many-{number}")),
+                1 => keys.push(format!("absent-{number}")),
+                _ => {}
+            }
+        }
+        for id in cluster.ids() {
+            for read in [None, seen(Some(client.token())), at(ReadLevel::Stale)] {
+                let wanted = read.as_ref().map_or(ReadLevel::Linearizable, ReadOptions::level);
+                let (results, last) =
+                    multi_get(&cluster, id, &keys, read).await.expect("every node answers");
+                assert_eq!(results.len(), keys.len());
+                for (key, result) in keys.iter().zip(&results) {
+                    assert_eq!(result.failure, None, "{key} at node {id}, {wanted:?}");
+                    let number = key.strip_prefix("many-").map(|n| n.parse().expect("a number"));
+                    let expected = number.map_or_else(String::new, value);
+                    assert!(result.value == expected, "{key} at node {id}, {wanted:?}");
+                    assert_eq!(
+                        (result.found, result.revision > 0),
+                        (number.is_some(), result.found)
+                    );
+                }
+                let shards: Vec<u64> = last.receipts.iter().map(|receipt| receipt.shard).collect();
+                assert_eq!(shards, (1..=SHARDS).collect::<Vec<_>>(), "one receipt for each");
+                assert!(last.receipts.iter().all(|receipt| receipt.level() == wanted));
+                let served: BTreeSet<u64> = last.receipts.iter().map(|r| r.node_id).collect();
+                assert_eq!(served.len() > 1, replicas == 1, "node {id}: {served:?}");
+                let token = last.token.expect("what was seen");
+                for receipt in &last.receipts {
+                    assert!(token.index_of(receipt.shard) >= receipt.index, "{receipt:?}");
+                }
+            }
+        }
+        let got = client.multi_get(keys.clone()).await;
+        assert!(got.iter().all(Result::is_ok) && got.len() == keys.len());
+        if replicas > 1 {
+            continue;
+        }
+        // The keys of a node that is gone fail by themselves, and the others are answered.
+        cluster.kill(3);
+        let map = map(&cluster, 1).await;
+        let gone =
+            |key: &String| map.shard_of(key.as_bytes()).expect("it").replicas[0].node_id == 3;
+        let (results, _) = multi_get(&cluster, 1, &keys, None).await.expect("it is answered");
+        for (key, result) in keys.iter().zip(&results) {
+            match &result.failure {
+                None => assert!(!gone(key) && result.found == key.starts_with("many-"), "{key}"),
+                Some(failure) => {
+                    assert!(gone(key), "{key}: {failure:?}");
+                    let fair = matches!(failure.reason(), Reason::NoLeader | Reason::ReadTimeout);
+                    assert!(fair, "{key}: {failure:?}");
+                }
+            }
+        }
+        assert!(keys.iter().any(gone), "node 3 has keys");
     }
 }
 
@@ -427,8 +525,24 @@ async fn shapes(cluster: &Cluster, id: u64, base: ScanRequest, all: &[Row], shar
     assert_eq!(keys, within.into_iter().map(|(key, _)| key).collect::<Vec<_>>());
 }
 
-/// A call with little time ends early with a page token; the next one may go to another node.
+/// A call with little time ends early with a page token, as one with a size of its page does; the
+/// next one may go to another node.
 async fn pages(cluster: &Cluster, all: &[Row]) {
+    let mut request =
+        ScanRequest { page_size: 7, limit: 33, read: at(ReadLevel::Stale), ..Default::default() };
+    let (mut rows, mut sizes) = (Vec::new(), Vec::new());
+    for id in cluster.ids().into_iter().cycle() {
+        let page = scan(cluster, id, request.clone(), CALL).await;
+        let (mut more, last) = page.expect("a page");
+        sizes.push(more.len());
+        rows.append(&mut more);
+        if last.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = last.next_page_token;
+    }
+    assert_eq!(sizes, [7, 7, 7, 7, 5]);
+    assert_eq!(pairs(&rows), all[..33]);
     for (reverse, limit) in [(false, 0), (true, 0), (false, 12)] {
         let mut request =
             ScanRequest { reverse, limit, read: at(ReadLevel::Stale), ..ScanRequest::default() };

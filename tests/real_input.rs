@@ -159,7 +159,7 @@ async fn compare(
     let all: Vec<_> = records.iter().collect();
     for some in all.chunks(READS) {
         let keys = some.iter().map(|(key, _)| (*key).clone());
-        let answers = client.multi_get(keys, None).await;
+        let answers = client.multi_get(keys).await;
         for ((key, line), answer) in some.iter().zip(answers) {
             let got = answer.unwrap_or_else(|error| panic!("{key}: {error}"));
             assert!(got.found, "{key} is lost; it was acknowledged at {}", revisions[*key]);

@@ -129,7 +129,7 @@ impl Recorded {
         let begun = Instant::now();
         let keys = self.keys();
         for some in keys.chunks(64) {
-            let answers = self.client.multi_get(some.iter().cloned(), None).await;
+            let answers = self.client.multi_get(some.iter().cloned()).await;
             for (key, answer) in some.iter().zip(answers) {
                 let got = answer.unwrap_or_else(|error| panic!("{key}: {error}"));
                 let value = got.found.then(|| decode(&got.value));

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use quorate_proto::v1::{
-    CancelRequest, CancelResponse, ClusterMap, GetResponse, OpenSessionRequest,
-    OpenSessionResponse, ReadLevel, SessionToken,
+    CancelRequest, CancelResponse, ClusterMap, OpenSessionRequest, OpenSessionResponse,
+    SessionToken,
 };
 
 use crate::call::{CallOptions, SessionMode};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
 use crate::inner::Inner;
+use crate::multi_get::MultiGet;
 use crate::pool::Pool;
 use crate::request::{Batch, CompareAndSet, Delete, Get, Increment, Put};
 use crate::retry::RetryClass;
@@ -55,6 +55,12 @@ impl Client {
     /// Reads a key.
     pub fn get(&self, key: impl Into<Bytes>) -> Get<'_> {
         Get::new(&self.inner, key.into())
+    }
+
+    /// Reads many keys of any shards with one call. Each key has a result of its own, in the order
+    /// of the keys.
+    pub fn multi_get<K: Into<Bytes>>(&self, keys: impl IntoIterator<Item = K>) -> MultiGet<'_> {
+        MultiGet::new(&self.inner, keys.into_iter().map(Into::into).collect())
     }
 
     /// Writes a key.
@@ -169,23 +175,5 @@ impl Client {
     pub fn unreachable_nodes(&self) -> Vec<(u64, String)> {
         let unreachable = self.inner.router.unreachable().into_iter();
         unreachable.map(|(id, connection)| (id, connection.address().to_owned())).collect()
-    }
-}
-
-/// Maximum number of gets of one [`Client::multi_get`] in flight.
-const MULTI_GET_AT_ONCE: usize = 64;
-
-impl Client {
-    /// Reads many keys of any shards with one read each. The results are in the order of the keys.
-    /// If `level` is none, the client's own level is used.
-    pub async fn multi_get<K: Into<Bytes>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        level: Option<ReadLevel>,
-    ) -> Vec<Result<GetResponse>> {
-        let level = level.unwrap_or(self.inner.config.level);
-        let gets: Vec<_> =
-            keys.into_iter().map(|key| self.get(key).level(level).into_future()).collect();
-        futures::stream::iter(gets).buffered(MULTI_GET_AT_ONCE).collect().await
     }
 }

@@ -38,7 +38,7 @@ impl Freshness {
     }
 
     /// The best node for such a read.
-    fn route(&self) -> Route {
+    pub fn route(&self) -> Route {
         match self.level.row().needs_leader {
             true => Route::Leader,
             false => Route::Replica,
@@ -257,6 +257,13 @@ impl<'a> Get<'a> {
             freshness: Freshness::new(client),
             timeout: None,
         }
+    }
+
+    /// The same with this freshness and keyspace.
+    pub(crate) fn with(mut self, freshness: Freshness, keyspace: String) -> Self {
+        self.freshness = freshness;
+        self.request.keyspace = keyspace;
+        self
     }
 
     every_call!();

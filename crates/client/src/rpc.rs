@@ -5,13 +5,15 @@ use std::future::Future;
 
 use bytes::Bytes;
 use quorate_pipeline::{Answer as StreamAnswer, Operation};
+use quorate_proto::hash::key_hash;
 use quorate_proto::limits::DECODE_BYTES_MAX;
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
     CompareAndSetResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
-    IncrementRequest, IncrementResponse, OpenSessionRequest, OpenSessionResponse, PutRequest,
-    PutResponse, Receipt, RouteHint, ScanRequest, ScanResponse, SessionToken, WriteSession,
+    IncrementRequest, IncrementResponse, MultiGetRequest, MultiGetResponse, OpenSessionRequest,
+    OpenSessionResponse, PutRequest, PutResponse, Receipt, RouteHint, ScanRequest, ScanResponse,
+    SessionToken, WriteSession,
 };
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -173,3 +175,27 @@ impl Rpc for ScanRequest {
 }
 
 impl Answer for Streaming<ScanResponse> {}
+
+impl Rpc for MultiGetRequest {
+    type Answer = Streaming<MultiGetResponse>;
+
+    async fn send(
+        mut client: KvClient<Channel>,
+        request: Request<Self>,
+    ) -> Result<Response<Self::Answer>, Status> {
+        client.multi_get(request).await
+    }
+
+    /// One of keys with the same hash: only these are in one shard in every map.
+    fn key(&self) -> Option<&Bytes> {
+        let first = self.keys.first()?;
+        let hash = key_hash(first);
+        self.keys.iter().all(|key| key_hash(key) == hash).then_some(first)
+    }
+
+    fn set_route(&mut self, route: Option<RouteHint>) {
+        self.route = route;
+    }
+}
+
+impl Answer for Streaming<MultiGetResponse> {}

@@ -81,6 +81,13 @@ impl<'a> Scan<'a> {
         self
     }
 
+    /// Sets the most rows of one page, which the client holds in memory at once with those of the
+    /// message behind it; 0 = as many as the node gives.
+    pub fn page_size(mut self, rows: u64) -> Self {
+        self.request.page_size = rows;
+        self
+    }
+
     /// Starts the scan, to be read row by row.
     #[must_use]
     pub fn rows(mut self) -> Rows {

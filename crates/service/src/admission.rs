@@ -64,16 +64,17 @@ struct Window {
 pub struct Admissions {
     /// Of writes.
     pub writes: Arc<Admission>,
-    /// Of reads of single keys. Scans have bounds of their own.
+    /// Of reads of keys that are named. Scans have bounds of their own.
     pub reads: Arc<Admission>,
 }
 
 impl Admissions {
-    /// The admissions of a node that holds up to `held_max` bytes of the requests of writes. Those
-    /// of reads are small, and their number bounds them.
+    /// The admissions of a node that holds up to `held_max` bytes of the requests of writes, and of
+    /// the keys of reads a quarter of that. A Get is small, and counts by its number alone.
     #[must_use]
     pub fn new(held_max: u64) -> Self {
-        Self { writes: Admission::of("writes", held_max), reads: Admission::of("reads", u64::MAX) }
+        let reads = Admission::of("reads", held_max / 4);
+        Self { writes: Admission::of("writes", held_max), reads }
     }
 
     /// The admission of a method; `None` for calls that are always taken: they cost little, have
@@ -86,9 +87,8 @@ impl Admissions {
             | Method::Increment
             | Method::Batch
             | Method::Cancel => Some(&self.writes),
-            Method::Get => Some(&self.reads),
-            Method::MultiGet
-            | Method::Scan
+            Method::Get | Method::MultiGet => Some(&self.reads),
+            Method::Scan
             | Method::Pipeline
             | Method::OpenSession
             | Method::GetInfo

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use futures::Stream;
 use quorate_machine::Map;
 use quorate_proto::limits::VALUE_BYTES_CEILING;
-use quorate_proto::v1::{Failure, ReadLevel, Reason};
+use quorate_proto::v1::{Failure, ReadLevel};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
@@ -188,7 +188,7 @@ impl Calls {
     }
 
     /// A call that is answered with a stream. It ends when the stream does, or when its reader
-    /// leaves.
+    /// leaves. `run` has its place among the calls under way, which must not wait for a reader.
     ///
     /// # Errors
     /// The status of a failure before the first message.
@@ -196,7 +196,7 @@ impl Calls {
         &self,
         kind: Kind,
         request: Request<R>,
-        run: impl FnOnce(Arc<Shared>, Context, R) -> F,
+        run: impl FnOnce(Arc<Shared>, Context, Option<Admitted>, R) -> F,
     ) -> Result<Response<Answers<T>>, Status>
     where
         R: HasOutcome,
@@ -204,9 +204,9 @@ impl Calls {
         S: Stream<Item = Result<T, Failure>> + Send + 'static,
         F: Future<Output = Result<S, Failure>>,
     {
-        let (call, shared, under_way) = self.admit(kind, &request)?;
-        match run(shared, call.context.clone(), request.into_inner()).await {
-            Ok(answers) => Ok(counted(call, answers, Some(under_way))),
+        let (call, shared, (guard, place)) = self.admit(kind, &request)?;
+        match run(shared, call.context.clone(), place, request.into_inner()).await {
+            Ok(answers) => Ok(counted(call, answers, Some(guard))),
             Err(failure) => Err(call.fail(failure)),
         }
     }
@@ -234,22 +234,6 @@ impl Calls {
             Ok(answer) => Ok(call.answer(answer)),
             Err(failure) => Err(call.fail(failure)),
         }
-    }
-
-    /// A call of a method that this version does not serve.
-    ///
-    /// # Errors
-    /// NOT_OFFERED, always.
-    pub async fn not_offered<R: HasOutcome, T>(
-        &self,
-        method: Method,
-        request: Request<R>,
-    ) -> Result<Response<T>, Status> {
-        self.in_any_phase(Kind::of(method), request, |_, _| async move {
-            let message = format!("this version does not serve {}", method.name());
-            Err(Failure::of(Reason::NotOffered, message))
-        })
-        .await
     }
 
     fn begin<R: HasOutcome>(&self, kind: Kind, request: &Request<R>) -> Call {
@@ -424,7 +408,7 @@ impl Drop for Call {
 fn counted<T: 'static>(
     call: Call,
     answers: impl Stream<Item = Result<T, Failure>> + Send + 'static,
-    under_way: Option<UnderWay>,
+    under_way: Option<Arc<CallGuard>>,
 ) -> Response<Answers<T>> {
     let context = call.context.clone();
     let answers = Counted { answers: Box::pin(answers), call: Some((call, under_way)) };
@@ -437,7 +421,7 @@ fn counted<T: 'static>(
 struct Counted<S> {
     answers: Pin<Box<S>>,
     /// With what a drain waits for; `None` once the end was counted.
-    call: Option<(Call, Option<UnderWay>)>,
+    call: Option<(Call, Option<Arc<CallGuard>>)>,
 }
 
 impl<T, S: Stream<Item = Result<T, Failure>>> Stream for Counted<S> {

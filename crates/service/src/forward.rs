@@ -13,8 +13,9 @@ use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::v1::{
     BatchRequest, BatchResponse, CancelRequest, CancelResponse, CompareAndSetRequest,
     CompareAndSetResponse, DeleteRequest, DeleteResponse, Failure, GetRequest, GetResponse,
-    IncrementRequest, IncrementResponse, Outcome, PipelineOperation, PutRequest, PutResponse,
-    Reason, Receipt, TransferLeaderRequest, TransferLeaderResponse,
+    IncrementRequest, IncrementResponse, MultiGetRequest, MultiGetResponse, Outcome,
+    PipelineOperation, PutRequest, PutResponse, Reason, Receipt, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use quorate_raft::NodeId;
 use tokio::sync::Semaphore;
@@ -109,6 +110,27 @@ forward! {
     CancelRequest => CancelResponse, cancel, Write;
 }
 
+/// A part of a MultiGet whose keys are in one shard. What comes back is one message about the first
+/// of the keys, with the receipt, however many there are: the rest is asked for when it is needed.
+impl Forward for MultiGetRequest {
+    type Response = MultiGetResponse;
+    const LOSS: Loss = Loss::Read;
+
+    fn receipt(response: &MultiGetResponse) -> Option<&Receipt> {
+        response.receipts.first()
+    }
+
+    async fn call(
+        channel: Channel,
+        mut request: Request<Self>,
+    ) -> Result<Response<MultiGetResponse>, Status> {
+        request.metadata_mut().insert(PIECE, PIECE_BYTES.into());
+        let mut answers = kv(channel).multi_get(request).await?.into_inner();
+        let piece = answers.message().await?;
+        piece.map(Response::new).ok_or_else(|| Status::unavailable("the answer has no message"))
+    }
+}
+
 impl Forward for TransferLeaderRequest {
     type Response = TransferLeaderResponse;
     const LOSS: Loss = Loss::Transfer;
@@ -167,6 +189,13 @@ pub const SCANS_PER_CONNECTION: usize = 25;
 /// Bytes of a scan's stream that may be under way unread. The window of the connection is as large
 /// as those of all its streams, so that one that is not read holds up no other.
 const SCAN_WINDOW_BYTES: u32 = 64 << 10;
+
+/// Between nodes, on a MultiGet: the answer is to be one message about the first of the keys, of at
+/// most this number of bytes or one result, with the receipts.
+pub const PIECE: &str = "quorate-piece-bytes";
+/// Bytes of such a message: what a node holds of a shard elsewhere for a reader of its own. It
+/// shares a connection with all other calls, so it must not be one that waits for a reader.
+pub const PIECE_BYTES: u32 = 128 << 10;
 
 /// Why a call could not be passed on, or what the other node answered.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use super::call::{CallerAddress, CallerConnection, Calls};
 use super::context::{Answers, Context};
 use super::operation::{Kind, level, refused};
 use super::write::{Written, write};
-use super::{pipeline, scan};
+use super::{multi_get, pipeline, scan};
 use crate::draft::CommandDraft;
 use crate::metrics::Method;
 use crate::reply;
@@ -110,7 +110,13 @@ impl Kv for KvService {
         &self,
         request: Request<MultiGetRequest>,
     ) -> Result<Response<Self::MultiGetStream>, Status> {
-        self.calls.not_offered(Method::MultiGet, request).await
+        let kind = Kind::reads(Method::MultiGet, level(request.get_ref().read.as_ref()));
+        let most = multi_get::piece_bytes(request.metadata());
+        self.calls
+            .stream(kind, request, |shared, context, place, request| async move {
+                multi_get::multi_get(&shared, &context, place, request, most)
+            })
+            .await
     }
 
     type ScanStream = Answers<ScanResponse>;
@@ -122,7 +128,7 @@ impl Kv for KvService {
         let kind = Kind::reads(Method::Scan, level(request.get_ref().read.as_ref()));
         let metadata = request.metadata().clone();
         self.calls
-            .stream(kind, request, |shared, context, request| async move {
+            .stream(kind, request, |shared, context, _, request| async move {
                 let only = scan::only_shard(&metadata);
                 scan::scan(&shared, &context, request, only).await
             })

@@ -14,6 +14,7 @@
 //! | [`draft`] | a checked request that becomes a command |
 //! | [`write`](mod@write) | writes: to the leader, proposed at most once |
 //! | [`read`] | reads at the requested level |
+//! | `multi_get` | many keys of any shards, in one answer |
 //! | [`scan`] | scans over all shards, merged in one order |
 //! | [`route`], [`forward`] | the location of the leader, and calls that another node answers |
 //! | [`transfer`](mod@transfer) | leaderships that clients place |
@@ -38,6 +39,7 @@ pub mod kept;
 mod known;
 pub mod kv;
 pub mod metrics;
+mod multi_get;
 pub mod operation;
 pub mod outcome;
 mod pipeline;

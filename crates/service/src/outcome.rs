@@ -49,7 +49,7 @@ pub trait HasOutcome {
     fn subject(&self) -> Subject;
 
     /// The bytes that the node holds of the request until it is answered; those of calls that carry
-    /// no values are not counted.
+    /// neither values nor many keys are not counted.
     fn bytes(&self) -> u64 {
         0
     }
@@ -99,7 +99,7 @@ has_outcome! {
     GetRequest => |_read| Subject::Read;
     ScanRequest => |_read| Subject::Read;
     OpenSessionRequest => |_read| Subject::Read;
-    MultiGetRequest => |_read| Subject::Read;
+    MultiGetRequest => |_read| Subject::Read, bytes encoded_len;
     GetInfoRequest => |_read| Subject::Read;
     GetMapRequest => |_read| Subject::Read;
     GetStatusRequest => |_read| Subject::Read;

@@ -41,7 +41,8 @@ impl Level {
         let Some(options) = options else { return Ok(Self::Linearizable) };
         let Ok(level) = ReadLevel::try_from(options.level) else {
             let message = format!("read level {} is not one of this API", options.level);
-            return Err(Failure::of(Reason::BadLevel, message));
+            let field = "read.level".to_owned();
+            return Err(Failure { field, ..Failure::of(Reason::BadLevel, message) });
         };
         match level {
             ReadLevel::Unspecified | ReadLevel::Linearizable => Ok(Self::Linearizable),
@@ -68,18 +69,24 @@ impl Level {
 }
 
 fn check_token(shared: &Shared, token: &SessionToken) -> Result<(), Failure> {
+    let bad = |field: String, message: String| {
+        Err(Failure { field, ..Failure::of(Reason::BadToken, message) })
+    };
     if token.parts.len() > TOKEN_PARTS_MAX {
         let message =
             format!("the token has {} parts; the limit is {TOKEN_PARTS_MAX}", token.parts.len());
-        return Err(Failure::of(Reason::BadToken, message));
-    }
-    if token.parts.iter().any(|part| part.shard == 0) {
-        return Err(Failure::of(Reason::BadToken, "a part of the token names no shard"));
+        let limit = TOKEN_PARTS_MAX as u64;
+        return bad("read.token".to_owned(), message).map_err(|bad| Failure { limit, ..bad });
     }
     let mut named = BTreeSet::new();
-    if let Some(twice) = token.parts.iter().find(|part| !named.insert(part.shard)) {
-        let message = format!("the token names shard {} twice", twice.shard);
-        return Err(Failure::of(Reason::BadToken, message));
+    for (at, part) in token.parts.iter().enumerate() {
+        let field = || format!("read.token.parts[{at}].shard");
+        if part.shard == 0 {
+            return bad(field(), format!("{} is 0; shards begin with 1", field()));
+        }
+        if !named.insert(part.shard) {
+            return bad(field(), format!("the token names shard {} twice", part.shard));
+        }
     }
     let history = shared.map.get().map_or_else(Bytes::new, |map| map.proto().history.clone());
     let foreign = |ours: &Bytes, theirs: &Bytes| !theirs.is_empty() && theirs != ours;
@@ -294,7 +301,10 @@ pub async fn row(
 }
 
 /// Reads on a thread that may wait for the disk, for as long as the call has time.
-async fn from_disk<T: Send + 'static>(
+///
+/// # Errors
+/// READ_TIMEOUT when no thread is free or the disk does not answer until then.
+pub async fn from_disk<T: Send + 'static>(
     context: &Context,
     threads: &Arc<Semaphore>,
     read: impl FnOnce() -> T + Send + 'static,
@@ -321,7 +331,8 @@ pub fn storage_failure(shared: &Shared, shard: &Shard, error: &StorageError) -> 
     damaged_failure(shard)
 }
 
-fn damaged_failure(shard: &Shard) -> Failure {
+/// The failure of a read of a damaged replica.
+pub fn damaged_failure(shard: &Shard) -> Failure {
     let message = format!("this node's replica of shard {} is damaged", shard.group.0);
     Failure { shard: shard.group.0, ..Failure::of(Reason::ReplicaDamaged, message) }
 }

@@ -55,9 +55,10 @@ pub async fn scan(
     request: ScanRequest,
     only: Option<GroupId>,
 ) -> Result<impl Stream<Item = Result<ScanResponse, Failure>> + Send + use<>, Failure> {
+    // A page token is checked against it.
+    let map = shared.map()?;
     let plan = Plan::of(shared, &request)?;
     let level = Level::of(shared, request.read.as_ref())?;
-    let map = shared.map()?;
     if let Some(route) = &request.route {
         let route = quorate_proto::v1::RouteHint { shard: 0, ..route.clone() };
         // Only the cluster is checked: a scan is of all shards.
@@ -198,6 +199,7 @@ impl Scan<'_> {
     }
 
     /// A scan of one shard on another node, at the same level and over what is left of the range.
+    /// The size of the page goes with it: that many rows of one shard are a whole page here.
     async fn open_there(&self, elsewhere: &Elsewhere, owner: &MapShard) -> Result<Opened, Failure> {
         let Scan { shared, context, request, plan, .. } = *self;
         let place = match self.between_nodes {

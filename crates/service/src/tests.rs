@@ -1,6 +1,8 @@
-//! Scans and refused writes over the services of a node alone, without listeners and peers.
+//! Reads and refused writes over the services of a node alone, without listeners and peers.
 
 mod calls;
+mod multi_get;
+mod pages;
 mod pipeline;
 mod pressure;
 mod refusals;
@@ -108,6 +110,16 @@ impl Node {
 
     /// A node of a map in which each of `holders` has a replica of the shard, with another engine.
     fn with(id: u64, holders: Vec<MapNode>, change: impl FnOnce(&mut Parts)) -> Self {
+        Self::of_shards(id, holders, 1, change)
+    }
+
+    /// The same in a map with this number of shards.
+    fn of_shards(
+        id: u64,
+        holders: Vec<MapNode>,
+        shards: u64,
+        change: impl FnOnce(&mut Parts),
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let flags = BTreeMap::from([(Key::DataDir, dir.path().display().to_string())]);
         let nothing = Environment::from_pairs([]);
@@ -139,13 +151,17 @@ impl Node {
         map.offer(Map::new(first_map(&Founding {
             cluster_id: CLUSTER,
             cluster_name: "quorate".into(),
-            shards: 1,
+            shards,
             replicas: holders.len() as u32,
             nodes: holders,
         })));
-        let replicas = voters_of(&map.get().expect("a map").shards()[0].replicas);
-        let shard = replica_init(GroupId(1), &replicas, NodeId(id), HashRange::ALL, 1);
-        create_replicas(&sled, &budget, &engine, NodeId(id), shard.into_iter().collect())
+        let known = map.get().expect("a map");
+        let replicas = known.shards().iter().filter_map(|shard| {
+            let range = HashRange { first: shard.first, last: shard.last };
+            let replicas = voters_of(&shard.replicas);
+            replica_init(GroupId(shard.id), &replicas, NodeId(id), range, 1)
+        });
+        create_replicas(&sled, &budget, &engine, NodeId(id), replicas.collect())
             .expect("its replicas");
         let cell = SharedCell::default();
         let shared = Arc::new(Shared {

@@ -279,8 +279,39 @@ impl Kv for Node {
         Ok(Response::new(BatchResponse { receipt, token, ..answer }))
     }
 
-    async fn multi_get(&self, _: Request<MultiGetRequest>) -> Answer<Self::MultiGetStream> {
-        not_served()
+    async fn multi_get(&self, call: Request<MultiGetRequest>) -> Answer<Self::MultiGetStream> {
+        let MultiGetRequest { keys, read, .. } = call.into_inner();
+        {
+            let mut state = self.shared.state.lock();
+            if state.serves_no_multi_get {
+                return Err(status(&refusal(Reason::NotOffered, false)));
+            }
+            state.multi_gets.push((self.id, keys.len()));
+        }
+        if let Some(at) = keys.iter().position(|key| key.is_empty()) {
+            let field = format!("keys[{at}]");
+            return Err(status(&Failure { field, ..failure(Reason::BadKey) }));
+        }
+        let results = |state: &mut State| {
+            let results: Vec<_> = keys.iter().map(|key| state.result(key)).collect();
+            (results, state.message_rows, state.multi_get_breaks_after.take())
+        };
+        let (level, (results, message_rows, breaks_after)) = self.read(read, results).await?;
+        let (mut receipts, mut token) = (Vec::<Receipt>::new(), SessionToken::default());
+        for (receipt, part) in keys.iter().map(|key| self.receipt(level, key)) {
+            receipts.extend(receipt.filter(|new| receipts.iter().all(|r| r.shard != new.shard)));
+            token.merge(&part.unwrap_or_default()).expect("there is one history");
+        }
+        let message = |results: &[MultiGetResult]| {
+            Ok(MultiGetResponse { results: results.to_vec(), ..MultiGetResponse::default() })
+        };
+        let mut messages: Vec<_> = results.chunks(message_rows).map(message).collect();
+        messages.push(Ok(MultiGetResponse { receipts, token: Some(token), ..Default::default() }));
+        if let Some(after) = breaks_after {
+            messages.truncate(after);
+            messages.push(Err(Status::unavailable("the stream broke")));
+        }
+        Ok(Response::new(futures::stream::iter(messages).boxed()))
     }
 
     async fn scan(&self, call: Request<ScanRequest>) -> Answer<Self::ScanStream> {

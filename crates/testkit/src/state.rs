@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_proto::hash::even_range;
 use quorate_proto::v1::{
-    ClusterMap, Failure, MapNode, MapReplica, MapShard, OpenSessionRequest, ReadOptions, Reason,
-    RouteHint, WriteSession,
+    ClusterMap, Failure, MapNode, MapReplica, MapShard, MultiGetResult, OpenSessionRequest,
+    ReadOptions, Reason, RouteHint, WriteSession,
 };
 use tonic::Code;
 
-use crate::store::Store;
+use crate::store::{LOG_TIME, Store};
 
 /// The id of the cluster.
 pub const CLUSTER: Bytes = Bytes::from_static(b"cluster-16-bytes");
@@ -105,6 +105,14 @@ pub struct State {
     pub writes: Vec<SeenWrite>,
     /// The reads that came: the node, and how fresh they were to be.
     pub reads: Vec<(u64, ReadOptions)>,
+    /// The failures that the next MultiGets have for a key, one after the other.
+    pub key_failures: HashMap<Bytes, VecDeque<Failure>>,
+    /// The MultiGets that came: the node, and the number of keys.
+    pub multi_gets: Vec<(u64, usize)>,
+    /// The number of messages after which the answer to the next MultiGet breaks off.
+    pub multi_get_breaks_after: Option<usize>,
+    /// Whether the nodes are too old for MultiGet.
+    pub serves_no_multi_get: bool,
     /// The streams of operations that were opened, and the nodes of which.
     pub streams: Vec<u64>,
     /// Whether the nodes are too old for streams of operations.
@@ -129,6 +137,10 @@ impl State {
             always: HashMap::new(),
             writes: Vec::new(),
             reads: Vec::new(),
+            key_failures: HashMap::new(),
+            multi_gets: Vec::new(),
+            multi_get_breaks_after: None,
+            serves_no_multi_get: false,
             streams: Vec::new(),
             serves_no_streams: false,
             opened: Vec::new(),
@@ -140,6 +152,22 @@ impl State {
         let scripted = self.script.get_mut(&node).and_then(VecDeque::pop_front);
         let always = || self.always.get(&(node, calls)).or(self.always.get(&(node, Calls::All)));
         scripted.or_else(|| always().cloned()).unwrap_or(Step::Answer)
+    }
+
+    /// The result of a MultiGet for one key.
+    pub(crate) fn result(&mut self, key: &Bytes) -> MultiGetResult {
+        let failure = self.key_failures.get_mut(key).and_then(VecDeque::pop_front);
+        match self.store.rows.get(key) {
+            Some(row) if failure.is_none() => MultiGetResult {
+                found: true,
+                value: row.value.clone(),
+                revision: row.revision,
+                create_revision: row.create_revision,
+                log_time: LOG_TIME,
+                failure,
+            },
+            _ => MultiGetResult { failure, ..MultiGetResult::default() },
+        }
     }
 
     pub(crate) fn epoch(&self) -> u64 {

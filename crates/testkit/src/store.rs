@@ -195,6 +195,10 @@ impl Store {
             Ok(0) | Err(_) => usize::MAX,
             Ok(limit) => limit,
         };
+        let most = match usize::try_from(scan.page_size) {
+            Ok(0) | Err(_) => most,
+            Ok(size) => most.min(size),
+        };
         let token = &scan.page_token;
         let wanted = |key: &Bytes| {
             let behind = if scan.reverse { key < token } else { key > token };

@@ -1,6 +1,7 @@
 //! Tests of the client against scripted nodes.
 #![allow(clippy::unwrap_used)]
 
+mod many;
 mod outcomes;
 mod pipelined;
 mod routing;

@@ -53,6 +53,22 @@ async fn a_limit_holds_over_pages() {
 }
 
 #[tokio::test]
+async fn a_page_has_at_most_the_rows_asked_for() {
+    let (fake, rows) = with_rows(11).await;
+    let client = client(&fake).await;
+    for (size, pages) in [(3, 4), (4, 3), (100, 3)] {
+        let mut scan = client.scan().page_size(size).rows();
+        let mut got = Vec::new();
+        while let Some(row) = scan.next().await.unwrap() {
+            got.push(row.key);
+        }
+        assert_eq!(got, rows, "pages of {size}");
+        assert_eq!(scan.receipts().len(), pages, "pages of {size}");
+        assert_eq!(client.scan().page_size(size).count().await.unwrap(), 11);
+    }
+}
+
+#[tokio::test]
 async fn counting_adds_pages_up() {
     let (fake, _) = with_rows(11).await;
     let client = client(&fake).await;

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
-use quorate_client::Client;
 
 use crate::again;
 use crate::cli::{CasArgs, DelArgs, Encodings, Format, GetArgs, IncrArgs, PutArgs};
@@ -102,17 +101,14 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
         context.output.got(key, &got, &with)?;
         return Ok(report_absent(context, key, got.found));
     }
-    let client = context.client.clone();
-    let (level, staleness) = (context.level(), context.global.max_staleness);
-    let mut answers = stream::iter(keys.iter().cloned())
-        .map(|key| read_of(&client, level, staleness, key))
-        .buffered(AT_ONCE);
+    let mut call = context.client.multi_get(keys.clone()).level(context.level());
+    if let Some(staleness) = context.global.max_staleness {
+        call = call.max_staleness(staleness);
+    }
+    let answers = context.wait_for("an answer to the read", call.into_future()).await;
     let mut exit = Exit::Done;
-    for key in &keys {
-        let Some(answer) = context.wait_for("an answer to the read", answers.next()).await else {
-            break;
-        };
-        match answer {
+    for (key, answer) in keys.iter().zip(answers) {
+        match answer.map_err(Failure::from) {
             Ok(got) => {
                 context.report_receipts(&got.receipt);
                 context.output.got_one(key, &got, &with)?;
@@ -129,17 +125,8 @@ pub async fn get(context: &mut Context, args: GetArgs) -> Result<Exit> {
 
 /// Reads a key at the level that the flags ask for.
 async fn read(context: &Context, key: Bytes) -> Result<GetResponse> {
-    read_of(&context.client, context.level(), context.global.max_staleness, key).await
-}
-
-async fn read_of(
-    client: &Client,
-    level: crate::wire::ReadLevel,
-    staleness: Option<std::time::Duration>,
-    key: Bytes,
-) -> Result<GetResponse> {
-    let mut get = client.get(key).level(level);
-    if let Some(staleness) = staleness {
+    let mut get = context.client.get(key).level(context.level());
+    if let Some(staleness) = context.global.max_staleness {
         get = get.max_staleness(staleness);
     }
     Ok(get.await?)

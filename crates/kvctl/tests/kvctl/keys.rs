@@ -159,6 +159,14 @@ fn several_keys_are_lines_and_an_absent_one_is_an_exit_code() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["found"] == true)
         .collect();
     assert_eq!(found, [true, false]);
+    let asked = std::mem::take(&mut fake.state().multi_gets);
+    assert_eq!(asked, [(1, 2), (1, 2), (1, 3), (1, 2)], "each command is one call");
+    // A node from before MultiGet is asked for each key, with the same output.
+    fake.state().serves_no_multi_get = true;
+    let mixed = call(&fake, &["get", "a", "nothing", "b"]);
+    assert_eq!(mixed.stderr, "there is no key nothing\n");
+    assert_eq!(mixed.ends(1), "a\t1\\t2\nb\t\n");
+    assert!(fake.state().multi_gets.is_empty());
 }
 
 #[test]

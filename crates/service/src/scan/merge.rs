@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_proto::limits::{SCAN_BYTES_MAX, SCAN_MESSAGE_BYTES_MAX, SCAN_ROWS_MAX, SCAN_TIME_MAX};
+use quorate_proto::limits::{SCAN_BYTES_MAX, SCAN_MESSAGE_BYTES_MAX, SCAN_TIME_MAX};
 use quorate_proto::v1::{Failure, Reason, Receipt, ScanResponse, ScanRow, SessionToken};
 use quorate_storage::DeltaBudget;
 use tokio::sync::mpsc;
@@ -221,10 +221,9 @@ impl Merge {
     }
 
     fn over_a_cap(&self) -> bool {
-        // Counting sends nothing, so only time bounds it.
-        let sent =
-            !self.plan.count_only && (self.count >= SCAN_ROWS_MAX || self.bytes >= SCAN_BYTES_MAX);
-        sent || Instant::now() >= self.page_until
+        // Counting sends nothing, so bytes do not bound it.
+        let sent = !self.plan.count_only && self.bytes >= SCAN_BYTES_MAX;
+        sent || self.count >= self.plan.page_rows || Instant::now() >= self.page_until
     }
 
     fn take_message(&mut self) -> ScanResponse {

@@ -1,10 +1,11 @@
 //! The plan of a scan: a checked request, and how far the scan has come.
 
 use bytes::Bytes;
+use quorate_proto::limits::SCAN_ROWS_MAX;
 use quorate_proto::v1::{Failure, Reason, ScanRequest};
 use quorate_storage::{RowKind, ScanRange};
 
-use super::page_token::PageToken;
+use super::page_token::{Origin, PageToken};
 use crate::draft::{Invalid, keyspace_id};
 
 use crate::shared::Shared;
@@ -18,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) count_only: bool,
     /// How many rows may still come; `u64::MAX` = no limit.
     pub(crate) rows_left: u64,
+    /// The most rows of this call; `u64::MAX` = no limit but that of its time.
+    pub(crate) page_rows: u64,
     pub(crate) token: PageToken,
 }
 
@@ -45,10 +48,13 @@ impl Plan {
                 "the scan's end is not after its start; start is the lesser also in reverse",
             );
         }
-        let mut token = PageToken::first(request);
+        let mut token = PageToken::first(origin(shared), request);
         let mut rows_left = if request.limit == 0 { u64::MAX } else { request.limit };
         if !request.page_token.is_empty() {
-            let bad = |message| Failure::of(Reason::BadPageToken, message);
+            let bad = |message: String| Failure {
+                field: "page_token".to_owned(),
+                ..Failure::of(Reason::BadPageToken, message)
+            };
             token = token.resume(&request.page_token).map_err(bad)?;
             rows_left = token.rows_left;
             if request.reverse {
@@ -64,9 +70,23 @@ impl Plan {
             keys_only: request.keys_only || request.count_only,
             count_only: request.count_only,
             rows_left,
+            page_rows: match request.page_size {
+                // Counting sends nothing, so only time bounds it by itself.
+                0 if request.count_only => u64::MAX,
+                0 => SCAN_ROWS_MAX,
+                rows => rows.min(SCAN_ROWS_MAX),
+            },
             token,
         })
     }
+}
+
+/// The cluster and history of this node. Their ids are checked to be of 16 bytes where they come
+/// into being.
+fn origin(shared: &Shared) -> Origin {
+    let history = shared.map.get().map(|map| map.proto().history.clone());
+    let id = |bytes: &[u8]| bytes.try_into().unwrap_or_default();
+    Origin { cluster_id: id(&shared.cluster_id), history: id(&history.unwrap_or_default()) }
 }
 
 /// The first key behind all keys with this prefix; none for a prefix of 0xff bytes alone.

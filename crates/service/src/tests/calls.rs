@@ -58,7 +58,7 @@ fn calls_before_the_node_is_ready_are_counted() {
         let refused = young.kv.get(Request::new(get)).await.expect_err("it is starting");
         assert_eq!(refused.code(), tonic::Code::Unavailable);
         let multi = young.kv.multi_get(Request::new(MultiGetRequest::default())).await;
-        assert_eq!(multi.err().map(|status| status.code()), Some(tonic::Code::Unimplemented));
+        assert_eq!(multi.err().map(|status| status.code()), Some(tonic::Code::Unavailable));
         for _ in 0..2 {
             young.cluster.get_info(Request::new(GetInfoRequest::default())).await.expect("facts");
         }
@@ -67,7 +67,7 @@ fn calls_before_the_node_is_ready_are_counted() {
             [
                 "method=Get code=UNAVAILABLE level=linearizable 1",
                 "method=GetInfo code=OK level=none 2",
-                "method=MultiGet code=UNIMPLEMENTED level=none 1",
+                "method=MultiGet code=UNAVAILABLE level=linearizable 1",
             ]
         );
     });
