@@ -354,7 +354,9 @@ async fn many_keys_are_read_in_their_order_from_every_node_at_every_level() {
         for number in 0..60 {
             client.put(format!("many-{number}"), value(number)).await.expect("a put");
         }
-        cluster.wait_equal().await;
+        if replicas > 1 {
+            cluster.wait_equal().await;
+        }
         // Backwards, each fifth one twice, with absent ones between.
         let mut keys = Vec::new();
         for number in (0..60).rev() {
