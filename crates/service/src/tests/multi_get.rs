@@ -166,7 +166,9 @@ fn a_reader_that_stands_still_holds_no_place_and_no_thread() {
             for _ in 0..reads.limit() + 10 {
                 unread.push(begin(&node.kv, keys(order.clone())).await.expect("there is a place"));
                 // It has one until its first message is there.
+                let begun = std::time::Instant::now();
                 while reads.under_way() > 0 {
+                    assert!(begun.elapsed() < Duration::from_secs(10), "its place is kept");
                     tokio::task::yield_now().await;
                 }
             }
