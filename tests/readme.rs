@@ -241,7 +241,12 @@ fn a_cluster_by_hand_and_kvctl() {
         assert_eq!(node.wait_end(), Exit::Code(0));
     }
     place.expect_parts(inspect, &["last run     stopped in order", "SHARD", "Nothing is wrong."]);
-    place.expect_parts(entries, &[r#"{"shard":1,"index":1,"term":"#]);
+    // How many are still there depends on the last checkpoint: none, where it covers all of them.
+    let output = place.run(entries);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in String::from_utf8(output.stdout).expect("text").lines() {
+        assert!(line.starts_with(r#"{"shard":1,"index":"#) && line.ends_with('}'), "{line}");
+    }
 }
 
 #[test]
