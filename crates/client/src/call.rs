@@ -87,8 +87,6 @@ struct Call<'a> {
     /// Whether the call ended its wait for a place at an overloaded node.
     held_back: bool,
     backoff: Backoff,
-    /// How long the last attempt took.
-    took: Duration,
     request_id: String,
     header: MetadataValue<Ascii>,
     last: Option<AttemptError>,
@@ -123,7 +121,6 @@ impl Inner {
             sessions_replaced: 0,
             held_back: false,
             backoff: Backoff::default(),
-            took: Duration::ZERO,
             request_id,
             header,
             last: None,
@@ -143,16 +140,12 @@ impl Inner {
                 call.after(error).await?;
                 continue;
             }
-            let begun = Instant::now();
             match call.attempt(&request).await {
                 Ok(answer) => {
                     self.learn(&answer);
                     return Ok((answer, call.tried.pop()));
                 }
-                Err(error) => {
-                    call.took = begun.elapsed();
-                    call.after(error).await?;
-                }
+                Err(error) => call.after(error).await?,
             }
         }
     }
@@ -229,12 +222,12 @@ impl Call<'_> {
         self.options.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Minimum time for the next attempt: twice that of the last one. A retry with less time would
-    /// only turn "not applied" into "unknown".
+    /// Minimum time for the next attempt. A retry with less time would only turn "not applied" into
+    /// "unknown".
     fn least(&self) -> Duration {
         match self.last {
             None => Duration::from_nanos(1),
-            Some(_) => REPEAT_MIN.max(2 * self.took),
+            Some(_) => REPEAT_MIN,
         }
     }
 
