@@ -252,7 +252,8 @@ impl Stream {
             let Some(mut job) = self.waiting.pop_front() else { break };
             job.operation.id = self.next_id;
             let left = job.deadline.saturating_duration_since(now);
-            job.operation.timeout = Some(duration(left));
+            // 0 would mean the default.
+            job.operation.timeout = left.max(Duration::from_nanos(1)).try_into().ok();
             if !self.covers(&job) {
                 self.waiting.push_front(job);
                 break;
@@ -298,10 +299,4 @@ impl Stream {
 /// Waits for room for a frame; `None` if the connection takes no more.
 async fn reserve<T>(frames: Option<mpsc::Sender<T>>) -> Option<mpsc::OwnedPermit<T>> {
     frames?.reserve_owned().await.ok()
-}
-
-/// A duration as it travels; never 0, which would mean the default.
-fn duration(of: Duration) -> prost_types::Duration {
-    let of = of.max(Duration::from_nanos(1));
-    prost_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
 }

@@ -270,7 +270,7 @@ impl Forwarder {
         context: &Context,
         node: NodeId,
         address: &str,
-        message: R,
+        message: &R,
     ) -> Forwarded<R::Response> {
         let left = context.left();
         // In a stream of its own it keeps its place among the others.
@@ -288,18 +288,16 @@ impl Forwarder {
         }
         forwarded
     }
-}
 
-impl Forwarder {
     /// Passes a call on as a call.
     async fn call<R: Forward>(
         &self,
         context: &Context,
         node: NodeId,
         address: &str,
-        message: R,
+        message: &R,
     ) -> Result<Forwarded<R::Response>, Forwarded<R::Response>> {
-        let mut request = Request::new(message);
+        let mut request = Request::new(message.clone());
         context.forward_into(request.metadata_mut()).map_err(Forwarded::Failed)?;
         self.prove(node, request.metadata_mut()).map_err(Forwarded::NotSent)?;
         let channel = self.channel(node, Purpose::Calls, address).map_err(Forwarded::NotSent)?;
@@ -469,7 +467,7 @@ mod tests {
         let forwarder = Forwarder::new(Box::new(|_, _| false));
         let context = Context::of(&MetadataMap::new());
         let passed =
-            forwarder.pass(&context, NodeId(2), "127.0.0.1:1", PutRequest::default()).await;
+            forwarder.pass(&context, NodeId(2), "127.0.0.1:1", &PutRequest::default()).await;
         let Forwarded::NotSent(failure) = passed else { panic!("{passed:?}") };
         assert!(failure.message.contains("never connected to node 2"), "{failure:?}");
     }
@@ -484,7 +482,7 @@ mod tests {
             let (forwarder, address) = (forwarder.clone(), address.clone());
             tokio::spawn(async move {
                 let context = Context::of(&MetadataMap::new());
-                forwarder.pass(&context, NodeId(2), &address, PutRequest::default()).await
+                forwarder.pass(&context, NodeId(2), &address, &PutRequest::default()).await
             })
         };
         let first = pass();

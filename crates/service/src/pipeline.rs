@@ -25,8 +25,8 @@ use quorate_proto::limits::REQUEST_BYTES_MAX;
 use quorate_proto::v1::pipeline_answer::Result as Answer;
 use quorate_proto::v1::pipeline_operation::Operation as Asked;
 use quorate_proto::v1::{
-    Failure, Outcome, PipelineAnswer, PipelineCredit, PipelineOperation, PipelineRequest,
-    PipelineResponse, Reason, StoredValue,
+    Failure, PipelineAnswer, PipelineCredit, PipelineOperation, PipelineRequest, PipelineResponse,
+    Reason, StoredValue,
 };
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout_at;
@@ -37,8 +37,8 @@ use crate::call::{CallerConnection, Calls};
 use crate::context::Context;
 use crate::in_stream::{InStream, ROOM_BYTES};
 use crate::operation::Operation;
-use crate::outcome::check_features;
-use crate::shared::{CallGuard, HeldAnswer, Lifecycle, retry_after};
+use crate::outcome::{Subject, check_features};
+use crate::shared::{CallGuard, HeldAnswer, retry_after};
 
 /// Operations that a client may have sent and not seen answered: as many as a connection may have
 /// calls, which a node that is not busy always takes.
@@ -90,7 +90,6 @@ type Frame = (Result<PipelineResponse, Failure>, Vec<Held>);
 /// The state of one stream.
 struct Driver {
     calls: Calls,
-    life: Arc<Lifecycle>,
     /// The context of the stream.
     context: Context,
     connection: Option<CallerConnection>,
@@ -124,7 +123,6 @@ impl Driver {
         let granted =
             PipelineCredit { operations: OPERATIONS_MAX * times, bytes: BYTES_MAX * times };
         Self {
-            life: calls.life().clone(),
             calls,
             context,
             connection,
@@ -150,7 +148,7 @@ impl Driver {
         mut operations: Streaming<PipelineRequest>,
         frames: mpsc::Sender<Frame>,
     ) {
-        let life = self.life.clone();
+        let life = self.calls.life().clone();
         let connection = self.connection.clone();
         let ends = async {
             let leaves = async {
@@ -307,13 +305,10 @@ impl Driver {
     fn frame(&mut self) -> (PipelineResponse, Vec<Held>) {
         let (mut answers, mut all_held, mut bytes) = (Vec::new(), Vec::new(), 0);
         while bytes < FRAME_BYTES {
-            let Some(done) = self.done.front() else { break };
-            if !answers.is_empty() && bytes + done.length > FRAME_BYTES {
-                break;
-            }
-            let Some(Done { answer, length, guard, held, .. }) = self.done.pop_front() else {
-                break;
-            };
+            let is_first = answers.is_empty();
+            let fits = |done: &mut Done| is_first || bytes + done.length <= FRAME_BYTES;
+            let Some(done) = self.done.pop_front_if(fits) else { break };
+            let Done { answer, length, guard, held, .. } = done;
             bytes += length;
             answers.push(answer);
             if held.0.is_some() || held.1.is_some() {
@@ -401,7 +396,7 @@ fn without_values(answer: Answer) -> Answer {
             let message = "this node holds too many bytes of unread answers for this one; the \
                            limit is a share of --memory; retry later";
             let failure = retry_after(Failure::of(Reason::Overloaded, message), 100);
-            Answer::Failure(Failure { outcome: Outcome::Unspecified as i32, ..failure })
+            Answer::Failure(Subject::Read.report(failure))
         }
         Answer::Put(mut answer) => {
             omit(&mut answer.previous);

@@ -188,5 +188,5 @@ pub async fn pass<R: Forward>(
         return Forwarded::NotSent(Failure::of(Reason::NoLeader, message));
     };
     shared.metrics.calls.forwarded.inc();
-    shared.forward.pass(context, node, &address.peer_address, request.clone()).await
+    shared.forward.pass(context, node, &address.peer_address, request).await
 }
